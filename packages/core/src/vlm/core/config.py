@@ -1,0 +1,62 @@
+"""YAML read into pydantic models: unknown keys are refused and every fault is reported at once, with file and key."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vlm.core.errors import ConfigError, UnknownName
+
+
+class Strict(BaseModel):
+    """Base of every configuration model: no unknown keys, immutable, arbitrary order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def parse(data: Any, model: type[M], *, where: str) -> M:
+    """Validate `data` against `model`.
+
+    Raises:
+        ConfigError: every fault at once, one line each: `where`: key: what is wrong (found value).
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        lines = []
+        for fault in error.errors():
+            key = ".".join(str(part) for part in fault["loc"]) or "(top level)"
+            message = fault["msg"]
+            if fault["type"] == "extra_forbidden":
+                message = "unknown key"
+            lines.append(f"{where}: {key}: {message} (found {fault.get('input')!r:.80})")
+        raise ConfigError("\n".join(lines), fix="correct the keys named above") from error
+
+
+def load_yaml(path: Path) -> Any:
+    """The content of a YAML file. Raises ConfigError naming file and line when it does not parse."""
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"no such file: {path}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+
+
+def package_tables(package: str, folder: str) -> dict[str, Path]:
+    """Name -> path of the YAML tables shipped in `package`/`folder` (e.g. "vlm.train", "recipes")."""
+    return {p.stem: p for p in sorted(Path(str(files(package) / folder)).glob("*.yaml"))}
+
+
+def find_table(kind: str, name: str, package: str, folder: str) -> Path:
+    """The shipped table of that name (case-insensitive). Raises UnknownName with the nearest names."""
+    tables = package_tables(package, folder)
+    for stem, path in tables.items():
+        if stem.lower() == name.lower():
+            return path
+    raise UnknownName(kind, name, tables, fix=f"`vlm list {kind}s` shows them all")
