@@ -1,0 +1,81 @@
+"""The `vlm` command: one lazily imported file per verb, so that `vlm --help` never pays for torch."""
+
+import importlib
+import os
+import sys
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from vlm.core.errors import VlmError
+
+VERBS = {
+    "doctor": "What this machine has, and which kernels will really run.",
+    "list": "Recipes, benchmarks, datasets and weights, with their local state.",
+    "download": "Fetch weights, datasets and benchmarks into the published folder trees.",
+    "data": "Organise, build, check and preview datasets.",
+    "weights": "Make, inspect and convert checkpoints.",
+    "recipe": "Show and validate training recipes.",
+    "plan": "What a recipe costs, before anything is loaded.",
+    "train": "Train one stage from a recipe; the same command resumes.",
+    "eval": "Evaluate a model on benchmarks; the same command resumes.",
+    "report": "One self-contained page from training runs and evaluations.",
+    "chat": "Talk to a model about images and videos.",
+}
+"""Verb -> one line of help. `vlm.cli.commands.<verb>` holds an `app` (Typer); the file is imported when used."""
+
+
+class LazyGroup(TyperGroup):
+    """A group that lists its verbs from VERBS and imports a verb's module only when that verb runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        if ctx.resilient_parsing or set(sys.argv[1:2]) <= {"--help", "-h"}:
+            return click.Command(cmd_name, help=VERBS[cmd_name])
+        app = importlib.import_module(f"vlm.cli.commands.{cmd_name}").app
+        command = typer.main.get_command(app)
+        command.name, command.help = cmd_name, command.help or VERBS[cmd_name]
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        from vlm.core.errors import UnknownName
+
+        if args and not args[0].startswith("-") and args[0] not in VERBS:
+            raise UnknownName("command", args[0], VERBS, fix="`vlm --help` lists the commands")
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(cls=LazyGroup, no_args_is_help=True, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]})
+
+
+@app.callback()
+def root() -> None:
+    """Train and evaluate long-context, high-resolution vision-language models: V2PE, InternVL-Chat-V1-2, ConvLLaVA.
+
+    Files live below $VLM_HOME (default: the working directory) in pretrained/, dataset/ and runs/.
+
+    Exit codes: 0 done · 1 other error · 2 wrong name, flag or recipe · 3 data · 4 fetching · 5 checkpoint ·
+    6 directory in use · 7 hardware · 8 stopped on request, everything saved · 130 Ctrl-C.
+    """
+
+
+def main() -> None:
+    """Run the command; errors a user can mend print without a traceback and set the documented exit code."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # busy-waiting threads cost 3-4x on shared cores
+    try:
+        app()
+    except VlmError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.secho("stopped by Ctrl-C; the same command goes on from here", fg="yellow", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""A conversation as token ids, labels, positions and pixels."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from vlm.core.chat import Span, Template, get_template, render
+from vlm.core.errors import ConfigError, DataError
+from vlm.core.media import image_size, load_image, load_video
+from vlm.core.positions import positions
+from vlm.core.records import Message, Sample, image, text
+from vlm.core.tiling import ImageRule
+from vlm.core.tokenizer import Tokenizer, as_tokenizer
+
+IGNORE = -100
+GROUNDING = frozenset({"<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"})
+"""Special tokens that are content: the published data and models write them in questions and answers."""
+
+Strides = float | Sequence[float] | Callable[[int], Sequence[float]] | None
+"""Positions per tile: one number, one per image, a function of the number of images, or None for 0, 1, 2, ..."""
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """Ids around and in place of an image. LLaVA has no `start` and `end`, and a `context` outside the vocabulary."""
+
+    start: int | None
+    context: int
+    end: int | None
+
+    @classmethod
+    def internvl(cls, tokenizer: Any) -> "ImageTokens":
+        """`<img>`, `<IMG_CONTEXT>`, `</img>`. Raises ConfigError if the vocabulary lacks one."""
+        names = ("<img>", "<IMG_CONTEXT>", "</img>")
+        ids = [as_tokenizer(tokenizer).token_id(name) for name in names]
+        if None in ids:
+            lacking = [name for name, i in zip(names, ids, strict=True) if i is None]
+            raise ConfigError(f"the tokenizer lacks {', '.join(lacking)}", fix="add them and resize the embeddings")
+        return cls(*ids)  # type: ignore[arg-type]
+
+
+LLAVA_IMAGE = ImageTokens(None, -200, None)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sample, ready to pack.
+
+    - `input_ids`, `labels`: int64 [n]; a label is the id itself, or -100 where nothing is to be learned (not shifted)
+    - `position_ids`: float64 [n]
+    - `image_spans`: (index of the first context token, number of context tokens, number of tiles) per image
+    - `pixels`: uint8 [tiles, size, size, 3], None without images or if not asked for
+    - `strides`: one per image, None for positions 0, 1, 2, ...
+    - `truncated`: the end of an answer was cut off
+
+    There is no attention mask: every token counts, whatever its id.
+    """
+
+    id: str
+    input_ids: np.ndarray
+    labels: np.ndarray
+    position_ids: np.ndarray
+    image_spans: list[tuple[int, int, int]]
+    pixels: np.ndarray | None
+    strides: list[float] | None
+    truncated: bool = False
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def n_tiles(self) -> int:
+        """Tiles of all images."""
+        return sum(tiles for _, _, tiles in self.image_spans)
+
+    @property
+    def n_supervised(self) -> int:
+        """Tokens with a label."""
+        return int((self.labels != IGNORE).sum())
+
+    def loss_weights(self, kind: Literal["token", "sample", "square"] = "token") -> np.ndarray:
+        """Weight of each label, float32 [n]: with x labels 1, 1 / x or 1 / sqrt(x); 0 where there is none.
+
+        Source: published `loss_reduction` (fact sheet v2pe, C.8).
+        """
+        return ((self.labels != IGNORE) * len2weight(self.n_supervised, kind)).astype(np.float32)
+
+
+def len2weight(n_supervised: int, kind: str) -> float:
+    """Weight of one label in a sample with that many labels."""
+    exponents = {"token": 0.0, "sample": 1.0, "square": 0.5}
+    if kind not in exponents:
+        raise ConfigError(f"unknown loss reduction {kind!r}", expected=" | ".join(exponents))
+    return float(n_supervised) ** -exponents[kind] if n_supervised else 0.0
+
+
+class Encoder:
+    """Samples of one model family as ids, labels, positions and pixels.
+
+    >>> encoder = Encoder(tokenizer, "internlm2-chat", rule, 256, ImageTokens.internvl(tokenizer))  # doctest: +SKIP
+    >>> encoder.encode(sample, strides=64).input_ids                                                # doctest: +SKIP
+
+    `tokenizer` may also be a transformers tokenizer. `segments` is the number of frames taken from a video.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str | Template,
+        image_rule: ImageRule,
+        tokens_per_tile: int,
+        image_tokens: ImageTokens,
+        system: str | None = None,
+        *,
+        segments: int = 8,
+    ):
+        self.tokenizer: Tokenizer = as_tokenizer(tokenizer)
+        self.template = get_template(template)
+        self.image_rule, self.tokens_per_tile, self.image_tokens = image_rule, tokens_per_tile, image_tokens
+        self.system, self.segments = system, segments
+        # published: a frame is one tile
+        self._frame_rule = image_rule.model_copy(update={"min_tiles": 1, "max_tiles": 1})
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Ids that end a generated answer."""
+        return [i for name in self.template.stop if (i := self.tokenizer.token_id(name)) is not None]
+
+    def encode(
+        self,
+        sample: Sample,
+        strides: Strides = None,
+        max_length: int | None = None,
+        generation_prompt: bool = False,
+        *,
+        pixels: bool = True,
+    ) -> Encoded:
+        """Encode one sample. `pixels=False` reads image sizes from the headers and decodes nothing (except videos).
+
+        Supervised are each answer and the token that ends it; the beginning-of-sequence token, system text, questions,
+        headers and images never are (fact sheets v2pe C.7, internvl 12.3, convllava 6.2).
+
+        Raises:
+            MediaError: an image or video cannot be decoded.
+            DataError: `max_length` would cut image tokens, or strides do not match the images; names the sample.
+        """
+        where = sample.where or sample.id
+        spans = render(self._frames_as_images(sample.messages), self.template, self.system, generation_prompt)
+        tiles, arrays = self._images([s.medium for s in spans if s.medium is not None], pixels)
+        ids, supervised, layout, image_spans = self._tokens(spans, tiles)
+        n_images = len(image_spans)
+        per_image = strides(n_images) if callable(strides) else strides
+        if isinstance(per_image, int | float):
+            per_image = [per_image] * n_images
+        if per_image is not None and len(per_image) != n_images:
+            raise DataError(f"{where}: {len(per_image)} strides for {n_images} images", expected="one per image")
+        brackets = self.image_tokens.start is not None
+        position_ids = positions(layout, self.tokens_per_tile, per_image, brackets=brackets)
+
+        n = len(ids)
+        truncated = False
+        if max_length is not None and n > max_length:
+            truncated = True
+            needed = max((first + count + brackets for first, count, _ in image_spans), default=0)
+            if needed > max_length:
+                raise DataError(
+                    f"{where}: truncation would cut image tokens ({n} tokens, the last image ends at {needed})",
+                    expected=f"images within the first {max_length} tokens",
+                    fix="raise max_length, lower max_tiles, or drop the sample",
+                )
+            n = max_length
+        input_ids = np.array(ids[:n], np.int64)
+        labels = np.where(np.array(supervised[:n], bool), input_ids, IGNORE)
+        return Encoded(
+            sample.id,
+            input_ids,
+            labels,
+            position_ids[:n],
+            image_spans,
+            np.concatenate(arrays) if arrays else None,
+            None if per_image is None else [float(s) for s in per_image],
+            truncated,
+        )
+
+    def _tokens(
+        self, spans: Sequence[Span], tiles: Sequence[int]
+    ) -> tuple[list[int], list[bool], list[tuple[str, int]], list[tuple[int, int, int]]]:
+        """Ids, whether each is supervised, the layout for positions, and the image spans.
+
+        Text between two special tokens or images is tokenised as one string, as published; which of its tokens are
+        supervised follows from the characters they begin at, never from tokenising parts again.
+        """
+        ids: list[int] = [self.tokenizer.bos_id] if self.tokenizer.add_bos else []  # type: ignore[list-item]
+        supervised = [False] * len(ids)
+        layout: list[tuple[str, int]] = []
+        image_spans: list[tuple[int, int, int]] = []
+        pending: list[tuple[str, bool]] = []
+        n_layout = 0
+        start, brackets = True, self.image_tokens.start is not None
+
+        def flush() -> None:
+            if pending:
+                ends = list(accumulate(len(piece) for piece, _ in pending))
+                tokens = self.tokenizer.tokenise("".join(piece for piece, _ in pending), start)
+                owners = np.searchsorted(ends, [at for _, at in tokens], side="right").clip(max=len(pending) - 1)
+                ids.extend(i for i, _ in tokens)
+                supervised.extend(pending[owner][1] for owner in owners)
+                pending.clear()
+
+        remaining = iter(tiles)
+        for span in spans:
+            if span.text is None:
+                flush()
+                n_tiles = next(remaining)
+                n_context = n_tiles * self.tokens_per_tile
+                block = [self.image_tokens.context] * n_context
+                if brackets:
+                    block = [self.image_tokens.start, *block, self.image_tokens.end]  # type: ignore[list-item]
+                layout += [("text", len(ids) - n_layout), ("image", n_tiles)]
+                image_spans.append((len(ids) + brackets, n_context, n_tiles))
+                ids += block
+                supervised += [False] * len(block)
+                n_layout = len(ids)
+                # LLaVA tokenises the text behind an image as a string of its own
+                start = not brackets
+                continue
+            for piece in self.tokenizer.split(span.text, None if span.markup else GROUNDING):
+                if isinstance(piece, str):
+                    pending.append((piece, span.supervised))
+                else:
+                    flush()
+                    ids.append(piece)
+                    supervised.append(span.supervised)
+                    start = False
+        flush()
+        layout.append(("text", len(ids) - n_layout))
+        return ids, supervised, layout, image_spans
+
+    def _images(self, media: Sequence[dict[str, Any]], pixels: bool) -> tuple[list[int], list[np.ndarray]]:
+        """Number of tiles per image, and the tiles themselves if asked for."""
+        tiles, arrays = [], []
+        for medium in media:
+            rule = self._frame_rule if medium.get("frame") else self.image_rule
+            if pixels:
+                picture = medium["image"] if "image" in medium else load_image(medium["path"])
+                arrays.append(rule.apply(picture))
+                tiles.append(len(arrays[-1]))
+            else:
+                tiles.append(rule.count(*(medium["image"].size if "image" in medium else image_size(medium["path"]))))
+        return tiles, arrays
+
+    def _frames_as_images(self, messages: Sequence[Message]) -> list[Message]:
+        """Videos as `Frame1: <image>` lines (published inference style), each frame one tile."""
+        expanded = []
+        for message in messages:
+            content: list[dict[str, Any]] = []
+            for i, part in enumerate(message["content"]):
+                if part["type"] != "video":
+                    content.append(part)
+                    continue
+                following = message["content"][i + 1 : i + 2]
+                frames = load_video(part["path"], self.segments, part.get("clip"))
+                for k, frame in enumerate(frames, 1):
+                    content += [text(f"Frame{k}: "), picture_part(frame, frame=True), text("\n")]
+                # a record's text after <video> opens with a newline, which then ends the last frame's line
+                if following and following[0].get("text", "").startswith("\n"):
+                    content.pop()
+            expanded.append({**message, "content": content})
+        return expanded
+
+
+def picture_part(picture: Image.Image, *, frame: bool = False) -> dict[str, Any]:
+    """An image part that holds an RGB picture instead of a path; a video frame is always one tile."""
+    return {**image(""), "image": picture, "frame": frame}

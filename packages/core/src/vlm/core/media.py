@@ -1,0 +1,118 @@
+"""Images and videos decoded to RGB."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageSequence, UnidentifiedImageError
+
+from vlm.core.errors import MediaError
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+FOLDER_FPS = 3.0
+"""Frames per second of a video that is a folder of images (MVBench's TVQA clips)."""
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """The open image; every way in which Pillow fails becomes a MediaError naming the file."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError as error:
+        raise MediaError(f"no such file: {path}", fix="check the media root of the dataset") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise MediaError(f"{path} cannot be decoded: {error}", fix="replace the file or remove the record") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """RGB as `convert("RGB")` gives it, except that 16-bit values are scaled to 8 bits (Pillow would clip them)."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if image.mode != "I" or values.max() > 255:
+            image = Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """An image file as RGB. EXIF rotation is not applied (as published).
+
+    Raises:
+        MediaError: missing, truncated, corrupt or not an image; names the file.
+    """
+    with _opened(path) as image:
+        return _rgb(image)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) in pixels, read from the header alone. Raises MediaError naming the file."""
+    with _opened(path) as image:
+        return image.size
+
+
+def frame_indices(n_frames: int, fps: float, segments: int, bound: tuple[float, float] | None = None) -> list[int]:
+    """The middle frame of each of `segments` equal parts of a video, or of its `bound` in seconds.
+
+    Short videos repeat frames. Source: quick start of the published models (fact sheet internvl, section 10).
+
+    >>> frame_indices(300, 30.0, 8)
+    [18, 55, 93, 130, 168, 205, 242, 280]
+    """
+    first, last = 0, n_frames - 1
+    if bound:
+        first, last = max(first, round(bound[0] * fps)), min(round(bound[1] * fps), last)
+    length = (last - first) / segments
+    # numpy and Python round half to even, as the published code does
+    return [int(first + length / 2 + round(length * k)) for k in range(segments)]
+
+
+def load_video(path: str | Path, segments: int, clip: tuple[float, float] | None = None) -> list[Image.Image]:
+    """`segments` RGB frames of a video file, a GIF, or a folder of images; `clip` is a range in seconds.
+
+    Raises:
+        MediaError: missing, empty or undecodable, or a clip outside the video; names the file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        return [load_image(files[i]) for i in _chosen(path, len(files), FOLDER_FPS, segments, clip)]
+    if path.suffix.lower() == ".gif":
+        with _opened(path) as gif:
+            frames = [_rgb(frame) for frame in ImageSequence.Iterator(gif)]
+            fps = 1000 / (gif.info.get("duration") or 100)
+        return [frames[i] for i in _chosen(path, len(frames), fps, segments, clip)]
+    if not path.is_file():
+        raise MediaError(f"no such file: {path}", fix="check the media root of the dataset")
+    try:
+        import decord
+    except ImportError:
+        return _with_av(path, segments, clip)
+    try:
+        reader = decord.VideoReader(str(path), num_threads=1)
+        chosen = _chosen(path, len(reader), float(reader.get_avg_fps()), segments, clip)
+        return [Image.fromarray(frame) for frame in reader.get_batch(chosen).asnumpy()]
+    except decord.DECORDError:
+        # decord lacks some codecs that PyAV has; a really broken file fails there too, with the file's name
+        return _with_av(path, segments, clip)
+
+
+def _chosen(path: Path, n_frames: int, fps: float, segments: int, clip: tuple[float, float] | None) -> list[int]:
+    if n_frames == 0:
+        raise MediaError(f"{path} has no frames")
+    if clip and not 0 <= clip[0] * fps < n_frames:
+        raise MediaError(f"{path}: clip {clip} starts outside its {n_frames / fps:.1f} s", fix="correct the clip")
+    return frame_indices(n_frames, fps, segments, clip)
+
+
+def _with_av(path: Path, segments: int, clip: tuple[float, float] | None) -> list[Image.Image]:
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            fps = float(stream.average_rate or 25)
+            frames = [frame.to_image() for frame in container.decode(stream)]
+    except (av.error.FFmpegError, IndexError) as error:
+        raise MediaError(f"{path} cannot be decoded: {error}", fix="replace the file or remove the record") from error
+    return [frames[i] for i in _chosen(path, len(frames), fps, segments, clip)]

@@ -1,0 +1,33 @@
+"""Official files on disk -> Items in data order. One module per file format, one entry per loader key of the tables."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vlm.core.errors import UnknownName
+from vlm.eval.benchmark import Benchmark
+from vlm.eval.loaders.common import CountTokens, Item
+from vlm.eval.loaders.haystack import load_mmniah
+from vlm.eval.loaders.milebench import load_milebench
+from vlm.eval.loaders.questions import load_chartqa, load_easyvqa, load_pope
+
+__all__ = ["LOADERS", "CountTokens", "Item", "load_items"]
+
+LOADERS: dict[str, Callable[..., list[Item]]] = {
+    "easyvqa": load_easyvqa,
+    "pope": load_pope,
+    "chartqa": load_chartqa,
+    "milebench": load_milebench,
+    "mmniah": load_mmniah,
+}
+"""Loader key -> function(benchmark, data folder, *, count_tokens=None) -> items, all checked."""
+
+
+def load_items(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
+    """The items of `benchmark` from its data `folder`; `count_tokens` measures length budgets (MileBench).
+
+    Raises:
+        DataError: missing or malformed files, naming file and row. UnknownName: the table names no known loader.
+    """
+    if benchmark.loader not in LOADERS:
+        raise UnknownName("loader", benchmark.loader, LOADERS)
+    return LOADERS[benchmark.loader](benchmark, Path(folder), count_tokens=count_tokens)

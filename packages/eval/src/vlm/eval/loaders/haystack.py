@@ -1,0 +1,75 @@
+"""Needles in long documents: MM-NIAH records (JSON lines), used by MM-NIAH and by our own digit-haystack."""
+
+from pathlib import Path
+from typing import Any
+
+from vlm.core.errors import DataError
+from vlm.core.records import iter_jsonl
+from vlm.eval.benchmark import Benchmark
+from vlm.eval.loaders.common import CountTokens, Item, Items, get, inside, user
+
+LETTER = "\nAnswer with the option's letter from the given choices directly."
+SHORT = "\nAnswer the question using a single word or phrase."
+
+
+def mmniah_prompt(item: dict[str, Any], *, letter: str = LETTER, short: str = SHORT) -> tuple[str, list[str]]:
+    """(question with its options, image names of document, question and options), as V2PE asks; `item` is unchanged.
+
+    The model input is context + question without a separator. Source: fact sheet benchmarks 11.2.
+    """
+    question, images = item["question"], list(item["images_list"])
+    choices, pictures = item["meta"]["choices"], item["meta"]["choices_image_path"]
+    if choices or pictures:
+        options = choices or ["<image>"] * len(pictures)
+        question += "".join(f"\n{chr(65 + i)}. {option}" for i, option in enumerate(options)) + letter
+        images += pictures if pictures and not choices else []
+    elif not isinstance(item["answer"], list):
+        question += short
+    return question, images
+
+
+def load_mmniah(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
+    """One JSON-lines file per task of the table, group = task. Source: fact sheet benchmarks 11.1.
+
+    Raises:
+        DataError: also when the `<image>` marks and the images of a row differ in number.
+    """
+    items, options = Items(), benchmark.options
+    root = folder / options["images"]
+    for task in options["tasks"]:
+        path = folder / options["annotations"] / f"{task}.jsonl"
+        budget = benchmark.generation.by_group.get(task)
+        for line, record in iter_jsonl(path):
+            where = f"{path}:{line}"
+            meta = _check(record, where)
+            question, names = mmniah_prompt(record, letter=benchmark.prompt["letter"], short=benchmark.prompt["short"])
+            images = [inside(root, name, where) for name in names]
+            kept: dict[str, Any] = {"context_length": meta["context_length"], "placed_depth": meta["placed_depth"]}
+            if budget:
+                kept["max_new_tokens"] = budget
+            n_choices = len(meta["choices"] or meta["choices_image_path"] or [])
+            if n_choices:
+                kept["n_choices"] = n_choices
+            item_id = f"{task}/{get(record, 'id', (int, str), where)}"
+            messages = user(record["context"] + question, images, where)
+            item = Item(item_id, messages, record["answer"], task, kept)
+            items.add(item, where=where, images=images, needs_image=options["needs_image"])
+    return items.finish(benchmark, folder)
+
+
+def _check(record: Any, where: str) -> dict[str, Any]:
+    for key in ("context", "question"):
+        get(record, key, str, where)
+    get(record, "answer", (str, int, list), where)
+    images = get(record, "images_list", list, where)
+    marks = record["context"].count("<image>") + record["question"].count("<image>")
+    if marks != len(images):
+        raise DataError(f"{where}: {marks} <image> marks but {len(images)} images", expected="as many images as marks")
+    meta = get(record, "meta", dict, where)
+    get(meta, "context_length", (int, float), where)
+    get(meta, "placed_depth", (list, int, float), where)
+    meta = {"choices": None, "choices_image_path": None} | meta
+    if meta["choices"] and meta["choices_image_path"]:
+        raise DataError(f"{where}: both text and image options", expected="one of them")
+    record["meta"] = meta
+    return meta

@@ -1,0 +1,41 @@
+"""What produced a result: command, versions, commit, machine."""
+
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("farlens-eval", "farlens-models", "torch", "transformers", "tokenizers", "numpy", "pillow", "rapidfuzz")
+
+
+def provenance(fingerprint: str, options: dict[str, Any], data: Path) -> dict[str, Any]:
+    """A JSON-ready record; a package that is not installed and a tree without git are None, not left out."""
+    return {
+        "command": shlex.join(["vlm", *sys.argv[1:]]),
+        "options": options,
+        "data": str(data),
+        "weights": fingerprint,
+        "git_commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the source tree this file runs from, with `-dirty` when it was changed; None without git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,120 @@
+"use strict";
+// The sample browser: filters over embedded samples, a grid of cards, a panel for one sample.
+const $ = (selector, root = document) => root.querySelector(selector);
+
+$("#theme").addEventListener("click", () => {
+  const root = document.documentElement;
+  const dark = root.style.colorScheme ? root.style.colorScheme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  root.style.colorScheme = dark ? "light" : "dark";
+});
+
+const { samples, images } = JSON.parse($("#data").textContent);
+const form = $("#filters");
+const PAGE = 24;
+let matching = [];
+let visible = PAGE;
+
+// All text goes through textContent: prompts and answers can hold anything.
+function el(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name === "onclick") node.addEventListener("click", value);
+    else node.setAttribute(name, value);
+  }
+  node.append(...children.filter((child) => child !== null));
+  return node;
+}
+
+const written = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+const points = (value) => (value === null ? "–" : String(Math.round(value * 1000) / 1000));
+
+function chips(sample) {
+  return el("div", { class: "chips" },
+    el("span", { class: `chip ${sample.verdict}` }, sample.verdict),
+    sample.outcome === "ok" ? null : el("span", { class: `chip ${sample.outcome}` }, sample.outcome),
+    sample.differs ? el("span", { class: "chip differs" }, "scorers differ") : null);
+}
+
+function picture(sample, i) {
+  const name = sample.images[i];
+  return name ? el("img", { src: images[name], alt: sample.files[i], loading: "lazy" }) : el("span", { class: "absent" }, "cannot be read");
+}
+
+function question(prompt) {
+  const plain = prompt.replaceAll(/<(image|video)>/g, " ").trim();
+  return plain.length > 500 ? "… " + plain.slice(-260) : plain;
+}
+
+function card(sample, i) {
+  const strip = el("div", { class: "strip" }, ...sample.images.slice(0, 3).map((_, n) => picture(sample, n)));
+  if (!sample.images.length) strip.append(el("span", { class: "absent" }, "no image"));
+  return el("button", { class: "sample", type: "button", onclick: () => show(i) }, strip,
+    el("div", { class: "body" }, chips(sample),
+      el("div", { class: "question" }, question(sample.prompt)),
+      el("dl", { class: "pair" },
+        el("dt", {}, "answer"), el("dd", {}, sample.completion || "(none)"),
+        el("dt", {}, "gold"), el("dd", {}, written(sample.gold))),
+      el("small", { class: "where" }, `${sample.benchmark} · ${sample.run}`)));
+}
+
+function draw() {
+  $("#grid").replaceChildren(...matching.slice(0, visible).map(card));
+  $("#matches").textContent = `${matching.length} of ${samples.length} samples`;
+  $("#more").hidden = matching.length <= visible;
+}
+
+function filter() {
+  const wanted = Object.fromEntries(new FormData(form));
+  const text = wanted.text.trim().toLowerCase();
+  matching = samples.filter((s) =>
+    ["benchmark", "run", "verdict", "outcome"].every((key) => !wanted[key] || s[key] === wanted[key]) &&
+    (!wanted.differs || s.differs) &&
+    (!text || [s.prompt, s.completion, written(s.gold), s.id, s.group].some((t) => t.toLowerCase().includes(text))));
+  visible = PAGE;
+  draw();
+}
+
+const block = (title, text) => el("div", {}, el("h4", {}, title), el("pre", {}, text === "" ? "(empty)" : text));
+
+function show(i) {
+  const s = matching[i];
+  const panel = $("#panel");
+  const step = (by) => show((i + by + matching.length) % matching.length);
+  const others = samples.filter((o) => o !== s && o.id === s.id && o.benchmark === s.benchmark);
+  panel.replaceChildren(
+    el("div", { class: "bar" },
+      el("h3", { id: "panel-title" }, s.id, el("small", {}, [s.benchmark, s.group, s.run].filter(Boolean).join(" · "))),
+      el("button", { type: "button", "aria-label": "Previous sample", onclick: () => step(-1) }, "←"),
+      el("button", { type: "button", "aria-label": "Next sample", onclick: () => step(1) }, "→"),
+      el("button", { type: "button", "aria-label": "Close", onclick: () => panel.close() }, "✕")),
+    el("div", { class: "content" },
+      s.images.length ? el("div", { class: "media" }, ...s.images.map((_, n) => el("figure", {}, picture(s, n), el("small", {}, s.files[n])))) : null,
+      s.more ? el("small", {}, `and ${s.more} more images that are not embedded`) : null,
+      block("Prompt", s.prompt),
+      el("div", { class: "two" }, block("Answer", s.completion), block("Gold", written(s.gold))),
+      el("div", { class: "two" },
+        block("Extracted", s.extracted),
+        el("div", {}, el("h4", {}, "Score"), el("div", {}, `${points(s.score)} upstream · ${points(s.strict)} strict`), chips(s))),
+      block("Why", s.why),
+      others.length ? el("div", { class: "others" }, el("h4", {}, "The same item elsewhere"),
+        ...others.map((o) => el("button", { type: "button", onclick: () => { matching = [o, ...matching]; show(0); matching.shift(); } },
+          `${o.run}: ${o.completion || "(none)"} (${o.verdict})`))) : null));
+  panel.onkeydown = (event) => {
+    if (event.key === "ArrowLeft") step(-1);
+    if (event.key === "ArrowRight") step(1);
+  };
+  if (!panel.open) panel.showModal();
+  $(".content", panel).scrollTop = 0;
+}
+
+if (form) {
+  for (const key of ["benchmark", "run", "verdict", "outcome"]) {
+    const values = [...new Set(samples.map((s) => s[key]))].sort();
+    form.elements[key].append(...values.map((v) => el("option", { value: v }, v)));
+  }
+  form.addEventListener("input", filter);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  $("#more").addEventListener("click", () => { visible += PAGE; draw(); });
+  $("#panel").addEventListener("click", (event) => { if (event.target === event.currentTarget) event.currentTarget.close(); });
+  filter();
+}

@@ -1,0 +1,169 @@
+"""Published checkpoint layouts <-> ours, as literal patterns. `{}` stands for a layer index; None drops a key by name.
+
+Ours: `encoder.*`, `projector.*`, `language_model.*` (transformers' Llama names).
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from vlm.core.errors import CheckpointError
+from vlm.models.specs import LanguageSpec
+
+Patterns = dict[str, str | None]
+
+VIT = {
+    f"vision_model.{name}": f"encoder.{name}"
+    for name in (
+        "embeddings.class_embedding",
+        "embeddings.position_embedding",
+        "embeddings.patch_embedding.weight",
+        "embeddings.patch_embedding.bias",
+        *(
+            f"encoder.layers.{{}}.{part}"
+            for part in (
+                "ls1", "ls2", "norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias",
+                "attn.qkv.weight", "attn.qkv.bias", "attn.q_norm.weight", "attn.k_norm.weight",
+                "attn.proj.weight", "attn.proj.bias",
+                "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias",
+            )
+        ),
+    )
+}  # fmt: skip
+
+UNSHUFFLE_MLP = {f"mlp1.{i}.{kind}": f"projector.{i}.{kind}" for i in (0, 1, 3) for kind in ("weight", "bias")}
+
+LLAMA = {
+    name: name
+    for name in (
+        "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight",
+        *(
+            f"model.layers.{{}}.{part}.weight"
+            for part in (
+                "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+                "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm",
+            )
+        ),
+    )
+}  # fmt: skip
+
+INTERNLM2 = {
+    "model.tok_embeddings.weight": "model.embed_tokens.weight",
+    "model.norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+    "model.layers.{}.attention.wqkv.weight": "model.layers.{}.self_attn.wqkv",  # split and fused by QKV below
+    "model.layers.{}.attention.wo.weight": "model.layers.{}.self_attn.o_proj.weight",
+    "model.layers.{}.attention_norm.weight": "model.layers.{}.input_layernorm.weight",
+    "model.layers.{}.ffn_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
+    "model.layers.{}.feed_forward.w1.weight": "model.layers.{}.mlp.gate_proj.weight",
+    "model.layers.{}.feed_forward.w3.weight": "model.layers.{}.mlp.up_proj.weight",
+    "model.layers.{}.feed_forward.w2.weight": "model.layers.{}.mlp.down_proj.weight",
+}
+
+CONVNEXT = {
+    "embeddings.patch_embeddings.{kind}": "encoder.stem.0.{kind}",
+    "embeddings.layernorm.{kind}": "encoder.stem.1.{kind}",
+    "encoder.stages.{}.downsampling_layer.{}.{kind}": "encoder.stages.{}.downsample.{}.{kind}",
+    "encoder.stages.{}.layers.{}.layer_scale_parameter": "encoder.stages.{}.blocks.{}.gamma",
+    "encoder.stages.{}.layers.{}.dwconv.{kind}": "encoder.stages.{}.blocks.{}.conv_dw.{kind}",
+    "encoder.stages.{}.layers.{}.layernorm.{kind}": "encoder.stages.{}.blocks.{}.norm.{kind}",
+    "encoder.stages.{}.layers.{}.pwconv1.{kind}": "encoder.stages.{}.blocks.{}.mlp.fc1.{kind}",
+    "encoder.stages.{}.layers.{}.pwconv2.{kind}": "encoder.stages.{}.blocks.{}.mlp.fc2.{kind}",
+    "layernorm.{kind}": None,  # the library's final norm, never used by the published tower
+}
+
+
+def both_kinds(patterns: Patterns) -> Patterns:
+    """`{kind}` written out for weight and bias."""
+    return {
+        k.replace("{kind}", kind): v and v.replace("{kind}", kind)
+        for k, v in patterns.items()
+        for kind in ("weight", "bias")
+    }
+
+
+def prefixed(patterns: Patterns, theirs: str, ours: str) -> Patterns:
+    return {theirs + k: v and ours + v for k, v in patterns.items()}
+
+
+INTERNVL_LLAMA: Patterns = {**VIT, **UNSHUFFLE_MLP, **prefixed(LLAMA, "language_model.", "language_model.")}
+INTERNVL_INTERNLM2: Patterns = {**VIT, **UNSHUFFLE_MLP, **prefixed(INTERNLM2, "language_model.", "language_model.")}
+LLAVA: Patterns = {
+    **prefixed(LLAMA, "", "language_model."),
+    **{f"model.mm_projector.{i}.{k}": f"projector.{i}.{k}" for i in (0, 2, 4) for k in ("weight", "bias")},
+}
+CONVNEXT_TOWER: Patterns = both_kinds(CONVNEXT)
+
+WQKV = re.compile(r"(.*self_attn\.)wqkv$")
+
+
+def split_wqkv(fused: Tensor, spec: LanguageSpec) -> tuple[Tensor, Tensor, Tensor]:
+    """InternLM2's fused rows, grouped by kv head as [q ... q | k | v], -> q, k, v rows of Llama."""
+    head, group = spec.width // spec.heads, spec.heads // spec.kv_heads
+    rows = fused.unflatten(0, (spec.kv_heads, group + 2, head))
+    return rows[:, :group].flatten(0, 2), rows[:, group].flatten(0, 1), rows[:, group + 1].flatten(0, 1)
+
+
+def fuse_wqkv(q: Tensor, k: Tensor, v: Tensor, spec: LanguageSpec) -> Tensor:
+    """The inverse of `split_wqkv`."""
+    import torch
+
+    head, group = spec.width // spec.heads, spec.heads // spec.kv_heads
+    parts = [
+        q.unflatten(0, (spec.kv_heads, group, head)),
+        k.unflatten(0, (spec.kv_heads, 1, head)),
+        v.unflatten(0, (spec.kv_heads, 1, head)),
+    ]
+    return torch.cat(parts, dim=1).flatten(0, 2)
+
+
+@dataclass
+class Renaming:
+    """What a set of patterns makes of a checkpoint's keys: every key is renamed, dropped by name, or unknown."""
+
+    renamed: dict[str, str] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+
+def compile_patterns(patterns: Patterns) -> list[tuple[re.Pattern[str], str | None]]:
+    return [
+        (re.compile("^" + re.escape(k).replace(r"\{\}", r"(\d+)") + "$"), v and v.replace("{}", "\\{}"))
+        for k, v in patterns.items()
+    ]
+
+
+def rename(keys: list[str], patterns: Patterns) -> Renaming:
+    """Account for every key."""
+    compiled = compile_patterns(patterns)
+    result = Renaming()
+    for key in keys:
+        for pattern, target in compiled:
+            if match := pattern.match(key):
+                if target is None:
+                    result.dropped.append(key)
+                else:
+                    groups = iter(match.groups())
+                    result.renamed[key] = re.sub(r"\\\{\}", lambda _: next(groups), target)  # noqa: B023
+                break
+        else:
+            result.unknown.append(key)
+    return result
+
+
+def inverted(patterns: Patterns) -> Patterns:
+    """Ours -> theirs."""
+    return {v: k for k, v in patterns.items() if v is not None}
+
+
+def check_unknown(result: Renaming, where: str, allow: Callable[[str], bool] = lambda _: False) -> None:
+    """Raises CheckpointError naming the keys no pattern accounts for."""
+    unknown = [k for k in result.unknown if not allow(k)]
+    if unknown:
+        raise CheckpointError(
+            f"{where}: {len(unknown)} unknown tensors, first {', '.join(unknown[:4])}",
+            expected="only tensors of the published layout",
+            fix="check that config.json belongs to these weights",
+        )

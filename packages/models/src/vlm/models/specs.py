@@ -1,0 +1,134 @@
+"""A family is data: the description of encoder, projector, language model, image rule and positions of one model.
+
+Presets are the YAML files in `presets/`; a checkpoint in our layout carries its spec in `config.json`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from vlm.core.config import Strict, find_table, load_yaml, parse
+from vlm.core.tiling import ImageRule
+
+
+class InternVitSpec(Strict):
+    """InternViT. `norm` is `layer_norm` (300M) or `rms_norm` (6B); `qk_norm` spans the full width, not one head."""
+
+    kind: Literal["intern_vit"] = "intern_vit"
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    image_size: int = 448
+    patch_size: int = 14
+    norm: Literal["layer_norm", "rms_norm"]
+    norm_eps: float = 1e-6
+    qkv_bias: bool
+    qk_norm: bool
+    layer_scale_init: float = 1.0
+    drop_path: float = 0.0
+
+
+class ConvNextSpec(Strict):
+    """ConvNeXt trunk with as many stages as `depths` has entries; no final norm. Stride 4 * 2^(stages - 1)."""
+
+    kind: Literal["convnext"] = "convnext"
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    layer_scale_init: float = 1e-6
+    drop_path: float = 0.0
+
+
+class ExtraStage(Strict):
+    """A ConvNeXt stage of stride 2 put behind a pretrained trunk (ConvLLaVA's fifth stage)."""
+
+    width: int
+    depth: int
+    layer_scale_init: float = 1e-6
+
+
+class TimmSpec(Strict):
+    """Any timm model that gives feature maps, by name; `level` picks the map (-1: the deepest)."""
+
+    kind: Literal["timm"] = "timm"
+    name: str
+    level: int = -1
+    extra_stage: ExtraStage | None = None
+
+
+VisionSpec = Annotated[InternVitSpec | ConvNextSpec | TimmSpec, Field(discriminator="kind")]
+
+
+class UnshuffleSpec(Strict):
+    """Pixel unshuffle + LayerNorm + two-layer MLP. `v1` emits tokens column by column, `v2` row by row."""
+
+    kind: Literal["pixel_unshuffle"] = "pixel_unshuffle"
+    version: Literal["v1", "v2"]
+    ratio: float = 0.5
+
+
+class MlpSpec(Strict):
+    """`depth` linear layers with GELU between them (mlp2x_gelu: depth 2)."""
+
+    kind: Literal["mlp"] = "mlp"
+    depth: int = 2
+
+
+ProjectorSpec = Annotated[UnshuffleSpec | MlpSpec, Field(discriminator="kind")]
+
+
+class RopeScaling(Strict):
+    """Length extrapolation of the rotary base. `dynamic` is NTK beyond `max_positions`; never used with V2PE."""
+
+    kind: Literal["linear", "dynamic"]
+    factor: float
+
+
+class LanguageSpec(Strict):
+    """A Llama. `vocab` is the number of embedding rows."""
+
+    vocab: int
+    width: int
+    depth: int
+    heads: int
+    kv_heads: int
+    mlp_width: int
+    max_positions: int
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-5
+    tied: bool = False
+
+
+class ImageTokens(Strict):
+    """How an image stands in the ids. InternVL: `<img>` context… `</img>`; LLaVA: only placeholders, outside the
+    vocabulary (`context_id` -200, no bracket tokens)."""
+
+    context: str | None = "<IMG_CONTEXT>"
+    start: str | None = "<img>"
+    end: str | None = "</img>"
+    context_id: int
+
+
+class ModelSpec(Strict):
+    """Everything that makes a model of one family. `strides`: V2PE positions per tile used by default, or None (arange)."""
+
+    family: str
+    vision: VisionSpec
+    projector: ProjectorSpec
+    language: LanguageSpec
+    image_rule: ImageRule
+    image_tokens: ImageTokens
+    template: str
+    strides: float | None = None
+    system: str | None = None
+
+    def with_language(self, **changes: Any) -> "ModelSpec":
+        """A copy with language settings replaced, e.g. `with_language(vocab=512)`."""
+        return self.model_copy(update={"language": self.language.model_copy(update=changes)})
+
+
+def load_preset(name: str) -> ModelSpec:
+    """The preset of that name (case-insensitive). Raises UnknownName with the nearest ones."""
+    path = find_table("preset", name, "vlm.models", "presets")
+    return parse(load_yaml(path), ModelSpec, where=path.name)

@@ -1,0 +1,91 @@
+"""ConvNeXt on timm's trunk and stages: four stages plus any number more (ConvLLaVA's fifth), and any timm encoder by name.
+
+Unusual: the output is the last stage itself, without a final norm; every size works, a remainder below the stride is lost.
+"""
+
+import timm
+import torch
+from timm.layers import LayerNorm, LayerNorm2d
+from timm.models.convnext import ConvNeXt, ConvNeXtStage
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vlm.models.specs import ConvNextSpec, TimmSpec
+
+TRUNK_STAGES = 4  # timm's class knows exactly four
+
+
+def make_stage(in_width: int, width: int, depth: int, layer_scale_init: float, drop_path: float = 0.0) -> ConvNeXtStage:
+    """One stage of stride 2 with PyTorch's default init, as the published code appends it."""
+    return ConvNeXtStage(
+        in_width,
+        width,
+        stride=2,
+        depth=depth,
+        drop_path_rates=[drop_path] * depth,
+        ls_init_value=layer_scale_init,
+        norm_layer=LayerNorm2d,
+        norm_layer_cl=LayerNorm,
+    )
+
+
+class ConvNext(nn.Module):
+    """`forward`: [B, 3, h, w] -> [B, h // stride, w // stride, widths[-1]]."""
+
+    def __init__(self, spec: ConvNextSpec):
+        super().__init__()
+        self.width, self.stride = spec.widths[-1], 4 * 2 ** (len(spec.depths) - 1)
+        self.gradient_checkpointing = False
+        trunk = ConvNeXt(
+            num_classes=0,
+            depths=spec.depths[:TRUNK_STAGES],
+            dims=spec.widths[:TRUNK_STAGES],
+            ls_init_value=spec.layer_scale_init,
+            drop_path_rate=spec.drop_path,
+        )
+        self.stem, self.stages = trunk.stem, nn.ModuleList(trunk.stages)
+        for before, width, depth in zip(
+            spec.widths[TRUNK_STAGES - 1 :], spec.widths[TRUNK_STAGES:], spec.depths[TRUNK_STAGES:], strict=False
+        ):
+            self.stages.append(make_stage(before, width, depth, spec.layer_scale_init))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.stem(pixels)
+        for stage in self.stages:
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(stage, x, use_reentrant=False)
+            else:
+                x = stage(x)
+        return x.permute(0, 2, 3, 1)
+
+
+class TimmEncoder(nn.Module):
+    """A timm feature pyramid by name, with an optional further stage. `forward`: [B, 3, h, w] -> [B, h', w', C]."""
+
+    def __init__(self, spec: TimmSpec):
+        super().__init__()
+        self.gradient_checkpointing = False
+        self.trunk = timm.create_model(spec.name, pretrained=False, features_only=True, out_indices=(spec.level,))
+        self.width = self.trunk.feature_info.channels()[-1]
+        self.stride = self.trunk.feature_info.reduction()[-1]
+        self.stages = nn.ModuleList()
+        if spec.extra_stage:
+            extra = spec.extra_stage
+            self.stages.append(make_stage(self.width, extra.width, extra.depth, extra.layer_scale_init))
+            self.width, self.stride = extra.width, self.stride * 2
+
+    def train(self, mode: bool = True) -> "TimmEncoder":
+        """Batch norm keeps its pretrained statistics: tiny training batches would ruin them, silently."""
+        super().train(mode)
+        for module in self.trunk.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        frozen = not any(p.requires_grad for p in self.trunk.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            x = self.trunk(pixels)[-1]
+        for stage in self.stages:
+            x = stage(x)
+        return x.permute(0, 2, 3, 1)

@@ -1,0 +1,127 @@
+"""InternViT (300M: LayerNorm, qkv bias; 6B: RMSNorm, q/k norm).
+
+Unusual: q and k are normalised over the full width, all heads together; two LayerScale vectors a block; no final norm;
+the class token is used inside and dropped from the output; the position table is resized on every forward.
+Source: the public configuration and checkpoints of OpenGVLab/InternVL.
+
+Shapes: B images, N patches + 1, C width, H heads, D head size.
+"""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vlm.models.specs import InternVitSpec
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in float32; the weight multiplies after the cast back."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        return self.weight * (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+def make_norm(spec: InternVitSpec) -> nn.Module:
+    if spec.norm == "rms_norm":
+        return RMSNorm(spec.width, spec.norm_eps)
+    return nn.LayerNorm(spec.width, eps=spec.norm_eps)
+
+
+class Attention(nn.Module):
+    """Bidirectional attention; the fused projection is laid out (q | k | v, head, head size)."""
+
+    def __init__(self, spec: InternVitSpec):
+        super().__init__()
+        self.heads = spec.heads
+        self.qkv = nn.Linear(spec.width, 3 * spec.width, bias=spec.qkv_bias)
+        self.proj = nn.Linear(spec.width, spec.width)
+        if spec.qk_norm:
+            self.q_norm: nn.Module = RMSNorm(spec.width, spec.norm_eps)
+            self.k_norm: nn.Module = RMSNorm(spec.width, spec.norm_eps)
+        else:
+            self.q_norm = self.k_norm = nn.Identity()
+
+    def forward(self, x_BNC: Tensor) -> Tensor:
+        q, k, v = self.qkv(x_BNC).chunk(3, dim=-1)
+        q, k = self.q_norm(q), self.k_norm(k)
+        q_BHND, k_BHND, v_BHND = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    def __init__(self, spec: InternVitSpec):
+        super().__init__()
+        self.fc1 = nn.Linear(spec.width, spec.mlp_width)
+        self.fc2 = nn.Linear(spec.mlp_width, spec.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, spec: InternVitSpec, drop_path: float):
+        super().__init__()
+        self.norm1, self.norm2 = make_norm(spec), make_norm(spec)
+        self.attn, self.mlp = Attention(spec), Mlp(spec)
+        self.ls1 = nn.Parameter(torch.full((spec.width,), spec.layer_scale_init))
+        self.ls2 = nn.Parameter(torch.full((spec.width,), spec.layer_scale_init))
+        self.drop_path: nn.Module = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)) * self.ls1)
+        return x + self.drop_path(self.mlp(self.norm2(x)) * self.ls2)
+
+
+class Embeddings(nn.Module):
+    def __init__(self, spec: InternVitSpec):
+        super().__init__()
+        self.grid = spec.image_size // spec.patch_size
+        self.class_embedding = nn.Parameter(torch.randn(1, 1, spec.width))
+        self.patch_embedding = nn.Conv2d(3, spec.width, spec.patch_size, spec.patch_size)
+        self.position_embedding = nn.Parameter(torch.randn(1, self.grid**2 + 1, spec.width))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, int, int]:
+        patches = self.patch_embedding(pixels)
+        height, width = patches.shape[-2:]
+        table = self.position_embedding[:, 1:].float().unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
+        table = F.interpolate(table, (height, width), mode="bicubic", align_corners=False)
+        position = torch.cat([self.position_embedding[:, :1], table.flatten(2).mT.to(patches.dtype)], dim=1)
+        tokens = torch.cat([self.class_embedding.expand(len(pixels), -1, -1), patches.flatten(2).mT], dim=1)
+        return tokens + position, height, width
+
+
+class Encoder(nn.Module):
+    def __init__(self, spec: InternVitSpec):
+        super().__init__()
+        # plain floats: a tensor's .item() would fail on the meta device
+        rates = [spec.drop_path * i / max(spec.depth - 1, 1) for i in range(spec.depth)]
+        self.layers = nn.ModuleList(Block(spec, rate) for rate in rates)
+
+
+class InternVit(nn.Module):
+    """`forward`: [B, 3, h, w] -> feature grid [B, h / patch, w / patch, C] of the last block."""
+
+    def __init__(self, spec: InternVitSpec):
+        super().__init__()
+        self.width, self.stride = spec.width, spec.patch_size
+        self.gradient_checkpointing = False
+        self.embeddings = Embeddings(spec)
+        self.encoder = Encoder(spec)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x, height, width = self.embeddings(pixels)
+        for layer in self.encoder.layers:
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(layer, x, use_reentrant=False)
+            else:
+                x = layer(x)
+        return x[:, 1:].unflatten(1, (height, width))

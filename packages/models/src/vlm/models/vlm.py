@@ -1,0 +1,225 @@
+"""The one model: image encoder -> projector -> Llama, and a position for each token.
+
+>>> model = make_model(load_preset("tiny-internvl2"))
+>>> out = model(input_ids, pixel_values=pixels, position_ids=positions, labels=labels)
+>>> out.loss, out.logits
+
+Unusual: text-only training batches touch the encoder (its collectives stay in step across ranks and it gets exactly
+zero gradients); positions are float64; packed rows are told by `cu_seqlens`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm.core.errors import DataError
+from vlm.models.attention import PACKED
+from vlm.models.language import make_language_model
+from vlm.models.loss import shifted, weighted_cross_entropy
+from vlm.models.projector import make_projector
+from vlm.models.specs import ModelSpec
+from vlm.models.vision.convnext import ConvNext, TimmEncoder
+from vlm.models.vision.intern_vit import InternVit
+
+ENCODERS: dict[str, type[nn.Module]] = {"intern_vit": InternVit, "convnext": ConvNext, "timm": TimmEncoder}
+
+
+@dataclass
+class Output:
+    """`logits` [B, L, V] (None when only the loss was asked for); `loss` a float32 scalar (None without labels)."""
+
+    logits: Tensor | None = None
+    loss: Tensor | None = None
+
+
+class VisionLanguageModel(nn.Module):
+    """Encoder, projector and language model of a spec."""
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.spec = spec
+        self.encoder = ENCODERS[spec.vision.kind](spec.vision)
+        self.projector = make_projector(spec.projector, self.encoder.width, spec.language.width)
+        self.language_model = make_language_model(spec.language)
+
+    @property
+    def image_size(self) -> int:
+        """Side of a tile in pixels."""
+        return self.spec.image_rule.size
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Context tokens of one tile."""
+        cells = self.image_size // self.encoder.stride
+        return self.projector.tokens(cells, cells)
+
+    def set_gradient_checkpointing(self, on: bool) -> None:
+        """Recompute activations of both towers in the backward pass."""
+        self.encoder.gradient_checkpointing = on
+        if on:
+            self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            self.language_model.gradient_checkpointing_disable()
+
+    def encode_images(self, pixel_values: Tensor | Iterable[Tensor], chunk: int | None = None) -> Tensor:
+        """[images, 3, h, w] -> [images, tokens, hidden]; `chunk` bounds how many are encoded at once."""
+        if not isinstance(pixel_values, Tensor):
+            return torch.cat([self.encode_images(p[None] if p.dim() == 3 else p).flatten(0, 1) for p in pixel_values])[None]
+        parts = pixel_values.split(chunk) if chunk else (pixel_values,)
+        dtype = next(self.projector.parameters()).dtype
+        return torch.cat([self.projector(self.encoder(p.to(dtype))) for p in parts])
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        image_flags: Tensor | None = None,
+        features: Tensor | None = None,
+        chunk: int | None = None,
+    ) -> Tensor:
+        """Embeddings [B, L, C] with image features in the place of their placeholders.
+
+        `image_flags` [images]: 0 marks a dummy tile, whose features are left out. `features`: already encoded.
+
+        Raises:
+            DataError: the number of placeholders differs from the number of features.
+        """
+        placeholder = input_ids == self.spec.image_tokens.context_id
+        embeddings = self.language_model.get_input_embeddings()(input_ids.masked_fill(placeholder, 0))
+        dummy = pixel_values is None and features is None
+        if dummy and self.training:  # every rank runs the encoder, whatever its batch holds
+            pixel_values = embeddings.new_zeros(1, 3, self.image_size, self.image_size)
+            image_flags = torch.zeros(1, dtype=torch.long)
+        if features is None and pixel_values is not None:
+            features = self.encode_images(pixel_values, chunk)
+        if features is None:
+            features = embeddings.new_zeros(0, embeddings.shape[-1])
+        used = features
+        if image_flags is not None:
+            used = features[image_flags.flatten().to(features.device) == 1]
+        used = used.flatten(0, -2)
+        if (slots := int(placeholder.sum())) != len(used):
+            raise DataError(
+                f"{slots} image placeholders in the ids but {len(used)} image features "
+                f"({features.shape[0]} tiles x {self.tokens_per_tile} tokens, flags applied)",
+                expected="one feature for each placeholder",
+                fix="pass the pixels of exactly the images in the ids",
+            )
+        embeddings = embeddings.masked_scatter(placeholder[..., None], used.to(embeddings.dtype))
+        if self.training and features.requires_grad:
+            embeddings = embeddings + 0.0 * features.sum().to(embeddings.dtype)
+        return embeddings
+
+    def decode(
+        self,
+        embeddings: Tensor,
+        *,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cu_seqlens: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the language model's blocks on embeddings; `.last_hidden_state` [B, L, C]."""
+        if cu_seqlens is not None:
+            return self.language_model.model(
+                inputs_embeds=embeddings,
+                attention_mask=PACKED.to(embeddings.device),
+                position_ids=position_ids,
+                cu_seqlens=cu_seqlens,
+                use_cache=False,
+            )
+        if attention_mask is None:  # without a mask, transformers reads position steps other than 1 as documents
+            attention_mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
+        return self.language_model.model(
+            inputs_embeds=embeddings, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        pixel_values: Tensor | None = None,
+        image_flags: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        loss_weights: Tensor | None = None,
+        loss_denominator: float | Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        logits: bool = True,
+    ) -> Output:
+        """Logits and loss of a batch.
+
+        Args:
+            input_ids: int64 [B, L]; placeholders hold the context id.
+            pixel_values: [images, 3, h, w], all images of the batch in reading order.
+            image_flags: [images], 0 for dummy tiles.
+            attention_mask: [B, L], 1 for tokens; with `cu_seqlens` unused.
+            position_ids: [B, L], float64 (V2PE) or int64; default arange.
+            labels: int64 [B, L], -100 masked, aligned with the ids (the shift is done here).
+            loss_weights: [B, L] weight of each label. The loss is sum(w * CE) / sum(w), 0 where nothing is labelled.
+            loss_denominator: replaces sum(w): the total over ranks and accumulation steps.
+            cu_seqlens: int32 [documents + 1] of a packed row (B = 1).
+            logits: False leaves them out: the training path, which never builds them.
+        """
+        embeddings = self.embed(input_ids, pixel_values, image_flags)
+        if position_ids is None and attention_mask is not None:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        hidden = self.decode(
+            embeddings,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cu_seqlens=cu_seqlens,
+            use_cache=False,
+        ).last_hidden_state
+        out = Output()
+        if labels is not None:
+            target, weight = shifted(labels, loss_weights, cu_seqlens)
+            total = weighted_cross_entropy(hidden, self.language_model.lm_head, target, weight)
+            denominator = weight.sum() if loss_denominator is None else loss_denominator
+            out.loss = total / torch.as_tensor(denominator).clamp(min=1e-12)
+        if logits:
+            out.logits = self.language_model.lm_head(hidden)
+        return out
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        *,
+        pixel_values: Tensor | None = None,
+        image_flags: Tensor | None = None,
+        features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        max_new_tokens: int = 32,
+        image_chunk: int = 16,
+        **kwargs: Any,
+    ) -> Tensor:
+        """New token ids only, int64 [B, <= max_new_tokens]. Rows of unequal length are padded on the left.
+
+        Positions go on from the last one by one, whatever the stride was. Other keywords go to transformers' `generate`
+        (`eos_token_id`, `do_sample`, `num_beams`, `streamer`, ...); greedy by default.
+        """
+        embeddings = self.embed(input_ids, pixel_values, image_flags, features, image_chunk)
+        if attention_mask is None:
+            attention_mask = torch.ones(input_ids.shape, dtype=torch.long, device=input_ids.device)
+        if position_ids is None:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        kwargs.setdefault("do_sample", False)
+        kwargs.setdefault("pad_token_id", 0)
+        return self.language_model.generate(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            max_new_tokens=max_new_tokens,
+            **kwargs,
+        )
+
+
+def make_model(spec: ModelSpec) -> VisionLanguageModel:
+    """A model of that spec with fresh weights; under `torch.device("meta")` nothing is allocated."""
+    return VisionLanguageModel(spec)

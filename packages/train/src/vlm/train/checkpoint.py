@@ -1,0 +1,79 @@
+"""Training checkpoints: complete, written under a temporary name, renamed, `latest` last. A damaged one is skipped aloud."""
+
+import hashlib
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+from vlm.core.errors import CheckpointError
+from vlm.core.home import write_atomic, write_json
+from vlm.train.engine import Engine
+from vlm.train.parallel import World
+
+MANIFEST = "manifest.json"
+
+
+def name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def save(engine: Engine, folder: Path, state: dict[str, Any], keep: int, world: World) -> None:
+    """Save the step in `state["step"]` and drop all but the newest `keep`. A kill at any moment leaves the last one whole."""
+    temporary, final = folder / f".{name(state['step'])}.tmp", folder / name(state["step"])
+    if world.first:
+        shutil.rmtree(temporary, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    world.barrier()
+    engine.deepspeed.save_checkpoint(
+        str(folder), tag=temporary.name, client_state=state, save_latest=False, exclude_frozen_parameters=True
+    )
+    world.barrier()
+    if world.first:
+        files = {f.name: {"bytes": f.stat().st_size, "sha256": file_digest(f)} for f in sorted(temporary.iterdir())}
+        write_json(temporary / MANIFEST, {"state": state, "files": files})
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        write_atomic(folder / "latest", final.name)
+        for old in complete(folder)[:-keep]:
+            shutil.rmtree(old)
+    world.barrier()
+
+
+def complete(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if (p / MANIFEST).exists())
+
+
+def fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint on disk, or None."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        return f"unreadable manifest: {error}"
+    for file, facts in manifest["files"].items():
+        target = path / file
+        if not target.exists():
+            return f"{file} is missing"
+        if target.stat().st_size != facts["bytes"] or file_digest(target) != facts["sha256"]:
+            return f"{file} is damaged"
+    return None
+
+
+def load(engine: Engine, folder: Path) -> dict[str, Any] | None:
+    """Load the newest whole checkpoint; None when there is none. Says so when it has to go back to an older one."""
+    for path in reversed(complete(folder)):
+        wrong = fault(path)
+        if wrong is None:
+            _, state = engine.deepspeed.load_checkpoint(str(folder), tag=path.name, load_module_strict=False)
+            return state
+        warnings.warn(f"{path}: {wrong}; going back to the checkpoint before it", RuntimeWarning, stacklevel=2)
+    if complete(folder):
+        raise CheckpointError(f"{folder}: every checkpoint is damaged", fix="delete the folder to start again")
+    return None

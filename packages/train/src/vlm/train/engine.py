@@ -1,0 +1,72 @@
+"""The DeepSpeed engine behind a small face: one configuration, one `backward`, one `step`."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm.models.vlm import VisionLanguageModel
+from vlm.train.optim import make_optimizer
+from vlm.train.parallel import World
+from vlm.train.recipe import Recipe
+
+
+def config(recipe: Recipe) -> dict[str, Any]:
+    """DeepSpeed's configuration. Accumulation is counted by the loop (rows of a step vary), so it is 1 here."""
+    zero: dict[str, Any] = {"stage": recipe.zero.stage}
+    if recipe.zero.offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": recipe.optimizer.clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,  # torch's AdamW: DeepSpeed's own would be compiled for minutes
+        "bf16": {"enabled": recipe.precision == "bfloat16"},
+        "steps_per_print": 10**9,
+    }
+
+
+class Engine:
+    """A model under DeepSpeed. Losses handed to `backward` are already divided by the global weight of the step."""
+
+    def __init__(self, model: VisionLanguageModel, recipe: Recipe, world: World):
+        import deepspeed
+        import deepspeed.ops
+
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a compile of minutes, for CPU only
+        self.world = world
+        self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=make_optimizer(model, recipe.optimizer),
+            config=config(recipe),
+            dist_init_required=False,
+        )
+        self.model: VisionLanguageModel = self.deepspeed.module
+
+    def set_lr_factor(self, factor: float) -> float:
+        """Scale each group's base rate; returns the first group's rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        return self.optimizer.param_groups[0]["lr"]
+
+    def accumulate(self, batch: dict[str, Tensor | None], denominator: float, last: bool) -> float:
+        """Forward and backward of one row; returns its share of the step's loss."""
+        self.deepspeed.set_gradient_accumulation_boundary(last)
+        loss = self.deepspeed(**batch, loss_denominator=denominator, logits=False).loss
+        # DeepSpeed averages gradients over processes; the denominator already counts all of them
+        self.deepspeed.backward(loss * self.world.size, scale_wrt_gas=False)
+        return loss.item()
+
+    def step(self) -> float:
+        """Clip, update, clear; returns the gradient norm before clipping."""
+        self.deepspeed.step()
+        norm = self.deepspeed.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Dropout and drop path depend on (seed, step, rank) alone, so a resumed run repeats them."""
+    torch.manual_seed((seed * 1_000_003 + step) * 1_009 + rank)

@@ -1,0 +1,208 @@
+"""The training loop: resume, step, log, checkpoint, export. The same command goes on where the last one stopped."""
+
+import math
+import resource
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlm.core.errors import ConfigError, DataError, Preempted
+from vlm.core.home import locked, write_json
+from vlm.models.processor import Processor
+from vlm.models.weights import find_checkpoint, load_model, save_state
+from vlm.train import checkpoint
+from vlm.train.data import StepData, Stream, deal, to_tensors
+from vlm.train.engine import Engine, seed_step
+from vlm.train.metrics import Ledger, Log, Show
+from vlm.train.optim import freeze, lr_factor
+from vlm.train.parallel import World, world
+from vlm.train.recipe import Recipe
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """A list that receives SIGTERM, SIGUSR1 and the first Ctrl-C; the second Ctrl-C stops at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number: int, _: Any) -> None:
+        if number == signal.SIGINT and received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = {s: signal.signal(s, note) for s in signals}
+    try:
+        yield received
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def prefetch(stream: Stream, first: int, total: int) -> Iterator[StepData]:
+    """The data of each step, made one step ahead in a thread (image decoding releases the interpreter)."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(stream.step, first)
+        for step in range(first, total):
+            current = ahead.result()
+            if step + 1 < total:
+                ahead = pool.submit(stream.step, step + 1)
+            yield current
+
+
+def train(recipe: Recipe, out: Path, *, quiet: bool = False, resume_changed: bool = False) -> Path:
+    """Run (or go on with) one stage; returns the folder of the exported model, `out`/model.
+
+    `out` receives recipe.json, metrics.jsonl, ledger.jsonl, checkpoints/ and model/.
+
+    Raises:
+        Preempted: stopped by a signal after a checkpoint. LockedError: `out` is in use.
+        ConfigError: `out` holds a run of another recipe. DataError: too many samples lost, or a loss that is not finite.
+    """
+    model_folder = out / "model"
+    with world() as me:
+        if not me.first:
+            return run(recipe, out, me, quiet, resume_changed)
+        with locked(out, f"vlm train --recipe {recipe.name}"):
+            check_recipe(recipe, out, resume_changed)
+            if (model_folder / "config.json").exists():
+                return model_folder
+            return run(recipe, out, me, quiet, resume_changed)
+
+
+def check_recipe(recipe: Recipe, out: Path, resume_changed: bool) -> None:
+    """Refuse to go on with a run of another recipe."""
+    import json
+
+    file = out / "recipe.json"
+    if file.exists():
+        before = json.loads(file.read_text())
+        now = recipe.model_dump(mode="json")
+        if before["digest"] != recipe.digest and not resume_changed:
+            changed = [f"  {k}: {before['recipe'].get(k)} -> {now[k]}" for k in now if before["recipe"].get(k) != now[k]]
+            raise ConfigError(
+                f"{out} holds a run of another recipe:\n" + "\n".join(changed),
+                fix="use another --run, delete the folder, or pass --allow-change",
+            )
+    write_json(file, {"digest": recipe.digest, "recipe": recipe.model_dump(mode="json")})
+
+
+def run(recipe: Recipe, out: Path, me: World, quiet: bool, resume_changed: bool) -> Path:
+    start = find_checkpoint(recipe.model.start)
+    model = load_model(start, str(me.device), "float32")
+    processor = Processor(model.spec, start)
+    stream = Stream(recipe, processor)
+    counts = freeze(model, recipe.trainable)
+    model.set_gradient_checkpointing(recipe.gradient_checkpointing)
+    engine = Engine(model, recipe, me)
+    engine.deepspeed.train()
+    state = checkpoint.load(engine, out / "checkpoints") or {"step": 0, "ledger": None}
+    first, total = state["step"], stream.total_steps
+    metrics, ledger = Log(out / "metrics.jsonl"), Ledger(out, state["ledger"])
+    if me.first:
+        metrics.cut(first)
+        ledger.log.cut(first)
+    me.barrier()
+
+    def save(step: int) -> None:
+        checkpoint.save(engine, out / "checkpoints", {"step": step, "ledger": ledger.counts}, recipe.keep, me)
+
+    with stop_requests() as stop, Show(recipe.name, total, me.first and not quiet) as show:
+        for step, data in enumerate(prefetch(stream, first, total), first):
+            line = one_step(engine, recipe, processor, data, step, total, me)
+            ledger.add(step, data.n_samples, data.lost if me.first else [])
+            if me.first:
+                metrics.write(**line)
+                show.update(step + 1, f"loss {line['loss']:.4f}  {line['tokens_per_s']:.0f} tok/s")
+            if not math.isfinite(line["loss"]):
+                ids = sorted({i for row in data.rows for i in row.ids})
+                raise DataError(f"loss is {line['loss']} at step {step}", expected="a finite loss", fix=f"look at samples {ids}")
+            if me.agree(bool(stop)):
+                save(step + 1)
+                if stop and stop[0] == signal.SIGINT:
+                    raise KeyboardInterrupt
+                raise Preempted(f"stopped after step {step + 1} of {total}, everything saved", fix="run the same command to go on")
+            if (step + 1) % recipe.save_every == 0 and step + 1 < total:
+                save(step + 1)
+    lost = ledger.counts["dropped"] / max(1, ledger.counts["in"])
+    if lost > recipe.max_lost:
+        save(total)
+        raise DataError(
+            f"{ledger.counts['dropped']} of {ledger.counts['in']} samples were dropped ({lost:.1%}); see {ledger.log.path}",
+            expected=f"at most {recipe.max_lost:.1%} (max_lost)",
+            fix="repair the data, or raise max_lost knowingly",
+        )
+    return export(engine, recipe, out, me, start, counts, ledger)
+
+
+def one_step(
+    engine: Engine, recipe: Recipe, processor: Processor, data: StepData, step: int, total: int, me: World
+) -> dict[str, Any]:
+    """Forward, backward and update of one step over this rank's rows; the line for metrics.jsonl."""
+    began = time.perf_counter()
+    seed_step(recipe.seed, step, me.rank)
+    if not data.rows:
+        raise DataError(f"step {step}: no usable sample; the last reason was {data.lost[-1][2] if data.lost else 'none'}")
+    rows = deal(data.rows, me.rank, me.size)
+    most = max(len(deal(data.rows, r, me.size)) for r in range(me.size))
+    weight = sum(row.weight for row in data.rows)
+    lr = engine.set_lr_factor(lr_factor(step, total, recipe.optimizer))
+    loss = 0.0
+    for i in range(most):  # ranks with fewer rows repeat one with weight 0, so that collectives stay in step
+        row = rows[i] if i < len(rows) else data.rows[0]
+        batch = to_tensors(row, processor, me.device)
+        if i >= len(rows):
+            batch["loss_weights"] = torch.zeros_like(batch["loss_weights"])  # type: ignore[arg-type]
+        loss += engine.accumulate(batch, weight, last=i == most - 1)
+    norm = engine.step()
+    loss = me.total(loss)
+    tokens = sum(len(row.input_ids) for row in data.rows)
+    seconds = time.perf_counter() - began
+    return {
+        "step": step,
+        "loss": loss,
+        "lr": lr,
+        "grad_norm": norm,
+        "tokens": tokens,
+        "labels": sum(int((row.labels != -100).sum()) for row in data.rows),
+        "samples": data.n_samples - sum(what == "dropped" for _, what, _ in data.lost),
+        "rows": len(data.rows),
+        "fill": tokens / (len(data.rows) * recipe.batch.max_tokens),
+        "tokens_per_s": tokens / seconds,
+        "seconds": seconds,
+        "rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def export(engine: Engine, recipe: Recipe, out: Path, me: World, start: Path, counts: dict[str, int], ledger: Ledger) -> Path:
+    """Write the trained model in our layout and the summary; the model's existence means the stage is done."""
+    state = gathered(engine, me)
+    if me.first:
+        strides = None if recipe.strides == "random" else recipe.strides
+        spec = engine.model.spec.model_copy(update={"strides": strides})
+        write_json(out / "summary.json", {"recipe": recipe.name, "trained": counts, "ledger": ledger.counts})
+        save_state(state, spec, out / "model", tokenizer=start)
+    me.barrier()
+    return out / "model"
+
+
+def gathered(engine: Engine, me: World) -> dict[str, torch.Tensor]:
+    """The whole state dict in float32 on the first process, tensor by tensor also where ZeRO-3 holds slices."""
+    import deepspeed
+
+    state = {}
+    parameters = dict(engine.model.named_parameters(remove_duplicate=False))
+    for name, tensor in engine.model.state_dict(keep_vars=True).items():
+        with deepspeed.zero.GatheredParameters([parameters[name]] if name in parameters else []):
+            if me.first:
+                state[name] = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+    return state

@@ -1,0 +1,73 @@
+"""What is trained, with which learning rate and decay; schedules as pure functions of the step."""
+
+import fnmatch
+import math
+
+import torch
+from torch import nn
+
+from vlm.core.errors import ConfigError
+from vlm.train.recipe import Optimizer
+
+
+def freeze(model: nn.Module, trainable: tuple[str, ...]) -> dict[str, int]:
+    """Train exactly the parameters whose names match a pattern (`*` crosses dots); top module -> trained parameters.
+
+    Raises ConfigError for a pattern that matches nothing: a typo must not freeze a tower silently.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    idle = [p for p in trainable if not fnmatch.filter(names, p)]
+    if idle:
+        raise ConfigError(
+            f"trainable patterns match no parameter: {', '.join(idle)}",
+            expected=f"patterns over names such as {names[0]} or {names[-1]}",
+        )
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = any(fnmatch.fnmatchcase(name, p) for p in trainable)
+        if parameter.requires_grad:
+            key = ".".join(name.split(".")[:3 if name.startswith("encoder.stages") else 2]) if name.startswith(("encoder", "language")) else "projector"
+            counts[key] = counts.get(key, 0) + parameter.numel()
+    return counts
+
+
+NO_DECAY = ("norm", "bias", "ls1", "ls2", "gamma", "embed", "embedding", "bn")
+
+
+def decays(name: str, parameter: torch.Tensor, rule: str) -> bool:
+    """Whether weight decay applies. `intended`: matrices only, never embeddings. `published`: everything (V2PE's
+    DeepSpeed optimiser got one flat list, so norms, biases and embeddings were decayed too)."""
+    if rule == "published":
+        return True
+    return parameter.dim() > 1 and not any(part in piece for piece in name.split(".") for part in NO_DECAY)
+
+
+def parameter_groups(model: nn.Module, spec: Optimizer) -> list[dict]:
+    """AdamW groups by (learning rate, decay); `spec.groups` gives patterns their own rate, first match wins."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        lr = next((rate for pattern, rate in spec.groups.items() if fnmatch.fnmatchcase(name, pattern)), spec.lr)
+        decay = spec.weight_decay if decays(name, parameter, spec.decay) else 0.0
+        groups.setdefault((lr, decay), []).append(parameter)
+    return [{"params": p, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
+
+
+def make_optimizer(model: nn.Module, spec: Optimizer) -> torch.optim.AdamW:
+    """AdamW on the trainable parameters. Raises ConfigError when there are none."""
+    groups = parameter_groups(model, spec)
+    if not groups:
+        raise ConfigError("no parameter is trainable", fix="add patterns to `trainable`")
+    return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps)
+
+
+def lr_factor(step: int, total: int, spec: Optimizer) -> float:
+    """Factor on each group's rate for a step counted from 0: linear warm-up, then the schedule."""
+    warmup = round(spec.warmup * total) if spec.warmup < 1 else int(spec.warmup)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    if spec.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return 1.0 - done if spec.schedule == "linear" else 1.0

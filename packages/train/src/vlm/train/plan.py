@@ -1,0 +1,144 @@
+"""What a recipe costs and what it lacks here, from meta-device models and headers alone: nothing is loaded."""
+
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from vlm.core.errors import CheckpointError, HardwareError, VlmError
+from vlm.core.home import home, pretrained, resolve
+from vlm.models.layouts import read_layout
+from vlm.models.specs import ModelSpec, load_preset
+from vlm.models.vlm import make_model
+from vlm.models.weights import find_checkpoint
+from vlm.train.optim import freeze
+from vlm.train.recipe import Recipe
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Exact parameter counts, bytes of states per process, steps, and what is missing (with the line that mends it)."""
+
+    recipe: str
+    parameters: dict[str, int]
+    trainable: dict[str, int]
+    tokens_per_image: int
+    processes: int
+    zero_stage: int
+    gb_weights: float
+    gb_gradients: float
+    gb_optimizer: float
+    samples: int | None
+    steps: int | None
+    tokens_per_step: int
+    lacking: list[dict[str, str]]
+
+    @property
+    def gb_states(self) -> float:
+        """Weights, gradients and optimiser states of one process, without activations."""
+        return self.gb_weights + self.gb_gradients + self.gb_optimizer
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "gb_states": self.gb_states}
+
+
+def spec_of(recipe: Recipe) -> ModelSpec:
+    """The spec of the start checkpoint when it is here, else of the preset."""
+    try:
+        return read_layout(find_checkpoint(recipe.model.start)).spec
+    except CheckpointError:
+        return load_preset(recipe.model.preset)
+
+
+def make_plan(recipe: Recipe, *, processes: int = 1) -> Plan:
+    """Plan a recipe for a number of processes (published hardware: `recipe.hardware.gpus`)."""
+    spec = spec_of(recipe)
+    with torch.device("meta"):
+        model = make_model(spec)
+    parts = {"encoder": model.encoder, "projector": model.projector, "language_model": model.language_model}
+    parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    trainable = freeze(model, recipe.trainable)
+    total, trained = sum(parameters.values()), sum(trainable.values())
+    stage, half = recipe.zero.stage, recipe.precision == "bfloat16"
+    width = 2 if half else 4
+    states = 12 if half else 8  # AdamW: two moments, and float32 weights beside bfloat16 ones
+    samples = sample_count(recipe)
+    steps = recipe.steps
+    if steps is None and samples is not None and recipe.epochs is not None:
+        steps = max(1, int(recipe.epochs * samples / recipe.batch.samples))
+    return Plan(
+        recipe=recipe.name,
+        parameters=parameters,
+        trainable=trainable,
+        tokens_per_image=model.tokens_per_tile,
+        processes=processes,
+        zero_stage=stage,
+        gb_weights=total * width / (processes if stage == 3 else 1) / GB,
+        gb_gradients=trained * width / (processes if stage >= 2 else 1) / GB,
+        gb_optimizer=trained * states / (processes if stage >= 1 else 1) / GB,
+        samples=samples,
+        steps=steps,
+        tokens_per_step=recipe.batch.samples * recipe.max_length,
+        lacking=lacking(recipe),
+    )
+
+
+def sample_count(recipe: Recipe) -> int | None:
+    """Samples of an epoch, from the counts in the recipe or the files that are here; None when neither is known."""
+    total = 0.0
+    for entry in recipe.data:
+        count = entry.count
+        if count is None and resolve(entry.file).exists():
+            with resolve(entry.file).open("rb") as f:
+                count = sum(1 for _ in f)
+        if count is None:
+            return None
+        total += count * entry.repeat
+    return int(total)
+
+
+def lacking(recipe: Recipe) -> list[dict[str, str]]:
+    """What this machine lacks for the recipe: weights, data, hardware; each with the line that mends it."""
+    found = []
+    start = recipe.model.start
+    try:
+        find_checkpoint(start)
+    except CheckpointError:
+        stage_output = start.endswith("/model")
+        fix = f"vlm train --recipe {start.split('/')[-2]}" if stage_output else f"vlm download {start.split('/')[-1]}"
+        found.append({"what": "weights", "found": f"{start} is not here ({pretrained()})", "fix": fix})
+    for entry in recipe.data:
+        if not resolve(entry.file).exists():
+            fix = f"vlm download {entry.name} && vlm data organize {entry.name}"
+            found.append({"what": "data", "found": f"{resolve(entry.file)} is not here", "fix": fix})
+    need = recipe.hardware
+    if need is not None:
+        have = torch.cuda.device_count()
+        memory = min((torch.cuda.get_device_properties(i).total_memory for i in range(have)), default=0) / GB
+        if have < need.gpus or memory < need.memory_gb * 0.95:
+            found.append(
+                {
+                    "what": "hardware",
+                    "found": f"{have} CUDA devices here ({os.cpu_count()} CPU cores)",
+                    "fix": f"run on {need.gpus} GPUs of {need.memory_gb} GB ({need.note}), or --force with a smaller batch",
+                }
+            )
+    free = shutil.disk_usage(home()).free / GB
+    if free < 1:
+        found.append({"what": "disk", "found": f"{free:.1f} GB free", "fix": f"free room in {home()}"})
+    return found
+
+
+def refuse_lacking(plan: Plan, *, force: bool = False) -> None:
+    """Raise one error that names everything lacking. `force` lets hardware pass, never weights or data."""
+    wanting = [x for x in plan.lacking if not (force and x["what"] == "hardware")]
+    if not wanting:
+        return
+    lines = "\n".join(f"  {x['what']}: {x['found']}\n      {x['fix']}" for x in wanting)
+    kind = HardwareError if all(x["what"] == "hardware" for x in wanting) else VlmError
+    raise kind(f"{plan.recipe} cannot start here; it lacks:\n{lines}", fix="run the lines above, then the same command")

@@ -1,0 +1,184 @@
+"""A recipe: one stage of training as data. YAML in `recipes/`, one level of `base:`, every number with a source."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from vlm.core.config import Strict, find_table, load_yaml, package_tables, parse
+from vlm.core.errors import ConfigError
+from vlm.core.home import resolve
+
+
+class DataEntry(Strict):
+    """One annotation file. `root`: where its media paths start; `repeat`: how often an epoch holds it (0.5 = half)."""
+
+    name: str
+    file: str
+    root: str
+    repeat: float = 1.0
+    count: int | None = None
+
+
+class Model(Strict):
+    """`start`: the checkpoint to train from, a path below the home, a name below `pretrained/`, or `{run}/...`;
+    `preset`: the published shape, used to plan before the weights are here."""
+
+    start: str
+    preset: str
+
+
+class Optimizer(Strict):
+    """AdamW. `decay`: `intended` spares norms, biases, LayerScale and embeddings; `published` does as the scripts did."""
+
+    lr: float
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip: float = 1.0
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    warmup: float = 0.03
+    decay: Literal["intended", "published"] = "intended"
+    groups: dict[str, float] = {}
+
+
+class Batch(Strict):
+    """A step takes `samples` consecutive samples of the epoch's order and packs them into rows of at most
+    `max_tokens` tokens and `max_tiles` tiles; `packing: none` gives each sample a row of its own."""
+
+    samples: int
+    max_tokens: int
+    max_tiles: int = 1_000_000
+    packing: Literal["best_fit", "none"] = "best_fit"
+
+
+class Zero(Strict):
+    """DeepSpeed ZeRO stage and whether optimiser states stay on the CPU."""
+
+    stage: Literal[0, 1, 2, 3] = 0
+    offload: bool = False
+
+
+class Hardware(Strict):
+    """What the published run used; `vlm train` refuses to start with less unless `--force`."""
+
+    gpus: int
+    memory_gb: int
+    note: str = ""
+
+
+class Difference(Strict):
+    """A place where published sources disagree, or where we differ from them on purpose."""
+
+    key: str
+    ours: str
+    published: str
+    why: str
+
+
+class Recipe(Strict):
+    """One stage. `trainable`: module patterns such as `encoder.stages.4.*`; everything else is frozen.
+
+    `sources` maps a dotted key (or a prefix of one) to where its number comes from; `""` covers the rest.
+    """
+
+    name: str
+    title: str
+    model: Model
+    data: tuple[DataEntry, ...]
+    trainable: tuple[str, ...]
+    optimizer: Optimizer
+    batch: Batch
+    epochs: float | None = None
+    steps: int | None = None
+    strides: float | Literal["random"] | None = None
+    loss: Literal["token", "sample", "square"] = "token"
+    max_length: int
+    precision: Literal["float32", "bfloat16"] = "float32"
+    zero: Zero = Zero()
+    gradient_checkpointing: bool = False
+    save_every: int = 500
+    keep: int = 2
+    seed: int = 0
+    max_lost: float = 0.01
+    hardware: Hardware | None = None
+    differences: tuple[Difference, ...] = ()
+    sources: dict[str, str]
+
+    @model_validator(mode="after")
+    def check(self) -> "Recipe":
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of `epochs` and `steps`")
+        bare = [k for k in numbers(self.model_dump(exclude={"sources"})) if not covered(k, self.sources)]
+        if bare:
+            raise ValueError(f"numbers without a source: {', '.join(bare)}")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """sha256 of everything that changes the numbers (titles, sources and saving habits do not)."""
+        kept = self.model_dump(mode="json", exclude={"title", "sources", "save_every", "keep", "hardware", "differences"})
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def numbers(value: Any, key: str = "") -> list[str]:
+    """Dotted keys of all numbers below `value`."""
+    if isinstance(value, dict):
+        return [n for k, v in value.items() for n in numbers(v, f"{key}.{k}".lstrip("."))]
+    if isinstance(value, (list, tuple)):
+        return [n for v in value for n in numbers(v, key)]
+    return [key] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
+
+
+def covered(key: str, sources: dict[str, str]) -> bool:
+    return any(key == s or key.startswith(s + ".") or s == "" for s in sources)
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on `base`: mappings merge key by key, everything else is replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        result[key] = merged(base[key], value) if both else value
+    return result
+
+
+def load_recipe(name: str, *, run: str | None = None, overrides: tuple[str, ...] = ()) -> Recipe:
+    """A shipped recipe by name, or a YAML file. `{run}` in paths becomes `run`; overrides are `key.path=value` (YAML).
+
+    Raises:
+        UnknownName: with the nearest recipes. ConfigError: every fault at once.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else find_table("recipe", name, "vlm.train", "recipes")
+    data = load_yaml(path)
+    if base := data.pop("base", None):
+        base_path = path.with_name(f"{base}.yaml")
+        data = merged(load_yaml(base_path), data)
+        if "base" in load_yaml(base_path):
+            raise ConfigError(f"{path.name}: base {base} has a base itself", expected="one level of `base:`")
+    data.setdefault("name", path.stem)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if not value:
+            raise ConfigError(f"override {override!r}", expected="key.path=value")
+        import yaml
+
+        nested: Any = yaml.safe_load(value)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        data = merged(data, nested)
+        data["sources"] = {**data.get("sources", {}), key: "override on the command line"}
+    text = json.dumps(data).replace("{run}", run or "runs/" + data["name"].split("-")[0])
+    return parse(json.loads(text), Recipe, where=path.name)
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(package_tables("vlm.train", "recipes"))
+
+
+def missing_files(recipe: Recipe) -> list[str]:
+    """Annotation files that are not here."""
+    return [str(resolve(d.file)) for d in recipe.data if not resolve(d.file).exists()]
