@@ -95,7 +95,7 @@ def len2weight(n_supervised: int, kind: str) -> float:
     exponents = {"token": 0.0, "sample": 1.0, "square": 0.5}
     if kind not in exponents:
         raise ConfigError(f"unknown loss reduction {kind!r}", expected=" | ".join(exponents))
-    return float(n_supervised) ** -exponents[kind] if n_supervised else 0.0
+    return 1 / n_supervised ** exponents[kind] if n_supervised else 0.0
 
 
 class Encoder:

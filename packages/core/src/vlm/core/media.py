@@ -92,7 +92,7 @@ def load_video(path: str | Path, segments: int, clip: tuple[float, float] | None
         reader = decord.VideoReader(str(path), num_threads=1)
         chosen = _chosen(path, len(reader), float(reader.get_avg_fps()), segments, clip)
         return [Image.fromarray(frame) for frame in reader.get_batch(chosen).asnumpy()]
-    except decord.DECORDError:
+    except (RuntimeError, decord.DECORDError):
         # decord lacks some codecs that PyAV has; a really broken file fails there too, with the file's name
         return _with_av(path, segments, clip)
 

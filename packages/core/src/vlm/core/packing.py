@@ -81,8 +81,8 @@ def pack_greedy(
         if n == max_tokens or t == max_tiles:
             emitted.append(samples)
             continue
-        # in front of the packs with as many tiles, as published
-        open_packs.insert(sum(other > t for other, _, _ in open_packs), (t, n, samples))
+        # behind the packs with as many tiles, as published
+        open_packs.insert(sum(other >= t for other, _, _ in open_packs), (t, n, samples))
         if len(open_packs) > buffer_size:
             emitted.append(open_packs.pop(0)[2])
     return emitted + [samples for _, _, samples in open_packs]

@@ -45,8 +45,8 @@ class Tokenizer(ABC):
         """Id of one token, None if the vocabulary lacks it."""
 
     @abstractmethod
-    def _decode(self, ids: list[int], start: bool) -> str:
-        """Text of ids without special tokens."""
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Text of ids; negative ids (image placeholders) are left out."""
 
     @cached_property
     def _pattern(self) -> re.Pattern[str] | None:
@@ -78,19 +78,6 @@ class Tokenizer(ABC):
     def encode_plain(self, text: str) -> list[int]:
         """Ids of text in which nothing is special: `<|im_end|>` becomes the pieces of its letters."""
         return [token for token, _ in self.tokenise(text)]
-
-    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """Text of ids; negative ids (image placeholders) are left out."""
-        names = {i: text for text, i in self.specials.items()}
-        text, run, start = "", [], True
-        for i in [*(int(i) for i in ids if i >= 0), None]:
-            if i is not None and i not in names:
-                run.append(i)
-                continue
-            text += self._decode(run, start) if run else ""
-            run, start = [], start and i == self.bos_id
-            text += names[i] if i is not None and not skip_special else ""
-        return text
 
     def __len__(self) -> int:
         """Rows an embedding table needs: the highest id + 1."""
@@ -146,10 +133,20 @@ class SentencePieceTokenizer(Tokenizer):
     def _continued(self, text: str, begin: int) -> list[Token]:
         return self._offsets(self._ANCHOR + text, begin - 1)[len(self._anchor) :]
 
-    def _decode(self, ids: list[int], start: bool) -> str:
-        if start or self.legacy:
-            return self._model.decode(ids)
-        return self._model.decode(self._anchor + ids).removeprefix(self._ANCHOR)
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        names = {i: text for text, i in self.specials.items()}
+        text, run, start = "", [], True
+        for i in [*(int(i) for i in ids if i >= 0), None]:
+            if i is not None and i not in names:
+                run.append(i)
+                continue
+            if run and (start or self.legacy):
+                text += self._model.decode(run)
+            elif run:
+                text += self._model.decode(self._anchor + run).removeprefix(self._ANCHOR)
+            run, start = [], start and i == self.bos_id
+            text += names[i] if i is not None and not skip_special else ""
+        return text
 
 
 class FastTokenizer(Tokenizer):
@@ -179,8 +176,8 @@ class FastTokenizer(Tokenizer):
         tokens = [(i, max(at[0] - len(before), 0)) for i, at in zip(found.ids, found.offsets, strict=True)]
         return tokens[bool(before) :]
 
-    def _decode(self, ids: list[int], start: bool) -> str:
-        return self._full.decode(ids, skip_special_tokens=False)
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        return self._full.decode([int(i) for i in ids if i >= 0], skip_special_tokens=skip_special)
 
 
 def _content(token: Any) -> str | None:
@@ -236,13 +233,19 @@ def as_tokenizer(tokenizer: Any) -> Tokenizer:
     """One of ours as it is; a transformers tokenizer read again from its files, else from its Rust backend.
 
     Raises:
-        CheckpointError: a tokenizer that has neither.
+        CheckpointError: a tokenizer that has neither, or one with tokens that its files lack.
     """
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
     vocab_file = getattr(tokenizer, "vocab_file", None)
     if vocab_file and Path(vocab_file).name == "tokenizer.model":
-        return load_tokenizer(Path(vocab_file).parent)
+        ours = load_tokenizer(Path(vocab_file).parent)
+        if lacking := {token for token in tokenizer.get_added_vocab() if ours.token_id(token) is None}:
+            raise CheckpointError(
+                f"{vocab_file} lacks {', '.join(sorted(lacking))}, added in memory",
+                fix="save_pretrained the tokenizer and use load_tokenizer(folder)",
+            )
+        return ours
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise CheckpointError(

@@ -15,24 +15,29 @@ RECORDED = (VlmError, RuntimeError, ValueError, OSError, MemoryError)
 
 @dataclass(frozen=True)
 class Task:
-    """One planned item: its rendered prompt, the `key` of its answer, its cost in tokens and its token budget."""
+    """One planned item: the `key` of its answer, its cost in tokens, and the limits on new tokens."""
 
     item: Item
-    prompt: str
     key: str
     cost: float
-    max_new_tokens: int
+    limits: dict[str, int]
 
     @property
     def media(self) -> tuple[str, ...]:
         """Paths of the images and videos, in reading order."""
         return tuple(p["path"] for m in self.item.messages for p in m["content"] if p["type"] != "text")
 
+    @property
+    def question(self) -> str:
+        """The user's text with `<image>` and `<video>` where media stand, without the markup of the template."""
+        parts = [p for m in self.item.messages for p in m["content"]]
+        return "".join(p["text"] if p["type"] == "text" else f"<{p['type']}>" for p in parts)
 
-Encoded = list[tuple[Task, Any]]
+
+Batch = list[tuple[Task, Any]]
 
 
-def encode(backend: Backend, tasks: Sequence[Task]) -> tuple[Encoded, list[Outcome]]:
+def encode(backend: Backend, tasks: Sequence[Task]) -> tuple[Batch, list[Outcome]]:
     """The inputs of those that could be encoded, and the outcomes of those that could not."""
     encoded, failed = [], []
     for task in tasks:
@@ -45,12 +50,15 @@ def encode(backend: Backend, tasks: Sequence[Task]) -> tuple[Encoded, list[Outco
     return encoded, failed
 
 
-def ask(backend: Backend, batch: Encoded) -> list[Outcome]:
-    """One outcome for each input. A batch that fails is halved until the failing items stand alone."""
+def ask(backend: Backend, batch: Batch) -> list[Outcome]:
+    """One outcome for each input; all share their limits.
+
+    A batch that fails is halved until the failing items stand alone.
+    """
     if not batch:
         return []
     try:
-        replies = backend.answer([encoded for _, encoded in batch], batch[0][0].max_new_tokens)
+        replies = backend.answer([encoded for _, encoded in batch], **batch[0][0].limits)
     except RECORDED as error:
         failed = error
     else:

@@ -5,11 +5,16 @@ Another engine (a server, a harness, a fake in tests) is another class with thes
 
 import gc
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from vlm.core.chat import prompt_text
+from vlm.core.encode import Encoded
 from vlm.core.errors import DataError, MediaError
 from vlm.core.media import image_size
+from vlm.core.positions import positions
 from vlm.core.records import Message
 
 
@@ -20,8 +25,11 @@ class TooLong(DataError):
 class Reply(Protocol):
     """`text` without special tokens, `finished` when a stop token came within the budget."""
 
-    text: str
-    finished: bool
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def finished(self) -> bool: ...
 
 
 class Backend(Protocol):
@@ -31,8 +39,12 @@ class Backend(Protocol):
     positions, tiles, dtype, template, …) except the batch: answers must not depend on who shares the batch.
     """
 
+    family: str
     fingerprint: str
     settings: dict[str, Any]
+
+    def count_tokens(self, text: str) -> int:
+        """Length of a text, for benchmarks that cut their context to a budget."""
 
     def prompt(self, messages: list[Message]) -> str:
         """The rendered prompt, media as placeholders. Cheap: reads no pixels."""
@@ -43,7 +55,7 @@ class Backend(Protocol):
     def encode(self, item_id: str, messages: list[Message]) -> Any:
         """The model input of one item. Raises DataError, and TooLong beyond the limit."""
 
-    def answer(self, encoded: Sequence[Any], max_new_tokens: int) -> Sequence[Reply]:
+    def answer(self, encoded: Sequence[Any], *, max_new_tokens: int, min_new_tokens: int) -> Sequence[Reply]:
         """One reply for each input, in order."""
 
     def recover(self) -> None:
@@ -60,53 +72,70 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-class NativeBackend:
-    """A checkpoint run by `vlm.models`. Torch is imported here, weights are read at the first question: a run that
-    finds all its answers never loads them.
+class Checkpoint:
+    """A checkpoint folder shared by several backends. Importing torch happens here; the weights are read at the first
+    question, so a run that finds all its answers on the disk never loads them.
 
-    `stride` "model" is the checkpoint's own, None one position per token. `tiles` replaces the tile budget of families
-    that cut tiles. `max_length` refuses longer prompts (tokens). `device` "auto" is CUDA where there is one.
+    `device` "auto" is CUDA where there is one.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        stride: float | str | None = "model",
-        positions: str = "exact",
-        tiles: int | None = None,
-        max_length: int | None = None,
-        device: str = "auto",
-        dtype: str = "float32",
-    ):
+    def __init__(self, path: str | Path, *, device: str = "auto", dtype: str = "float32"):
         import torch
 
         from vlm.models.processor import load_processor
         from vlm.models.weights import find_checkpoint, fingerprint
 
         self.path = find_checkpoint(path)
-        processor = load_processor(self.path)
-        tiled = tiles is not None and processor.spec.image_rule.kind == "tiles"
-        self.processor = processor.with_image_rule(max_tiles=tiles) if tiled else processor
+        self.processor = load_processor(self.path)
         self.fingerprint = fingerprint(self.path)
-        self.stride = processor.spec.strides if stride == "model" else stride
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.dtype, self.positions, self.max_length = dtype, positions, max_length
-        self._model: Any = None
+        self.dtype = dtype
+
+    @cached_property
+    def model(self) -> Any:
+        """The model in evaluation mode."""
+        from vlm.models.weights import load_model
+
+        return load_model(self.path, device=self.device, dtype=self.dtype).eval()
+
+
+class NativeBackend:
+    """A checkpoint run by `vlm.models`.
+
+    `stride` None is one position per token. `positions` "float32" rounds them as the published code does.
+    `image_rule` replaces keys of the family's image rule, e.g. `{"max_tiles": 18}`. `max_length` refuses longer
+    prompts (tokens).
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        stride: float | None = None,
+        positions: str = "exact",
+        image_rule: dict[str, Any] | None = None,
+        max_length: int | None = None,
+    ):
+        processor = checkpoint.processor
+        self.checkpoint = checkpoint
+        self.processor = processor.with_image_rule(**image_rule) if image_rule else processor
+        self.family, self.fingerprint = processor.family, checkpoint.fingerprint
+        self.stride, self.positions, self.max_length = stride, positions, max_length
         self.settings = {
-            "family": processor.family,
             "template": processor.spec.template,
+            "system": processor.spec.system,
             "image_rule": self.processor.spec.image_rule.model_dump(mode="json"),
-            "stride": self.stride,
+            "stride": stride,
             "positions": positions,
             "max_length": max_length,
-            "dtype": dtype,
+            "dtype": checkpoint.dtype,
             "beams": 1,
         }
 
-    def prompt(self, messages: list[Message]) -> str:
-        from vlm.core.chat import prompt_text
+    def count_tokens(self, text: str) -> int:
+        return len(self.processor.tokenizer.encode(text))
 
+    def prompt(self, messages: list[Message]) -> str:
         spec = self.processor.spec
         return prompt_text(messages, spec.template, spec.system, generation_prompt=True)
 
@@ -118,25 +147,35 @@ class NativeBackend:
 
     def _tiles(self, part: dict[str, Any]) -> int:
         if part["type"] == "video":
-            return 16
+            return self.processor.encoder.segments
         try:
             return self.processor.spec.image_rule.count(*image_size(part["path"]))
         except MediaError:  # `encode` meets the same file and records it as this item's outcome
             return 1
 
-    def encode(self, item_id: str, messages: list[Message]) -> Any:
+    def encode(self, item_id: str, messages: list[Message]) -> Encoded:
         encoded = self.processor.encode(messages, strides=self.stride, id=item_id)
-        if self.max_length and len(encoded.input_ids) > self.max_length:
-            raise TooLong(f"{len(encoded.input_ids):,} tokens", expected=f"at most {self.max_length:,} (--max-length)")
-        return encoded
+        if self.max_length and len(encoded) > self.max_length:
+            raise TooLong(f"{len(encoded):,} tokens", expected=f"at most {self.max_length:,} (--max-length)")
+        return self._float32(encoded) if self.positions == "float32" else encoded
 
-    def answer(self, encoded: Sequence[Any], max_new_tokens: int) -> Sequence[Reply]:
+    def _float32(self, encoded: Encoded) -> Encoded:
+        """The same input with positions rounded as published."""
+        brackets = self.processor.spec.image_tokens.start is not None
+        layout: list[tuple[str, int]] = []
+        end = 0
+        for first, count, tiles in encoded.image_spans:
+            layout += [("text", first - brackets - end), ("image", tiles)]
+            end = first + count + brackets
+        layout.append(("text", len(encoded) - end))
+        rounded = positions(layout, self.processor.tokens_per_tile, encoded.strides, True, brackets=brackets)
+        return replace(encoded, position_ids=rounded)
+
+    def answer(self, encoded: Sequence[Encoded], *, max_new_tokens: int, min_new_tokens: int) -> Sequence[Reply]:
         from vlm.models.generate import answer
-        from vlm.models.weights import load_model
 
-        if self._model is None:
-            self._model = load_model(self.path, device=self.device, dtype=self.dtype).eval()
-        return answer(self._model, self.processor, list(encoded), max_new_tokens=max_new_tokens)
+        limits = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
+        return answer(self.checkpoint.model, self.processor, list(encoded), **limits)
 
     def recover(self) -> None:
         import torch

@@ -1,7 +1,7 @@
 """A benchmark as data: one YAML table each, where its files lie, what is asked, how it is scored, what was published.
 
-    table = load_benchmark("POPE").for_family("internvl2")
-    items = load_items(table, home() / "dataset" / table.folder)      # vlm.eval.loaders
+table = load_benchmark("POPE").for_family("internvl2")
+items = load_items(table, home() / "dataset" / table.folder)      # vlm.eval.loaders
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ class Generation(Strict):
 
     max_new_tokens: int = Field(ge=1)
     min_new_tokens: int = Field(1, ge=0)
-    by_group: dict[str, int] = {}
+    by_group: dict[str, int] = Field(default_factory=dict)
     source: str
 
 
@@ -33,7 +33,7 @@ class Images(Strict):
 class Family(Strict):
     """What differs for one model family: prompt pieces, image rule, decoding."""
 
-    prompt: dict[str, str] = {}
+    prompt: dict[str, str] = Field(default_factory=dict)
     images: Images | None = None
     generation: Generation | None = None
 
@@ -66,18 +66,18 @@ class Benchmark(Strict):
     title: str
     loader: str
     folder: str
-    variants: list[str] = []
-    prompt: dict[str, str] = {}
+    variants: list[str] = Field(default_factory=list)
+    prompt: dict[str, str] = Field(default_factory=dict)
     prompt_source: str
     generation: Generation
-    families: dict[str, Family] = {}
+    families: dict[str, Family] = Field(default_factory=dict)
     scorer: str | dict[str, str]
     aggregate: str
     counts: Counts | None = None
-    options: dict[str, Any] = {}
-    published: list[Published] = []
+    options: dict[str, Any] = Field(default_factory=dict)
+    published: list[Published] = Field(default_factory=list)
     kind: Literal["published", "ours"] = "published"
-    notes: list[str] = []
+    notes: list[str] = Field(default_factory=list)
 
     @property
     def max_new_tokens(self) -> int:

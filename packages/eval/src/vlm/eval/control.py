@@ -21,7 +21,11 @@ def shuffle_media(items: Sequence[Item], seed: int = 0) -> list[Item]:
     messages = [[{**m, "content": [dict(p) for p in m["content"]]} for m in item.messages] for item in items]
     for kind in ("image", "video"):
         slots = [
-            (i, part) for i, turns in enumerate(messages) for m in turns for part in m["content"] if part["type"] == kind
+            (i, part)
+            for i, turns in enumerate(messages)
+            for m in turns
+            for part in m["content"]
+            if part["type"] == kind
         ]
         for (_, part), donor in zip(slots, _derange([(i, p) for i, p in slots], seed), strict=True):
             part.update(donor)

@@ -53,7 +53,9 @@ def content_key(**parts: Any) -> str:
 def scorer_hash() -> str:
     """sha256 of the scorers' sources: a changed scorer changes the `key` of every row it scored."""
     here = Path(__file__).parent
-    sources = sorted([here / "score.py", *here.glob("scorers/**/*.py"), *here.glob("scorers/**/*.json")])
+    sources = sorted(
+        [here / "score.py", here / "stats.py", *here.glob("scorers/**/*.py"), *here.glob("scorers/**/*.json")]
+    )
     return content_key(sources=[[p.relative_to(here).as_posix(), file_hash(str(p))] for p in sources])
 
 
@@ -112,7 +114,9 @@ def read_outcomes(paths: Iterable[Path], *, keep: Callable[[Outcome], bool] = la
             try:
                 outcome = Outcome(**json.loads(line))
             except (ValueError, TypeError) as error:
-                raise DataError(f"{path}:{number}: not an outcome: {error}", fix="remove that line and run again") from error
+                raise DataError(
+                    f"{path}:{number}: not an outcome: {error}", fix="remove that line and run again"
+                ) from error
             if keep(outcome) and (outcome.answered or not _answered(known, outcome.key)):
                 known[outcome.key] = outcome
     return known

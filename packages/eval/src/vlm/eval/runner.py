@@ -1,18 +1,20 @@
 """Evaluate one model on one benchmark: plan, skip what is known, ask, score, write.
 
-    results.jsonl   one row per item in data order; the same bytes whatever was interrupted, batched or sharded
-    summary.json    metrics with intervals, outcomes, what was run; the same bytes too
-    run.json        provenance of the last command: versions, commit, machine
-    timing.json     what took how long, kept apart because it differs from run to run
-    outcomes.jsonl  the durable answers that a killed run goes on from (shards: shards/<i>-of-<n>/outcomes.jsonl)
+results.jsonl   one row per item in data order; the same bytes whatever was interrupted, batched or sharded
+summary.json    metrics with intervals, outcomes, what was run; the same bytes too
+run.json        provenance of the last command: versions, commit, machine
+timing.json     what took how long, kept apart because it differs from run to run
+outcomes.jsonl  the durable answers that a killed run goes on from (shards: shards/<i>-of-<n>/outcomes.jsonl)
 """
 
 import json
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pydantic import Field
@@ -20,14 +22,15 @@ from pydantic import Field
 from vlm.core.config import Strict
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.home import locked, write_atomic, write_json
-from vlm.eval.ask import Task, ask, encode
+from vlm.eval.ask import Batch, Task, ask, encode
 from vlm.eval.backends import Backend
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.control import shuffle_media
-from vlm.eval.loaders import LOADERS, Item
+from vlm.eval.loaders import Item, load_items
+from vlm.eval.loaders.common import MARKER
 from vlm.eval.outcomes import RETRY, Outcome, OutcomeLog, content_key, file_hash, read_outcomes, scorer_hash
 from vlm.eval.provenance import provenance
-from vlm.eval.score import Score, aggregate, score_item
+from vlm.eval.score import aggregate, score_item
 from vlm.eval.shards import assign, batches
 
 Progress = Callable[[int, int, float | None], None]
@@ -35,7 +38,7 @@ Progress = Callable[[int, int, float | None], None]
 
 
 class Options(Strict):
-    """How to run. Only `stride`, `positions`, `tiles` and `shuffle_images` make a variant; the rest cannot change a score.
+    """How to run. `stride`, `positions`, `tiles` and `shuffle_images` make a variant; the rest changes no score.
 
     `stride`: V2PE stride of every image, None for one position per token. `positions`: exact, or float32 as published.
     `tiles`: tile budget per image, None for the benchmark's own. `shard`: (number from 0, of how many).
@@ -51,7 +54,6 @@ class Options(Strict):
     batch_size: int = Field(8, ge=1)
     shard: tuple[int, int] = (0, 1)
     retry_failed: bool = False
-    mini: bool = False
 
     @property
     def variant(self) -> dict[str, Any]:
@@ -90,7 +92,8 @@ def run(
     if not 0 <= shard < n_shards:
         raise ConfigError(f"shard {shard}/{n_shards}", expected=f"a number from 0 to {n_shards - 1}, then the count")
     started = time.monotonic()
-    items = LOADERS[benchmark.loader](benchmark, data)
+    benchmark = benchmark.for_family(backend.family)
+    items = load_items(benchmark, data, count_tokens=backend.count_tokens)
     tasks = plan(benchmark, backend, select(items, options))
     work = out_dir if n_shards == 1 else out_dir / "shards" / f"{shard}-of-{n_shards}"
     with locked(work, f"vlm eval {benchmark.name}"):
@@ -98,12 +101,13 @@ def run(
         share = assign([task.cost for task in tasks], n_shards)[shard]
         todo = [tasks[i] for i in share if tasks[i].key not in known]
         write_json(work / "run.json", provenance(backend.fingerprint, options.model_dump(mode="json"), data))
-        _compute(benchmark, backend, todo, known, work, options.batch_size, len(share), progress)
+        _compute(benchmark, backend, [tasks[i] for i in share], known, work, options.batch_size, progress)
         _append_timing(work, time.monotonic() - started, computed=len(todo), reused=len(share) - len(todo))
         known = read_outcomes(_logs(out_dir))
         if any(task.key not in known for task in tasks):
             return None
-        return _finish(benchmark, backend, tasks, known, out_dir, options, n_items=len(items))
+        about = {"items": len(tasks), "available": len(items), "limit": options.limit, "mini": (data / MARKER).exists()}
+        return _finish(benchmark, backend, tasks, known, out_dir, options, about)
 
 
 def select(items: Sequence[Item], options: Options) -> list[Item]:
@@ -123,55 +127,70 @@ def select(items: Sequence[Item], options: Options) -> list[Item]:
 
 def plan(benchmark: Benchmark, backend: Backend, items: Sequence[Item]) -> list[Task]:
     """Prompt, budget, cost and answer key of each item; reads file contents only to hash them."""
-    tasks = []
+    tasks, generation = [], benchmark.generation
     for item in items:
-        prompt = backend.prompt(item.messages)
-        budget = int(item.meta.get("max_new_tokens", benchmark.max_new_tokens))
+        budget = item.meta.get("max_new_tokens", generation.by_group.get(item.group, generation.max_new_tokens))
+        limits = {"max_new_tokens": int(budget), "min_new_tokens": generation.min_new_tokens}
         media = [p for m in item.messages for p in m["content"] if p["type"] != "text"]
         key = content_key(
             weights=backend.fingerprint,
-            prompt=prompt,
+            prompt=backend.prompt(item.messages),
             media=[[file_hash(p["path"]), p.get("clip")] for p in media],
-            decode={**backend.settings, "max_new_tokens": budget},
+            decode={**backend.settings, **limits},
         )
-        tasks.append(Task(item, prompt, key, backend.cost(item.messages), budget))
+        tasks.append(Task(item, key, backend.cost(item.messages), limits))
     return tasks
 
 
 def _compute(
     benchmark: Benchmark,
     backend: Backend,
-    todo: list[Task],
+    tasks: list[Task],
     known: dict[str, Outcome],
     work: Path,
     batch_size: int,
-    total: int,
     progress: Progress,
 ) -> None:
-    """Ask batch after batch; the next batch is decoded and encoded while the model answers this one."""
-    order = batches([t.cost for t in todo], [(t.max_new_tokens, t.media) for t in todo], batch_size)
-    order = [group for batch in order for group in _same_budget([todo[i] for i in batch])]
-    done, values = total - len(todo), []
-    progress(done, total, None)
-    with OutcomeLog(work / "outcomes.jsonl") as log, ThreadPoolExecutor(1) as ahead:
-        following = ahead.submit(encode, backend, order[0]) if order else None
-        for number, batch in enumerate(order):
-            encoded, outcomes = following.result()
-            following = ahead.submit(encode, backend, order[number + 1]) if number + 1 < len(order) else None
+    """Ask what is not yet in `known`, batch after batch, and add it there and to the log."""
+    todo = [task for task in tasks if task.key not in known]
+    values = _values(benchmark, [task for task in tasks if task.key in known], known)
+    done = len(tasks) - len(todo)
+    progress(done, len(tasks), fmean(values) if values else None)
+    with OutcomeLog(work / "outcomes.jsonl") as log:
+        for batch, encoded, outcomes in _encoded_ahead(backend, _batched(todo, batch_size)):
             outcomes += ask(backend, encoded)
             log.append(outcomes)
             known.update({o.key: o for o in outcomes})
-            scores = [score_item(benchmark, t.item, known[t.key].completion, "upstream") for t in batch if known[t.key].answered]
-            values += [s.value for s in scores if s.value is not None]
+            values += _values(benchmark, batch, known)
             done += len(batch)
-            progress(done, total, sum(values) / len(values) if values else None)
+            progress(done, len(tasks), fmean(values) if values else None)
 
 
-def _same_budget(batch: list[Task]) -> list[list[Task]]:
+def _batched(todo: list[Task], batch_size: int) -> list[list[Task]]:
     groups: dict[int, list[Task]] = {}
-    for task in batch:
-        groups.setdefault(task.max_new_tokens, []).append(task)
-    return list(groups.values())
+    for task in todo:  # a batch has one budget of new tokens
+        groups.setdefault(task.limits["max_new_tokens"], []).append(task)
+    return [
+        [tasks[i] for i in batch]
+        for tasks in groups.values()
+        for batch in batches([t.cost for t in tasks], [t.media for t in tasks], batch_size)
+    ]
+
+
+def _encoded_ahead(backend: Backend, order: list[list[Task]]) -> Iterator[tuple[list[Task], Batch, list[Outcome]]]:
+    """Each batch with its inputs; the next one is decoded and encoded while the model answers this one."""
+    with ThreadPoolExecutor(1) as pool:
+        futures = deque(pool.submit(encode, backend, batch) for batch in order[:1])
+        for batch, following in zip_longest(order, order[1:]):
+            encoded, failed = futures.popleft().result()
+            if following:
+                futures.append(pool.submit(encode, backend, following))
+            yield batch, encoded, failed
+
+
+def _values(benchmark: Benchmark, tasks: list[Task], known: dict[str, Outcome]) -> list[float]:
+    scores = [score_item(benchmark, t.item, known[t.key].completion, "upstream") for t in tasks]
+    return [score.value for score in scores if score.value is not None]
 
 
 def _finish(
@@ -181,23 +200,24 @@ def _finish(
     known: dict[str, Outcome],
     out_dir: Path,
     options: Options,
-    n_items: int,
+    about: dict[str, Any],
 ) -> dict[str, Any]:
     """Score every answer, write results and summary, return the summary."""
     rows = [_row(benchmark, task, known[task.key]) for task in tasks]
-    write_atomic(out_dir / "results.jsonl", "".join(json.dumps(r, ensure_ascii=False, sort_keys=True) + "\n" for r in rows))
-    strict_rows = [{**row, "score": row["strict_score"]} for row in rows]
+    write_atomic(
+        out_dir / "results.jsonl", "".join(json.dumps(r, ensure_ascii=False, sort_keys=True) + "\n" for r in rows)
+    )
     counts = Counter(row["outcome"] for row in rows)
     summary = {
         "benchmark": benchmark.name,
         "title": benchmark.title,
         "model": options.name,
         "variant": options.variant,
-        "metrics": [_metric(m) for m in aggregate(benchmark, rows)],
-        "strict_metrics": [_metric(m) for m in aggregate(benchmark, strict_rows)],
+        "metrics": [_metric(m) for m in aggregate(benchmark, rows, "upstream")],
+        "strict_metrics": [_metric(m) for m in aggregate(benchmark, rows, "fixed")],
         "published": [p.model_dump(mode="json") for p in benchmark.published],
         "outcomes": {kind: counts[kind] for kind in sorted(counts)},
-        "data": {"items": len(rows), "available": n_items, "limit": options.limit, "mini": options.mini},
+        "data": about,
         "provenance": {"weights": backend.fingerprint, "scorers": scorer_hash(), "decode": backend.settings},
     }
     write_json(out_dir / "summary.json", summary)
@@ -212,21 +232,21 @@ def _finish(
 
 def _row(benchmark: Benchmark, task: Task, outcome: Outcome) -> dict[str, Any]:
     item = task.item
-    none = Score(extracted="", value=None, why=outcome.detail)
-    score = score_item(benchmark, item, outcome.completion, "upstream") if outcome.answered else none
-    strict = score_item(benchmark, item, outcome.completion, "fixed") if outcome.answered else none
+    score = score_item(benchmark, item, outcome.completion, "upstream")
+    strict = score_item(benchmark, item, outcome.completion, "fixed")
+    why = score.why if score.value == strict.value else f"{score.why} · strict: {strict.why}"
     return {
         "benchmark": benchmark.name,
         "id": item.id,
         "group": item.group,
         "outcome": outcome.outcome,
-        "prompt": task.prompt,
+        "prompt": task.question,
         "images": list(task.media),
         "completion": outcome.completion,
         "extracted": score.extracted,
         "score": score.value,
         "strict_score": strict.value,
-        "why": score.why if score.value == strict.value else f"{score.why} · strict: {strict.why}",
+        "why": why if outcome.answered else outcome.detail,
         "gold": item.gold,
         "meta": item.meta,
         "key": content_key(answer=outcome.key, scorers=scorer_hash()),
@@ -241,6 +261,7 @@ def _metric(metric: Any) -> dict[str, Any]:
         "high": metric.high,
         "scored": metric.n_scored,
         "total": metric.n_total,
+        "note": metric.note,
     }
 
 
@@ -251,5 +272,12 @@ def _logs(out_dir: Path) -> list[Path]:
 def _append_timing(work: Path, seconds: float, *, computed: int, reused: int) -> None:
     path = work / "timing.json"
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
-    runs.append({"ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seconds": round(seconds, 3), "computed": computed, "reused": reused})
+    runs.append(
+        {
+            "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seconds": round(seconds, 3),
+            "computed": computed,
+            "reused": reused,
+        }
+    )
     write_json(path, {"runs": runs})

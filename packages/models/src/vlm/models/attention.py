@@ -34,14 +34,9 @@ def attend(
     """
     grouped = query.shape[1] != key.shape[1]
     if cu_seqlens is not None:
-        bounds = cu_seqlens.tolist()
-        parts = [
-            F.scaled_dot_product_attention(
-                query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], is_causal=True, scale=scaling, enable_gqa=grouped
-            )
-            for a, b in zip(bounds, bounds[1:], strict=False)
-            if b > a
-        ]
+        lengths = cu_seqlens.diff().tolist()
+        documents = zip(*(t.split(lengths, dim=2) for t in (query, key, value)), strict=True)
+        parts = [F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped) for q, k, v in documents]
         return torch.cat(parts, dim=2).transpose(1, 2), None
     causal = attention_mask is None and query.shape[2] > 1  # transformers drops the mask only where plain causal is right
     out = F.scaled_dot_product_attention(

@@ -34,11 +34,12 @@ def encode_unique(model: VisionLanguageModel, processor: Processor, batch: list[
 
 
 def left_padded(batch: list[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
-    """ids, mask [B, L] and float64 positions [B, L]; pads are masked and stand at position 0."""
+    """ids, mask [B, L] and positions [B, L]: float64, or int64 where all count 0, 1, 2, ...; pads are masked."""
     length = max(len(sample.input_ids) for sample in batch)
     ids = torch.zeros(len(batch), length, dtype=torch.long)
     mask = torch.zeros(len(batch), length, dtype=torch.long)
-    positions = torch.zeros(len(batch), length, dtype=torch.float64)
+    plain = all(sample.strides is None for sample in batch)
+    positions = torch.zeros(len(batch), length, dtype=torch.int64 if plain else torch.float64)
     for row, sample in enumerate(batch):
         n = len(sample.input_ids)
         ids[row, length - n :] = torch.from_numpy(sample.input_ids)

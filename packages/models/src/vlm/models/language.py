@@ -12,32 +12,27 @@ class ExactRotary(nn.Module):
     """cos and sin of exact positions: phases in float64, cast last.
 
     With `dynamic` scaling the base is a pure function of the current length (the published table is sticky: once
-    scaled, it stays scaled for later short inputs). V2PE positions are never scaled: set `scaling` to None.
-    `rounded`: round the tables to the activation dtype first, as published, before the rotation.
+    scaled, it stays scaled for later short inputs). Scaling is for the plain count 0, 1, 2, ..., which comes as
+    integers; V2PE positions come as floats and are never scaled, as published.
     """
 
     def __init__(self, head_size: int, theta: float, max_positions: int, scaling: RopeScaling | None):
         super().__init__()
         self.head_size, self.theta, self.max_positions, self.scaling = head_size, theta, max_positions, scaling
 
-    def inverse_frequencies(self, length: float, device: torch.device) -> Tensor:
-        """float64 [head_size / 2] for a sequence of `length` positions."""
-        theta = self.theta
-        if self.scaling and self.scaling.kind == "dynamic" and length > self.max_positions:
-            factor = self.scaling.factor
-            stretch = factor * length / self.max_positions - (factor - 1)
-            theta *= stretch ** (self.head_size / (self.head_size - 2))
-        exponent = torch.arange(0, self.head_size, 2, dtype=torch.float64, device=device) / self.head_size
-        return theta**-exponent
-
     @torch.no_grad()
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """x gives dtype and device; position_ids [B, L], any dtype -> cos, sin [B, L, head_size]."""
         position = position_ids.to(torch.float64)
-        length = float(position.max()) + 1 if self.scaling and self.scaling.kind == "dynamic" else 0.0
-        if self.scaling and self.scaling.kind == "linear":
-            position = position / self.scaling.factor
-        phase = position[..., None] * self.inverse_frequencies(length, position.device)
+        scaling = None if position_ids.is_floating_point() else self.scaling
+        theta = self.theta
+        if scaling and scaling.kind == "linear":
+            position = position / scaling.factor
+        elif scaling and (length := int(position_ids.max()) + 1) > self.max_positions:
+            stretch = scaling.factor * length / self.max_positions - (scaling.factor - 1)
+            theta *= stretch ** (self.head_size / (self.head_size - 2))
+        exponent = torch.arange(0, self.head_size, 2, dtype=torch.float64, device=position.device) / self.head_size
+        phase = position[..., None] * theta**-exponent
         phase = torch.cat([phase, phase], dim=-1)
         return phase.cos().to(x.dtype), phase.sin().to(x.dtype)
 

@@ -57,12 +57,10 @@ class VisionLanguageModel(nn.Module):
         return self.projector.tokens(cells, cells)
 
     def set_gradient_checkpointing(self, on: bool) -> None:
-        """Recompute activations of both towers in the backward pass."""
+        """Recompute activations of both towers in the backward pass (off in a new model)."""
         self.encoder.gradient_checkpointing = on
         if on:
             self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
-            self.language_model.gradient_checkpointing_disable()
 
     def encode_images(self, pixel_values: Tensor | Iterable[Tensor], chunk: int | None = None) -> Tensor:
         """[images, 3, h, w] -> [images, tokens, hidden]; `chunk` bounds how many are encoded at once."""

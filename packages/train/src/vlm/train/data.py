@@ -188,7 +188,9 @@ class Stream:
             input_ids=np.concatenate([e.input_ids for e in group]),
             labels=np.concatenate([e.labels for e in group]),
             weights=np.concatenate([e.loss_weights(self.recipe.loss) for e in group]),
-            position_ids=np.concatenate([e.position_ids for e in group]),
+            position_ids=np.concatenate([e.position_ids for e in group]).astype(
+                np.int64 if all(e.strides is None for e in group) else np.float64
+            ),
             cu_seqlens=np.cumsum([0, *(len(e.input_ids) for e in group)]).astype(np.int32),
             pixels=np.concatenate(pixels) if pixels else None,
             ids=[e.id for e in group],

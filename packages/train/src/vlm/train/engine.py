@@ -62,9 +62,11 @@ class Engine:
 
     def step(self) -> float:
         """Clip, update, clear; returns the gradient norm before clipping."""
+        plain = [p.grad for p in self.model.parameters() if p.grad is not None]
+        before = torch.nn.utils.get_total_norm(plain) if plain else None  # ZeRO 0 keeps plain gradients, and no norm
         self.deepspeed.step()
         norm = self.deepspeed.get_global_grad_norm()
-        return float(norm) if norm is not None else float("nan")
+        return float(before if norm is None else norm)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -48,7 +48,9 @@ def load_mmniah(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens
             if budget:
                 kept["max_new_tokens"] = budget
             n_choices = len(meta["choices"] or meta["choices_image_path"] or [])
-            if n_choices:
+            if isinstance(record["answer"], int):
+                if not 0 <= record["answer"] < n_choices:
+                    raise DataError(f"{where}: answer {record['answer']} of {n_choices} options", expected="an index")
                 kept["n_choices"] = n_choices
             item_id = f"{task}/{get(record, 'id', (int, str), where)}"
             messages = user(record["context"] + question, images, where)
@@ -67,7 +69,10 @@ def _check(record: Any, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: {marks} <image> marks but {len(images)} images", expected="as many images as marks")
     meta = get(record, "meta", dict, where)
     get(meta, "context_length", (int, float), where)
-    get(meta, "placed_depth", (list, int, float), where)
+    depth = get(meta, "placed_depth", (list, int, float), where)
+    depths = depth if isinstance(depth, list) else [depth]
+    if not depths or not all(isinstance(d, int | float) and 0 <= d <= 1 for d in depths):
+        raise DataError(f"{where}: placed_depth {depth!r}", expected="numbers from 0 to 1")
     meta = {"choices": None, "choices_image_path": None} | meta
     if meta["choices"] and meta["choices_image_path"]:
         raise DataError(f"{where}: both text and image options", expected="one of them")

@@ -36,7 +36,9 @@ def milebench_prompt(
     context, names = task["context"], list(task["images_path"])
     if "choice_list" in task:
         lettered = dataset_name != NO_LETTERS
-        lines = [f"{chr(65 + i)}. {option}" if lettered else str(option) for i, option in enumerate(task["choice_list"])]
+        lines = [
+            f"{chr(65 + i)}. {option}" if lettered else str(option) for i, option in enumerate(task["choice_list"])
+        ]
         context += choices + "\n".join(lines) + letter
     for i in range(1, len(names) + 1):
         context = context.replace(f"{{image#{i}}}", "<image>").replace(f"{{table#{i}}}", "<image>")
@@ -81,7 +83,10 @@ def load_milebench(benchmark: Benchmark, folder: Path, *, count_tokens: CountTok
         path = folder / name / f"{name}.json"
         content = read_json(path)
         about = get(content, "meta_data", dict, str(path))
-        instructions, kind = get(about, "task_instruction", list, str(path)), get(about, "question_type", str, str(path))
+        instructions, kind = (
+            get(about, "task_instruction", list, str(path)),
+            get(about, "question_type", str, str(path)),
+        )
         for row, record in enumerate(get(content, "data", list, str(path))):
             where = f"{path}:{row}"
             _check(record, kind, len(instructions), benchmark.scorer_of(name), where)

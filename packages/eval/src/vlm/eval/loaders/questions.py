@@ -25,7 +25,9 @@ def load_easyvqa(benchmark: Benchmark, folder: Path, *, count_tokens: CountToken
             raise DataError(f"{where}: {record!r:.80}", expected="[question, answer, image id]")
         question, answer, image_id = record
         if answer and answer not in answers:
-            raise DataError(f"{where}: answer {answer!r}", expected=f"one of {answers_file}: {', '.join(sorted(answers))}")
+            raise DataError(
+                f"{where}: answer {answer!r}", expected=f"one of {answers_file}: {', '.join(sorted(answers))}"
+            )
         image = folder.absolute() / "test" / "images" / f"{image_id}.png"
         group = "yes-no" if answer in ("yes", "no") else "shape" if answer in SHAPES else "color"
         meta = {"cluster": str(image_id), "question": question}

@@ -12,7 +12,10 @@ from vlm.core.records import iter_jsonl
 
 @dataclass(frozen=True)
 class Row:
-    """The small part of a results row that tables need; `offset` is where the whole line starts in the file."""
+    """The small part of a results row that tables need; `offset` is where the whole line starts in the file.
+
+    Rows of one `cluster` are not independent (questions on one page).
+    """
 
     id: str
     group: str
@@ -21,6 +24,7 @@ class Row:
     strict: float | None
     context_length: float | None
     depth: float | None
+    cluster: str
     offset: int
 
 
@@ -49,6 +53,12 @@ class Evaluation:
         return ", ".join(parts)
 
     @property
+    def who(self) -> dict[str, Any]:
+        """The columns that every table of evaluations begins with."""
+        names = {key: self.summary[key] for key in ("benchmark", "title", "model")}
+        return {**names, "variant": self.label}
+
+    @property
     def metric(self) -> dict[str, Any] | None:
         """The headline metric: the first one of the benchmark."""
         metrics = self.summary.get("metrics") or [None]
@@ -61,9 +71,14 @@ class Evaluation:
             return json.loads(f.readline())
 
 
+def interval_of(metric: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a metric without its name."""
+    return {key: metric[key] for key in ("value", "low", "high", "scored", "total")}
+
+
 @dataclass(frozen=True)
 class Stage:
-    """One `metrics.jsonl`: `name` is its folder, `run` the folder above `train/`; one record per step, the last wins."""
+    """One `metrics.jsonl`: `name` is its folder, `run` the one above `train/`; one record per step, the last wins."""
 
     run: str
     name: str
@@ -132,9 +147,17 @@ def _row(row: dict[str, Any], offset: int) -> Row:
     depth = meta.get("placed_depth")
     if isinstance(depth, list):
         depth = sum(depth) / len(depth) if depth else None
-    length = meta.get("context_length")
-    score, strict = row["score"], row.get("strict_score")
-    return Row(str(row["id"]), row.get("group") or "", row["outcome"], score, strict, length, depth, offset)
+    return Row(
+        id=str(row["id"]),
+        group=row.get("group") or "",
+        outcome=row["outcome"],
+        score=row["score"],
+        strict=row.get("strict_score"),
+        context_length=meta.get("context_length"),
+        depth=depth,
+        cluster=str(meta.get("cluster", f"id {row['id']}")),
+        offset=offset,
+    )
 
 
 def _stage(path: Path) -> Stage:

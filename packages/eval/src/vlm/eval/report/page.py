@@ -30,7 +30,7 @@ def write_report(
     markdown: bool = False,
     table: bool = False,
 ) -> dict[str, Any]:
-    """Write `out` (HTML), `report.json` and, when asked, `report.md` and `accuracy.csv` in its folder; return the tables.
+    """Write `out` (HTML) and beside it `report.json`, `report.md` and `accuracy.csv` if asked; return the tables.
 
     Usage: `write_report([Path("runs/demo")], Path("report/index.html"))`
 
@@ -80,16 +80,22 @@ def _charts(report: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     ]
     length = []
     for title, rows in _grouped(report["by_length"], "title"):
-        series = [Series(f"{r['model']} · {r['variant']}", [(p["length"], p["value"]) for p in r["points"]]) for r in rows]
-        length.append(_chart(title, series, "context length (tokens, lower edge)", "score", log2=True, y_range=(0, 100)))
+        series = [
+            Series(f"{r['model']} · {r['variant']}", [(p["length"], p["value"]) for p in r["points"]]) for r in rows
+        ]
+        length.append(
+            _chart(title, series, "context length (tokens, lower edge)", "score", log2=True, y_range=(0, 100))
+        )
     stride = []
     for title, rows in _grouped(report["by_stride"], "title"):
-        series = [
-            Series(f"{r['model']}, {r['metric']}", [(p["stride"], p["value"], p["low"], p["high"]) for p in r["points"]])
-            for r in rows
-        ]
+        series = [Series(f"{r['model']}, {r['metric']}", [_with_interval(p) for p in r["points"]]) for r in rows]
         stride.append(_chart(title, series, "V2PE stride", "score", log2=True, y_range=(0, 100)))
     return {"loss": loss, "length": length, "stride": stride}
+
+
+def _with_interval(point: dict[str, Any]) -> tuple[float, ...]:
+    at = (point["stride"], point["value"])
+    return at if point["low"] is None else (*at, point["low"], point["high"])
 
 
 def _chart(title: str, series: Sequence[Series], x_label: str, y_label: str, **options: Any) -> dict[str, Any]:
@@ -104,7 +110,20 @@ def _grouped(rows: Iterable[dict[str, Any]], key: str) -> list[tuple[str, list[d
     return list(groups.items())
 
 
-COLUMNS = ("benchmark", "model", "variant", "metric", "value", "low", "high", "strict", "scored", "total", "outcomes", "caveats")
+COLUMNS = (
+    "benchmark",
+    "model",
+    "variant",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "strict",
+    "scored",
+    "total",
+    "outcomes",
+    "caveats",
+)
 
 
 def _accuracy_lines(report: dict[str, Any]) -> list[list[str]]:
@@ -131,6 +150,12 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines = ["# Evaluation report", "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in _accuracy_lines(report)]
     for group in report["published"]:
-        lines += ["", f"## Published: {group['title']}", "", "| system | metric | value | source |", "|---|---|---|---|"]
+        lines += [
+            "",
+            f"## Published: {group['title']}",
+            "",
+            "| system | metric | value | source |",
+            "|---|---|---|---|",
+        ]
         lines += [f"| {p['system']} | {p['metric']} | {p['value']} | {p['source']} |" for p in group["published"]]
     return "\n".join(lines) + "\n"

@@ -29,23 +29,28 @@ def pick(evaluations: Sequence[Evaluation], per_benchmark: int = 60, seed: int =
     groups: dict[str, list[Evaluation]] = defaultdict(list)
     for e in evaluations:
         groups[e.summary["benchmark"]].append(e)
-    samples, images, shown = [], {}, []
+    samples: list[dict[str, Any]] = []
+    images: dict[str, str] = {}
+    shown = []
     for name, group in groups.items():
         chosen = _choose(group, max(1, per_benchmark // len(group)), f"{seed}/{name}")
         before = len(samples)
         for e in group:
             samples += [_sample(e, row, images) for row in e.rows if row.id in chosen]
         total = sum(len(e.rows) for e in group)
-        shown.append({"benchmark": name, "title": group[0].summary["title"], "shown": len(samples) - before, "of": total})
+        shown.append(
+            {"benchmark": name, "title": group[0].summary["title"], "shown": len(samples) - before, "of": total}
+        )
     return {"samples": samples, "images": images, "shown": shown}
 
 
 def _choose(group: Sequence[Evaluation], n: int, seed: str) -> set[str]:
     rows = list(group[0].rows)  # data order; every run of a benchmark holds the same ids
     random.Random(seed).shuffle(rows)
-    special = [r.id for r in rows if r.score is None or r.score != r.strict]
-    wrong = [r.id for r in rows if r.id not in set(special) and r.score < 0.5]
-    right = [r.id for r in rows if r.id not in set(special) and r.score >= 0.5]
+    special = [r.id for r in rows if r.score is None] + [r.id for r in rows if r.score != r.strict]
+    plain = [(r.id, r.score) for r in rows if r.score is not None and r.score == r.strict]
+    wrong = [id_ for id_, score in plain if score < 0.5]
+    right = [id_ for id_, score in plain if score >= 0.5]
     chosen = dict.fromkeys(special[: n // 4] + wrong[: n // 2])
     for id_ in right + wrong + special:
         if len(chosen) >= n:

@@ -85,7 +85,8 @@ class TimmEncoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         frozen = not any(p.requires_grad for p in self.trunk.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            x = self.trunk(pixels)[-1]
+            # channels last: about three times faster for depthwise convolutions on a CPU
+            x = self.trunk(pixels.contiguous(memory_format=torch.channels_last))[-1]
         for stage in self.stages:
             x = stage(x)
         return x.permute(0, 2, 3, 1)

@@ -25,7 +25,11 @@ function el(tag, attributes = {}, ...children) {
   return node;
 }
 
-const written = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+const written = (value) => {
+  if (typeof value === "string") return value;
+  const words = Array.isArray(value) && value.length && value.every((v) => typeof v === "string");
+  return words ? value.join(" | ") : JSON.stringify(value);
+};
 const points = (value) => (value === null ? "–" : String(Math.round(value * 1000) / 1000));
 
 function chips(sample) {
@@ -42,7 +46,7 @@ function picture(sample, i) {
 
 function question(prompt) {
   const plain = prompt.replaceAll(/<(image|video)>/g, " ").trim();
-  return plain.length > 500 ? "… " + plain.slice(-260) : plain;
+  return plain.length > 500 ? "… " + plain.slice(-110) : plain; // a long context ends with its question
 }
 
 function card(sample, i) {
@@ -113,6 +117,7 @@ if (form) {
     form.elements[key].append(...values.map((v) => el("option", { value: v }, v)));
   }
   form.addEventListener("input", filter);
+  form.addEventListener("change", filter);
   form.addEventListener("submit", (event) => event.preventDefault());
   $("#more").addEventListener("click", () => { visible += PAGE; draw(); });
   $("#panel").addEventListener("click", (event) => { if (event.target === event.currentTarget) event.currentTarget.close(); });

@@ -1,0 +1,72 @@
+"""Miniatures: tiny benchmarks in exactly the official on-disk format, with rendered pictures and answers a person could
+give. Deterministic in (benchmark, seed, n). One module per family of formats.
+
+    make_mini("POPE", home() / "dataset" / "pope", seed=0)
+"""
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from vlm.core.errors import DataError, UnknownName
+from vlm.eval.benchmark import Benchmark, load_benchmark
+from vlm.eval.loaders.common import MARKER
+from vlm.eval.mini.haystack import make_digit_haystack, make_mmniah
+from vlm.eval.mini.milebench import make_milebench
+from vlm.eval.mini.questions import make_chartqa, make_easyvqa, make_pope
+
+MAKERS: dict[str, Callable[[Benchmark, Path, random.Random, int | None], dict[str, int]]] = {
+    "easyVQA": make_easyvqa,
+    "POPE": make_pope,
+    "ChartQA": make_chartqa,
+    "MileBench": make_milebench,
+    "MM-NIAH": make_mmniah,
+    "digit-haystack": make_digit_haystack,
+}
+"""Benchmark (without variant) -> function(table, folder, random numbers, size or None) -> items per group."""
+
+
+def make_mini(name: str, folder: Path, seed: int = 0, n: int | None = None) -> Path:
+    """Write the miniature of a benchmark to `folder` (its data folder) and return it.
+
+    `n`: items per group; None for the usual size (20 to 60 in all). Built beside and renamed, so that a folder with a
+    marker is complete. A folder that already holds this very miniature is left alone; another miniature is replaced.
+
+    Raises:
+        UnknownName: no miniature for that benchmark. DataError: `folder` holds something that is no miniature.
+    """
+    benchmark = load_benchmark(name)
+    family = benchmark.name.rsplit("-", 1)[0] if benchmark.variants else benchmark.name
+    if family not in MAKERS:
+        raise UnknownName("miniature", name, MAKERS)
+    folder = Path(folder)
+    marker = folder / MARKER
+    about = {"benchmark": benchmark.name, "seed": seed, "n": n}
+    if marker.is_file():
+        found = json.loads(marker.read_text(encoding="utf-8"))
+        if {key: found.get(key) for key in about} == about:
+            return folder
+        shutil.rmtree(folder)
+    elif folder.exists() and any(folder.iterdir()):
+        raise DataError(
+            f"{folder} holds files that are no miniature",
+            expected="an empty or missing folder",
+            fix="choose another one",
+        )
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        rng = random.Random(f"{benchmark.name}/{seed}")
+        counts = MAKERS[family](benchmark, temporary, rng, n)
+        content = json.dumps(about | {"counts": counts}, indent=1, sort_keys=True)
+        (temporary / MARKER).write_text(content + "\n", encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder

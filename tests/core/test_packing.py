@@ -1,0 +1,64 @@
+import random
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlm.core.errors import DataError
+from vlm.core.packing import pack, pack_greedy
+
+SAMPLES = st.lists(st.tuples(st.integers(1, 50), st.integers(0, 6)), max_size=60)
+
+
+@given(SAMPLES, st.integers(1, 70), st.integers(0, 8))
+def test_packs_respect_both_limits_and_lose_nothing(samples, window, buffer_size):
+    lengths, tiles = [s[0] for s in samples], [s[1] for s in samples]
+    for packs in (pack(lengths, tiles, 50, 6, window), pack_greedy(lengths, tiles, 50, 6, buffer_size)):
+        assert sorted(i for p in packs for i in p) == list(range(len(samples)))
+        assert all(sum(lengths[i] for i in p) <= 50 and sum(tiles[i] for i in p) <= 6 for p in packs)
+        assert all(packs)
+
+
+@given(SAMPLES)
+def test_packing_is_a_pure_function_of_its_input(samples):
+    lengths, tiles = [s[0] for s in samples], [s[1] for s in samples]
+    assert pack(lengths, tiles, 50, 6, 20) == pack(list(lengths), list(tiles), 50, 6, 20)
+
+
+def test_best_fit_prefers_the_fullest_pack_that_has_room():
+    # 6 and 5 open two packs; 3 fits better beside 5 than 6 leaves room for, 2 fills the other
+    assert pack([6, 5, 3, 2], [1, 1, 1, 1], 8, 4) == [[0, 3], [1, 2]]
+    # the fuller pack has no tiles left
+    assert pack([6, 5, 2], [4, 1, 1], 8, 4) == [[0], [1, 2]]
+
+
+def test_samples_of_different_windows_never_share_a_pack():
+    assert pack([4, 4, 4, 4], [1] * 4, 16, 9, window=2) == [[0, 1], [2, 3]]
+
+
+def test_best_fit_fills_better_than_the_published_buffer():
+    rng = random.Random(0)
+    lengths = [rng.randint(500, 20_000) for _ in range(2000)]
+    tiles = [rng.randint(1, 60) for _ in lengths]
+    assert len(pack(lengths, tiles, 34_000, 135)) < len(pack_greedy(lengths, tiles, 34_000, 135))
+
+
+def test_a_hundred_thousand_samples_in_one_window_are_packed_in_seconds():
+    rng = random.Random(0)
+    lengths = [rng.randint(1, 4000) for _ in range(100_000)]
+    tiles = [rng.randint(0, 13) for _ in lengths]
+    started = time.perf_counter()
+    packs = pack(lengths, tiles, 34_000, 135, window=100_000)
+    assert time.perf_counter() - started < 20
+    assert sum(map(len, packs)) == 100_000
+
+
+@pytest.mark.parametrize("packer", [pack, pack_greedy])
+def test_a_sample_that_fits_nowhere_is_named(packer):
+    with pytest.raises(DataError, match="sample 1 has 9 tokens and 1 tiles"):
+        packer([8, 9], [1, 1], 8, 4)
+    with pytest.raises(DataError, match="sample 0 has 8 tokens and 5 tiles"):
+        packer([8], [5], 8, 4)
+    with pytest.raises(DataError, match="2 lengths but 1 tile counts"):
+        packer([8, 8], [5], 8, 4)

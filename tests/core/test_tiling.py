@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydantic import ValidationError
+
+from vlm.core.errors import DataError
+from vlm.core.tiling import CLIP, IMAGENET, ImageRule, centre_crop, cut_tiles, pad_to_square, plan_tiles
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("size", "tiles"),
+    [
+        ((633, 633), (1, 1, 1, 1)),
+        ((634, 634), (1, 5, 5, 5)),
+        ((672, 448), (3, 3, 7, 7)),
+        ((1024, 768), (1, 5, 7, 13)),
+        ((2480, 3508), (3, 3, 7, 7)),
+        ((4000, 500), (4, 6, 7, 9)),
+    ],
+)
+def test_tile_counts_of_the_fact_sheet(size, tiles):
+    assert tuple(plan_tiles(*size, max_tiles=m).n_tiles for m in (3, 5, 6, 12)) == tiles
+
+
+@pytest.mark.parametrize(("size", "grid"), [((50000, 10), (12, 1)), ((10, 50000), (1, 12)), ((1, 1), (1, 1))])
+def test_extreme_images_have_a_grid(size, grid):
+    assert plan_tiles(*size).grid == grid
+
+
+def test_thumbnail_is_the_last_tile_and_shows_the_whole_image():
+    image = noise(200, 100)
+    tiles = cut_tiles(image, plan_tiles(200, 100, max_tiles=2, tile_size=50))
+    assert len(tiles) == 3
+    assert tiles[-1] == image.resize((50, 50), Image.Resampling.BICUBIC)
+    assert tiles[0] == image.resize((100, 50), Image.Resampling.BICUBIC).crop((0, 0, 50, 50))
+
+
+def test_a_single_tile_has_no_thumbnail():
+    assert plan_tiles(448, 448).n_tiles == 1
+    assert not plan_tiles(448, 448).thumbnail
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60_000), st.integers(1, 60_000), st.integers(1, 4), st.integers(0, 20), st.booleans())
+def test_tiles_stay_within_the_limits_and_cover_the_resized_image(width, height, low, more, thumbnail):
+    plan = plan_tiles(width, height, low, low + more, 32, thumbnail)
+    columns, rows = plan.grid
+    assert low <= columns * rows <= low + more
+    assert plan.n_tiles <= low + more + 1
+    covered = np.zeros((rows, columns), int)
+    for left, top, right, bottom in plan.boxes:
+        assert (right - left, bottom - top) == (32, 32)
+        covered[top // 32, left // 32] += 1
+    assert (covered == 1).all() and plan.resized == (columns * 32, rows * 32)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from(["tiles", "square", "pad", "crop"]))
+def test_count_from_the_size_equals_the_tiles_made(width, height, kind):
+    rule = ImageRule(kind=kind, size=8)
+    tiles = rule.apply(Image.new("RGB", (width, height)))
+    assert tiles.shape == (rule.count(width, height), 8, 8, 3) and tiles.dtype == np.uint8
+
+
+def test_pad_centres_the_image_on_the_mean_colour():
+    padded = pad_to_square(Image.new("RGB", (5, 2), "white"), CLIP[0])
+    assert padded.size == (5, 5)
+    assert padded.getpixel((0, 0)) == (122, 116, 104)
+    assert [padded.getpixel((2, y)) == (255, 255, 255) for y in range(5)] == [False, True, True, False, False]
+
+
+def test_crop_keeps_the_middle():
+    image = Image.new("RGB", (30, 10))
+    image.paste((255, 255, 255), (10, 0, 20, 10))
+    assert centre_crop(image, 10).getcolors() == [(100, (255, 255, 255))]
+
+
+def test_white_maps_to_the_numbers_of_the_fact_sheet():
+    rule = ImageRule(kind="square", size=4, mean=IMAGENET[0], std=IMAGENET[1])
+    white = rule.normalise(rule.apply(Image.new("RGB", (9, 7), "white")))
+    assert white.dtype == np.float32 and white.shape == (1, 3, 4, 4)
+    np.testing.assert_allclose(white[0, :, 0, 0], (2.249, 2.429, 2.640), atol=5e-4)
+
+
+def test_limits_that_leave_no_grid_are_refused():
+    with pytest.raises(DataError, match="no grid"):
+        plan_tiles(10, 10, min_tiles=3, max_tiles=2)
+    with pytest.raises(DataError, match="image of 0x10"):
+        plan_tiles(0, 10)
+    with pytest.raises(ValidationError, match="min_tiles 3 is above max_tiles 2"):
+        ImageRule(kind="tiles", size=8, min_tiles=3, max_tiles=2)

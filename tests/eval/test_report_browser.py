@@ -1,0 +1,151 @@
+"""The page in a real browser: filters, search, the panel of a sample, a phone, dark mode. Screenshots go to tmp_path,
+or to $VLM_SCREENSHOTS."""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vlm.eval.report.page import write_report
+
+pytestmark = pytest.mark.browser
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+if not (CHROMIUM and DRIVER):
+    pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)", allow_module_level=True)
+webdriver = pytest.importorskip("selenium.webdriver", reason="needs the selenium package")
+
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+
+spec = importlib.util.spec_from_file_location("report_fixture", Path(__file__).with_name("report_fixture.py"))
+fixture = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(fixture)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    root = tmp_path_factory.mktemp("browser")
+    run = fixture.make_run(root)
+    write_report([run], run / "report" / "index.html")
+    (root / "media").rename(root / "media.moved")  # the page must not need the images any more
+    return (run / "report" / "index.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def driver():
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def open_page(driver, page, width=1280, height=900, dark=False):
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    driver.get(page)
+
+
+def screenshot(driver, tmp_path, name):
+    folder = Path(os.environ.get("VLM_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    assert driver.save_screenshot(str(folder / f"{name}.png"))
+
+
+def cards(driver):
+    return driver.find_elements(By.CSS_SELECTOR, "#grid .sample")
+
+
+def assert_matches(driver, text):
+    """The browser tells the page of a choice a moment later."""
+    WebDriverWait(driver, 5).until(lambda d: d.find_element(By.ID, "matches").text == text)
+
+
+def choose(driver, name, value):
+    Select(driver.find_element(By.NAME, name)).select_by_visible_text(value)
+
+
+def test_the_page_loads_without_errors_or_requests(driver, page, tmp_path):
+    open_page(driver, page)
+    screenshot(driver, tmp_path, "top")
+    assert [e for e in driver.get_log("browser") if e["level"] == "SEVERE"] == []
+    requests = driver.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert [name for name in requests if not name.startswith("data:")] == []
+    broken = "return [...document.images].filter(i => i.complete && !i.naturalWidth).length"
+    assert driver.execute_script(broken) == 0
+    assert len(cards(driver)) == 24
+    assert_matches(driver, "132 of 132 samples")
+
+
+def test_filters_and_search_narrow_the_samples(driver, page, tmp_path):
+    open_page(driver, page)
+    choose(driver, "benchmark", "DocVQA val")
+    assert_matches(driver, "60 of 132 samples")
+    choose(driver, "run", "v2pe-tiny · plain positions")
+    choose(driver, "verdict", "wrong")
+    WebDriverWait(driver, 5).until(lambda d: all("wrong" in card.text for card in cards(d)))
+    shown = cards(driver)
+    assert shown and all("wrong" in card.text and "v2pe-tiny" in card.text for card in shown)
+    screenshot(driver, tmp_path, "filtered")
+    choose(driver, "verdict", "Right and wrong")
+    choose(driver, "outcome", "oom")
+    WebDriverWait(driver, 5).until(lambda d: all("oom" in card.text for card in cards(d)) and cards(d))
+    open_page(driver, page)
+    driver.find_element(By.NAME, "text").send_keys("NOT MARKUP")
+    assert_matches(driver, "12 of 132 samples")
+    assert "</script><b>not markup</b>" in cards(driver)[0].text
+
+
+def test_a_sample_opens_in_a_panel_with_everything_about_it(driver, page, tmp_path):
+    open_page(driver, page)
+    choose(driver, "benchmark", "MM-NIAH retrieval-image")
+    assert_matches(driver, "60 of 132 samples")
+    cards(driver)[0].click()
+    panel = driver.find_element(By.ID, "panel")
+    first = panel.find_element(By.ID, "panel-title").text
+    for title in ("Prompt", "Answer", "Gold", "Extracted", "Score", "Why", "The same item elsewhere"):
+        assert title in panel.text
+    assert all(i.get_property("naturalWidth") for i in panel.find_elements(By.TAG_NAME, "img")[:2])
+    screenshot(driver, tmp_path, "panel")
+    panel.send_keys(Keys.ARROW_RIGHT)
+    assert panel.find_element(By.ID, "panel-title").text != first
+    panel.find_element(By.CSS_SELECTOR, ".others button").click()
+    assert panel.is_displayed()
+    panel.find_element(By.CSS_SELECTOR, "[aria-label=Close]").click()
+    assert not panel.is_displayed()
+
+
+def test_more_samples_come_on_request(driver, page):
+    open_page(driver, page)
+    driver.find_element(By.ID, "more").click()
+    assert len(cards(driver)) == 48
+
+
+def test_a_phone_never_scrolls_sideways_and_the_panel_fills_it(driver, page, tmp_path):
+    open_page(driver, page, 390, 844, dark=True)
+    screenshot(driver, tmp_path, "phone")
+    assert driver.execute_script("return document.documentElement.scrollWidth") == 390
+    cards(driver)[0].click()
+    panel = driver.find_element(By.ID, "panel")
+    assert panel.rect["width"] == 390 and panel.rect["height"] >= 840
+    screenshot(driver, tmp_path, "phone-panel")
+
+
+def test_dark_and_light_follow_the_system_and_the_button(driver, page):
+    background = "return getComputedStyle(document.body).backgroundColor"
+    open_page(driver, page)
+    light = driver.execute_script(background)
+    driver.find_element(By.ID, "theme").click()
+    dark = driver.execute_script(background)
+    assert dark != light
+    open_page(driver, page, dark=True)
+    assert driver.execute_script(background) == dark
