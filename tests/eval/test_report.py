@@ -83,7 +83,7 @@ def test_a_run_that_is_not_comparable_says_why(tmp_path):
     limited = {"limit": 1, "available": 5349, "mini": False}
     e = small(tmp_path, [answer("a", 1.0, outcome="oom")], **limited, published=[PUBLISHED])
     (group,) = build([e], [])["published"]
-    assert group["ours"][0]["caveats"] == ["first 1 of 5,349 items", "1 items unscored"]
+    assert group["metrics"][0]["ours"][0]["caveats"] == ["first 1 of 5,349 items", "1 items unscored"]
 
 
 PUBLISHED = {"system": "S", "metric": "accuracy", "value": 1.0, "source": "p"}
@@ -91,7 +91,7 @@ PUBLISHED = {"system": "S", "metric": "accuracy", "value": 1.0, "source": "p"}
 
 def test_only_metrics_of_the_same_name_stand_beside_a_published_one(tmp_path):
     e = small(tmp_path, [answer("a", 1.0)], published=[{**PUBLISHED, "metric": "other"}])
-    assert build([e], [])["published"][0]["ours"] == []
+    assert build([e], [])["published"][0]["metrics"][0]["ours"] == []
 
 
 def test_the_last_record_of_a_repeated_step_counts_and_bad_losses_are_counted(tmp_path):

@@ -157,5 +157,9 @@ def as_markdown(report: dict[str, Any]) -> str:
             "| system | metric | value | source |",
             "|---|---|---|---|",
         ]
-        lines += [f"| {p['system']} | {p['metric']} | {p['value']} | {p['source']} |" for p in group["published"]]
+        lines += [
+            f"| {p['system']} | {p['metric']} | {p['value']} | {p['source']} |"
+            for m in group["metrics"]
+            for p in m["published"]
+        ]
     return "\n".join(lines) + "\n"

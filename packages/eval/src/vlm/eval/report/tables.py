@@ -111,35 +111,31 @@ def differences(e: Evaluation) -> dict[str, Any] | None:
 
 
 def published(evaluations: Sequence[Evaluation]) -> Table:
-    """Per benchmark the published numbers, and beside them our metrics of the same name."""
+    """Per benchmark and metric the published numbers, and beside them our metric of the same name."""
     groups: dict[str, list[Evaluation]] = defaultdict(list)
     for e in evaluations:
         if e.summary.get("published"):
             groups[e.summary["benchmark"]].append(e)
     result = []
     for name, group in groups.items():
-        named = {p["metric"] for p in group[0].summary["published"]}
-        ours = [
-            {
-                "system": f"{e.summary['model']} · {e.label}",
-                "metric": m["name"],
-                **interval_of(m),
-                "caveats": incomparable(e),
-            }
-            for e in group
-            if not e.variant.get("shuffle_images")
-            for m in e.summary["metrics"]
-            if m["name"] in named
+        theirs = group[0].summary["published"]
+        names = dict.fromkeys(p["metric"] for p in theirs)
+        metrics = [
+            {"metric": metric, "ours": _ours(group, metric), "published": [p for p in theirs if p["metric"] == metric]}
+            for metric in names
         ]
-        result.append(
-            {
-                "benchmark": name,
-                "title": group[0].summary["title"],
-                "ours": ours,
-                "published": group[0].summary["published"],
-            }
-        )
+        result.append({"benchmark": name, "title": group[0].summary["title"], "metrics": metrics})
     return result
+
+
+def _ours(group: Sequence[Evaluation], metric: str) -> Table:
+    return [
+        {"system": f"{e.summary['model']} · {e.label}", **interval_of(m), "caveats": incomparable(e)}
+        for e in group
+        if not e.variant.get("shuffle_images")
+        for m in e.summary["metrics"]
+        if m["name"] == metric
+    ]
 
 
 def blind(evaluations: Sequence[Evaluation]) -> Table:

@@ -1,0 +1,86 @@
+"""The manifest of a downloaded or built folder. It is written last, so that its existence means completeness."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from vlm.core.errors import DataError
+from vlm.core.home import write_json
+
+MANIFEST = ".vlm-manifest.json"
+PARTIAL = ".partial"
+"""Folder inside the target where unfinished work waits; removed after the manifest is written."""
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with Path(path).open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of `folder`, or None when it is missing or unreadable (then the folder counts as unfinished)."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and "files" in manifest else None
+
+
+def damaged_files(folder: Path, manifest: dict[str, Any], *, verify: bool = False) -> list[str]:
+    """Files of the manifest that are missing or have another size, or with `verify` another SHA-256."""
+    damaged = []
+    for name, known in manifest["files"].items():
+        path = folder / name
+        intact = path.is_file() and path.stat().st_size == known["size"]
+        if not intact or (verify and sha256_of(path) != known["sha256"]):
+            damaged.append(name)
+    return damaged
+
+
+def state(folder: Path) -> str:
+    """`present`, `damaged` (a file of the manifest is missing or cut), `partial` (resumes) or `absent`."""
+    manifest = read_manifest(folder)
+    if manifest:
+        return "damaged" if damaged_files(folder, manifest) else "present"
+    return "partial" if (folder / PARTIAL).is_dir() else "absent"
+
+
+def install(folder: Path, staged: Iterable[tuple[Path, str]], *, name: str, source: Any) -> dict[str, Any]:
+    """Move staged files to their names below `folder`, write the manifest last, and remove the unfinished work.
+
+    Files of an earlier manifest that are no longer part of it are removed; other files in the folder stay.
+    """
+    before = set((read_manifest(folder) or {"files": {}})["files"])
+    (folder / MANIFEST).unlink(missing_ok=True)
+    files = {}
+    for path, target in sorted(staged, key=lambda pair: pair[1]):
+        files[target] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+        (folder / target).parent.mkdir(parents=True, exist_ok=True)
+        path.replace(folder / target)
+    for stale in before - set(files):
+        (folder / stale).unlink(missing_ok=True)
+    manifest = {"name": name, "source": source, "files": files}
+    write_json(folder / MANIFEST, manifest)
+    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+    return manifest
+
+
+def files_below(folder: Path) -> list[tuple[Path, str]]:
+    """(path, name relative to `folder`) of every file below it, hidden folders left out."""
+    found = [(path, path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [(path, str(name)) for path, name in found if not any(part.startswith(".") for part in name.parts[:-1])]
+
+
+def count_records(path: Path) -> int:
+    """Records in a `.json` list or a `.jsonl` file. Raises DataError when it cannot be read."""
+    try:
+        if path.suffix == ".json":
+            return len(json.loads(path.read_text(encoding="utf-8")))
+        with path.open("rb") as f:
+            return sum(1 for line in f if line.strip())
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot count the records of {path}: {error}") from error

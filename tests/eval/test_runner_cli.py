@@ -1,0 +1,89 @@
+"""`vlm eval` and `vlm report` as a person meets them: names in any case, and an error that says what to type next."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vlm.cli.commands.eval import _shard, _strides, evaluate, find_model, model_name
+from vlm.cli.commands.report import report
+from vlm.core.errors import ConfigError, DataError, UnknownName
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLM_HOME", str(tmp_path))
+    return tmp_path
+
+
+def checkpoint(folder):
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"")
+    return folder
+
+
+def test_without_data_the_lines_that_get_it_are_shown():
+    with pytest.raises(DataError) as error:
+        evaluate(["mileBench"])
+    for line in ("vlm download MileBench", "vlm data organize MileBench", "vlm eval MileBench --mini"):
+        assert line in str(error.value)
+
+
+def test_an_unknown_benchmark_names_the_nearest():
+    with pytest.raises(UnknownName, match=r"(?i)did you mean milebench"):
+        evaluate(["mileBenk"])
+
+
+def test_without_a_model_the_possible_lines_are_shown(home):
+    checkpoint(home / "pretrained" / "tiny")
+    with pytest.raises(ConfigError, match="--model pretrained/tiny"):
+        find_model(None)
+
+
+def test_the_newest_export_below_runs_is_the_default_and_checkpoints_are_not_exports(home):
+    import os
+
+    old = checkpoint(home / "runs" / "a" / "train" / "1" / "export")
+    new = checkpoint(home / "runs" / "b" / "train" / "2" / "export")
+    checkpoint(home / "runs" / "b" / "train" / "2" / "checkpoints" / "step-9")
+    os.utime(old / "config.json", (1, 1))
+    assert find_model(None) == new
+    assert find_model("runs/a/train/1/export") == old
+
+
+def test_model_names_leave_generic_folders_out():
+    assert model_name(Path("/h/runs/demo/train/2-sft/export")) == "demo-2-sft"
+    assert model_name(Path("/h/pretrained/V2PE-32K")) == "V2PE-32K"
+    assert model_name(Path("tiny")) == "tiny"
+
+
+def test_strides_and_shards_are_parsed_or_refused():
+    assert _strides(None) == ["model"]
+    assert _strides("1, 16,none") == [1.0, 16.0, None]
+    assert _shard("3/4") == (3, 4)
+    for bad in ("4/4", "1", "a/b", "-1/2"):
+        with pytest.raises(ConfigError, match="I/N"):
+            _shard(bad)
+    with pytest.raises(ConfigError, match="with commas"):
+        _strides("1;2")
+
+
+def test_faults_of_options_are_reported_before_a_model_is_loaded(home):
+    checkpoint(home / "pretrained" / "tiny")
+    with pytest.raises(ConfigError, match=r"(?s)positions.*batch_size"):
+        evaluate(["pope"], model="tiny", positions="wrong", batch_size=0, mini=True)
+
+
+def test_report_writes_page_and_tables(home, capsys):
+    stage = home / "runs" / "demo" / "train" / "1"
+    stage.mkdir(parents=True)
+    (stage / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}) + "\n")
+    report([Path("runs/demo")], out=Path("runs/demo/report/index.html"), samples=60, seed=0, markdown=True, csv=True)
+    assert {p.name for p in (home / "runs/demo/report").iterdir()} == {
+        "index.html",
+        "report.json",
+        "report.md",
+        "accuracy.csv",
+    }
+    assert "0 evaluations, 1 training stages" in capsys.readouterr().out

@@ -1,0 +1,67 @@
+"""The native backend on a tiny untrained model: the same bytes at every batch size, settings that take effect."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vlm.core.errors import DataError
+from vlm.eval.backends import Checkpoint, NativeBackend
+from vlm.eval.benchmark import load_benchmark
+from vlm.eval.loaders import load_items
+from vlm.eval.mini import make_mini
+from vlm.eval.runner import Options, run
+
+TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "internlm2"
+
+
+@pytest.fixture(scope="module")
+def pope(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mini") / "pope"
+    return load_benchmark("pope"), make_mini("POPE", folder, n=4)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    from vlm.models.parts import build
+    from vlm.models.specs import load_preset
+    from vlm.models.weights import save_model
+
+    folder = tmp_path_factory.mktemp("weights") / "tiny"
+    save_model(build(load_preset("tiny-internvl2"), tokenizer=TOKENIZER, seed=0), folder, tokenizer=TOKENIZER)
+    return Checkpoint(folder, device="cpu")
+
+
+def test_results_do_not_depend_on_the_batch_size(tmp_path, pope, checkpoint):
+    benchmark, data = pope
+    for size in (1, 5):
+        options = Options(batch_size=size, stride=16)
+        run(benchmark, NativeBackend(checkpoint, stride=16), tmp_path / str(size), options, data=data)
+    one, five = ((tmp_path / size / "results.jsonl").read_bytes() for size in ("1", "5"))
+    assert one == five and one.count(b"\n") == len(load_items(benchmark, data))
+
+
+def test_stride_rounding_and_tiles_reach_the_input(pope, checkpoint):
+    benchmark, data = pope
+    item = load_items(benchmark, data)[0]
+
+    def encode(**settings):
+        return NativeBackend(checkpoint, **settings).encode(item.id, item.messages)
+
+    plain, strided = encode(), encode(stride=3)
+    assert plain.position_ids[-1] == len(plain) - 1 > strided.position_ids[-1]
+    rounded = encode(stride=3, positions="float32")
+    assert np.array_equal(rounded.position_ids, strided.position_ids.astype(np.float32).astype(np.float64))
+    tile = encode(image_rule={"max_tiles": 1})
+    assert tile.n_tiles == 1
+    settings = [NativeBackend(checkpoint, **s).settings for s in ({}, {"stride": 3}, {"image_rule": {"max_tiles": 1}})]
+    assert len({str(s) for s in settings}) == 3
+
+
+def test_a_prompt_beyond_the_limit_is_refused_and_the_model_is_never_loaded(tmp_path, pope, checkpoint):
+    benchmark, data = pope
+    fresh = Checkpoint(checkpoint.path, device="cpu")
+    with pytest.raises(DataError, match="none of 12 items was answered"):
+        run(benchmark, NativeBackend(fresh, max_length=5), tmp_path, Options(), data=data)
+    assert "model" not in vars(fresh)
+    assert '"outcome": "refused"' in (tmp_path / "results.jsonl").read_text()
