@@ -38,13 +38,28 @@ def pytest_generate_tests(metafunc):
     if marker is None:
         return
     file, key = marker.args
-    path = golden_folder(metafunc.config) / file
-    found = json.loads(path.read_text(encoding="utf-8"))[key] if path.is_file() else []
+    folder = golden_folder(metafunc.config)
+    found = [case for path in sorted(folder.glob(file)) for case in read_cases(path, key)]
+    metafunc.parametrize("case", found, ids=[case["id"] for case in found])
+
+
+def read_cases(path: Path, key: str) -> list[dict]:
+    """The entries of a golden JSON file; those of a model's folder are named after it and need their tensor files."""
+    found = json.loads(path.read_text(encoding="utf-8"))[key]
     if isinstance(found, dict):
         found = [{"id": name, "value": value} for name, value in found.items()]
     for i, case in enumerate(found):
         case.setdefault("id", f"{key}{i}")
-    metafunc.parametrize("case", found, ids=[case["id"] for case in found])
+    if path.name != "cases.json":
+        return found
+    for case in found:
+        case["id"] = f"{path.parent.name}/{case['id']}"
+    return [case for case in found if all((path.parent / name).is_file() for name in tensor_files(case))]
+
+
+def tensor_files(case: dict) -> set[str]:
+    """The files a model case reads, below its model's folder."""
+    return {case["file"], *(ref["file"] for ref in case.get("reuse", {}).values())}
 
 
 @pytest.fixture(scope="session")

@@ -151,6 +151,30 @@ DECISIONS = [
         "refused",
         "upstream logs and drops the sample; we raise, so that the stream can enter it in the ledger",
     ),
+    # <model>/cases.json -------------------------------------------------------------------------------------------
+    Decision(
+        "cases.json",
+        "*fewer_image_tokens*",
+        "quirk",
+        "refused",
+        "an image that lost tokens is a broken sample; upstream fills in the first features and trains on, or "
+        "multiplies the loss by 0",
+    ),
+    Decision(
+        "cases.json",
+        "*stale_ntk*",
+        "quirk",
+        "fresh",
+        "the scaled base is a function of the present length; upstream keeps the table of a longer input before it",
+    ),
+    Decision(
+        "cases.json",
+        "*ntk_flash*",
+        "quirk",
+        "clean NTK",
+        "the length is the length; one of upstream's two attention paths adds the cache to the highest position, "
+        "about twice the length, while it decodes",
+    ),
 ]
 
 RENAMED_TEMPLATES = {

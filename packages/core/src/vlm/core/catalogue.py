@@ -60,7 +60,7 @@ class UrlSource(Strict):
     sha256: Sha256 | None = None
     size: int | None = None
     path: InsidePath = ""
-    members: dict[str, InsidePath] = {}
+    members: dict[str, InsidePath] = Field(default_factory=dict)
 
     @property
     def target(self) -> str:
@@ -114,7 +114,7 @@ class Entry(Strict):
     size: int | None = None
     groups: tuple[str, ...] = ()
     needs: tuple[str, ...] = Field(default=(), description="names of the entries a built one is made from")
-    records: dict[str, int] = {}
+    records: dict[str, int] = Field(default_factory=dict)
     notes: str = ""
 
     @field_validator("source", mode="before")

@@ -109,9 +109,7 @@ def fetch(
 
 def _complete(folder: Path, described: list[dict], verify: bool) -> bool:
     manifest = read_manifest(folder)
-    return bool(
-        manifest and manifest["source"] == described and not damaged_files(folder, manifest, verify=verify)
-    )
+    return bool(manifest and manifest["source"] == described and not damaged_files(folder, manifest, verify=verify))
 
 
 def _staging(folder: Path, described: list[dict]) -> Path:

@@ -41,7 +41,9 @@ def fetch_hub(source: HubSource, work: Path, report: Report) -> list[tuple[Path,
             allow_patterns=list(source.files) or None,
         )
     except GatedRepoError as error:
-        raise FetchError(f"{source.repo} is gated", fix="accept its licence on its page, then `hf auth login`") from error
+        raise FetchError(
+            f"{source.repo} is gated", fix="accept its licence on its page, then `hf auth login`"
+        ) from error
     except RevisionNotFoundError as error:
         raise FetchError(f"{source.repo} has no revision {source.revision}", fix="correct --revision") from error
     except RepositoryNotFoundError as error:

@@ -21,10 +21,10 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of `folder`, or None when it is missing or unreadable (then the folder counts as unfinished)."""
+def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
+    """The manifest `name` of `folder`; None when missing or unreadable (then the folder counts as unfinished)."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / name).read_text())
     except (OSError, ValueError):
         return None
     return manifest if isinstance(manifest, dict) and "files" in manifest else None
@@ -49,13 +49,15 @@ def state(folder: Path) -> str:
     return "partial" if (folder / PARTIAL).is_dir() else "absent"
 
 
-def install(folder: Path, staged: Iterable[tuple[Path, str]], *, name: str, source: Any) -> dict[str, Any]:
+def install(
+    folder: Path, staged: Iterable[tuple[Path, str]], *, name: str, source: Any, manifest: str = MANIFEST
+) -> None:
     """Move staged files to their names below `folder`, write the manifest last, and remove the unfinished work.
 
     Files of an earlier manifest that are no longer part of it are removed; other files in the folder stay.
     """
-    before = set((read_manifest(folder) or {"files": {}})["files"])
-    (folder / MANIFEST).unlink(missing_ok=True)
+    before = set((read_manifest(folder, manifest) or {"files": {}})["files"])
+    (folder / manifest).unlink(missing_ok=True)
     files = {}
     for path, target in sorted(staged, key=lambda pair: pair[1]):
         files[target] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
@@ -63,10 +65,8 @@ def install(folder: Path, staged: Iterable[tuple[Path, str]], *, name: str, sour
         path.replace(folder / target)
     for stale in before - set(files):
         (folder / stale).unlink(missing_ok=True)
-    manifest = {"name": name, "source": source, "files": files}
-    write_json(folder / MANIFEST, manifest)
+    write_json(folder / manifest, {"name": name, "source": source, "files": files})
     shutil.rmtree(folder / PARTIAL, ignore_errors=True)
-    return manifest
 
 
 def files_below(folder: Path) -> list[tuple[Path, str]]:

@@ -1,21 +1,86 @@
 """Turn downloaded sources into training sets: published `conversations` JSONL beside the images.
 
-    organise("digits")      # dataset/digits/{images,train.jsonl,test.jsonl}
+    organise("digits")      # dataset/digits/{images,train.jsonl,test.jsonl}; the second time "present"
 
 Paths in a record are relative to the folder of its JSONL file. The same options give the same bytes.
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from vlm.core.catalogue import Entry, find_entry, load_catalogue
-from vlm.core.config import Strict
 from vlm.core.errors import ConfigError, DataError, UnknownName
 from vlm.core.home import locked
 from vlm.core.manifest import MANIFEST, PARTIAL, count_records, damaged_files, files_below, install, read_manifest
-from vlm.core.records import dump_jsonl
 from vlm.core.transfer import disk_errors
+
+
+@dataclass(frozen=True)
+class OrganiseOptions:
+    """`questions_per_record`: turns in a record of easy-vqa (1: one question a record)."""
+
+    seed: int = 0
+    questions_per_record: int = 4
+
+
+Organiser = Callable[[dict[str, Path], Path, OrganiseOptions], None]
+"""`organiser(folder of each source, empty output folder, options)` writes the files of one set."""
+
+ORGANISERS = {
+    "easy-vqa": "vlm.core.build.easy_vqa:organise",
+    "photographs": "vlm.core.build.photographs:organise",
+    "digits": "vlm.core.build.digits:organise",
+    "charts": "vlm.core.build.charts:organise",
+}
+"""Name of the set -> the function that makes it."""
+
+BESIDE = ".vlm-organised.json"
+"""Manifest of files that are added to a downloaded folder, which keeps its own manifest."""
+
+
+def organise(
+    name: str, options: OrganiseOptions = OrganiseOptions(), *, catalogue: dict[str, Entry] | None = None
+) -> str:
+    """Make the set `name` from its downloaded sources; a no-op when it is there with the same options.
+
+    Returns:
+        "present" or "organised".
+
+    Raises:
+        UnknownName: no such set. DataError: a source is missing, or the result has another number of records.
+    """
+    if options.questions_per_record < 1:
+        raise ConfigError(f"{options.questions_per_record} questions per record", expected="at least 1")
+    if name.lower() not in ORGANISERS:
+        raise UnknownName("set", name, ORGANISERS)
+    catalogue = catalogue or load_catalogue()
+    entry = find_entry(name, catalogue)
+    sources = {need: find_entry(need, catalogue) for need in entry.needs or (entry.name,)}
+    made_from = {}
+    for need, source in sources.items():
+        manifest = read_manifest(source.path)
+        if manifest is None or damaged_files(source.path, manifest):
+            raise DataError(f"{entry.name} is made from {need}, which is not complete", fix=f"vlm download {need}")
+        made_from[need] = manifest["source"]
+    described = {"kind": "built", "options": asdict(options), "from": made_from}
+    manifest_name = MANIFEST if entry.needs else BESIDE
+    with disk_errors(entry.path), locked(entry.path, f"vlm data organize {entry.name}"):
+        manifest = read_manifest(entry.path, manifest_name)
+        if manifest and manifest["source"] == described and not damaged_files(entry.path, manifest):
+            return "present"
+        out = entry.path / PARTIAL / "organise"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        module, function = ORGANISERS[entry.name].split(":")
+        organiser: Organiser = getattr(import_module(module), function)
+        organiser({need: source.path for need, source in sources.items()}, out, options)
+        staged = files_below(out)
+        for path, target in staged:
+            expected = entry.records.get(target)
+            if expected is not None and (found := count_records(path)) != expected:
+                raise DataError(f"{entry.name}: {target} has {found} records", expected=str(expected))
+        install(entry.path, staged, name=entry.name, source=described, manifest=manifest_name)
+    return "organised"

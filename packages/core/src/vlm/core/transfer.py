@@ -148,7 +148,7 @@ def _attempt(client: httpx.Client, url: str, part: Path, size: int | None, repor
         length = response.headers.get("Content-Length", "")
         total = size or (done + int(length) if length.isdigit() else None)
         with part.open("ab" if resumed else "wb") as f:
-            for chunk in response.iter_raw(1 << 18):
+            for chunk in response.iter_raw():
                 f.write(chunk)
                 f.flush()
                 done += len(chunk)

@@ -4,9 +4,10 @@ Ours: `encoder.*`, `projector.*`, `language_model.*` (transformers' Llama names)
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from vlm.core.errors import CheckpointError
@@ -14,7 +15,7 @@ from vlm.models.specs import LanguageSpec
 
 Patterns = dict[str, str | None]
 
-VIT = {
+VIT: Patterns = {
     f"vision_model.{name}": f"encoder.{name}"
     for name in (
         "embeddings.class_embedding",
@@ -33,9 +34,11 @@ VIT = {
     )
 }  # fmt: skip
 
-UNSHUFFLE_MLP = {f"mlp1.{i}.{kind}": f"projector.{i}.{kind}" for i in (0, 1, 3) for kind in ("weight", "bias")}
+UNSHUFFLE_MLP: Patterns = {
+    f"mlp1.{i}.{kind}": f"projector.{i}.{kind}" for i in (0, 1, 3) for kind in ("weight", "bias")
+}
 
-LLAMA = {
+LLAMA: Patterns = {
     name: name
     for name in (
         "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight",
@@ -49,7 +52,7 @@ LLAMA = {
     )
 }  # fmt: skip
 
-INTERNLM2 = {
+INTERNLM2: Patterns = {
     "model.tok_embeddings.weight": "model.embed_tokens.weight",
     "model.norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
@@ -62,7 +65,7 @@ INTERNLM2 = {
     "model.layers.{}.feed_forward.w2.weight": "model.layers.{}.mlp.down_proj.weight",
 }
 
-CONVNEXT = {
+CONVNEXT: Patterns = {
     "embeddings.patch_embeddings.{kind}": "encoder.stem.0.{kind}",
     "embeddings.layernorm.{kind}": "encoder.stem.1.{kind}",
     "encoder.stages.{}.downsampling_layer.{}.{kind}": "encoder.stages.{}.downsample.{}.{kind}",
@@ -82,6 +85,15 @@ def both_kinds(patterns: Patterns) -> Patterns:
         for k, v in patterns.items()
         for kind in ("weight", "bias")
     }
+
+
+def without_layers(patterns: Patterns, path: str, layers: Iterable[int]) -> Patterns:
+    """The patterns, with those layers of `path.{}` dropped by name: what stands behind the selected layer."""
+    marked = path + ".{}"
+    dropped: Patterns = {
+        k.replace(marked, f"{path}.{layer}", 1): None for layer in layers for k in patterns if k.startswith(marked)
+    }
+    return {**dropped, **patterns}
 
 
 def prefixed(patterns: Patterns, theirs: str, ours: str) -> Patterns:
@@ -108,8 +120,6 @@ def split_wqkv(fused: Tensor, spec: LanguageSpec) -> tuple[Tensor, Tensor, Tenso
 
 def fuse_wqkv(q: Tensor, k: Tensor, v: Tensor, spec: LanguageSpec) -> Tensor:
     """The inverse of `split_wqkv`."""
-    import torch
-
     head, group = spec.width // spec.heads, spec.heads // spec.kv_heads
     parts = [
         q.unflatten(0, (spec.kv_heads, group, head)),
@@ -129,10 +139,7 @@ class Renaming:
 
 
 def compile_patterns(patterns: Patterns) -> list[tuple[re.Pattern[str], str | None]]:
-    return [
-        (re.compile("^" + re.escape(k).replace(r"\{\}", r"(\d+)") + "$"), v and v.replace("{}", "\\{}"))
-        for k, v in patterns.items()
-    ]
+    return [(re.compile("^" + re.escape(k).replace(r"\{\}", r"(\d+)") + "$"), v) for k, v in patterns.items()]
 
 
 def rename(keys: list[str], patterns: Patterns) -> Renaming:
@@ -145,8 +152,7 @@ def rename(keys: list[str], patterns: Patterns) -> Renaming:
                 if target is None:
                     result.dropped.append(key)
                 else:
-                    groups = iter(match.groups())
-                    result.renamed[key] = re.sub(r"\\\{\}", lambda _: next(groups), target)  # noqa: B023
+                    result.renamed[key] = target.format(*match.groups())
                 break
         else:
             result.unknown.append(key)

@@ -36,9 +36,13 @@ def attend(
     if cu_seqlens is not None:
         lengths = cu_seqlens.diff().tolist()
         documents = zip(*(t.split(lengths, dim=2) for t in (query, key, value)), strict=True)
-        parts = [F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped) for q, k, v in documents]
+        parts = [
+            F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+            for q, k, v in documents
+        ]
         return torch.cat(parts, dim=2).transpose(1, 2), None
-    causal = attention_mask is None and query.shape[2] > 1  # transformers drops the mask only where plain causal is right
+    # transformers drops the mask only where plain causal is right
+    causal = attention_mask is None and query.shape[2] > 1
     out = F.scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, is_causal=causal, scale=scaling, enable_gqa=grouped
     )

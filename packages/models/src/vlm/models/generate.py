@@ -1,6 +1,7 @@
 """Batched answers: rows of unequal length padded on the left, each image encoded once, exact positions kept."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ def answer(
     *,
     max_new_tokens: int,
     image_chunk: int = 32,
-    **kwargs: object,
+    **kwargs: Any,
 ) -> list[Reply]:
     """Answers to a batch of prompts (greedy unless `do_sample` or `num_beams` say otherwise)."""
     device = next(model.parameters()).device

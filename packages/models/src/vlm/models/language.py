@@ -53,7 +53,7 @@ def make_language_model(spec: LanguageSpec) -> LlamaForCausalLM:
         pad_token_id=None,
         bos_token_id=None,
         eos_token_id=None,
-        attn_implementation=NAME,
+        attn_implementation=NAME,  # type: ignore[call-arg]
     )
     model = LlamaForCausalLM(config)
     head = spec.width // spec.heads

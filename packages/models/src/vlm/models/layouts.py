@@ -20,7 +20,7 @@ from vlm.models.specs import (
     UnshuffleSpec,
 )
 
-ADDED_TOKENS = 9
+CONTEXT_FROM_END = 7
 """InternVL appends nine tokens; the context token is the third in InternVL2 and the first new one of seven in V1-2:
 both are row `vocab - 7`."""
 
@@ -33,7 +33,6 @@ class Layout:
     spec: ModelSpec
     patterns: adapters.Patterns | None
     towers: tuple[tuple[Path, adapters.Patterns], ...] = ()
-    fused_qkv: bool = False
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -81,13 +80,13 @@ def internvl(folder: Path, config: dict[str, Any]) -> Layout:
     v2pe = version != "default"
     if v2pe:
         language = language.model_copy(update={"rope_scaling": None})
-    depth = vit["num_hidden_layers"]
-    select = config.get("select_layer", -1)
+    depth, select = vit["num_hidden_layers"], config.get("select_layer", -1)
+    used = depth + 1 + select if select < 0 else select  # state 0 is the embedding
     spec = ModelSpec(
         family="internvl2" if fused else "internvl-chat-v1-2",
         vision=InternVitSpec(
             width=vit["hidden_size"],
-            depth=depth if select == -1 else depth + 1 + select,
+            depth=used,
             heads=vit["num_attention_heads"],
             mlp_width=vit["intermediate_size"],
             image_size=vit["image_size"],
@@ -109,13 +108,14 @@ def internvl(folder: Path, config: dict[str, Any]) -> Layout:
             mean=IMAGENET[0],
             std=IMAGENET[1],
         ),
-        image_tokens=ImageTokens(context_id=language.vocab - 7),
+        image_tokens=ImageTokens(context_id=language.vocab - CONTEXT_FROM_END),
         template=config.get("template") or ("internlm2-chat" if fused else "Hermes-2"),
         strides=config.get("rope_pos_id_stride") if v2pe else None,
         system=config.get("system_message"),
     )
     patterns = adapters.INTERNVL_INTERNLM2 if fused else adapters.INTERNVL_LLAMA
-    return Layout("internvl", spec, patterns, fused_qkv=fused)
+    patterns = adapters.without_layers(patterns, "vision_model.encoder.layers", range(used, depth))
+    return Layout("internvl", spec, patterns)
 
 
 def llava(folder: Path, config: dict[str, Any]) -> Layout:
@@ -126,6 +126,8 @@ def llava(folder: Path, config: dict[str, Any]) -> Layout:
     rule = json.loads(pre.read_text()) if pre.exists() else {"crop_size": {"height": vision["image_size"]}}
     crop = rule["crop_size"]
     kind = config["mm_projector_type"]
+    if (select := config.get("mm_vision_select_layer", -1)) != -1:
+        raise CheckpointError(f"{folder}: mm_vision_select_layer {select}", expected="-1, as all released models have")
     spec = ModelSpec(
         family="convllava",
         vision=ConvNextSpec(
@@ -161,4 +163,7 @@ def read_layout(folder: Path) -> Layout:
         raise CheckpointError(
             f"{folder}: model_type {config.get('model_type')!r} is not known", expected=f"one of {sorted(READERS)}"
         )
-    return reader(Path(folder), config)
+    try:
+        return reader(Path(folder), config)
+    except KeyError as error:
+        raise CheckpointError(f"{folder}/config.json lacks {error}", expected="a published configuration") from error

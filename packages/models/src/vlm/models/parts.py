@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlm.core.errors import CheckpointError
 from vlm.models.specs import ModelSpec, TimmSpec
+from vlm.models.vision.convnext import TimmEncoder
 from vlm.models.vlm import VisionLanguageModel
 from vlm.models.weights import initialised, tensors
 
@@ -23,7 +24,7 @@ def load_timm_trunk(model: VisionLanguageModel, file: Path) -> None:
     Raises CheckpointError unless number, order and shapes agree one to one.
     """
     spec = model.spec.vision
-    if not isinstance(spec, TimmSpec):
+    if not isinstance(spec, TimmSpec) or not isinstance(model.encoder, TimmEncoder):
         raise CheckpointError(f"{file} holds a timm trunk but the encoder is {spec.kind}")
     theirs = torch.load(file, map_location="cpu", weights_only=True)
     full = timm.create_model(spec.name, pretrained=False)
@@ -93,12 +94,10 @@ def with_tokenizer(spec: ModelSpec, folder: Path) -> ModelSpec:
 def build(
     spec: ModelSpec, *, tokenizer: Path, encoder: Path | None = None, language: Path | None = None, seed: int = 0
 ) -> VisionLanguageModel:
-    """A model of `spec` with the vocabulary of `tokenizer`, pretrained parts where given, the rest fresh from `seed`."""
+    """A model of `spec` with the vocabulary of `tokenizer`: pretrained parts where given, else fresh from `seed`."""
     model = initialised(with_tokenizer(spec, tokenizer), seed)
     if encoder is not None:
         load_timm_trunk(model, encoder)
     if language is not None:
         load_language(model, language)
     return model
-
-

@@ -9,6 +9,7 @@ from torch import Tensor
 from vlm.core.chat import TEMPLATES
 from vlm.core.encode import Encoded, Encoder
 from vlm.core.encode import ImageTokens as TokenIds
+from vlm.core.errors import ConfigError
 from vlm.core.records import Message, Sample
 from vlm.core.tokenizer import load_tokenizer
 from vlm.models.layouts import read_layout
@@ -60,9 +61,13 @@ class Processor:
         `strides`: positions per tile; one for all images, one for each, None for arange, "model" for the
         checkpoint's own default.
         """
+        if isinstance(strides, str):
+            if strides != FROM_MODEL:
+                raise ConfigError(f"strides {strides!r}", expected=f"numbers, None or {FROM_MODEL!r}")
+            strides = self.spec.strides
         return self.encoder.encode(
             Sample(id, messages, id),
-            strides=self.spec.strides if strides == FROM_MODEL else strides,
+            strides=strides,
             max_length=max_length,
             generation_prompt=generation_prompt,
         )
@@ -90,5 +95,3 @@ def load_processor(path: str | Path) -> Processor:
     """The processor of a checkpoint folder (any known layout) that holds tokenizer files."""
     folder = find_checkpoint(path)
     return Processor(read_layout(folder).spec, folder)
-
-

@@ -119,12 +119,18 @@ class PieceStreamer:
         """New ids from `generate`."""
         self.ids += value.flatten().tolist()
         whole = reply(self.processor, self.ids, self.stop).text
-        if not whole.endswith("�") and whole.startswith(self.shown) and whole != self.shown:
+        if not whole.endswith("�"):  # the first bytes of a character
+            self.show(whole)
+
+    def show(self, whole: str) -> None:
+        """Queue what is new in the answer so far."""
+        if whole.startswith(self.shown) and whole != self.shown:
             self.queue.put(whole[len(self.shown) :])
             self.shown = whole
 
     def end(self) -> None:
         """The answer is complete (also called by `generate`)."""
+        self.show(reply(self.processor, self.ids, self.stop).text)
         self.queue.put(None)
 
     def fail(self, error: BaseException) -> None:

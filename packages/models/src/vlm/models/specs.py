@@ -111,7 +111,7 @@ class ImageTokens(Strict):
 
 
 class ModelSpec(Strict):
-    """Everything that makes a model of one family. `strides`: V2PE positions per tile used by default, or None (arange)."""
+    """Everything that makes a model of one family. `strides`: V2PE positions per tile by default, or None (arange)."""
 
     family: str
     vision: VisionSpec

@@ -8,7 +8,7 @@ Unusual: text-only training batches touch the encoder (its collectives stay in s
 zero gradients); positions are float64; packed rows are told by `cu_seqlens`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,9 @@ from vlm.models.specs import ModelSpec
 from vlm.models.vision.convnext import ConvNext, TimmEncoder
 from vlm.models.vision.intern_vit import InternVit
 
-ENCODERS: dict[str, type[nn.Module]] = {"intern_vit": InternVit, "convnext": ConvNext, "timm": TimmEncoder}
+ImageEncoder = InternVit | ConvNext | TimmEncoder
+
+ENCODERS: dict[str, Callable[..., ImageEncoder]] = {"intern_vit": InternVit, "convnext": ConvNext, "timm": TimmEncoder}
 
 
 @dataclass
@@ -41,7 +43,7 @@ class VisionLanguageModel(nn.Module):
     def __init__(self, spec: ModelSpec):
         super().__init__()
         self.spec = spec
-        self.encoder = ENCODERS[spec.vision.kind](spec.vision)
+        self.encoder: ImageEncoder = ENCODERS[spec.vision.kind](spec.vision)
         self.projector = make_projector(spec.projector, self.encoder.width, spec.language.width)
         self.language_model = make_language_model(spec.language)
 
@@ -61,11 +63,14 @@ class VisionLanguageModel(nn.Module):
         self.encoder.gradient_checkpointing = on
         if on:
             self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            self.language_model.gradient_checkpointing_disable()
 
     def encode_images(self, pixel_values: Tensor | Iterable[Tensor], chunk: int | None = None) -> Tensor:
         """[images, 3, h, w] -> [images, tokens, hidden]; `chunk` bounds how many are encoded at once."""
         if not isinstance(pixel_values, Tensor):
-            return torch.cat([self.encode_images(p[None] if p.dim() == 3 else p).flatten(0, 1) for p in pixel_values])[None]
+            images = (p[None] if p.dim() == 3 else p for p in pixel_values)
+            return torch.cat([self.encode_images(image).flatten(0, 1) for image in images])[None]
         parts = pixel_values.split(chunk) if chunk else (pixel_values,)
         dtype = next(self.projector.parameters()).dtype
         return torch.cat([self.projector(self.encoder(p.to(dtype))) for p in parts])
@@ -94,7 +99,7 @@ class VisionLanguageModel(nn.Module):
         if features is None and pixel_values is not None:
             features = self.encode_images(pixel_values, chunk)
         if features is None:
-            features = embeddings.new_zeros(0, embeddings.shape[-1])
+            features = embeddings.new_zeros(0, self.tokens_per_tile, embeddings.shape[-1])
         used = features
         if image_flags is not None:
             used = features[image_flags.flatten().to(features.device) == 1]
@@ -102,7 +107,7 @@ class VisionLanguageModel(nn.Module):
         if (slots := int(placeholder.sum())) != len(used):
             raise DataError(
                 f"{slots} image placeholders in the ids but {len(used)} image features "
-                f"({features.shape[0]} tiles x {self.tokens_per_tile} tokens, flags applied)",
+                f"({features.shape[0]} tiles x {features.shape[1]} tokens, flags applied)",
                 expected="one feature for each placeholder",
                 fix="pass the pixels of exactly the images in the ids",
             )
@@ -209,7 +214,7 @@ class VisionLanguageModel(nn.Module):
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         kwargs.setdefault("do_sample", False)
         kwargs.setdefault("pad_token_id", 0)
-        return self.language_model.generate(
+        return self.language_model.generate(  # type: ignore[misc, return-value]
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
             position_ids=position_ids,

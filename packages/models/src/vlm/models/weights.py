@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +38,10 @@ def weight_files(folder: Path) -> list[Path]:
     """The weight files of a folder: safetensors if there are any, else pickles (read with `weights_only`)."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"{index} is no index of shards: {error}", fix="download it again") from error
         files = [folder / n for n in names]
         if missing := [f.name for f in files if not f.exists()]:
             raise CheckpointError(f"{folder}: missing shards {', '.join(missing)}", fix="download the checkpoint again")
@@ -59,7 +63,15 @@ def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             except SafetensorError as error:
                 raise CheckpointError(f"{file}: {error}", fix="the file is damaged: download it again") from error
         else:
-            yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
+            try:
+                state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+                raise CheckpointError(
+                    f"{file}: {error}",
+                    expected="a state dict of tensors alone, as torch.save writes it",
+                    fix="download it again, or take the safetensors of the same model",
+                ) from error
+            yield from state.items()
 
 
 def renamed_tensors(layout: Layout, folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -130,7 +142,13 @@ def save_state(tensors: dict[str, Tensor], spec: ModelSpec, folder: Path, *, tok
     temporary.rename(folder)
 
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -1,13 +1,18 @@
-"""Training checkpoints: complete, written under a temporary name, renamed, `latest` last. A damaged one is skipped aloud."""
+"""Training checkpoints: complete, written under a temporary name, then renamed. A damaged one is skipped aloud."""
 
+import errno
 import hashlib
 import json
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vlm.core.errors import CheckpointError
+from safetensors import SafetensorError
+
+from vlm.core.errors import CheckpointError, VlmError
 from vlm.core.home import write_atomic, write_json
 from vlm.train.engine import Engine
 from vlm.train.parallel import World
@@ -24,8 +29,37 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+"""Faults of a disk that a user can mend."""
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into an error that says so; anything else passes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        raise disk_error(f"{error.filename or folder}: {error.strerror}") from error
+    except SafetensorError as error:
+        raise disk_error(f"{folder}: {error}") from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error):
+            raise
+        raise disk_error(f"{folder}: {str(error).splitlines()[0]}") from error
+
+
+def disk_error(found: str) -> VlmError:
+    fix = "make room there, or rights, then run the same command: it goes on from the last checkpoint"
+    return VlmError(f"cannot write: {found}", expected="a writable folder with free room", fix=fix)
+
+
 def save(engine: Engine, folder: Path, state: dict[str, Any], keep: int, world: World) -> None:
-    """Save the step in `state["step"]` and drop all but the newest `keep`. A kill at any moment leaves the last one whole."""
+    """Save the step in `state["step"]`, then drop all but the newest `keep`.
+
+    A kill at any moment leaves the last one whole; so does a full disk, and what was written by then is removed.
+    """
     temporary, final = folder / f".{name(state['step'])}.tmp", folder / name(state["step"])
     if world.first:
         shutil.rmtree(temporary, ignore_errors=True)

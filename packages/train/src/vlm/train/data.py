@@ -5,7 +5,6 @@ rows to the ranks. What cannot be used is told to the ledger by name, never repl
 """
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlm.core.encode import Encoded
+from vlm.core.encode import Encoded, Strides
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.home import resolve
 from vlm.core.packing import pack
@@ -103,8 +102,8 @@ class Stream:
             repeat = lines.entry.repeat
             whole, rest = int(repeat), repeat - int(repeat)
             rng = np.random.default_rng([self.recipe.seed, number])
-            chosen = [np.arange(len(lines))] * whole + [np.sort(rng.permutation(len(lines))[: round(rest * len(lines))])]
-            order = np.concatenate(chosen)
+            part = np.sort(rng.permutation(len(lines))[: round(rest * len(lines))])
+            order = np.concatenate([np.arange(len(lines))] * whole + [part])
             parts.append(np.stack([np.full(len(order), number), order], axis=1))
         return np.concatenate(parts)
 
@@ -130,13 +129,13 @@ class Stream:
             result.append((epoch, int(number), int(line)))
         return result
 
-    def strides_for(self, epoch: int, number: int, line: int) -> Callable[[int], float | list[float] | None]:
+    def strides_for(self, epoch: int, number: int, line: int) -> Strides:
         """Positions per tile of the images of a sample; random ones depend on (seed, epoch, sample) alone."""
         if self.recipe.strides != "random":
-            fixed = self.recipe.strides
-            return lambda n: fixed
+            return self.recipe.strides
         rng = random.Random(f"{self.recipe.seed}/{epoch}/{number}/{line}")
-        return lambda n: draw_strides(n, rng)
+        # n is the encoder's count, in which each frame of a video is an image
+        return lambda n: draw_strides(n, rng, self.recipe.stride_choices)
 
     def step(self, step: int) -> StepData:
         """The rows of a step."""
@@ -146,10 +145,9 @@ class Stream:
             name = f"{self.recipe.data[number].name}:{line + 1}"
             try:
                 sample = self.files[number][line]
-                strides = self.strides_for(epoch, number, line)(len(sample.media))
                 one = self.processor.encode(
                     sample.messages,
-                    strides=strides,
+                    strides=self.strides_for(epoch, number, line),
                     generation_prompt=False,
                     max_length=self.recipe.max_length,
                     id=sample.id,
@@ -159,6 +157,10 @@ class Stream:
                 continue
             if one.n_supervised == 0:
                 data.lost.append((name, "dropped", "no supervised token"))
+                continue
+            if one.n_tiles > self.recipe.batch.max_tiles:
+                why = f"{one.n_tiles} tiles, batch.max_tiles is {self.recipe.batch.max_tiles}"
+                data.lost.append((name, "dropped", why))
                 continue
             if one.truncated:
                 data.lost.append((name, "truncated", f"cut to {self.recipe.max_length} tokens"))

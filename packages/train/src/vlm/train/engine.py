@@ -14,7 +14,9 @@ from vlm.train.recipe import Recipe
 
 def config(recipe: Recipe) -> dict[str, Any]:
     """DeepSpeed's configuration. Accumulation is counted by the loop (rows of a step vary), so it is 1 here."""
-    zero: dict[str, Any] = {"stage": recipe.zero.stage}
+    half = recipe.precision == "bfloat16"
+    # DeepSpeed's stage 0 keeps no float32 weights beside bfloat16 ones: small updates would vanish without a word
+    zero: dict[str, Any] = {"stage": max(1, recipe.zero.stage) if half else recipe.zero.stage}
     if recipe.zero.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
@@ -23,7 +25,7 @@ def config(recipe: Recipe) -> dict[str, Any]:
         "gradient_clipping": recipe.optimizer.clip,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # torch's AdamW: DeepSpeed's own would be compiled for minutes
-        "bf16": {"enabled": recipe.precision == "bfloat16"},
+        "bf16": {"enabled": half},
         "steps_per_print": 10**9,
     }
 
@@ -66,7 +68,8 @@ class Engine:
         before = torch.nn.utils.get_total_norm(plain) if plain else None  # ZeRO 0 keeps plain gradients, and no norm
         self.deepspeed.step()
         norm = self.deepspeed.get_global_grad_norm()
-        return float(before if norm is None else norm)
+        norm = before if norm is None else norm
+        return 0.0 if norm is None else float(norm)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

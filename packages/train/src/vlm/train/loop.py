@@ -7,13 +7,13 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vlm.core.errors import ConfigError, DataError, Preempted
+from vlm.core.errors import ConfigError, DataError, Preempted, VlmError
 from vlm.core.home import locked, write_json
 from vlm.models.processor import Processor
 from vlm.models.weights import find_checkpoint, load_model, save_state
@@ -50,6 +50,8 @@ def stop_requests() -> Iterator[list[int]]:
 
 def prefetch(stream: Stream, first: int, total: int) -> Iterator[StepData]:
     """The data of each step, made one step ahead in a thread (image decoding releases the interpreter)."""
+    if first >= total:
+        return
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(stream.step, first)
         for step in range(first, total):
@@ -66,17 +68,24 @@ def train(recipe: Recipe, out: Path, *, quiet: bool = False, resume_changed: boo
 
     Raises:
         Preempted: stopped by a signal after a checkpoint. LockedError: `out` is in use.
-        ConfigError: `out` holds a run of another recipe. DataError: too many samples lost, or a loss that is not finite.
+        ConfigError: `out` holds a run of another recipe.
+        DataError: too many samples lost, or a loss that is not finite.
+        VlmError: the disk is full or read-only.
     """
-    model_folder = out / "model"
-    with world() as me:
-        if not me.first:
-            return run(recipe, out, me, quiet, resume_changed)
-        with locked(out, f"vlm train --recipe {recipe.name}"):
-            check_recipe(recipe, out, resume_changed)
-            if (model_folder / "config.json").exists():
-                return model_folder
-            return run(recipe, out, me, quiet, resume_changed)
+    me = world()
+    with checkpoint.writing(out), ExitStack() as held:
+        refused = None
+        if me.first:
+            try:
+                held.enter_context(locked(out, f"vlm train --recipe {recipe.name}"))
+                check_recipe(recipe, out, resume_changed)
+            except VlmError as error:
+                refused = error
+        if me.agree(refused is not None):
+            raise refused or VlmError(f"rank {me.rank} stops: the first process refused to start")
+        if me.agree(me.first and (out / "model/config.json").exists()):
+            return out / "model"
+        return run(recipe, out, me, quiet)
 
 
 def check_recipe(recipe: Recipe, out: Path, resume_changed: bool) -> None:
@@ -88,7 +97,8 @@ def check_recipe(recipe: Recipe, out: Path, resume_changed: bool) -> None:
         before = json.loads(file.read_text())
         now = recipe.model_dump(mode="json")
         if before["digest"] != recipe.digest and not resume_changed:
-            changed = [f"  {k}: {before['recipe'].get(k)} -> {now[k]}" for k in now if before["recipe"].get(k) != now[k]]
+            was = before["recipe"]
+            changed = [f"  {k}: {was.get(k)} -> {now[k]}" for k in now if was.get(k) != now[k]]
             raise ConfigError(
                 f"{out} holds a run of another recipe:\n" + "\n".join(changed),
                 fix="use another --run, delete the folder, or pass --allow-change",
@@ -96,18 +106,20 @@ def check_recipe(recipe: Recipe, out: Path, resume_changed: bool) -> None:
     write_json(file, {"digest": recipe.digest, "recipe": recipe.model_dump(mode="json")})
 
 
-def run(recipe: Recipe, out: Path, me: World, quiet: bool, resume_changed: bool) -> Path:
+def run(recipe: Recipe, out: Path, me: World, quiet: bool) -> Path:
+    """All steps that are left, then the export."""
     start = find_checkpoint(recipe.model.start)
     model = load_model(start, str(me.device), "float32")
     processor = Processor(model.spec, start)
     stream = Stream(recipe, processor)
     counts = freeze(model, recipe.trainable)
-    model.set_gradient_checkpointing(recipe.gradient_checkpointing)
+    if recipe.gradient_checkpointing:
+        model.set_gradient_checkpointing(True)
     engine = Engine(model, recipe, me)
     engine.deepspeed.train()
-    state = checkpoint.load(engine, out / "checkpoints") or {"step": 0, "ledger": None}
+    state = checkpoint.load(engine, out / "checkpoints", me) or {"step": 0, "ledger": None}
     first, total = state["step"], stream.total_steps
-    metrics, ledger = Log(out / "metrics.jsonl"), Ledger(out, state["ledger"])
+    metrics, ledger = Log(out / "metrics.jsonl"), Ledger(out, state["ledger"], writes=me.first)
     if me.first:
         metrics.cut(first)
         ledger.log.cut(first)
@@ -118,30 +130,42 @@ def run(recipe: Recipe, out: Path, me: World, quiet: bool, resume_changed: bool)
 
     with stop_requests() as stop, Show(recipe.name, total, me.first and not quiet) as show:
         for step, data in enumerate(prefetch(stream, first, total), first):
-            line = one_step(engine, recipe, processor, data, step, total, me)
-            ledger.add(step, data.n_samples, data.lost if me.first else [])
-            if me.first:
-                metrics.write(**line)
-                show.update(step + 1, f"loss {line['loss']:.4f}  {line['tokens_per_s']:.0f} tok/s")
-            if not math.isfinite(line["loss"]):
-                ids = sorted({i for row in data.rows for i in row.ids})
-                raise DataError(f"loss is {line['loss']} at step {step}", expected="a finite loss", fix=f"look at samples {ids}")
+            ledger.add(step, data.n_samples, data.lost)
+            note = "no usable sample"
+            if data.rows:
+                line = one_step(engine, recipe, processor, data, step, total, me)
+                note = f"loss {line['loss']:.4f}  {line['tokens_per_s']:.0f} tok/s"
+                if me.first:
+                    metrics.write(**line)
+                if not math.isfinite(line["loss"]):
+                    ids = sorted({i for row in data.rows for i in row.ids})
+                    fix = f"look at samples {ids}"
+                    raise DataError(f"loss is {line['loss']} at step {step}", expected="a finite loss", fix=fix)
+            show.update(step + 1, note)
+            if too_many := lost_too_many(recipe, ledger, total):
+                save(step + 1)
+                raise too_many
             if me.agree(bool(stop)):
                 save(step + 1)
                 if stop and stop[0] == signal.SIGINT:
                     raise KeyboardInterrupt
-                raise Preempted(f"stopped after step {step + 1} of {total}, everything saved", fix="run the same command to go on")
+                done = f"stopped after step {step + 1} of {total}, everything saved"
+                raise Preempted(done, fix="run the same command to go on")
             if (step + 1) % recipe.save_every == 0 and step + 1 < total:
                 save(step + 1)
-    lost = ledger.counts["dropped"] / max(1, ledger.counts["in"])
-    if lost > recipe.max_lost:
-        save(total)
-        raise DataError(
-            f"{ledger.counts['dropped']} of {ledger.counts['in']} samples were dropped ({lost:.1%}); see {ledger.log.path}",
-            expected=f"at most {recipe.max_lost:.1%} (max_lost)",
-            fix="repair the data, or raise max_lost knowingly",
-        )
     return export(engine, recipe, out, me, start, counts, ledger)
+
+
+def lost_too_many(recipe: Recipe, ledger: Ledger, total: int) -> DataError | None:
+    """The error as soon as `max_lost` of the whole run is sure to be passed, not only at its end."""
+    dropped, samples = ledger.counts["dropped"], total * recipe.batch.samples
+    if dropped / samples <= recipe.max_lost:
+        return None
+    return DataError(
+        f"{dropped} of {ledger.counts['in']} samples so far were dropped; see {ledger.log.path}",
+        expected=f"at most {recipe.max_lost:.2%} of the run's {samples} (max_lost)",
+        fix="repair the data and start in a new folder, or raise max_lost knowingly: the run then goes on",
+    )
 
 
 def one_step(
@@ -150,8 +174,6 @@ def one_step(
     """Forward, backward and update of one step over this rank's rows; the line for metrics.jsonl."""
     began = time.perf_counter()
     seed_step(recipe.seed, step, me.rank)
-    if not data.rows:
-        raise DataError(f"step {step}: no usable sample; the last reason was {data.lost[-1][2] if data.lost else 'none'}")
     rows = deal(data.rows, me.rank, me.size)
     most = max(len(deal(data.rows, r, me.size)) for r in range(me.size))
     weight = sum(row.weight for row in data.rows)
@@ -183,7 +205,9 @@ def one_step(
     }
 
 
-def export(engine: Engine, recipe: Recipe, out: Path, me: World, start: Path, counts: dict[str, int], ledger: Ledger) -> Path:
+def export(
+    engine: Engine, recipe: Recipe, out: Path, me: World, start: Path, counts: dict[str, int], ledger: Ledger
+) -> Path:
     """Write the trained model in our layout and the summary; the model's existence means the stage is done."""
     state = gathered(engine, me)
     if me.first:
@@ -204,5 +228,6 @@ def gathered(engine: Engine, me: World) -> dict[str, torch.Tensor]:
     for name, tensor in engine.model.state_dict(keep_vars=True).items():
         with deepspeed.zero.GatheredParameters([parameters[name]] if name in parameters else []):
             if me.first:
-                state[name] = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+                dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+                state[name] = tensor.detach().to("cpu", dtype, copy=True)
     return state

@@ -1,4 +1,4 @@
-"""One JSON line a step (and TensorBoard), a progress bar for people, and the ledger of samples not used as they are."""
+"""One JSON line a step, a progress bar for people, and the ledger of samples not used as they are."""
 
 import json
 import time
@@ -37,18 +37,18 @@ class Log:
 class Ledger:
     """Every sample that was not used as it is: (step, id, what, reason). The counts close: in = used + dropped."""
 
-    def __init__(self, folder: Path, counts: dict[str, int] | None = None):
-        self.log = Log(folder / "ledger.jsonl")
+    def __init__(self, folder: Path, counts: dict[str, int] | None = None, *, writes: bool = True):
+        self.log, self.writes = Log(folder / "ledger.jsonl"), writes
         self.counts = counts or {"in": 0, "used": 0, "dropped": 0, "truncated": 0}
 
     def add(self, step: int, n_samples: int, lost: list[tuple[str, str, str]]) -> None:
-        """Account for the samples of a step; truncated ones are used, and named."""
+        """Account for the samples of a step; truncated ones are used, and named. Every rank counts, the first writes."""
         dropped = sum(what == "dropped" for _, what, _ in lost)
         self.counts["in"] += n_samples
         self.counts["dropped"] += dropped
         self.counts["truncated"] += len(lost) - dropped
         self.counts["used"] += n_samples - dropped
-        for id, what, reason in lost:
+        for id, what, reason in lost if self.writes else []:
             self.log.write(step=step, id=id, what=what, reason=reason)
 
 

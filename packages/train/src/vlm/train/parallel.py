@@ -1,9 +1,7 @@
-"""Processes: who we are, and the few collectives the loop needs. Only here and in attention is torch.distributed used."""
+"""Processes: who we are, and the few collectives the loop needs. torch.distributed is used here and in attention only."""
 
+import atexit
 import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -42,29 +40,20 @@ class World:
             dist.barrier()
 
 
-def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def world() -> World:
+    """Join the process group that torchrun, `vlm train --processes` or Slurm describe in the environment; alone without.
 
-
-@contextmanager
-def world() -> Iterator[World]:
-    """Join the process group torchrun describes in the environment; alone without it."""
+    The group lives as long as the process: DeepSpeed keeps handles to it, and peers of a process that fails learn of
+    it only after its message is on the terminal.
+    """
     env = os.environ
-    rank = int(env.get("RANK", "0"))
-    size = int(env.get("WORLD_SIZE", "1"))
-    local = int(env.get("LOCAL_RANK", "0"))
+    rank, size, local = int(env.get("RANK", "0")), int(env.get("WORLD_SIZE", "1")), int(env.get("LOCAL_RANK", "0"))
+    env.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(local)
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
-    host, port = env.get("MASTER_ADDR", "127.0.0.1"), int(env.get("MASTER_PORT", "0")) or free_port()
-    # DeepSpeed reads these even for one process
-    env.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local), MASTER_ADDR=host, MASTER_PORT=str(port))
-    dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=size)
-    try:
-        yield World(rank, size, local, device)
-    finally:
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        alone = {"store": dist.HashStore()} if size == 1 else {}
+        dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=size, **alone)
+        atexit.register(dist.destroy_process_group)
+    return World(rank, size, local, torch.device("cuda", local) if cuda else torch.device("cpu"))

@@ -10,6 +10,7 @@ from pydantic import model_validator
 from vlm.core.config import Strict, find_table, load_yaml, package_tables, parse
 from vlm.core.errors import ConfigError
 from vlm.core.home import resolve
+from vlm.core.positions import STRIDES
 
 
 class DataEntry(Strict):
@@ -94,6 +95,7 @@ class Recipe(Strict):
     epochs: float | None = None
     steps: int | None = None
     strides: float | Literal["random"] | None = None
+    stride_choices: tuple[float, ...] = STRIDES
     loss: Literal["token", "sample", "square"] = "token"
     max_length: int
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -111,7 +113,7 @@ class Recipe(Strict):
     def check(self) -> "Recipe":
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of `epochs` and `steps`")
-        bare = [k for k in numbers(self.model_dump(exclude={"sources"})) if not covered(k, self.sources)]
+        bare = [k for k in numbers(self.model_dump(exclude={"sources"}, exclude_defaults=True)) if not covered(k, self.sources)]
         if bare:
             raise ValueError(f"numbers without a source: {', '.join(bare)}")
         return self

@@ -1,7 +1,10 @@
-"""ConvNeXt on timm's trunk and stages: four stages plus any number more (ConvLLaVA's fifth), and any timm encoder by name.
+"""ConvNeXt on timm's trunk and stages: four stages and any number more (ConvLLaVA's fifth); any timm encoder by name.
 
-Unusual: the output is the last stage itself, without a final norm; every size works, a remainder below the stride is lost.
+Unusual: the output is the last stage itself, without a final norm; every size works, a remainder below the stride is
+lost.
 """
+
+from typing import Any
 
 import timm
 import torch
@@ -65,9 +68,10 @@ class TimmEncoder(nn.Module):
     def __init__(self, spec: TimmSpec):
         super().__init__()
         self.gradient_checkpointing = False
-        self.trunk = timm.create_model(spec.name, pretrained=False, features_only=True, out_indices=(spec.level,))
-        self.width = self.trunk.feature_info.channels()[-1]
-        self.stride = self.trunk.feature_info.reduction()[-1]
+        trunk: Any = timm.create_model(spec.name, pretrained=False, features_only=True, out_indices=(spec.level,))
+        self.trunk = trunk
+        self.width: int = trunk.feature_info.channels()[-1]
+        self.stride: int = trunk.feature_info.reduction()[-1]
         self.stages = nn.ModuleList()
         if spec.extra_stage:
             extra = spec.extra_stage

@@ -89,14 +89,17 @@ class Embeddings(nn.Module):
         self.patch_embedding = nn.Conv2d(3, spec.width, spec.patch_size, spec.patch_size)
         self.position_embedding = nn.Parameter(torch.randn(1, self.grid**2 + 1, spec.width))
 
+    def positions(self, height: int, width: int) -> Tensor:
+        """The position table resized to a grid, [1, 1 + height * width, C]; the class position stays."""
+        table = self.position_embedding[:, 1:].float().unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
+        table = F.interpolate(table, (height, width), mode="bicubic", align_corners=False)
+        return torch.cat([self.position_embedding[:, :1], table.flatten(2).mT.to(self.position_embedding.dtype)], dim=1)
+
     def forward(self, pixels: Tensor) -> tuple[Tensor, int, int]:
         patches = self.patch_embedding(pixels)
         height, width = patches.shape[-2:]
-        table = self.position_embedding[:, 1:].float().unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
-        table = F.interpolate(table, (height, width), mode="bicubic", align_corners=False)
-        position = torch.cat([self.position_embedding[:, :1], table.flatten(2).mT.to(patches.dtype)], dim=1)
         tokens = torch.cat([self.class_embedding.expand(len(pixels), -1, -1), patches.flatten(2).mT], dim=1)
-        return tokens + position, height, width
+        return tokens + self.positions(height, width), height, width
 
 
 class Encoder(nn.Module):

@@ -1,0 +1,49 @@
+# One command for people and CI. `make setup` is done by every target that needs it.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+PACKAGES := $(foreach p,core models train eval cli,-e packages/$(p))
+export PATH := $(BIN):$(PATH)
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: setup quickstart smol test test-slow check format bench clean
+
+setup: $(VENV)/.done
+
+# a marker written last: an interrupted installation is repeated
+$(VENV)/.done: constraints.txt pyproject.toml $(wildcard packages/*/pyproject.toml)
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) found; install Python 3.11, or say make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip hatchling editables
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation $(PACKAGES) --group dev
+	@touch $@
+
+quickstart: setup
+	snakemake --profile profiles/local
+
+smol: setup
+	snakemake --profile profiles/local --configfile workflows/config/smol.yaml
+
+test: setup
+	pytest
+
+test-slow: setup
+	pytest -m slow
+
+check: setup
+	ruff format --check .
+	ruff check .
+	mypy packages/*/src
+	snakefmt --check Snakefile workflows/rules
+	vlm recipe check
+
+format: setup
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile workflows/rules
+
+bench: setup
+	for script in bench/*.py; do python $$script || exit 1; done
+
+clean:
+	rm -rf runs/quickstart runs/smol .snakemake

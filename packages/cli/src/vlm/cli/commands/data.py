@@ -1,0 +1,105 @@
+"""`vlm data`: organise, build and preview datasets."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlm.core.home import dataset, resolve
+
+app = typer.Typer(no_args_is_help=True, help="Organise, build, check and preview datasets.")
+build = typer.Typer(no_args_is_help=True, help="Build datasets that nobody publishes.")
+app.add_typer(build, name="build")
+
+
+class Split(StrEnum):
+    """Training or test."""
+
+    train = "train"
+    test = "test"
+
+
+@app.command()
+def organize(
+    names: Annotated[list[str], typer.Argument(help="easy-vqa, photographs, digits, charts.")],
+    questions_per_record: Annotated[int, typer.Option(min=1, help="easy-vqa: turns in a record.")] = 4,
+    seed: Annotated[int, typer.Option(help="Order of questions, choice and colours of charts.")] = 0,
+) -> None:
+    """Make training sets from downloaded sources: dataset/NAME/{images,train.jsonl}."""
+    from vlm.core.organise import OrganiseOptions, organise
+
+    for name in names:
+        outcome = organise(name, OrganiseOptions(seed=seed, questions_per_record=questions_per_record))
+        typer.echo(f"{name}: {'already there' if outcome == 'present' else 'organised'} in {dataset() / name.lower()}")
+
+
+@build.command()
+def haystack(
+    out: Annotated[str, typer.Option(help="Folder below dataset/.")],
+    tokens: Annotated[int, typer.Option(min=1, help="Length of the human turn in tokens, images included.")],
+    tokens_per_image: Annotated[int, typer.Option(min=1, help="Visual tokens of one image.")],
+    count: Annotated[int, typer.Option(min=1, help="How many documents.")],
+    split: Annotated[Split, typer.Option(help="train: conversations; test: an MM-NIAH benchmark.")] = Split.train,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder with tokenizer.json; without it words are counted.")
+    ] = None,
+    image_share: Annotated[float, typer.Option(min=0.0, max=0.95, help="Part of the tokens that images take.")] = 0.5,
+    times: Annotated[str, typer.Option(help="Length as a multiple of training, noted in the records.")] = "1x",
+) -> None:
+    """Long documents of sentences and pictures that hide one handwritten digit: which one?"""
+    from vlm.core.build.haystack import HaystackOptions, build_haystack
+
+    options = HaystackOptions(tokens, tokens_per_image, count, split.value, seed, image_share, times)
+    typer.echo(f"wrote {build_haystack(out, options, tokenizer=resolve(tokenizer) if tokenizer else None)}")
+
+
+@app.command()
+def tokenizer(
+    files: Annotated[list[Path], typer.Argument(help="JSONL records whose turns are the text.")],
+    out: Annotated[Path, typer.Option(help="Folder for tokenizer.json and its two companions.")],
+    vocab_size: Annotated[
+        int, typer.Option(help="Tokens at most, the 256 bytes and 8 special tokens included.")
+    ] = 1024,
+    benchmark_text: Annotated[
+        list[Path] | None, typer.Option(help="More text: strings of JSON, JSONL or text files.")
+    ] = None,
+    haystack_text: Annotated[bool, typer.Option(help="Also learn the sentences of image haystacks.")] = True,
+) -> None:
+    """Train a small byte-level BPE tokenizer on the text of records."""
+    from vlm.core.build.tokenizer import train_tokenizer
+
+    extra = [resolve(path) for path in benchmark_text or []]
+    paths = [resolve(path) for path in files]
+    size = train_tokenizer(resolve(out), paths, vocab_size=vocab_size, extra=extra, haystack=haystack_text)
+    typer.echo(f"wrote {resolve(out) / 'tokenizer.json'}: {size} tokens")
+
+
+@app.command()
+def preview(
+    file: Annotated[Path, typer.Argument(help="JSONL records.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("preview.html"),
+    root: Annotated[Path | None, typer.Option(help="Folder of the images; by default that of the file.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Records to show.")] = 8,
+) -> None:
+    """A few records as one self-contained page."""
+    from vlm.core.build.preview import preview as write_preview
+
+    shown = write_preview(resolve(file), resolve(out), root=resolve(root) if root else None, count=count)
+    typer.echo(f"wrote {resolve(out)} with {shown} records")
+
+
+@app.command()
+def mini(
+    bench: Annotated[str, typer.Argument(help="A benchmark; `vlm list benchmarks` shows them.")],
+    out: Annotated[Path | None, typer.Option(help="Folder; by default where the benchmark expects its data.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    n: Annotated[int | None, typer.Option(min=1, help="Items per group; by default a usual size.")] = None,
+) -> None:
+    """A tiny generated set in the official form of a benchmark."""
+    from vlm.eval.benchmark import load_benchmark
+    from vlm.eval.mini import make_mini
+
+    folder = resolve(out) if out else dataset() / load_benchmark(bench).folder
+    typer.echo(f"wrote {make_mini(bench, folder, seed=seed, n=n)}")

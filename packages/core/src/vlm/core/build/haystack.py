@@ -1,0 +1,250 @@
+"""Image haystacks: a long document of everyday sentences and pictures that hides exactly one handwritten digit.
+
+Training records are `conversations` JSONL, test records follow MM-NIAH. Images are named relative to `dataset/`,
+so that nothing is copied. Sample i is a function of (seed, split, i) and of the sources alone.
+"""
+
+import json
+import random
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+from vlm.core.build.jsonl import NUMBER_WORDS, write_jsonl
+from vlm.core.build.sentences import SENTENCES
+from vlm.core.errors import ConfigError, DataError
+from vlm.core.home import dataset, locked, write_json
+from vlm.core.manifest import read_manifest, sha256_of
+from vlm.core.records import iter_jsonl
+from vlm.core.transfer import disk_errors
+
+QUESTION = "Which digit is hidden?"
+SHORTLY = "\nAnswer the question using a single word or phrase."
+"""What the MM-NIAH prompt appends to a question (fact sheet benchmarks 11.2); training records carry it too."""
+
+MARKERS = 2
+"""Tokens around the visual tokens of an image: <img> and </img>."""
+
+PHOTOGRAPHS = 0.2
+"""Part of the distractors that are photographs; the others are easy-VQA shapes."""
+
+TOLERANCE = 0.01
+Count = Callable[[str], int]
+
+
+@dataclass(frozen=True)
+class HaystackOptions:
+    """`tokens`: length of a whole human turn, an image counting `tokens_per_image` + 2. `times`: the length as a
+    multiple of the training length, recorded only. `image_share`: part of the tokens that images take."""
+
+    tokens: int
+    tokens_per_image: int
+    count: int
+    split: Literal["train", "test"] = "train"
+    seed: int = 0
+    image_share: float = 0.5
+    times: str = "1x"
+
+
+@dataclass(frozen=True)
+class _Pools:
+    """Image names relative to dataset/, by role; training and test share none."""
+
+    digits: dict[str, list[str]]
+    shapes: list[str]
+    photographs: list[str]
+
+
+def build_haystack(out: str, options: HaystackOptions, *, tokenizer: Path | None = None) -> Path:
+    """Write `dataset/<out>/train.jsonl`, or for test `annotations/digit-haystack.jsonl`; a no-op when it is there.
+
+    Args:
+        tokenizer: a folder with `tokenizer.json`, or that file; None counts words and punctuation marks.
+
+    Returns:
+        The file of records.
+
+    Raises:
+        DataError: digits, easy-vqa or photographs are missing. ConfigError: no document fits the budget.
+    """
+    folder = dataset() / out
+    path = folder / ("train.jsonl" if options.split == "train" else "annotations/digit-haystack.jsonl")
+    tokenizer = tokenizer / "tokenizer.json" if tokenizer and tokenizer.is_dir() else tokenizer
+    made_of = {"options": asdict(options), "tokenizer": sha256_of(tokenizer) if tokenizer else "words"}
+    made_of["sources"] = {name: _source(name) for name in ("digits", "easy-vqa", "photographs")}
+    described = json.loads(json.dumps(made_of))
+    about = folder / f"manifest-{options.split}.json"
+    with disk_errors(folder), locked(folder, f"vlm data build haystack --out {out}"):
+        known = json.loads(about.read_text()) if about.exists() else {}
+        if known.get("made_of") == described and path.is_file() and sha256_of(path) == known["sha256"]:
+            return path
+        about.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        samples = list(haystacks(options, _pools(options.split), counter(tokenizer)))
+        as_record = training_record if options.split == "train" else niah_record
+        write_jsonl(path, [as_record(sample, options) for sample in samples])
+        if options.split == "test":
+            _link_images(folder)
+            marker = {"benchmark": folder.name, "seed": options.seed, "counts": {"digit-haystack": len(samples)}}
+            write_json(folder / "mini.json", marker)
+        lengths = [sample["meta"]["context_length"] for sample in samples]
+        statistics = {"records": len(samples), "shortest": min(lengths), "longest": max(lengths)}
+        write_json(about, {"made_of": described, "sha256": sha256_of(path), "statistics": statistics})
+    return path
+
+
+def counter(tokenizer: Path | None) -> Count:
+    """Tokens of a text by a `tokenizer.json`, or without one the words and punctuation marks in it."""
+    if tokenizer is None:
+        return lambda text: len(text.replace(".", " .").replace("?", " ?").split())
+    if not tokenizer.is_file():
+        raise ConfigError(f"no such file: {tokenizer}", fix="vlm data tokenizer --out DIR FILE.jsonl")
+    from tokenizers import Tokenizer
+
+    loaded = Tokenizer.from_file(str(tokenizer))
+    return lambda text: len(loaded.encode(text, add_special_tokens=False).ids)
+
+
+def haystacks(options: HaystackOptions, pools: _Pools, count: Count) -> Iterator[dict[str, Any]]:
+    """`options.count` MM-NIAH records. Depths cover 0..1 evenly and digits are balanced, each in its own order."""
+    rng = random.Random(f"haystack/{options.seed}/{options.split}")
+    depths = rng.sample(range(options.count), options.count)
+    answers = rng.sample([i % 10 for i in range(options.count)], options.count)
+    costs = {sentence: count(sentence + " ") for sentence in SENTENCES}
+    for i in range(options.count):
+        rng = random.Random(f"haystack/{options.seed}/{options.split}/{i}")
+        depth = (depths[i] + 0.5) / options.count
+        yield _haystack(i, NUMBER_WORDS[answers[i]], depth, rng, options, pools, count, costs)
+
+
+def _haystack(
+    i: int,
+    answer: str,
+    depth: float,
+    rng: random.Random,
+    options: HaystackOptions,
+    pools: _Pools,
+    count: Count,
+    costs: dict[str, int],
+) -> dict[str, Any]:
+    per_image = options.tokens_per_image + MARKERS
+    room = options.tokens - count("\n" + QUESTION + SHORTLY)
+    n_images = max(1, round(room * options.image_share / per_image))
+    if room < n_images * per_image + max(costs.values()):
+        raise ConfigError(
+            f"{options.tokens} tokens do not hold an image of {per_image}, a sentence and the question",
+            fix="raise --tokens or lower --tokens-per-image or --image-share",
+        )
+    needle = rng.choice(pools.digits[answer])
+    n_photographs = min(len(pools.photographs), round(PHOTOGRAPHS * (n_images - 1)))
+    others = rng.sample(pools.photographs, n_photographs)
+    others += _draw(rng, pools.shapes, n_images - 1 - n_photographs)
+    rng.shuffle(others)
+    target = room - n_images * per_image
+    for _ in range(20):  # the tokens of a text are not exactly the sum of its sentences'
+        sentences = _fill(rng, target, costs)
+        units = _arrange(rng, sentences, others, needle, depth, costs, per_image)
+        context = "".join("<image>\n" if image else f"{unit} " for unit, image in units).rstrip(" ") + "\n"
+        text = sum(map(count, (context + QUESTION + SHORTLY).split("<image>")))
+        total = text + n_images * per_image
+        if abs(total - options.tokens) <= TOLERANCE * options.tokens:
+            break
+        target += options.tokens - total
+    else:
+        raise ConfigError(f"no document of {options.tokens} tokens within {TOLERANCE:.0%}", fix="raise --tokens")
+    before = context.split("<image>")[: [u for u, image in units if image].index(needle) + 1]
+    placed = (sum(map(count, before)) + per_image * (len(before) - 1)) / total
+    meta = {
+        "placed_depth": [round(placed, 4)],
+        "context_length": total,
+        "context_length_text": text,
+        "context_length_image": n_images * per_image,
+        "num_images": n_images,
+        "needles": [needle],
+        "choices": None,
+        "choices_image_path": None,
+        "times": options.times,
+    }
+    images = [unit for unit, image in units if image]
+    return {"id": i, "images_list": images, "context": context, "question": QUESTION, "answer": answer, "meta": meta}
+
+
+def _fill(rng: random.Random, target: int, costs: dict[str, int]) -> list[str]:
+    """Random sentences of `target` tokens in all, as near as the shortest sentence allows."""
+    sentences: list[str] = []
+    longest, left = max(costs.values()), target
+    while left > 0:
+        fitting = SENTENCES if left >= 2 * longest else [s for s in SENTENCES if costs[s] == left]
+        fitting = fitting or [s for s in SENTENCES if costs[s] < left]
+        if not fitting:
+            break
+        sentences.append(rng.choice(fitting))
+        left -= costs[sentences[-1]]
+    return sentences
+
+
+def _arrange(
+    rng: random.Random,
+    sentences: list[str],
+    others: list[str],
+    needle: str,
+    depth: float,
+    costs: dict[str, int],
+    per_image: int,
+) -> list[tuple[str, bool]]:
+    """Sentences with distractors at random gaps and the needle where `depth` of the tokens lie before it."""
+    places = [(rng.random() * len(sentences), (name, True)) for name in others]
+    units = [unit for _, unit in sorted([*places, *((k, (s, False)) for k, s in enumerate(sentences))])]
+    ends = list(accumulate(per_image if image else costs[unit] for unit, image in units))
+    gap = bisect_left(ends, depth * (ends[-1] + per_image)) if ends else 0
+    return [*units[:gap], (needle, True), *units[gap:]]
+
+
+def _draw(rng: random.Random, pool: list[str], n: int) -> list[str]:
+    """`n` of `pool`, none twice while there are enough."""
+    return rng.sample(pool, n) if n <= len(pool) else rng.choices(pool, k=n)
+
+
+def training_record(sample: dict[str, Any], options: HaystackOptions) -> dict[str, Any]:
+    """An MM-NIAH record as a `conversations` record, worded as the benchmark will ask."""
+    human = sample["context"] + sample["question"] + SHORTLY
+    turns = [{"from": "human", "value": human}, {"from": "gpt", "value": sample["answer"]}]
+    record_id = f"haystack/{options.seed}/{sample['id']}"
+    return {"id": record_id, "image": sample["images_list"], "conversations": turns, "meta": sample["meta"]}
+
+
+def niah_record(sample: dict[str, Any], options: HaystackOptions) -> dict[str, Any]:
+    """The MM-NIAH record itself."""
+    return sample
+
+
+def _link_images(folder: Path) -> None:
+    """`images` leads back to dataset/, where MM-NIAH readers expect the pictures: nothing is copied."""
+    link = folder / "images"
+    if not link.is_symlink():
+        link.symlink_to(Path(*[".."] * len(folder.relative_to(dataset()).parts)), target_is_directory=True)
+
+
+def _source(name: str) -> Any:
+    folder = dataset() / name
+    manifest = read_manifest(folder)
+    if manifest is None:
+        fix = "vlm download easy-vqa" if name == "easy-vqa" else f"vlm data organize {name}"
+        raise DataError(f"{folder} is missing or not complete", fix=fix)
+    return manifest["source"]
+
+
+def _pools(split: str) -> _Pools:
+    digits: dict[str, list[str]] = {word: [] for word in NUMBER_WORDS[:10]}
+    for _, record in iter_jsonl(dataset() / "digits" / f"{split}.jsonl"):
+        digits[record["conversations"][1]["value"]].append(f"digits/{record['image']}")
+    shapes = sorted(p.name for p in (dataset() / "easy-vqa" / split / "images").glob("*.png"))
+    photographs = [r for _, r in iter_jsonl(dataset() / "photographs" / "train.jsonl") if r["haystack"] == split]
+    return _Pools(
+        digits,
+        [f"easy-vqa/{split}/images/{name}" for name in shapes],
+        [f"photographs/{record['image']}" for record in photographs],
+    )

@@ -1,0 +1,335 @@
+"""URLs and hub snapshots against a real local server: resume, retries, damage, kills, locks."""
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from vlm.core.catalogue import Entry, HubSource, UrlSource
+from vlm.core.errors import ConfigError, FetchError, LockedError
+from vlm.core.fetch import fetch, pinned
+from vlm.core.home import locked
+from vlm.core.manifest import MANIFEST, read_manifest, state
+from vlm.core.transfer import Patience, disk_errors, fetch_url
+
+CONTENT = bytes(range(256)) * 4000
+SHA = hashlib.sha256(CONTENT).hexdigest()
+COMMIT = "a" * 40
+QUICK = Patience(tries=3, backoff=0.01, timeout=5)
+HUB_FILES = {"config.json": b'{"a": 1}\n', "weights/model.bin": CONTENT}
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The first part of the path chooses the behaviour; `server.asked` notes (path, Range)."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range")
+        self.server.asked.append((self.path, asked))
+        behaviour = self.path.split("/")[1]
+        start = int(asked.split("=")[1].split("-")[0]) if asked and behaviour != "norange" else 0
+        seen = [p for p, _ in self.server.asked].count(self.path)
+        if behaviour in ("api", "org"):
+            self.hub(start)
+        elif behaviour in ("429", "503") and seen < 3:
+            self.reply(int(behaviour), {"Retry-After": "0", "Content-Length": "0"}, b"")
+        elif behaviour in ("404", "403"):
+            self.reply(int(behaviour), {"Content-Length": "0"}, b"")
+        elif behaviour == "corrupt":
+            self.send_from(bytes(len(CONTENT)), start)
+        elif behaviour in ("truncated", "norange") and seen < 3:
+            self.send_from(CONTENT, start, stop=start + 300_000 if behaviour == "truncated" else 200_000 * seen)
+        elif behaviour == "slow":
+            self.send_from(CONTENT, start, pause=0.05)
+        else:
+            self.send_from(CONTENT, start)
+
+    def hub(self, start: int) -> None:
+        name = self.path.split(f"/resolve/{COMMIT}/")[-1]
+        if self.path.startswith("/api/models/org/model/revision/"):
+            siblings = [{"rfilename": n, "size": len(c)} for n, c in HUB_FILES.items()]
+            body = {"id": "org/model", "sha": COMMIT, "siblings": siblings, "private": False, "downloads": 0, "tags": []}
+            self.reply(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
+        elif self.path.startswith("/api/models/org/model/tree/"):
+            tree = [{"type": "file", "path": n, "size": len(c), "oid": "0" * 40} for n, c in HUB_FILES.items()]
+            self.reply(200, {"Content-Type": "application/json"}, json.dumps(tree).encode())
+        elif name in HUB_FILES:
+            content = HUB_FILES[name]
+            etag = hashlib.sha256(content).hexdigest()
+            wrong = bytes(len(content)) if self.server.damaged else content
+            self.send_from(wrong, start, headers={"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
+        else:
+            code = "RevisionNotFound" if "/org/model/" in self.path else "RepoNotFound"
+            self.reply(404, {"X-Error-Code": code}, b"")
+
+    def send_from(self, content: bytes, start: int, stop: int | None = None, pause: float = 0.0, headers=None) -> None:
+        self.send_response(206 if start else 200)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        for at in range(start, stop or len(content), 50_000):
+            self.wfile.write(content[at : min(at + 50_000, stop or len(content))])
+            time.sleep(pause)
+        self.close_connection = True
+
+    def reply(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # clients are killed on purpose
+
+
+@pytest.fixture
+def server():
+    server = Server(("127.0.0.1", 0), Handler)
+    server.asked, server.damaged = [], False
+    server.url = f"http://127.0.0.1:{server.server_address[1]}"
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def vlm_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VLM_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def entry_of(url: str, **known: object) -> Entry:
+    source = {"kind": "url", "url": url, "sha256": SHA, "size": len(CONTENT), **known}
+    return Entry(name="thing", kind="data", title="t", licence="none", folder="dataset/thing", source=source)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_a_url_is_fetched_with_a_manifest_and_the_second_run_asks_nothing(server, vlm_home):
+    entry = entry_of(f"{server.url}/plain/file.bin")
+    assert fetch(entry, patience=QUICK) == "fetched"
+    manifest = json.loads((entry.path / MANIFEST).read_text())
+    assert manifest["files"] == {"file.bin": {"size": len(CONTENT), "sha256": SHA}}
+    assert sorted(tree(entry.path)) == [MANIFEST, "file.bin"]
+    asked = len(server.asked)
+    assert fetch(entry, patience=QUICK) == "present"
+    assert len(server.asked) == asked
+
+
+@pytest.mark.parametrize("behaviour", ["429", "503", "truncated", "norange"])
+def test_busy_and_cut_answers_are_tried_again_until_the_file_is_whole(server, vlm_home, behaviour):
+    entry = entry_of(f"{server.url}/{behaviour}/file.bin")
+    assert fetch(entry, patience=QUICK) == "fetched"
+    assert (entry.path / "file.bin").read_bytes() == CONTENT
+    assert len(server.asked) >= 3
+    if behaviour == "truncated":
+        assert [r for _, r in server.asked] == [None, "bytes=300000-", "bytes=600000-"]
+
+
+def test_a_part_of_another_version_is_thrown_away_after_the_checksum_fails(server, tmp_path):
+    (tmp_path / "file.bin.part").write_bytes(b"x" * 1000)
+    fetch_url(f"{server.url}/plain/file.bin", tmp_path / "file.bin", sha256=SHA, patience=QUICK)
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+    assert [r for _, r in server.asked] == ["bytes=1000-", None]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("corrupt/f", "expected: " + SHA), ("404/f", "answered 404"), ("403/f", "answered 403")],
+)
+def test_a_wrong_answer_is_an_error_with_a_fix_and_leaves_no_manifest(server, vlm_home, path, message):
+    entry = entry_of(f"{server.url}/{path}")
+    with pytest.raises(FetchError) as error:
+        fetch(entry, patience=QUICK)
+    assert message in str(error.value)
+    assert error.value.fix
+    assert state(entry.path) == "partial"
+    assert not (entry.path / "f").exists()
+
+
+def test_a_server_that_stays_busy_or_is_not_there_is_given_up(server, vlm_home):
+    with pytest.raises(FetchError, match="answered 503"):
+        fetch(entry_of(f"{server.url}/503/f"), patience=Patience(tries=1, backoff=0.01))
+    with pytest.raises(FetchError, match="ConnectError.*2 tries"):
+        fetch(entry_of("http://127.0.0.1:9/f"), patience=Patience(tries=2, backoff=0.01))
+
+
+def test_killed_at_several_moments_the_same_command_gives_the_same_tree(server, vlm_home):
+    entry = entry_of(f"{server.url}/slow/file.bin")
+    code = "import sys; from vlm.core.catalogue import Entry; from vlm.core.fetch import fetch;"
+    code += "fetch(Entry.model_validate_json(sys.argv[1]))"
+    part = entry.path / ".partial" / "0" / "file.bin.part"
+    sizes = []
+    for limit in (100_000, 400_000):
+        process = subprocess.Popen([sys.executable, "-c", code, entry.model_dump_json()], env=os.environ.copy())
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and not (part.exists() and part.stat().st_size > limit):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert read_manifest(entry.path) is None
+        assert state(entry.path) == "partial"
+        sizes.append(part.stat().st_size)
+    assert fetch(entry, patience=QUICK) == "fetched"
+    resumed = [r for _, r in server.asked if r]
+    assert resumed == [f"bytes={size}-" for size in sizes]
+    killed = tree(entry.path)
+    whole = entry_of(f"{server.url}/slow/file.bin").model_copy(update={"folder": "dataset/other"})
+    fetch(whole, patience=QUICK)
+    assert tree(whole.path) == killed
+
+
+def test_a_damaged_file_is_repaired_by_size_and_with_verify_by_checksum(server, vlm_home):
+    entry = entry_of(f"{server.url}/plain/file.bin")
+    fetch(entry, patience=QUICK)
+    (entry.path / "file.bin").write_bytes(b"short")
+    assert state(entry.path) == "damaged"
+    assert fetch(entry, patience=QUICK) == "fetched"
+    (entry.path / "file.bin").write_bytes(bytes(len(CONTENT)))
+    assert fetch(entry, patience=QUICK) == "present"
+    assert fetch(entry, verify=True, patience=QUICK) == "fetched"
+    assert (entry.path / "file.bin").read_bytes() == CONTENT
+
+
+def test_a_new_version_of_an_entry_replaces_the_old_files_and_keeps_strangers(server, vlm_home):
+    fetch(entry_of(f"{server.url}/plain/old.bin"), patience=QUICK)
+    entry = entry_of(f"{server.url}/plain/new.bin")
+    (entry.path / "mine.txt").write_text("kept")
+    assert fetch(entry, patience=QUICK) == "fetched"
+    assert sorted(tree(entry.path)) == [MANIFEST, "mine.txt", "new.bin"]
+
+
+def test_a_folder_in_use_is_refused(server, vlm_home):
+    entry = entry_of(f"{server.url}/plain/file.bin")
+    code = "import sys, time; from pathlib import Path; from vlm.core.home import locked\n"
+    code += "with locked(Path(sys.argv[1]), 'other'): print('held', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(entry.path)], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(LockedError, match="other"):
+        fetch(entry, patience=QUICK)
+    holder.kill()
+    holder.communicate()
+    with locked(entry.path, "free again"):
+        pass
+    assert fetch(entry, patience=QUICK) == "fetched"
+
+
+def test_a_file_address_works_and_a_missing_one_is_named(vlm_home, tmp_path):
+    (tmp_path / "a file.bin").write_bytes(CONTENT)
+    entry = entry_of((tmp_path / "a file.bin").as_uri(), path="b.bin")
+    assert fetch(entry) == "fetched"
+    assert (entry.path / "b.bin").read_bytes() == CONTENT
+    with pytest.raises(FetchError, match="no such file"):
+        fetch(entry_of((tmp_path / "missing").as_uri()))
+
+
+def test_a_wrong_number_of_records_is_an_error(vlm_home, tmp_path):
+    (tmp_path / "r.jsonl").write_text("{}\n{}\n")
+    source = {"kind": "url", "url": (tmp_path / "r.jsonl").as_uri()}
+    entry = Entry(
+        name="r", kind="data", title="t", licence="-", folder="dataset/r", source=source, records={"r.jsonl": 3}
+    )
+    with pytest.raises(FetchError, match=r"r.jsonl has 2 records"):
+        fetch(entry)
+    assert read_manifest(entry.path) is None
+
+
+def test_a_full_disk_and_an_unwritable_folder_say_what_to_do(tmp_path, vlm_home):
+    full = Path("/dev/full")
+    if full.exists():
+        with pytest.raises(FetchError, match="No space left") as error, disk_errors(tmp_path), full.open("wb") as f:
+            f.write(CONTENT)
+        assert "VLM_HOME" in error.value.fix
+    with pytest.raises(FetchError, match="Read-only"), disk_errors(tmp_path):
+        raise OSError(errno.EROFS, "Read-only file system")
+    vlm_home.write_text("a file where the home should be")
+    with pytest.raises(FetchError, match="cannot write below"):
+        fetch(entry_of("file:///nowhere"))
+    vlm_home.unlink()
+    with pytest.raises(FetchError, match="left") as error:
+        fetch(entry_of("file:///nowhere").model_copy(update={"size": 1 << 60}))
+    assert "GB" in str(error.value) or "TB" in str(error.value)
+
+
+def test_manual_built_and_unpinned_entries_say_what_to_do_instead():
+    known = {"name": "x", "kind": "data", "title": "t", "licence": "-", "folder": "dataset/x"}
+    with pytest.raises(FetchError, match="sign the form"):
+        fetch(Entry(**known, source={"kind": "manual", "instructions": "sign the form"}))
+    with pytest.raises(ConfigError, match="vlm data organize x"):
+        fetch(Entry(**known, source={"kind": "built", "command": "vlm data organize x"}))
+    hub = Entry(**known, source={"kind": "hub", "repo": "org/model", "revision": None})
+    with pytest.raises(ConfigError, match="a branch moves") as error:
+        fetch(hub)
+    assert "--revision" in error.value.fix
+    assert isinstance(pinned(hub, COMMIT)[0], HubSource)
+    assert pinned(hub, COMMIT)[0].revision == COMMIT
+    url = Entry(**known, source={"kind": "url", "url": "http://h/f"})
+    assert isinstance(url.source[0], UrlSource)
+    with pytest.raises(ConfigError, match="leave out --revision"):
+        pinned(url, COMMIT)
+
+
+def fetch_from_hub(server: Server, *options: str) -> subprocess.CompletedProcess:
+    """In a process of its own, because the hub client reads its address when it is imported."""
+    known = {"name": "m", "kind": "weights", "title": "t", "licence": "-", "folder": "pretrained/m"}
+    source = {"kind": "hub", "repo": "org/model", "revision": None}
+    catalogue = Path(os.environ["VLM_HOME"]).parent / "mine.yaml"
+    catalogue.write_text(json.dumps({"entries": [known | {"source": source}]}))
+    command = [sys.executable, "-m", "vlm.cli.main", "download", "m", "--catalogue", str(catalogue), *options]
+    env = os.environ | {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(catalogue.parent / "hf")}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_hub_snapshot_is_pinned_checked_and_left_alone_afterwards(server, vlm_home):
+    done = fetch_from_hub(server, "--revision", COMMIT)
+    assert done.returncode == 0, done.stderr
+    folder = vlm_home / "pretrained" / "m"
+    assert {n: c for n, c in tree(folder).items() if n != MANIFEST} == HUB_FILES
+    assert read_manifest(folder)["source"][0]["revision"] == COMMIT
+    asked = len(server.asked)
+    again = fetch_from_hub(server)
+    assert "already complete" in again.stdout, again.stderr
+    assert len(server.asked) == asked
+
+
+def test_a_damaged_hub_file_and_a_hub_that_is_not_there_are_errors_with_a_fix(server, vlm_home):
+    server.damaged = True
+    damaged = fetch_from_hub(server, "--revision", COMMIT)
+    assert damaged.returncode == 4, damaged.stderr
+    assert "sha256" in damaged.stderr
+    assert state(vlm_home / "pretrained" / "m") == "partial"
+    server.damaged, server.url = False, "http://127.0.0.1:9"
+    unreachable = fetch_from_hub(server, "--revision", COMMIT)
+    assert unreachable.returncode == 4, unreachable.stderr
+    assert "cannot be reached" in unreachable.stderr
+    assert "Traceback" not in unreachable.stderr

@@ -1,0 +1,68 @@
+# From downloaded sources to training sets, haystacks, miniatures and the tokenizer.
+
+
+rule organize:
+    input:
+        lambda w: expand("dataset/{source}/.vlm-manifest.json", source=config["organize"][w.name]),
+    output:
+        "dataset/{name}/train.jsonl",
+    wildcard_constraints:
+        name="|".join(config["organize"]),
+    log:
+        f"{RUN}/logs/organize/{{name}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/organize/{{name}}.tsv"
+    params:
+        turns=config["questions_per_record"],
+    shell:
+        "vlm data organize {wildcards.name} --questions-per-record {params.turns} > {log} 2>&1"
+
+
+rule tokenizer:
+    input:
+        expand("dataset/{name}/train.jsonl", name=config["organize"]),
+    output:
+        "pretrained/{name}/tokenizer.json",
+    wildcard_constraints:
+        name=config["tokenizer"]["name"],
+    log:
+        f"{RUN}/logs/organize/{{name}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/organize/{{name}}.tsv"
+    params:
+        size=config["tokenizer"]["vocab_size"],
+    shell:
+        "vlm data tokenizer {input} --out pretrained/{wildcards.name} --vocab-size {params.size} > {log} 2>&1"
+
+
+rule haystack:
+    input:
+        sets=expand("dataset/{name}/train.jsonl", name=["easy-vqa", "photographs", "digits"]),
+        tokenizer=f"pretrained/{config['haystack_tokenizer']}/tokenizer.json",
+    output:
+        "dataset/{name}/manifest-{split}.json",
+    wildcard_constraints:
+        name="|".join(config["haystacks"]),
+        split="train|test",
+    log:
+        f"{RUN}/logs/organize/{{name}}-{{split}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/organize/{{name}}-{{split}}.tsv"
+    params:
+        options=lambda w: " ".join(f"--{k.replace('_', '-')} {v}" for k, v in config["haystacks"][w.name].items()),
+    shell:
+        "vlm data build haystack --out {wildcards.name} --split {wildcards.split} --tokenizer {input.tokenizer}"
+        " {params.options} > {log} 2>&1"
+
+
+rule miniature:
+    output:
+        "dataset/mini/{bench}/mini.json",
+    log:
+        f"{RUN}/logs/organize/mini-{{bench}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/organize/mini-{{bench}}.tsv"
+    params:
+        n=lambda w: config["miniatures"][w.bench],
+    shell:
+        "vlm data mini {wildcards.bench} --out dataset/mini/{wildcards.bench} --n {params.n} > {log} 2>&1"
