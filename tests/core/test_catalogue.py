@@ -16,7 +16,13 @@ def test_the_shipped_tables_hold_the_quickstart_and_the_published_weights():
     quickstart = {entry.name for entry in find_group("quickstart", catalogue)}
     weights = {"efficientnet-lite0", "smollm2-135m-instruct"}
     assert quickstart == weights | {"easy-vqa", "scikit-image", "scikit-learn", "vega-datasets"}
-    for name in ("InternVL2-2B", "InternVL-Chat-V1-2", "ConvLLaVA-sft-1536", "ConvLLaVA-pretrain-768", "vicuna-7b-v1.5"):
+    for name in (
+        "InternVL2-2B",
+        "InternVL-Chat-V1-2",
+        "ConvLLaVA-sft-1536",
+        "ConvLLaVA-pretrain-768",
+        "vicuna-7b-v1.5",
+    ):
         assert catalogue[name].kind == "weights"
         assert catalogue[name].source[0].revision is None
     assert set(ORGANISERS) <= set(catalogue)
@@ -63,6 +69,6 @@ def test_a_catalogue_of_ones_own_adds_entries_and_may_not_replace_shipped_ones(t
     with pytest.raises(ConfigError, match="already"):
         load_catalogue(mine)
     mine.write_text("entries: [{name: a, colour: red}]")
-    with pytest.raises(ConfigError, match=r"(?s)entries.0.colour: unknown key.*mine.yaml") as error:
+    with pytest.raises(ConfigError, match=r"mine.yaml: entries.0.colour: unknown key") as error:
         load_catalogue(mine)
     assert "entries.0.licence" in str(error.value)

@@ -62,9 +62,18 @@ class Handler(BaseHTTPRequestHandler):
 
     def hub(self, start: int) -> None:
         name = self.path.split(f"/resolve/{COMMIT}/")[-1]
-        if self.path.startswith("/api/models/org/model/revision/"):
+        if self.path.startswith("/api/") and COMMIT not in self.path:
+            self.reply(404, {"X-Error-Code": "RevisionNotFound"}, b"")
+        elif self.path.startswith("/api/models/org/model/revision/"):
             siblings = [{"rfilename": n, "size": len(c)} for n, c in HUB_FILES.items()]
-            body = {"id": "org/model", "sha": COMMIT, "siblings": siblings, "private": False, "downloads": 0, "tags": []}
+            body = {
+                "id": "org/model",
+                "sha": COMMIT,
+                "siblings": siblings,
+                "private": False,
+                "downloads": 0,
+                "tags": [],
+            }
             self.reply(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
         elif self.path.startswith("/api/models/org/model/tree/"):
             tree = [{"type": "file", "path": n, "size": len(c), "oid": "0" * 40} for n, c in HUB_FILES.items()]
@@ -75,8 +84,7 @@ class Handler(BaseHTTPRequestHandler):
             wrong = bytes(len(content)) if self.server.damaged else content
             self.send_from(wrong, start, headers={"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
         else:
-            code = "RevisionNotFound" if "/org/model/" in self.path else "RepoNotFound"
-            self.reply(404, {"X-Error-Code": code}, b"")
+            self.reply(404, {"X-Error-Code": "EntryNotFound"}, b"")
 
     def send_from(self, content: bytes, start: int, stop: int | None = None, pause: float = 0.0, headers=None) -> None:
         self.send_response(206 if start else 200)
@@ -180,7 +188,7 @@ def test_a_wrong_answer_is_an_error_with_a_fix_and_leaves_no_manifest(server, vl
 def test_a_server_that_stays_busy_or_is_not_there_is_given_up(server, vlm_home):
     with pytest.raises(FetchError, match="answered 503"):
         fetch(entry_of(f"{server.url}/503/f"), patience=Patience(tries=1, backoff=0.01))
-    with pytest.raises(FetchError, match="ConnectError.*2 tries"):
+    with pytest.raises(FetchError, match=r"ConnectError.*2 tries"):
         fetch(entry_of("http://127.0.0.1:9/f"), patience=Patience(tries=2, backoff=0.01))
 
 
@@ -322,14 +330,34 @@ def test_a_hub_snapshot_is_pinned_checked_and_left_alone_afterwards(server, vlm_
     assert len(server.asked) == asked
 
 
-def test_a_damaged_hub_file_and_a_hub_that_is_not_there_are_errors_with_a_fix(server, vlm_home):
+def test_a_damaged_hub_file_is_an_error_and_the_next_run_mends_it(server, vlm_home):
     server.damaged = True
     damaged = fetch_from_hub(server, "--revision", COMMIT)
     assert damaged.returncode == 4, damaged.stderr
-    assert "sha256" in damaged.stderr
+    assert "config.json, weights/model.bin arrived damaged" in damaged.stderr
     assert state(vlm_home / "pretrained" / "m") == "partial"
-    server.damaged, server.url = False, "http://127.0.0.1:9"
-    unreachable = fetch_from_hub(server, "--revision", COMMIT)
-    assert unreachable.returncode == 4, unreachable.stderr
-    assert "cannot be reached" in unreachable.stderr
-    assert "Traceback" not in unreachable.stderr
+    server.damaged = False
+    mended = fetch_from_hub(server, "--revision", COMMIT)
+    assert mended.returncode == 0, mended.stderr
+    assert (vlm_home / "pretrained/m/weights/model.bin").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("environment", "revision", "message"),
+    [
+        ({"HF_HUB_OFFLINE": "1"}, COMMIT, "cannot be reached"),
+        ({}, "b" * 40, "no revision bbbb"),
+        pytest.param({"HF_ENDPOINT": "http://127.0.0.1:9"}, COMMIT, "cannot be reached", marks=pytest.mark.slow),
+    ],
+)
+def test_a_hub_without_network_or_revision_is_an_error_with_a_fix(
+    server, vlm_home, monkeypatch, environment, revision, message
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+        server.url = value if name == "HF_ENDPOINT" else server.url
+    done = fetch_from_hub(server, "--revision", revision)
+    assert done.returncode == 4, done.stderr
+    assert message in done.stderr
+    assert "fix:" in done.stderr
+    assert "Traceback" not in done.stderr

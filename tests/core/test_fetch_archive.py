@@ -56,7 +56,10 @@ def test_a_pattern_keeps_what_follows_its_fixed_folder(name, pattern, target, ex
 
 def test_wanted_members_of_zip_and_tar_are_extracted(tmp_path):
     z = write_zip(tmp_path / "a.zip", ["d/one.txt", "d/e/two.txt", "other.txt"])
-    assert sorted(name for _, name in extract(z, {"d/*": "kept/"}, tmp_path / "z")) == ["kept/e/two.txt", "kept/one.txt"]
+    assert sorted(name for _, name in extract(z, {"d/*": "kept/"}, tmp_path / "z")) == [
+        "kept/e/two.txt",
+        "kept/one.txt",
+    ]
     assert (tmp_path / "z/kept/e/two.txt").read_text() == "content of d/e/two.txt"
     t = write_tar(tmp_path / "a.tar.gz", [member("d", tarfile.DIRTYPE), member("d/one.bin")])
     assert extract(t, {"*": ""}, tmp_path / "t") == [(tmp_path / "t/d/one.bin", "d/one.bin")]
@@ -163,7 +166,7 @@ def test_another_wheel_under_the_same_name_is_refused(tmp_path, vlm_home):
 def test_a_wheel_that_is_not_there_says_how_to_give_one(tmp_path, vlm_home):
     entry = wheel_entry(write_wheel(tmp_path / "wheels"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FetchError, match="No matching distribution|Could not find a version") as error:
+    with pytest.raises(FetchError, match=r"No matching distribution|Could not find a version") as error:
         fetch(entry, find_links=tmp_path / "empty")
     assert "--find-links" in error.value.fix
 

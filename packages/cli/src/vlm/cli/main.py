@@ -14,7 +14,7 @@ VERBS = {
     "doctor": "What this machine has, and which kernels will really run.",
     "list": "Recipes, benchmarks, datasets and weights, with their local state.",
     "download": "Fetch weights, datasets and benchmarks into the published folder trees.",
-    "data": "Organise, build, check and preview datasets.",
+    "data": "Organise, build and preview datasets.",
     "weights": "Make, inspect and convert checkpoints.",
     "recipe": "Show and validate training recipes.",
     "plan": "What a recipe costs, before anything is loaded.",

@@ -58,18 +58,26 @@ def fetch_hub(source: HubSource, work: Path, report: Report) -> list[tuple[Path,
     staged = files_below(work)
     if not staged:
         raise FetchError(f"{source.repo}@{source.revision} has no file {', '.join(source.files)}")
-    for path, name in staged:
-        _check(path, work / ".cache" / "huggingface" / "download" / f"{name}.metadata")
+    notes = work / ".cache" / "huggingface" / "download"
+    damaged = [name for path, name in staged if _is_damaged(path, notes / f"{name}.metadata")]
+    if damaged:
+        raise FetchError(
+            f"{source.repo}: {', '.join(damaged)} arrived damaged",
+            expected="the sha256 that the hub announces",
+            fix="run the same command again: only these files are fetched anew",
+        )
     total = sum(path.stat().st_size for path, _ in staged)
     report(total, total)
     return staged
 
 
-def _check(path: Path, metadata: Path) -> None:
-    """Large files carry their SHA-256 as the second line of the hub client's own note."""
-    lines = metadata.read_text().splitlines() if metadata.exists() else []
+def _is_damaged(path: Path, note: Path) -> bool:
+    """Compare with the SHA-256 that stands in the second line of the hub client's note for large files; a damaged file
+    is removed, so that the next run fetches it again."""
+    lines = note.read_text().splitlines() if note.exists() else []
     announced = lines[1] if len(lines) > 1 and re.fullmatch("[0-9a-f]{64}", lines[1]) else None
-    if announced and (found := sha256_of(path)) != announced:
-        path.unlink()
-        metadata.unlink()
-        raise FetchError(f"{path.name}: sha256 {found}", expected=announced, fix="run the same command again")
+    if announced is None or sha256_of(path) == announced:
+        return False
+    path.unlink()
+    note.unlink()
+    return True

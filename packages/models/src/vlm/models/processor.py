@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vlm.core.chat import TEMPLATES
-from vlm.core.encode import Encoded, Encoder
+from vlm.core.encode import Encoded, Encoder, Strides
 from vlm.core.encode import ImageTokens as TokenIds
 from vlm.core.errors import ConfigError
 from vlm.core.records import Message, Sample
@@ -51,15 +51,15 @@ class Processor:
         self,
         messages: list[Message],
         *,
-        strides: float | list[float] | str | None = FROM_MODEL,
+        strides: Strides | str = FROM_MODEL,
         generation_prompt: bool = True,
         max_length: int | None = None,
         id: str = "prompt",
     ) -> Encoded:
         """Messages with media paths -> ids, labels, exact positions and uint8 tiles.
 
-        `strides`: positions per tile; one for all images, one for each, None for arange, "model" for the
-        checkpoint's own default.
+        `strides`: positions per tile; one for all images, one for each (or a function of their number), None for
+        arange, "model" for the checkpoint's own default.
         """
         if isinstance(strides, str):
             if strides != FROM_MODEL:

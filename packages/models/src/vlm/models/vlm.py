@@ -62,9 +62,9 @@ class VisionLanguageModel(nn.Module):
         """Recompute activations of both towers in the backward pass (off in a new model)."""
         self.encoder.gradient_checkpointing = on
         if on:
-            self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.language_model.activation_checkpointing_enable({"use_reentrant": False})
         else:
-            self.language_model.gradient_checkpointing_disable()
+            self.language_model.activation_checkpointing_disable()
 
     def encode_images(self, pixel_values: Tensor | Iterable[Tensor], chunk: int | None = None) -> Tensor:
         """[images, 3, h, w] -> [images, tokens, hidden]; `chunk` bounds how many are encoded at once."""

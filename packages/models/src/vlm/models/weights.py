@@ -65,7 +65,7 @@ def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         else:
             try:
                 state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
                 raise CheckpointError(
                     f"{file}: {error}",
                     expected="a state dict of tensors alone, as torch.save writes it",

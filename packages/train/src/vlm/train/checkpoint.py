@@ -65,13 +65,19 @@ def save(engine: Engine, folder: Path, state: dict[str, Any], keep: int, world: 
         shutil.rmtree(temporary, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
     world.barrier()
-    engine.deepspeed.save_checkpoint(
-        str(folder), tag=temporary.name, client_state=state, save_latest=False, exclude_frozen_parameters=True
-    )
-    world.barrier()
+    state = {**state, "processes": world.size}
+    try:
+        engine.deepspeed.save_checkpoint(
+            str(folder), tag=temporary.name, client_state=state, save_latest=False, exclude_frozen_parameters=True
+        )
+        world.barrier()
+        if world.first:
+            files = {f.name: {"bytes": f.stat().st_size, "sha256": file_digest(f)} for f in sorted(temporary.iterdir())}
+            write_json(temporary / MANIFEST, {"state": state, "files": files})
+    except (OSError, RuntimeError):
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     if world.first:
-        files = {f.name: {"bytes": f.stat().st_size, "sha256": file_digest(f)} for f in sorted(temporary.iterdir())}
-        write_json(temporary / MANIFEST, {"state": state, "files": files})
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         write_atomic(folder / "latest", final.name)
@@ -100,11 +106,24 @@ def fault(path: Path) -> str | None:
     return None
 
 
-def load(engine: Engine, folder: Path) -> dict[str, Any] | None:
-    """Load the newest whole checkpoint; None when there is none. Says so when it has to go back to an older one."""
+def load(engine: Engine, folder: Path, world: World) -> dict[str, Any] | None:
+    """Load the newest whole checkpoint; None when there is none. Says so when it has to go back to an older one.
+
+    Raises:
+        CheckpointError: all are damaged, or another number of processes wrote it.
+    """
+    if world.first:
+        for half_written in folder.glob(".step-*.tmp"):
+            shutil.rmtree(half_written)
     for path in reversed(complete(folder)):
         wrong = fault(path)
         if wrong is None:
+            processes = json.loads((path / MANIFEST).read_text())["state"]["processes"]
+            if processes != world.size:
+                raise CheckpointError(
+                    f"{path} was written by {processes} processes, now there are {world.size}",
+                    fix=f"go on with {processes} processes, or start in a new folder",
+                )
             _, state = engine.deepspeed.load_checkpoint(str(folder), tag=path.name, load_module_strict=False)
             return state
         warnings.warn(f"{path}: {wrong}; going back to the checkpoint before it", RuntimeWarning, stacklevel=2)

@@ -229,5 +229,3 @@ def to_tensors(row: Row, processor: Processor, device: torch.device) -> dict[str
         "cu_seqlens": torch.from_numpy(row.cu_seqlens).to(device),
         "pixel_values": None if row.pixels is None else processor.pixels(row.pixels).to(device),
     }
-
-

@@ -1,5 +1,6 @@
 """The training loop: resume, step, log, checkpoint, export. The same command goes on where the last one stopped."""
 
+import json
 import math
 import resource
 import signal
@@ -82,7 +83,9 @@ def train(recipe: Recipe, out: Path, *, quiet: bool = False, resume_changed: boo
             except VlmError as error:
                 refused = error
         if me.agree(refused is not None):
-            raise refused or VlmError(f"rank {me.rank} stops: the first process refused to start")
+            if refused is not None:
+                raise refused
+            return out / "model"  # the first process says why
         if me.agree(me.first and (out / "model/config.json").exists()):
             return out / "model"
         return run(recipe, out, me, quiet)
@@ -90,20 +93,25 @@ def train(recipe: Recipe, out: Path, *, quiet: bool = False, resume_changed: boo
 
 def check_recipe(recipe: Recipe, out: Path, resume_changed: bool) -> None:
     """Refuse to go on with a run of another recipe."""
-    import json
-
     file = out / "recipe.json"
     if file.exists():
         before = json.loads(file.read_text())
         now = recipe.model_dump(mode="json")
         if before["digest"] != recipe.digest and not resume_changed:
-            was = before["recipe"]
-            changed = [f"  {k}: {was.get(k)} -> {now[k]}" for k in now if was.get(k) != now[k]]
+            changed = changes(before["recipe"], now)
             raise ConfigError(
                 f"{out} holds a run of another recipe:\n" + "\n".join(changed),
                 fix="use another --run, delete the folder, or pass --allow-change",
             )
     write_json(file, {"digest": recipe.digest, "recipe": recipe.model_dump(mode="json")})
+
+
+def changes(before: Any, now: Any, key: str = "") -> list[str]:
+    """One line for each key that differs, dotted."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(before.keys() | now.keys())
+        return [c for k in keys for c in changes(before.get(k), now.get(k), f"{key}.{k}".lstrip("."))]
+    return [] if before == now else [f"  {key}: {before} -> {now}"]
 
 
 def run(recipe: Recipe, out: Path, me: World, quiet: bool) -> Path:

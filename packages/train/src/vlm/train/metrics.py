@@ -42,7 +42,7 @@ class Ledger:
         self.counts = counts or {"in": 0, "used": 0, "dropped": 0, "truncated": 0}
 
     def add(self, step: int, n_samples: int, lost: list[tuple[str, str, str]]) -> None:
-        """Account for the samples of a step; truncated ones are used, and named. Every rank counts, the first writes."""
+        """Account for the samples of a step; truncated ones are used, and named. All ranks count, one writes."""
         dropped = sum(what == "dropped" for _, what, _ in lost)
         self.counts["in"] += n_samples
         self.counts["dropped"] += dropped

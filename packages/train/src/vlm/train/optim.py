@@ -26,7 +26,11 @@ def freeze(model: nn.Module, trainable: tuple[str, ...]) -> dict[str, int]:
     for name, parameter in model.named_parameters():
         parameter.requires_grad = any(fnmatch.fnmatchcase(name, p) for p in trainable)
         if parameter.requires_grad:
-            key = ".".join(name.split(".")[:3 if name.startswith("encoder.stages") else 2]) if name.startswith(("encoder", "language")) else "projector"
+            key = (
+                ".".join(name.split(".")[: 3 if name.startswith("encoder.stages") else 2])
+                if name.startswith(("encoder", "language"))
+                else "projector"
+            )
             counts[key] = counts.get(key, 0) + parameter.numel()
     return counts
 

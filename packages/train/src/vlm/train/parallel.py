@@ -1,4 +1,4 @@
-"""Processes: who we are, and the few collectives the loop needs. torch.distributed is used here and in attention only."""
+"""Processes: who we are, and the few collectives of the loop. Here and in attention alone is torch.distributed used."""
 
 import atexit
 import os
@@ -41,7 +41,7 @@ class World:
 
 
 def world() -> World:
-    """Join the process group that torchrun, `vlm train --processes` or Slurm describe in the environment; alone without.
+    """Join the process group that `vlm train --processes`, torchrun or srun describe in the environment; else alone.
 
     The group lives as long as the process: DeepSpeed keeps handles to it, and peers of a process that fails learn of
     it only after its message is on the terminal.
@@ -53,7 +53,7 @@ def world() -> World:
     if cuda:
         torch.cuda.set_device(local)
     if not dist.is_initialized():
-        alone = {"store": dist.HashStore()} if size == 1 else {}
-        dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=size, **alone)
+        store = dist.HashStore() if size == 1 else None  # alone, no address is needed
+        dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=size, store=store)
         atexit.register(dist.destroy_process_group)
     return World(rank, size, local, torch.device("cuda", local) if cuda else torch.device("cpu"))

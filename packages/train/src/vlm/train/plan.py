@@ -90,7 +90,7 @@ def make_plan(recipe: Recipe, *, processes: int = 1) -> Plan:
 
 def sample_count(recipe: Recipe) -> int | None:
     """Samples of an epoch, from the counts in the recipe or the files that are here; None when neither is known."""
-    total = 0.0
+    total = 0
     for entry in recipe.data:
         count = entry.count
         if count is None and resolve(entry.file).exists():
@@ -98,8 +98,9 @@ def sample_count(recipe: Recipe) -> int | None:
                 count = sum(1 for _ in f)
         if count is None:
             return None
-        total += count * entry.repeat
-    return int(total)
+        whole = int(entry.repeat)
+        total += whole * count + round((entry.repeat - whole) * count)  # as the stream takes them
+    return total
 
 
 def lacking(recipe: Recipe) -> list[dict[str, str]]:
@@ -125,7 +126,8 @@ def lacking(recipe: Recipe) -> list[dict[str, str]]:
                 {
                     "what": "hardware",
                     "found": f"{have} CUDA devices here ({os.cpu_count()} CPU cores)",
-                    "fix": f"run on {need.gpus} GPUs of {need.memory_gb} GB ({need.note}), or --force with a smaller batch",
+                    "fix": f"run on {need.gpus} GPUs of {need.memory_gb} GB ({need.note}), "
+                    "or --force with a smaller batch",
                 }
             )
     free = shutil.disk_usage(home()).free / GB

@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import model_validator
+import yaml
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from vlm.core.config import Strict, find_table, load_yaml, package_tables, parse
 from vlm.core.errors import ConfigError
@@ -32,7 +34,7 @@ class Model(Strict):
 
 
 class Optimizer(Strict):
-    """AdamW. `decay`: `intended` spares norms, biases, LayerScale and embeddings; `published` does as the scripts did."""
+    """AdamW. `decay`: `intended` spares norms, biases, LayerScale, embeddings; `published` does as the scripts did."""
 
     lr: float
     weight_decay: float = 0.0
@@ -42,7 +44,7 @@ class Optimizer(Strict):
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
     warmup: float = 0.03
     decay: Literal["intended", "published"] = "intended"
-    groups: dict[str, float] = {}
+    groups: dict[str, float] = Field(default_factory=dict)
 
 
 class Batch(Strict):
@@ -109,20 +111,47 @@ class Recipe(Strict):
     differences: tuple[Difference, ...] = ()
     sources: dict[str, str]
 
-    @model_validator(mode="after")
-    def check(self) -> "Recipe":
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give exactly one of `epochs` and `steps`")
-        bare = [k for k in numbers(self.model_dump(exclude={"sources"}, exclude_defaults=True)) if not covered(k, self.sources)]
-        if bare:
-            raise ValueError(f"numbers without a source: {', '.join(bare)}")
-        return self
+    @model_validator(mode="wrap")
+    @classmethod
+    def check(cls, data: Any, build: ModelWrapValidatorHandler["Recipe"]) -> "Recipe":
+        """Every fault at once: pydantic's (keys, types) and those that only the whole recipe shows."""
+        faults: list[InitErrorDetails] = []
+        try:
+            recipe = build(data)
+            view = recipe.model_dump(exclude_defaults=True)
+        except ValidationError as error:
+            view = data if isinstance(data, dict) else {}
+            for e in error.errors():
+                faults.append({"type": e["type"], "loc": e["loc"], "input": e["input"], "ctx": e.get("ctx", {})})
+        for key, message in whole_faults(view):
+            faults.append({"type": PydanticCustomError("recipe", message), "loc": (key,), "input": view.get(key)})
+        if faults:
+            raise ValidationError.from_exception_data(cls.__name__, faults)
+        return recipe
 
     @property
     def digest(self) -> str:
-        """sha256 of everything that changes the numbers (titles, sources and saving habits do not)."""
-        kept = self.model_dump(mode="json", exclude={"title", "sources", "save_every", "keep", "hardware", "differences"})
+        """sha256 of everything that changes the numbers (titles, sources, limits and saving habits do not)."""
+        habits = {"title", "sources", "save_every", "keep", "max_lost", "hardware", "differences"}
+        kept = self.model_dump(mode="json", exclude=habits)
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def whole_faults(recipe: dict[str, Any]) -> list[tuple[str, Any]]:
+    """(key, what is wrong) of rules over several keys."""
+    faults: list[tuple[str, Any]] = []
+    if (recipe.get("epochs") is None) == (recipe.get("steps") is None):
+        faults.append(("epochs", "give exactly one of `epochs` and `steps`"))
+    sources = recipe.get("sources")
+    given = {k: v for k, v in recipe.items() if k != "sources"}
+    if bare := [k for k in numbers(given) if not covered(k, sources if isinstance(sources, dict) else {})]:
+        faults.append(("sources", f"numbers without a source: {', '.join(bare)}"))
+    batch, longest = recipe.get("batch"), recipe.get("max_length")
+    if isinstance(batch, dict) and batch.get("packing", "best_fit") == "best_fit":
+        room = batch.get("max_tokens")
+        if isinstance(longest, int) and isinstance(room, int) and longest > room:
+            faults.append(("max_length", f"a sample of max_length tokens fits in no row of batch.max_tokens = {room}"))
+    return faults
 
 
 def numbers(value: Any, key: str = "") -> list[str]:
@@ -154,26 +183,38 @@ def load_recipe(name: str, *, run: str | None = None, overrides: tuple[str, ...]
         UnknownName: with the nearest recipes. ConfigError: every fault at once.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else find_table("recipe", name, "vlm.train", "recipes")
-    data = load_yaml(path)
+    data = mapping(path)
     if base := data.pop("base", None):
         base_path = path.with_name(f"{base}.yaml")
-        data = merged(load_yaml(base_path), data)
-        if "base" in load_yaml(base_path):
+        if not base_path.exists():
+            base_path = find_table("recipe", str(base), "vlm.train", "recipes")
+        below = mapping(base_path)
+        if "base" in below:
             raise ConfigError(f"{path.name}: base {base} has a base itself", expected="one level of `base:`")
+        data = merged(below, data)
     data.setdefault("name", path.stem)
     for override in overrides:
         key, _, value = override.partition("=")
-        if not value:
+        try:
+            nested: Any = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {override!r} is not valid YAML", expected="key.path=value") from error
+        if not value or not key:
             raise ConfigError(f"override {override!r}", expected="key.path=value")
-        import yaml
-
-        nested: Any = yaml.safe_load(value)
         for part in reversed(key.split(".")):
             nested = {part: nested}
         data = merged(data, nested)
-        data["sources"] = {**data.get("sources", {}), key: "override on the command line"}
-    text = json.dumps(data).replace("{run}", run or "runs/" + data["name"].split("-")[0])
+        data = merged(data, {"sources": {key: "override on the command line"}})
+    text = json.dumps(data, default=str).replace("{run}", run or "runs/" + str(data["name"]).split("-")[0])
     return parse(json.loads(text), Recipe, where=path.name)
+
+
+def mapping(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file."""
+    data = load_yaml(path)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds {data!r:.40}", expected="the keys of a recipe")
+    return data
 
 
 def recipe_names() -> list[str]:

@@ -8,7 +8,7 @@ import typer
 
 from vlm.core.home import dataset, resolve
 
-app = typer.Typer(no_args_is_help=True, help="Organise, build, check and preview datasets.")
+app = typer.Typer(no_args_is_help=True, help="Organise, build and preview datasets.")
 build = typer.Typer(no_args_is_help=True, help="Build datasets that nobody publishes.")
 app.add_typer(build, name="build")
 

@@ -26,7 +26,9 @@ def show(
 
 
 @app.command()
-def check(names: Annotated[list[str] | None, typer.Argument(help="Recipes or files; default: all shipped ones.")] = None) -> None:
+def check(
+    names: Annotated[list[str] | None, typer.Argument(help="Recipes or files; default: all shipped ones.")] = None,
+) -> None:
     """Validate recipes: unknown keys, wrong types, numbers without a source; all faults at once.
 
     Example: vlm recipe check

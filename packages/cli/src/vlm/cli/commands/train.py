@@ -13,8 +13,10 @@ app = typer.Typer()
 @app.command()
 def train(
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="Name of a shipped recipe, or a YAML file.")],
-    run: Annotated[Path | None, typer.Option(help="Folder of the run; stages go to RUN/train/RECIPE. Default: runs/<first word>.")] = None,
-    processes: Annotated[int, typer.Option("--processes", "-n", min=1, help="Processes on this machine (torchrun).")] = 1,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of the run; stages go to RUN/train/RECIPE. Default: runs/<first word>.")
+    ] = None,
+    processes: Annotated[int, typer.Option("--processes", "-n", min=1, help="Processes on this machine.")] = 1,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: optimizer.lr=1e-4.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Resolve, plan and show what is lacking; train nothing.")] = False,
     force: Annotated[bool, typer.Option(help="Start although the hardware is less than published.")] = False,
@@ -30,7 +32,7 @@ def train(
 
     resolved = load_recipe(recipe, run=str(run) if run else None, overrides=tuple(set_ or ()))
     out = resolve(run or f"runs/{resolved.name.split('-')[0]}") / "train" / resolved.name
-    spawned = "RANK" in os.environ
+    spawned = "RANK" in os.environ  # by ourselves, torchrun or Slurm
     if not spawned:
         from vlm.cli.show import show_plan
         from vlm.train.plan import make_plan, refuse_lacking
@@ -42,26 +44,21 @@ def train(
         if dry_run:
             return
         refuse_lacking(plan, force=force)
+    from vlm.train.launch import end_with_launcher, launch
+
     if processes > 1 and not spawned:
-        launch(processes)
+        if code := launch([sys.executable, "-m", "vlm.cli.main", *sys.argv[1:]], processes):
+            raise typer.Exit(code)
         return
+    end_with_launcher()
     from vlm.core.errors import Preempted
     from vlm.train.loop import train as run_training
 
     try:
         folder = run_training(resolved, out, quiet=quiet, resume_changed=allow_change)
     except Preempted as stop:
-        typer.echo(f"resume me: {stop}", err=True)
+        if os.environ.get("RANK", "0") == "0":
+            typer.echo(f"resume me: {stop}", err=True)
         return
     if os.environ.get("RANK", "0") == "0":
         typer.echo(folder)
-
-
-def launch(processes: int) -> None:
-    """Start this very command under torchrun; its exit code becomes ours."""
-    import subprocess
-
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    code = subprocess.run([*command, "-m", "vlm.cli.main", *sys.argv[1:]], check=False).returncode
-    if code:
-        raise typer.Exit(code)

@@ -73,6 +73,7 @@ def build_haystack(out: str, options: HaystackOptions, *, tokenizer: Path | None
     folder = dataset() / out
     path = folder / ("train.jsonl" if options.split == "train" else "annotations/digit-haystack.jsonl")
     tokenizer = tokenizer / "tokenizer.json" if tokenizer and tokenizer.is_dir() else tokenizer
+    count = counter(tokenizer)
     made_of = {"options": asdict(options), "tokenizer": sha256_of(tokenizer) if tokenizer else "words"}
     made_of["sources"] = {name: _source(name) for name in ("digits", "easy-vqa", "photographs")}
     described = json.loads(json.dumps(made_of))
@@ -83,7 +84,7 @@ def build_haystack(out: str, options: HaystackOptions, *, tokenizer: Path | None
             return path
         about.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        samples = list(haystacks(options, _pools(options.split), counter(tokenizer)))
+        samples = list(haystacks(options, _pools(options.split), count))
         as_record = training_record if options.split == "train" else niah_record
         write_jsonl(path, [as_record(sample, options) for sample in samples])
         if options.split == "test":

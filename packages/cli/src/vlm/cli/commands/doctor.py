@@ -1,0 +1,130 @@
+"""`vlm doctor`: what this machine has, and what will really run."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+Check = tuple[str, bool | None, str]
+"""What, whether it is well (None: absent, and not needed), and the words."""
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
+    """Python, torch, CUDA, flash-attn, DeepSpeed, Slurm, disk, a shadowing `vlm`, and which attention kernel runs.
+
+    Exit code 7 when something that everything needs is broken.
+    """
+    checks = [python(), shadow(), *packages(), *torch_facts(), slurm(), *disk(), chromium()]
+    if as_json:
+        typer.echo(json.dumps([{"what": w, "ok": ok, "found": f} for w, ok, f in checks], indent=1))
+    else:
+        from rich.markup import escape
+        from rich.table import Table
+
+        from vlm.cli.show import console
+
+        table = Table(show_header=False)
+        mark = {True: "[green]ok", False: "[red]broken", None: "[dim]absent"}
+        for what, ok, found in checks:
+            table.add_row(mark[ok], what, escape(found))
+        console.print(table)
+    if any(ok is False for _, ok, _ in checks):
+        raise typer.Exit(7)
+
+
+def python() -> Check:
+    good = sys.version_info >= (3, 11)
+    return "Python", good, f"{sys.version.split()[0]} at {sys.executable}" + ("" if good else "; needs 3.11 or newer")
+
+
+def shadow() -> Check:
+    """A stranger's regular package called `vlm` hides the namespace: its __init__.py is found first."""
+    spec = importlib.util.find_spec("vlm")
+    if spec is not None and spec.origin:
+        return "vlm", False, f"shadowed by {spec.origin}: uninstall that package or leave its folder"
+    wanted = ("core", "models", "train", "eval", "cli")
+    missing = [p for p in wanted if importlib.util.find_spec(f"vlm.{p}") is None]
+    on_path = shutil.which("vlm")
+    ours = Path(sys.executable).with_name("vlm")
+    other = f"; `vlm` on PATH is {on_path}, not {ours}" if on_path and Path(on_path) != ours and ours.exists() else ""
+    return "vlm", not missing and not other, (f"missing packages: {missing}" if missing else "five packages") + other
+
+
+def packages() -> list[Check]:
+    """Required libraries, then the optional extras."""
+    found: list[Check] = []
+    for name in ("torch", "transformers", "timm", "deepspeed", "snakemake", "decord", "av"):
+        found.append(package(name, False))
+    for name, why in (
+        ("flash-attn", "extra [flash], needs CUDA"),
+        ("bitsandbytes", "extra [quant]"),
+        ("lmms-eval", "extra [lmms-eval]"),
+        ("fastapi", "extra [serve]"),
+    ):
+        what, ok, words = package(name, None)
+        found.append((what, ok, words if ok else f"not installed ({why})"))
+    return found
+
+
+def package(name: str, absent: bool | None) -> Check:
+    try:
+        return name, True, version(name)
+    except PackageNotFoundError:
+        return name, absent, "not installed"
+
+
+def torch_facts() -> list[Check]:
+    """CUDA devices, and the kernel that attention will really use: tried, not guessed."""
+    import torch
+    import torch.nn.functional as F
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    device = "cuda" if gpus else "cpu"
+    threads = f"{torch.get_num_threads()} threads"
+    cuda: Check = ("CUDA", True if gpus else None, ", ".join(gpus) or f"no device; everything runs on the CPU, {threads}")
+    query = torch.randn(1, 4, 16, 32, device=device)
+    called: list[str] = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            called.append(func.__name__.split(".")[0])
+            return func(*args, **(kwargs or {}))
+
+    with Recorder():
+        F.scaled_dot_product_attention(query, query, query, is_causal=True)
+    name = next((c.lstrip("_") for c in called if "scaled_dot_product" in c), "math")
+    return [cuda, ("attention kernel", True, f"sdpa on {device}: {name}; packs: one call a document (cu_seqlens)")]
+
+
+def slurm() -> Check:
+    if shutil.which("sinfo") is None:
+        return "Slurm", None, "no sinfo on PATH"
+    result = subprocess.run(["sinfo", "--noheader", "--format=%P %D %t"], capture_output=True, text=True, timeout=20, check=False)
+    lines = "; ".join(result.stdout.split("\n")[:4]).strip("; ")
+    return "Slurm", result.returncode == 0, lines or result.stderr.strip().splitlines()[0]
+
+
+def disk() -> list[Check]:
+    """Room and write access where files go."""
+    from vlm.core.home import home
+
+    place = home()
+    free = shutil.disk_usage(place).free / 1e9
+    writable = os.access(place, os.W_OK)
+    return [("VLM_HOME", writable and free > 1, f"{place}, {free:.0f} GB free" + ("" if writable else ", not writable"))]
+
+
+def chromium() -> Check:
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    return "Chromium", True if found else None, found or "absent; only the browser test of the report needs it"

@@ -1,0 +1,110 @@
+"""Tiny models of every family with the tokenizers of the golden fixtures, and inputs for them."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlm.models.parts import build
+from vlm.models.specs import load_preset
+from vlm.models.vlm import VisionLanguageModel
+from vlm.models.weights import save_model
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "data"
+TOKENIZERS = {
+    "tiny-internvl2": GOLDEN / "tokenizers" / "internlm2",
+    "tiny-internvl-chat-v1-2": GOLDEN / "tokenizers" / "hermes2",
+    "tiny-convllava": GOLDEN / "tokenizers" / "llama",
+}
+
+
+@pytest.fixture(scope="session")
+def golden_data() -> Path:
+    """The fixtures of the golden tests."""
+    return GOLDEN
+
+
+@pytest.fixture(params=TOKENIZERS)
+def preset(request) -> str:
+    """Each family's tiny preset in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., VisionLanguageModel]:
+    """`tiny(preset, **language)`: a fresh model in eval mode whose answers depend on every input.
+
+    At the usual initialisation a tiny model's logits hardly move with its positions or pixels, and a test could not
+    fail: gains are raised and layer scales opened.
+    """
+
+    def make(preset: str = "tiny-internvl2", **language) -> VisionLanguageModel:
+        model = build(load_preset(preset).with_language(**language), tokenizer=TOKENIZERS[preset], seed=1)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("gamma"):
+                    parameter.fill_(0.5)
+                elif name.startswith("language_model") and parameter.dim() == 2:
+                    parameter.mul_(6)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny, tmp_path_factory) -> Callable[[str], Path]:
+    """`checkpoint(preset)`: the folder of such a model with its tokenizer, in our layout. Not to be written to."""
+
+    @cache
+    def save(preset: str = "tiny-internvl2") -> Path:
+        folder = tmp_path_factory.mktemp("pretrained") / preset
+        save_model(tiny(preset), folder, tokenizer=TOKENIZERS[preset])
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def prompt() -> Callable[..., Tensor]:
+    """`prompt(model, 3, "image", 4)`: ids [1, n] of random text and of tiles between them, brackets left out."""
+
+    def make(model: VisionLanguageModel, *parts: int | str, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        context = model.spec.image_tokens.context_id
+        ids: list[int] = []
+        for part in parts:
+            if isinstance(part, int):
+                ids += torch.randint(10, 500, (part,), generator=generator).tolist()
+            else:
+                ids += [context] * model.tokens_per_tile
+        return torch.tensor([ids])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiles() -> Callable[..., Tensor]:
+    """`tiles(model, n)`: n random normalised tiles."""
+
+    def make(model: VisionLanguageModel, n: int, seed: int = 0) -> Tensor:
+        size = model.image_size
+        return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+    return make
+
+
+@pytest.fixture
+def picture(tmp_path) -> Callable[..., Path]:
+    """`picture(colour, size)`: the path of a picture with a gradient in it."""
+
+    def make(colour: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (60, 60)) -> Path:
+        path = tmp_path / f"{'-'.join(map(str, (*colour, *size)))}.png"
+        image = Image.linear_gradient("L").resize(size).convert("RGB")
+        Image.blend(image, Image.new("RGB", size, colour), 0.5).save(path)
+        return path
+
+    return make

@@ -1,0 +1,75 @@
+"""The chunked loss against the plain one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vlm.models.loss import shifted, weighted_cross_entropy
+
+
+def inputs(batch: int = 2, length: int = 11, vocab: int = 17):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(batch, length, 8, generator=generator, requires_grad=True)
+    head = torch.randn(vocab, 8, generator=generator, requires_grad=True)
+    labels = torch.randint(0, vocab, (batch, length), generator=generator)
+    labels[:, ::3] = -100
+    weights = torch.rand(batch, length, generator=generator)
+    return hidden, head, labels, weights
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 1000])
+def test_chunked_loss_equals_full_cross_entropy_in_value_and_gradients(chunk):
+    hidden, head, labels, weights = inputs()
+    target, weight = shifted(labels, weights, None)
+    ours = weighted_cross_entropy(hidden, lambda h: h @ head.T, target, weight, chunk) / weight.sum()
+    logits = (hidden @ head.T)[:, :-1].flatten(0, 1)
+    each = F.cross_entropy(logits, labels[:, 1:].flatten(), reduction="none")
+    shifted_weights = weights[:, 1:].flatten() * (labels[:, 1:].flatten() != -100)
+    full = (each * shifted_weights).sum() / shifted_weights.sum()
+    torch.testing.assert_close(ours, full, rtol=1e-6, atol=0)
+    for a, b in zip(torch.autograd.grad(ours, (hidden, head)), torch.autograd.grad(full, (hidden, head)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_no_chunk_builds_more_rows_of_logits_than_it_has():
+    hidden, head, labels, _ = inputs()
+    target, weight = shifted(labels, None, None)
+    rows = []
+
+    def counted(h):
+        rows.append(len(h))
+        return h @ head.T
+
+    with torch.no_grad():
+        weighted_cross_entropy(hidden, counted, target, weight, chunk=4)
+    assert max(rows) == 4
+    assert sum(rows) == int((target != -100).sum())  # tokens without a label never meet the head
+
+
+def test_each_position_gets_the_label_and_the_weight_of_its_successor():
+    target, weight = shifted(torch.tensor([[5, 6, -100, 8]]), torch.tensor([[0.1, 0.2, 0.3, 0.4]]), None)
+    assert target.tolist() == [[6, -100, 8, -100]]
+    torch.testing.assert_close(weight, torch.tensor([[0.2, 0.0, 0.4, 0.0]]))
+
+
+def test_no_label_crosses_the_border_of_a_document():
+    target, weight = shifted(torch.tensor([[1, 2, 3, 4, 5]]), None, torch.tensor([0, 2, 3, 5], dtype=torch.int32))
+    assert target.tolist() == [[2, -100, -100, 5, -100]]
+    assert weight.tolist() == [[1, 0, 0, 1, 0]]
+
+
+def test_no_label_gives_zero_with_a_graph_and_still_calls_the_head():
+    hidden, head, labels, _ = inputs()
+    target, weight = shifted(torch.full_like(labels, -100), None, None)
+    loss = weighted_cross_entropy(hidden, lambda h: h @ head.T, target, weight)
+    assert loss.item() == 0
+    for gradient in torch.autograd.grad(loss, (hidden, head)):
+        assert gradient.abs().max() == 0
+
+
+def test_the_loss_of_bf16_hidden_states_is_summed_in_float32():
+    hidden, head, labels, _ = inputs()
+    target, weight = shifted(labels, None, None)
+    assert weighted_cross_entropy(hidden.bfloat16(), lambda h: h @ head.bfloat16().T, target, weight).dtype == (
+        torch.float32
+    )

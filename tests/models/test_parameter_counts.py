@@ -1,0 +1,88 @@
+"""The full-size presets, built without memory, against the published sizes."""
+
+import pytest
+import torch
+
+from vlm.models.adapters import CONVNEXT_TOWER, INTERNVL_INTERNLM2, INTERNVL_LLAMA, LLAVA, inverted, rename
+from vlm.models.specs import load_preset
+from vlm.models.vlm import VisionLanguageModel, make_model
+
+
+def on_meta(preset: str) -> VisionLanguageModel:
+    with torch.device("meta"):
+        return make_model(load_preset(preset))
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+# encoder, projector, language model; fact sheets v2pe A.3, internvl 2, convllava 1 (without the unused norm)
+SIZES = {
+    "internvl2-2b": (304_012_288, 12_595_200, 1_889_146_880),
+    "internvl-chat-v1-2": (5_536_496_000, 143_170_560, 34_389_017_600),
+    "convllava-768": (669_161_664, 29_368_320, 6_738_415_616),
+    "convllava-1024": (669_161_664, 29_368_320, 6_738_415_616),
+    "convllava-1536": (669_161_664, 29_368_320, 6_738_415_616),
+}
+TOTALS = {
+    "internvl2-2b": 2_205_754_368,
+    "internvl-chat-v1-2": 40_068_684_160,
+    "convllava-768": 7_436_945_600,
+    "convllava-1024": 7_436_945_600,
+    "convllava-1536": 7_436_945_600,
+}
+TOKENS = {
+    "internvl2-2b": 256,
+    "internvl-chat-v1-2": 256,
+    "convllava-768": 144,
+    "convllava-1024": 256,
+    "convllava-1536": 576,
+}
+
+
+@pytest.mark.parametrize("preset", SIZES)
+def test_parts_have_the_published_number_of_parameters(preset):
+    model = on_meta(preset)
+    assert (count(model.encoder), count(model.projector), count(model.language_model)) == SIZES[preset]
+    assert count(model) == TOTALS[preset]
+    assert all(p.is_meta for p in model.parameters())
+
+
+@pytest.mark.parametrize("preset", TOKENS)
+def test_a_tile_makes_the_published_number_of_tokens(preset):
+    model = on_meta(preset)
+    assert model.tokens_per_tile == TOKENS[preset]
+    pixels = torch.empty(2, 3, model.image_size, model.image_size, device="meta")
+    assert model.encode_images(pixels).shape == (2, TOKENS[preset], model.spec.language.width)
+
+
+@pytest.mark.parametrize(
+    ("preset", "patterns", "published"),
+    [
+        # the published count has one fused tensor for q, k and v of each of 24 layers
+        ("internvl2-2b", INTERNVL_INTERNLM2, 517),
+        ("internvl-chat-v1-2", INTERNVL_LLAMA, 1138),
+        # 398 of the tower, 4 of the projector, 291 of the language model
+        ("convllava-1536", {**LLAVA, **CONVNEXT_TOWER}, 693),
+    ],
+)
+def test_every_tensor_has_a_published_name(preset, patterns, published):
+    ours = {
+        name.replace("q_proj.weight", "wqkv") if preset == "internvl2-2b" else name
+        for name in on_meta(preset).state_dict()
+        if preset != "internvl2-2b" or not name.endswith(("k_proj.weight", "v_proj.weight"))
+    }
+    result = rename(sorted(ours), inverted(patterns))
+    assert not result.unknown
+    assert len(set(result.renamed.values())) == published
+
+
+@pytest.mark.parametrize("preset", ["tiny-internvl2", "tiny-convllava"])
+def test_drop_path_needs_no_memory_either(preset):
+    spec = load_preset(preset)
+    spec = spec.model_copy(update={"vision": spec.vision.model_copy(update={"drop_path": 0.4})})
+    with torch.device("meta"):
+        model = make_model(spec)
+    rates = [m.drop_prob for m in model.encoder.modules() if type(m).__name__ == "DropPath"]
+    assert max(rates) == pytest.approx(0.4)

@@ -1,0 +1,43 @@
+"""The order of tokens and of the channels within one."""
+
+import pytest
+import torch
+
+from vlm.models.projector import make_projector, pixel_unshuffle
+from vlm.models.specs import MlpSpec, UnshuffleSpec
+
+PATCHES = {
+    # the worked 4 x 4 example of the fact sheet (internvl, section 3): patches numbered row by row
+    "v1": [[0, 1, 4, 5], [8, 9, 12, 13], [2, 3, 6, 7], [10, 11, 14, 15]],
+    "v2": [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]],
+}
+
+
+@pytest.mark.parametrize("version", PATCHES)
+def test_tokens_come_column_by_column_in_v1_and_row_by_row_in_v2(version):
+    grid = torch.arange(16.0).view(1, 4, 4, 1)
+    assert pixel_unshuffle(grid, version).flatten(1, 2)[0].tolist() == PATCHES[version]
+
+
+def test_all_channels_of_a_patch_stay_together():
+    grid = torch.arange(8.0).view(1, 2, 2, 2)  # two channels
+    assert pixel_unshuffle(grid, "v2").flatten().tolist() == list(range(8))
+
+
+@pytest.mark.parametrize("version", PATCHES)
+def test_a_grid_that_is_not_square_keeps_every_patch_once(version):
+    merged = pixel_unshuffle(torch.arange(24.0).view(1, 4, 6, 1), version)
+    assert merged.shape == ((1, 3, 2, 4) if version == "v1" else (1, 2, 3, 4))
+    assert sorted(merged.flatten().tolist()) == list(range(24))
+
+
+@pytest.mark.parametrize("spec", [UnshuffleSpec(version="v1"), UnshuffleSpec(version="v2"), MlpSpec(depth=2)])
+def test_the_projector_tells_how_many_tokens_it_makes(spec):
+    projector = make_projector(spec, 8, 16)
+    assert projector(torch.randn(2, 4, 6, 8)).shape == (2, projector.tokens(4, 6), 16)
+
+
+def test_a_deeper_mlp_has_as_many_linear_layers_as_asked():
+    for depth in (1, 2, 3):
+        layers = make_projector(MlpSpec(depth=depth), 8, 16)
+        assert sum(isinstance(layer, torch.nn.Linear) for layer in layers) == depth

@@ -1,0 +1,30 @@
+"""What a child process runs: `vlm ARGS` with ENV, both streams into LOG; MAX_FILE plays the full disk.
+
+The names in capitals are given by conftest.py through runpy.
+"""
+
+import os
+import resource
+import signal
+import sys
+
+ARGS: list[str]
+ENV: dict[str, str]
+LOG: str
+MAX_FILE: int | None
+
+os.environ.update(ENV)
+log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+os.dup2(log, 1)
+os.dup2(log, 2)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores Ctrl-C
+if MAX_FILE:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE, MAX_FILE))
+
+import torch  # noqa: E402
+
+from vlm.cli.main import main  # noqa: E402
+
+torch.set_num_threads(1)
+sys.argv = ["vlm", *ARGS]
+main()
