@@ -6,8 +6,9 @@ from snakemake.utils import min_version, validate
 
 min_version("9.0")
 
+if not config:  # --configfile replaces the quickstart; Snakemake would merge the two
 
-configfile: "workflows/config/quickstart.yaml"
+    configfile: "workflows/config/quickstart.yaml"
 
 
 validate(config, "workflows/config/schema.yaml")

@@ -72,8 +72,11 @@ def main() -> None:
     except VlmError as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.secho("stopped by Ctrl-C; the same command goes on from here", fg="yellow", err=True)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != 130:  # Typer makes a silent 130 of Ctrl-C
+            raise
+        if "VLM_LAUNCHER" not in os.environ:  # `vlm train --processes` says it for its ranks
+            typer.secho("stopped by Ctrl-C; the same command goes on from here", fg="yellow", err=True)
         sys.exit(130)
 
 

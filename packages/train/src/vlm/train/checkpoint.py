@@ -41,18 +41,22 @@ def writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK:
             raise
-        raise disk_error(f"{error.filename or folder}: {error.strerror}") from error
+        raise disk_error(folder, f"{error.strerror} ({error.filename or 'writing'})") from error
     except SafetensorError as error:
-        raise disk_error(f"{folder}: {error}") from error
+        raise disk_error(folder, str(error)) from error
     except RuntimeError as error:
-        if "PytorchStreamWriter" not in str(error):
+        if not any(mark in str(error) for mark in ("PytorchStreamWriter", "inline_container")):
             raise
-        raise disk_error(f"{folder}: {str(error).splitlines()[0]}") from error
+        raise disk_error(folder, "torch.save could not write all of a file") from error
 
 
-def disk_error(found: str) -> VlmError:
-    fix = "make room there, or rights, then run the same command: it goes on from the last checkpoint"
-    return VlmError(f"cannot write: {found}", expected="a writable folder with free room", fix=fix)
+def disk_error(folder: Path, reason: str) -> VlmError:
+    place = next(p for p in (folder, *folder.parents) if p.exists())
+    return VlmError(
+        f"cannot write below {folder}: {reason}; its disk has {shutil.disk_usage(place).free / 1e9:.3g} GB free",
+        expected="a writable folder with free room",
+        fix="make room there, or rights, then run the same command: it goes on from the last checkpoint",
+    )
 
 
 def save(engine: Engine, folder: Path, state: dict[str, Any], keep: int, world: World) -> None:

@@ -24,18 +24,18 @@ def make(
     """
     import tempfile
 
-    from vlm.core.home import locked, resolve
+    from vlm.core.home import resolve
     from vlm.models.parts import build, export_gguf_tokenizer
     from vlm.models.specs import load_preset
     from vlm.models.weights import save_model
 
-    target, folder = resolve(out), resolve(tokenizer)
-    with locked(target.parent, f"vlm weights make {preset}"), tempfile.TemporaryDirectory() as temporary:
+    spec, target, folder = load_preset(preset), resolve(out), resolve(tokenizer)
+    with tempfile.TemporaryDirectory() as temporary:
         if list(folder.glob("*.gguf")):
             export_gguf_tokenizer(folder, Path(temporary))
             folder = Path(temporary)
         model = build(
-            load_preset(preset),
+            spec,
             tokenizer=folder,
             encoder=resolve(encoder) if encoder else None,
             language=resolve(language) if language else None,
