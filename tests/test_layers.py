@@ -49,12 +49,20 @@ def test_no_import_runs_up_a_floor(package: str) -> None:
 
 
 def test_core_imports_no_torch() -> None:
-    wrong = [str(p) for p in SOURCES if "/core/" in str(p) for n in imported(p) if n.split(".")[0] in ("torch", "transformers")]
+    wrong = [
+        str(p)
+        for p in SOURCES
+        if "/core/" in str(p)
+        for n in imported(p)
+        if n.split(".")[0] in ("torch", "transformers")
+    ]
     assert not wrong
 
 
 def test_only_parallel_and_attention_touch_torch_distributed() -> None:
-    wrong = [str(p) for p in SOURCES for n in imported(p) if n.startswith("torch.distributed") and p.name not in DISTRIBUTED]
+    wrong = [
+        str(p) for p in SOURCES for n in imported(p) if n.startswith("torch.distributed") and p.name not in DISTRIBUTED
+    ]
     assert not wrong
 
 

@@ -14,7 +14,9 @@ from vlm.cli.main import VERBS
 def vlm(*words: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command as a user would."""
     env = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200", **({"VLM_HOME": str(home)} if home else {})}
-    return subprocess.run([sys.executable, "-m", "vlm.cli.main", *words], capture_output=True, text=True, env=env, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "vlm.cli.main", *words], capture_output=True, text=True, env=env, timeout=120
+    )
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -74,8 +76,11 @@ def test_doctor_tells_the_attention_kernel_and_finds_a_shadowing_package(tmp_pat
     (tmp_path / "vlm" / "__init__.py").write_text("")
     from vlm.cli.commands import doctor
 
-    code = "import sys; sys.path.insert(0, sys.argv[1]); sys.path.insert(0, sys.argv[2]);" "import importlib.util as u; print(u.find_spec('vlm').origin)"
-    stranger = subprocess.run([sys.executable, "-c", code, "x", str(tmp_path)], capture_output=True, text=True, check=True)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]);"
+        "import importlib.util as u; print(u.find_spec('vlm').origin)"
+    )
+    stranger = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert str(tmp_path) in stranger.stdout  # the danger is real ...
     assert doctor.shadow()[1] is True  # ... and absent here
 

@@ -54,7 +54,9 @@ def test_the_loss_of_a_step_is_the_mean_over_its_labels_not_over_its_rows(recipe
     with torch.no_grad():
         for row in rows:
             batch = to_tensors(row, processor, CPU)
-            logits = model(batch["input_ids"], pixel_values=batch["pixel_values"], position_ids=batch["position_ids"]).logits
+            logits = model(
+                batch["input_ids"], pixel_values=batch["pixel_values"], position_ids=batch["position_ids"]
+            ).logits
             total += F.cross_entropy(logits[0, :-1], batch["labels"][0, 1:], reduction="sum").item()
             labels += int((batch["labels"][0, 1:] != -100).sum())
     loss, _ = loss_and_gradients(model, processor, rows)

@@ -64,7 +64,16 @@ def test_two_ranks_killed_go_on_with_the_same_losses(vlm, two, recipe_file, tmp_
     given = [x for s in sets for x in ("--set", s)]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     pair = [
-        vlm("train", "-r", recipe_file, "--run", tmp_path / "cut", "--quiet", *given, env={**shared, "RANK": r, "LOCAL_RANK": r})
+        vlm(
+            "train",
+            "-r",
+            recipe_file,
+            "--run",
+            tmp_path / "cut",
+            "--quiet",
+            *given,
+            env={**shared, "RANK": r, "LOCAL_RANK": r},
+        )
         for r in "01"
     ]
     out = tmp_path / "cut/train/tiny"

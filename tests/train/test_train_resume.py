@@ -152,7 +152,9 @@ def flip(path):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, lambda path: path.unlink()], ids=["truncated", "bit flip", "missing"])
+@pytest.mark.parametrize(
+    "damage", [truncate, flip, lambda path: path.unlink()], ids=["truncated", "bit flip", "missing"]
+)
 def test_a_damaged_newest_checkpoint_is_passed_over_aloud(interrupted, recipe, curve, undisturbed, damage):
     newest = checkpoint.complete(interrupted / "checkpoints")[-1]
     damage(next(newest.glob("*.pt")))

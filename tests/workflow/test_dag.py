@@ -1,4 +1,4 @@
-"""The DAG: it resolves for each configuration, each rule is one `vlm` command, and the configuration agrees with the recipes."""
+"""The DAG: it resolves for each configuration, each rule is one `vlm` command, configuration and recipes agree."""
 
 import shlex
 import shutil
@@ -36,11 +36,15 @@ def config(name: str) -> dict:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_job_is_one_vlm_command(name: str, checkout: Path) -> None:
-    done = snakemake(checkout, "--configfile", f"workflows/config/{name}.yaml", "-n", "--printshellcmds", "--quiet", "host")
+    done = snakemake(
+        checkout, "--configfile", f"workflows/config/{name}.yaml", "-n", "--printshellcmds", "--quiet", "host"
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     lines = (done.stdout + done.stderr).splitlines()
     shells = [line.split("Shell command: ")[-1].strip() for line in lines if "vlm " in line and " > " in line]
-    jobs = len(config(name)["stages"]) + sum(len(v) for m in config(name)["evaluate"].values() for v in m["benchmarks"].values())
+    jobs = len(config(name)["stages"]) + sum(
+        len(v) for m in config(name)["evaluate"].values() for v in m["benchmarks"].values()
+    )
     assert len(shells) >= jobs
     for shell in shells:
         command = shlex.split(shell.split(" > ")[0])

@@ -10,7 +10,8 @@ from vlm.core.errors import DataError
 
 Message = dict[str, Any]
 """`{"role": "system" | "user" | "assistant", "content": [part, ...]}`; a part is one of
-`{"type": "text", "text": str}`, `{"type": "image", "path": str}`, `{"type": "video", "path": str, "clip": [s, s] | None}`."""
+`{"type": "text", "text": str}`, `{"type": "image", "path": str}`,
+`{"type": "video", "path": str, "clip": [s, s] | None}`."""
 
 
 @dataclass(frozen=True)

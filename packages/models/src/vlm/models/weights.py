@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import os
 import pickle
 import shutil
 from collections.abc import Iterator

@@ -24,8 +24,16 @@ MOVIES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif"}
 
 @app.command()
 def chat(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[FILE...] [QUESTION]", help="Pictures or videos, then the question. Without a question: interactive.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Checkpoint. Default: the newest below runs/.")] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE...] [QUESTION]",
+            help="Pictures or videos, then the question. Without a question: interactive.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Checkpoint. Default: the newest below runs/.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 128,
     temperature: Annotated[float, typer.Option(help="0: greedy.")] = 0.0,
     stride: Annotated[str | None, typer.Option(help="V2PE stride, or `none`. Default: the checkpoint's.")] = None,
@@ -44,7 +52,9 @@ def chat(
         names, question = [*names, question], ""
     files = [Path(n) for n in names]
     if lost := [str(f) for f in files if not f.exists()]:
-        raise ConfigError(f"no such file: {', '.join(lost)}", expected="pictures or videos, then one question in quotes")
+        raise ConfigError(
+            f"no such file: {', '.join(lost)}", expected="pictures or videos, then one question in quotes"
+        )
     path = find_model(model)
     from rich.console import Console
 

@@ -92,12 +92,16 @@ def torch_facts() -> list[Check]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     device = "cuda" if gpus else "cpu"
     threads = f"{torch.get_num_threads()} threads"
-    cuda: Check = ("CUDA", True if gpus else None, ", ".join(gpus) or f"no device; everything runs on the CPU, {threads}")
+    cuda: Check = (
+        "CUDA",
+        True if gpus else None,
+        ", ".join(gpus) or f"no device; everything runs on the CPU, {threads}",
+    )
     query = torch.randn(1, 4, 16, 32, device=device)
     called: list[str] = []
 
     class Recorder(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             called.append(func.__name__.split(".")[0])
             return func(*args, **(kwargs or {}))
 
@@ -110,7 +114,9 @@ def torch_facts() -> list[Check]:
 def slurm() -> Check:
     if shutil.which("sinfo") is None:
         return "Slurm", None, "no sinfo on PATH"
-    result = subprocess.run(["sinfo", "--noheader", "--format=%P %D %t"], capture_output=True, text=True, timeout=20, check=False)
+    result = subprocess.run(
+        ["sinfo", "--noheader", "--format=%P %D %t"], capture_output=True, text=True, timeout=20, check=False
+    )
     lines = "; ".join(result.stdout.split("\n")[:4]).strip("; ")
     return "Slurm", result.returncode == 0, lines or result.stderr.strip().splitlines()[0]
 
@@ -122,7 +128,9 @@ def disk() -> list[Check]:
     place = home()
     free = shutil.disk_usage(place).free / 1e9
     writable = os.access(place, os.W_OK)
-    return [("VLM_HOME", writable and free > 1, f"{place}, {free:.0f} GB free" + ("" if writable else ", not writable"))]
+    return [
+        ("VLM_HOME", writable and free > 1, f"{place}, {free:.0f} GB free" + ("" if writable else ", not writable"))
+    ]
 
 
 def chromium() -> Check:

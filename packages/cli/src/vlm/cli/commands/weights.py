@@ -20,7 +20,7 @@ def make(
 ) -> None:
     """Build a start checkpoint: pretrained parts where given, the rest fresh from the seed.
 
-    Example: vlm weights make quickstart-convllava -o pretrained/quickstart-convllava --tokenizer pretrained/quickstart-tokenizer
+    Example: vlm weights make quickstart-convllava -o pretrained/my-start --tokenizer pretrained/quickstart-tokenizer
     """
     import tempfile
 
