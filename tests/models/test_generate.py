@@ -91,7 +91,11 @@ def test_a_batch_without_pictures_has_no_features(loaded, picture):
 def test_pads_are_on_the_left_and_masked_and_plain_positions_are_integers(loaded, picture):
     _, processor = loaded
     ids, mask, place = left_padded(questions(processor, picture, None))
-    assert place.dtype == torch.int64 and left_padded(questions(processor, picture, 2))[2].dtype == torch.float64
+    assert place.dtype == torch.int64
+    prompts = questions(processor, picture, 1)
+    for prompt, row in zip(prompts, left_padded(prompts)[2], strict=True):
+        assert row.dtype == torch.float64
+        assert row[-len(prompt.position_ids) :].tolist() == prompt.position_ids.tolist()
     assert (mask.diff(dim=1) >= 0).all() and mask[:, -1].all() and not mask.all()
     assert ids.shape == mask.shape == place.shape
     assert (place[:, -1] == mask.sum(1) - 1).all()

@@ -17,7 +17,7 @@ def count(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-# encoder, projector, language model; fact sheets v2pe A.3, internvl 2, convllava 1 (without the unused norm)
+# encoder, projector, language model; OpenGVLab/V2PE, OpenGVLab/InternVL, alibaba/conv-llava (without the unused norm)
 SIZES = {
     "internvl2-2b": (304_012_288, 12_595_200, 1_889_146_880),
     "internvl-chat-v1-2": (5_536_496_000, 143_170_560, 34_389_017_600),

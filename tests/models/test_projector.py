@@ -7,7 +7,7 @@ from vlm.models.projector import make_projector, pixel_unshuffle
 from vlm.models.specs import MlpSpec, UnshuffleSpec
 
 PATCHES = {
-    # the worked 4 x 4 example of the fact sheet (internvl, section 3): patches numbered row by row
+    # the worked 4 x 4 example of InternVL-Chat-V1-2: patches numbered row by row
     "v1": [[0, 1, 4, 5], [8, 9, 12, 13], [2, 3, 6, 7], [10, 11, 14, 15]],
     "v2": [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]],
 }

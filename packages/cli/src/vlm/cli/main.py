@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from vlm.core.errors import VlmError
+from vlm.core.errors import UnknownName, VlmError
 
 VERBS = {
     "doctor": "What this machine has, and which kernels will really run.",
@@ -33,21 +33,19 @@ class LazyGroup(TyperGroup):
         return list(VERBS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in VERBS:
-            return None
-        if ctx.resilient_parsing or set(sys.argv[1:2]) <= {"--help", "-h"}:
-            return TyperCommand(cmd_name, help=VERBS[cmd_name])
-        app = importlib.import_module(f"vlm.cli.commands.{cmd_name}").app
-        command = typer.main.get_command(app)
-        command.name, command.help = cmd_name, command.help or VERBS[cmd_name]
-        return command
+        """Name and help of a verb, for listings and completion; nothing is imported."""
+        return TyperCommand(cmd_name, help=VERBS[cmd_name]) if cmd_name in VERBS else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        from vlm.core.errors import UnknownName
-
-        if args and not args[0].startswith("-") and args[0] not in VERBS:
-            raise UnknownName("command", args[0], VERBS, fix="`vlm --help` lists the commands")
-        return super().resolve_command(ctx, args)
+        """The verb that was typed, imported. Raises UnknownName with the nearest verbs."""
+        name, *rest = args
+        if name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        if name not in VERBS:
+            raise UnknownName("command", name, VERBS, fix="`vlm --help` lists the commands")
+        command = typer.main.get_command(importlib.import_module(f"vlm.cli.commands.{name}").app)
+        command.name, command.help = name, command.help or VERBS[name]
+        return name, command, rest
 
 
 app = typer.Typer(

@@ -60,7 +60,7 @@ LLAVA_V1 = Template(
 )
 NO_MARKUP = {"system": "", "user": "", "assistant": ""}
 
-# Sources: fact sheets v2pe A.9, internvl 7, convllava 6; smollm2 from the chat template of SmolLM2-Instruct.
+# Sources: OpenGVLab/V2PE, OpenGVLab/InternVL, alibaba/conv-llava; smollm2 from the chat template of SmolLM2-Instruct.
 TEMPLATES: dict[str, Template] = {
     t.name: t
     for t in (

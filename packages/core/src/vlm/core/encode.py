@@ -85,7 +85,7 @@ class Encoded:
     def loss_weights(self, kind: Literal["token", "sample", "square"] = "token") -> np.ndarray:
         """Weight of each label, float32 [n]: with x labels 1, 1 / x or 1 / sqrt(x); 0 where there is none.
 
-        Source: published `loss_reduction` (fact sheet v2pe, C.8).
+        Source: published `loss_reduction` (OpenGVLab/V2PE).
         """
         return ((self.labels != IGNORE) * len2weight(self.n_supervised, kind)).astype(np.float32)
 
@@ -142,7 +142,7 @@ class Encoder:
         """Encode one sample. `pixels=False` reads image sizes from the headers and decodes nothing (except videos).
 
         Supervised are each answer and the token that ends it; the beginning-of-sequence token, system text, questions,
-        headers and images never are (fact sheets v2pe C.7, internvl 12.3, convllava 6.2).
+        headers and images never are (OpenGVLab/V2PE, OpenGVLab/InternVL, alibaba/conv-llava).
 
         Raises:
             MediaError: an image or video cannot be decoded.

@@ -54,7 +54,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 def frame_indices(n_frames: int, fps: float, segments: int, bound: tuple[float, float] | None = None) -> list[int]:
     """The middle frame of each of `segments` equal parts of a video, or of its `bound` in seconds.
 
-    Short videos repeat frames. Source: quick start of the published models (fact sheet internvl, section 10).
+    Short videos repeat frames. Source: quick start of the published models (OpenGVLab/InternVL).
 
     >>> frame_indices(300, 30.0, 8)
     [18, 55, 93, 130, 168, 205, 242, 280]

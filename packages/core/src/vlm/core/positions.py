@@ -1,6 +1,6 @@
 """The position of every token: 0, 1, 2, ... or V2PE, where one tile advances the position by a stride.
 
-Published as V2PE (arXiv 2412.09616; fact sheet v2pe, B). Text tokens and `<img>` count up by one; the k-th context
+Published as V2PE (arXiv 2412.09616; OpenGVLab/V2PE). Text tokens and `<img>` count up by one; the k-th context
 token of an image (k = 1, 2, ...) is at `pos(<img>) + k * stride / tokens_per_tile`; `</img>` is at `ceil(last) + 1`.
 """
 

@@ -67,7 +67,7 @@ def read_record(record: dict[str, Any], *, root: Path, where: str = "") -> Sampl
     first human turn, followed by a newline; an empty image list is a text-only sample. Unlike published: a number
     of placeholders that differs from the number of images is refused here, not repaired.
 
-    Source: published dataset loaders of V2PE and InternVL (fact sheets v2pe C.1, internvl 12.2).
+    Source: published dataset loaders of V2PE and InternVL (OpenGVLab/V2PE, OpenGVLab/InternVL).
 
     Raises:
         DataError: names `where`, both counts and the rule.

@@ -63,7 +63,7 @@ def plan_tiles(
     """The grid whose aspect ratio is nearest to the image's, from its size in pixels alone.
 
     On an exact tie a later (larger) grid wins when the image has more than half of its pixels. A thumbnail is added
-    when there is more than one tile. Source: published `dynamic_preprocess` (fact sheet v2pe, C.4).
+    when there is more than one tile. Source: published `dynamic_preprocess` (OpenGVLab/V2PE).
 
     >>> plan_tiles(1920, 1080).grid, plan_tiles(1920, 1080).n_tiles
     ((4, 2), 9)

@@ -111,10 +111,8 @@ class VisionLanguageModel(nn.Module):
                 expected="one feature for each placeholder",
                 fix="pass the pixels of exactly the images in the ids",
             )
-        embeddings = embeddings.masked_scatter(placeholder[..., None], used.to(embeddings.dtype))
-        if self.training and features.requires_grad:
-            embeddings = embeddings + 0.0 * features.sum().to(embeddings.dtype)
-        return embeddings
+        # of a dummy nothing is scattered, but the graph holds it: its gradients are zero, not None
+        return embeddings.masked_scatter(placeholder[..., None], used.to(embeddings.dtype))
 
     def decode(
         self,

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import os
 import pickle
 import shutil
 from collections.abc import Iterator

@@ -50,10 +50,15 @@ def writing(folder: Path) -> Iterator[None]:
         raise disk_error(folder, "torch.save could not write all of a file") from error
 
 
-def disk_error(folder: Path, reason: str) -> VlmError:
+def free_gb(folder: Path) -> float:
+    """Room on the disk of a folder, which need not be there yet."""
     place = next(p for p in (folder, *folder.parents) if p.exists())
+    return shutil.disk_usage(place).free / 1e9
+
+
+def disk_error(folder: Path, reason: str) -> VlmError:
     return VlmError(
-        f"cannot write below {folder}: {reason}; its disk has {shutil.disk_usage(place).free / 1e9:.3g} GB free",
+        f"cannot write below {folder}: {reason}; its disk has {free_gb(folder):.3g} GB free",
         expected="a writable folder with free room",
         fix="make room there, or rights, then run the same command: it goes on from the last checkpoint",
     )

@@ -28,7 +28,7 @@ class Lines:
     def __init__(self, entry: DataEntry):
         self.entry, self.path = entry, resolve(entry.file)
         if not self.path.exists():
-            raise DataError(f"no such file: {self.path}", fix=f"vlm data organize {entry.name}")
+            raise DataError(f"no such file: {self.path}", fix="`vlm plan RECIPE` shows the line that fetches it")
         raw = np.memmap(self.path, dtype=np.uint8, mode="r") if self.path.stat().st_size else np.empty(0, np.uint8)
         ends = np.flatnonzero(raw == ord("\n")) + 1
         if len(raw) and (not len(ends) or ends[-1] != len(raw)):
@@ -36,7 +36,9 @@ class Lines:
         self.bounds = np.concatenate([[0], ends])
         if entry.count is not None and len(self) != entry.count:
             raise DataError(
-                f"{self.path}: {len(self)} records", expected=f"{entry.count}", fix=f"vlm data organize {entry.name}"
+                f"{self.path}: {len(self)} records",
+                expected=f"{entry.count}",
+                fix="make the file again, or correct `count` in the recipe",
             )
 
     def __len__(self) -> int:

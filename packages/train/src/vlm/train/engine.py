@@ -14,9 +14,7 @@ from vlm.train.recipe import Recipe
 
 def config(recipe: Recipe) -> dict[str, Any]:
     """DeepSpeed's configuration. Accumulation is counted by the loop (rows of a step vary), so it is 1 here."""
-    half = recipe.precision == "bfloat16"
-    # DeepSpeed's stage 0 keeps no float32 weights beside bfloat16 ones: small updates would vanish without a word
-    zero: dict[str, Any] = {"stage": max(1, recipe.zero.stage) if half else recipe.zero.stage}
+    zero: dict[str, Any] = {"stage": recipe.zero_stage}
     if recipe.zero.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
@@ -25,7 +23,7 @@ def config(recipe: Recipe) -> dict[str, Any]:
         "gradient_clipping": recipe.optimizer.clip,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # torch's AdamW: DeepSpeed's own would be compiled for minutes
-        "bf16": {"enabled": half},
+        "bf16": {"enabled": recipe.precision == "bfloat16"},
         "steps_per_print": 10**9,
     }
 

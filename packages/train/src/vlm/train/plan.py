@@ -1,20 +1,22 @@
 """What a recipe costs and what it lacks here, from meta-device models and headers alone: nothing is loaded."""
 
 import os
-import shutil
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from vlm.core.catalogue import load_catalogue
 from vlm.core.errors import CheckpointError, HardwareError, VlmError
-from vlm.core.home import home, pretrained, resolve
+from vlm.core.home import home, resolve
+from vlm.core.organise import ORGANISERS
 from vlm.models.layouts import read_layout
 from vlm.models.specs import ModelSpec, load_preset
 from vlm.models.vlm import make_model
 from vlm.models.weights import find_checkpoint
+from vlm.train.checkpoint import free_gb
 from vlm.train.optim import freeze
-from vlm.train.recipe import Recipe
+from vlm.train.recipe import DataEntry, Model, Recipe
 
 GB = 1e9
 
@@ -64,7 +66,7 @@ def make_plan(recipe: Recipe, *, processes: int = 1) -> Plan:
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     trainable = freeze(model, recipe.trainable)
     total, trained = sum(parameters.values()), sum(trainable.values())
-    stage, half = recipe.zero.stage, recipe.precision == "bfloat16"
+    stage, half = recipe.zero_stage, recipe.precision == "bfloat16"
     width = 2 if half else 4
     states = 12 if half else 8  # AdamW: two moments, and float32 weights beside bfloat16 ones
     samples = sample_count(recipe)
@@ -106,17 +108,13 @@ def sample_count(recipe: Recipe) -> int | None:
 def lacking(recipe: Recipe) -> list[dict[str, str]]:
     """What this machine lacks for the recipe: weights, data, hardware; each with the line that mends it."""
     found = []
-    start = recipe.model.start
     try:
-        find_checkpoint(start)
-    except CheckpointError:
-        stage_output = start.endswith("/model")
-        fix = f"vlm train --recipe {start.split('/')[-2]}" if stage_output else f"vlm download {start.split('/')[-1]}"
-        found.append({"what": "weights", "found": f"{start} is not here ({pretrained()})", "fix": fix})
+        read_layout(find_checkpoint(recipe.model.start))
+    except CheckpointError as error:
+        found.append({"what": "weights", "found": error.found, "fix": weights_fix(recipe.model, error.found)})
     for entry in recipe.data:
         if not resolve(entry.file).exists():
-            fix = f"vlm download {entry.name} && vlm data organize {entry.name}"
-            found.append({"what": "data", "found": f"{resolve(entry.file)} is not here", "fix": fix})
+            found.append({"what": "data", "found": f"{resolve(entry.file)} is not here", "fix": data_fix(entry)})
     need = recipe.hardware
     if need is not None:
         have = torch.cuda.device_count()
@@ -130,10 +128,32 @@ def lacking(recipe: Recipe) -> list[dict[str, str]]:
                     "or --force with a smaller batch",
                 }
             )
-    free = shutil.disk_usage(home()).free / GB
+    free = free_gb(home())
     if free < 1:
         found.append({"what": "disk", "found": f"{free:.1f} GB free", "fix": f"free room in {home()}"})
     return found
+
+
+def weights_fix(model: Model, found: str) -> str:
+    """The line that makes or fetches a start checkpoint, or the encoder that it names."""
+    *run, _, stage, last = ["", "", *model.start.split("/")]
+    if last == "model":
+        return f"vlm train --recipe {stage} --run {'/'.join(run[2:])}"
+    if names := [name for name in load_catalogue() if found.endswith(f"/{name}")]:
+        return f"vlm download {names[0]}"
+    return f"vlm weights make {model.preset} --out {model.start} --tokenizer FOLDER"
+
+
+def data_fix(entry: DataEntry) -> str:
+    """The line that fetches a training set, by its name or by the folder it lies in."""
+    catalogue = load_catalogue().values()
+    known = [e for e in catalogue if e.name == entry.name] or [
+        e for e in catalogue if entry.file.startswith(f"{e.folder}/")
+    ]
+    if not known:
+        return "put it there, or correct `data` in the recipe"
+    line = f"vlm download {' '.join(known[0].needs or (known[0].name,))}"
+    return f"{line} && vlm data organize {known[0].name}" if known[0].name in ORGANISERS else line
 
 
 def refuse_lacking(plan: Plan, *, force: bool = False) -> None:

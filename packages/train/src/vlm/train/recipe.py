@@ -130,6 +130,12 @@ class Recipe(Strict):
         return recipe
 
     @property
+    def zero_stage(self) -> int:
+        """The ZeRO stage in effect. Stage 0 keeps no float32 weights beside bfloat16 ones: small updates would vanish
+        without a word, so bfloat16 takes stage 1."""
+        return max(1, self.zero.stage) if self.precision == "bfloat16" else self.zero.stage
+
+    @property
     def digest(self) -> str:
         """sha256 of everything that changes the numbers (titles, sources, limits and saving habits do not)."""
         habits = {"title", "sources", "save_every", "keep", "max_lost", "hardware", "differences"}

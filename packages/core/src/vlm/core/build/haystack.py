@@ -23,7 +23,7 @@ from vlm.core.transfer import disk_errors
 
 QUESTION = "Which digit is hidden?"
 SHORTLY = "\nAnswer the question using a single word or phrase."
-"""What the MM-NIAH prompt appends to a question (fact sheet benchmarks 11.2); training records carry it too."""
+"""What the MM-NIAH prompt appends to a question (the published evaluators); training records carry it too."""
 
 MARKERS = 2
 """Tokens around the visual tokens of an image: <img> and </img>."""

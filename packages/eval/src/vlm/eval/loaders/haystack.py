@@ -15,7 +15,7 @@ SHORT = "\nAnswer the question using a single word or phrase."
 def mmniah_prompt(item: dict[str, Any], *, letter: str = LETTER, short: str = SHORT) -> tuple[str, list[str]]:
     """(question with its options, image names of document, question and options), as V2PE asks; `item` is unchanged.
 
-    The model input is context + question without a separator. Source: fact sheet benchmarks 11.2.
+    The model input is context + question without a separator. Source: the published evaluators
     """
     question, images = item["question"], list(item["images_list"])
     choices, pictures = item["meta"]["choices"], item["meta"]["choices_image_path"]
@@ -29,7 +29,7 @@ def mmniah_prompt(item: dict[str, Any], *, letter: str = LETTER, short: str = SH
 
 
 def load_mmniah(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """One JSON-lines file per task of the table, group = task. Source: fact sheet benchmarks 11.1.
+    """One JSON-lines file per task of the table, group = task. Source: the published evaluators
 
     Raises:
         DataError: also when the `<image>` marks and the images of a row differ in number.

@@ -30,7 +30,7 @@ def milebench_prompt(
 
     The instruction always stays; the rest is taken from the end to the front while `max_context_len` tokens allow. As
     published, images are paired with marks from the end: an image without a mark shifts the pairing.
-    Source: fact sheet benchmarks 10.2.
+    Source: the published evaluators
     """
     task = record["task_instance"]
     context, names = task["context"], list(task["images_path"])
@@ -75,7 +75,7 @@ def _tail(value: str, room: int, count_tokens: CountTokens) -> str:
 def load_milebench(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
     """All sets of the table, group = set. `count_tokens` measures the budget; by default four characters a token.
 
-    Source: fact sheet benchmarks 10.
+    Source: the published evaluators
     """
     items, options = Items(), benchmark.options
     count = count_tokens or approximate_tokens

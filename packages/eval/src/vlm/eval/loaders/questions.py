@@ -40,7 +40,7 @@ def load_pope(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens |
     """`llava_pope_test.jsonl` with `val2014/` images, labels in `coco/coco_pope_<category>.json` (JSON lines).
 
     As published, the k-th question of a category belongs to the k-th label of its file; unlike published, their
-    numbers, images and question texts are compared first. Source: fact sheet benchmarks 3, 6.1.
+    numbers, images and question texts are compared first. Source: the published evaluators
     """
     questions, items = folder / "llava_pope_test.jsonl", Items()
     categories = benchmark.options["categories"]
@@ -81,7 +81,7 @@ def load_pope(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens |
 def load_chartqa(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
     """`test_human.jsonl` and `test_augmented.jsonl` (image, question, answer, question_id), images where they point.
 
-    Source: fact sheet benchmarks 3, 4.
+    Source: the published evaluators
     """
     items = Items()
     for split in benchmark.options["splits"]:

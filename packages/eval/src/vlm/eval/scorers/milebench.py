@@ -1,4 +1,4 @@
-"""MileBench: clean-up, letters from replies, needles, containment, ROUGE-L. Source: fact sheet benchmarks 10.3."""
+"""MileBench: clean-up, letters from replies, needles, containment, ROUGE-L. Source: the published evaluators"""
 
 import re
 from collections.abc import Sequence

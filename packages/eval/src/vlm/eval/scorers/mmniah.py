@@ -1,4 +1,4 @@
-"""MM-NIAH: letters, counts and words from replies, and columns by context length. Source: fact sheet benchmarks 11."""
+"""MM-NIAH: letters, counts and words from replies, and columns by context length. Source: the published evaluators"""
 
 import json
 import re
@@ -125,7 +125,7 @@ def column_scores(sums: np.ndarray, counts: np.ndarray, *, compat: Compat = "ups
 
 def mmniah_aggregate_v2pe(task: str, rows: Sequence[dict[str, Any]], *, compat: Compat = "upstream") -> dict[str, Any]:
     """Columns, average and plain accuracies of one task from raw replies (`answer`, `response`, `context_length`,
-    `placed_depth`). Source: fact sheet benchmarks 11.4."""
+    `placed_depth`). Source: the published evaluators"""
     n_cells = (len(EDGES) + 1) * DEPTHS
     counting = "counting" in task
     answers = [json.loads(r["answer"]) if counting and isinstance(r["answer"], str) else r["answer"] for r in rows]

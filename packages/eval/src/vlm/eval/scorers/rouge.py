@@ -7,7 +7,7 @@ def rouge_l(prediction: str, reference: str) -> float:
     """Summary-level ROUGE-L f, 0..1: texts are cut into sentences at `.`, and what counts is the *set* of words in the
     longest common subsequences of all sentence pairs, over the sets of words of either side.
 
-    Source: fact sheet benchmarks 10.3; the `rouge` package's rule.
+    Source: the published evaluators; the `rouge` package's rule.
 
     Raises:
         ValueError: a text without any sentence (as the package does).

@@ -52,7 +52,7 @@ def strip_marks(value: str) -> str:
 def vqa_normalise(value: str, numbers: dict[str, str] = VQA_NUMBERS) -> str:
     """The published VQA answer clean-up: lower case, marks, number words, articles, contractions.
 
-    Source: fact sheet benchmarks 4.1; MM-NIAH passes `MMNIAH_NUMBERS` (11.3).
+    Source: the published evaluators; MM-NIAH passes `MMNIAH_NUMBERS` (11.3).
     """
     value = value.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     value = value.replace("\n", " ").replace("\t", " ").strip()

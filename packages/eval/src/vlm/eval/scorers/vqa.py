@@ -16,7 +16,7 @@ def _all(references: str | Sequence[str]) -> list[str]:
 
 
 def exact_match_accuracy(prediction: str, annotation: str | Sequence[str], *, compat: Compat = "upstream") -> float:
-    """1 if the stripped, lower-case texts are equal, best over references. Source: fact sheet benchmarks 4.4."""
+    """1 if the stripped, lower-case texts are equal, best over references. Source: the published evaluators"""
     found = prediction.strip().lower()
     if compat == "fixed" and not found:
         return 0.0
@@ -27,7 +27,7 @@ def relaxed_accuracy(prediction: str, annotation: str | Sequence[str], *, compat
     """1 if two numbers differ by at most 5 %, or other texts are equal but for case; best over references.
 
     upstream: 5 % of the *prediction* (published argument mix-up), references unstripped. fixed: 5 % of the reference.
-    Source: fact sheet benchmarks 4.3.
+    Source: the published evaluators
     """
     found = prediction.strip()
     if compat == "fixed":
@@ -53,7 +53,7 @@ def anls(prediction: str, answers: Sequence[str], *, compat: Compat = "upstream"
     """1 - edit distance / length, 0 below one half; best over references.
 
     Distances are between stripped, lower-case, space-collapsed texts, lengths those of the raw upper-cased ones.
-    Source: fact sheet benchmarks 4.2 (the published rule is kept; fixed only adds the empty prediction).
+    Source: the published evaluators (the published rule is kept; fixed only adds the empty prediction).
     """
     if compat == "fixed" and not prediction.strip():
         return 0.0
@@ -68,12 +68,12 @@ def anls(prediction: str, answers: Sequence[str], *, compat: Compat = "upstream"
 
 
 def evalai_normalizer(text: str, *, compat: Compat = "upstream") -> str:
-    """The VQA answer clean-up, the same in both modes. Source: fact sheet benchmarks 4.1."""
+    """The VQA answer clean-up, the same in both modes. Source: the published evaluators"""
     return vqa_normalise(text)
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str], *, compat: Compat = "upstream") -> float:
-    """Mean over references of min(1, matches among the others / 3). Source: fact sheet benchmarks 4.1.
+    """Mean over references of min(1, matches among the others / 3). Source: the published evaluators
 
     Raises:
         AssertionError: upstream, for any other number of references than ten (as published).

@@ -13,7 +13,7 @@ def pope_parse(text: str, *, compat: Compat = "upstream") -> str:
 
     upstream: "no" iff one of the space-separated words before the first period is exactly No, no or not, else "yes";
     an empty reply is a yes. fixed: "yes", "no", or "unknown" when the words say neither or both.
-    Source: fact sheet benchmarks 6.1.
+    Source: the published evaluators
     """
     if compat == "upstream":
         words = text.split(".")[0].replace(",", "").split(" ")
@@ -31,7 +31,7 @@ def pope_metrics(texts: Sequence[str], labels: Sequence[str], *, compat: Compat 
 
     upstream: paired by order, the longer list silently cut, undefined ratios raise ZeroDivisionError. fixed: equal
     lengths required, an unknown reply is wrong whatever the label, undefined ratios are None.
-    Source: fact sheet benchmarks 6.1.
+    Source: the published evaluators
 
     Raises:
         ZeroDivisionError: upstream, without positives. ValueError: fixed, for lists of different length.

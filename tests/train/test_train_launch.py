@@ -1,0 +1,136 @@
+"""`--processes`: ranks of one command, its exit code, its signals, its messages."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vlm.train import launch as module
+from vlm.train.launch import launch
+
+
+def python(code):
+    return [sys.executable, "-c", "import os, sys, time, signal\nrank = int(os.environ['RANK'])\n" + code]
+
+
+def test_each_rank_is_told_who_it_is(tmp_path):
+    code = f"""
+keys = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+open({str(tmp_path)!r} + f"/{{rank}}", "w").write(" ".join(os.environ[k] for k in keys))
+"""
+    assert launch(python(code), 3) == 0
+    told = [(tmp_path / str(rank)).read_text().split() for rank in range(3)]
+    assert [t[:3] for t in told] == [["3", str(rank), "127.0.0.1"] for rank in range(3)]
+    assert len({t[3] for t in told}) == 1
+
+
+def test_the_exit_code_of_a_failed_rank_is_ours_and_its_words_are_shown(capfd):
+    code = "print('rank', rank, 'speaks', file=sys.stderr); time.sleep(0.3 * (rank == 0)); sys.exit(5 if rank else 0)"
+    assert launch(python(code), 2) == 5
+    said = capfd.readouterr().err
+    assert "rank 1 failed first:\nrank 1 speaks" in said and "rank 0 speaks" in said
+
+
+def test_only_the_first_rank_speaks(capfd):
+    assert (
+        launch(python("print('rank', rank, 'speaks'); time.sleep(rank * 0.3); sys.exit(6 if rank == 0 else 0)"), 2) == 6
+    )
+    said = capfd.readouterr()
+    assert "rank 0 speaks" in said.out and "rank 1 speaks" not in said.out + said.err
+
+
+def test_a_rank_killed_by_a_signal_counts_as_failed_and_the_rest_is_ended(monkeypatch):
+    monkeypatch.setattr(module, "GRACE", 0.2)
+    began = time.monotonic()
+    assert launch(python("os.kill(os.getpid(), 9) if rank else time.sleep(60)"), 2) == 128 + 9
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_signals_reach_every_rank(tmp_path, number, code):
+    body = f"""
+def stop(number, _):
+    open({str(tmp_path)!r} + f"/stopped{{rank}}", "w").write(str(number))
+    sys.exit(130 if number == 2 else 0)
+signal.signal(signal.SIGTERM, stop); signal.signal(signal.SIGINT, stop)
+open({str(tmp_path)!r} + f"/ready{{rank}}", "w").close()
+time.sleep(60)
+"""
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import sys; from vlm.train.launch import launch; sys.exit(launch({python(body)!r}, 2))",
+        ]
+    )
+    wait_for(tmp_path, "ready0", "ready1")
+    parent.send_signal(number)
+    assert parent.wait(20) == code
+    assert [(tmp_path / f"stopped{r}").read_text() for r in (0, 1)] == [str(int(number))] * 2
+
+
+def test_ranks_are_asked_to_stop_when_the_launcher_is_killed(tmp_path):
+    body = f"""
+from vlm.train.launch import end_with_launcher
+def stop(number, _):
+    open({str(tmp_path)!r} + f"/stopped{{rank}}", "w").close()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+end_with_launcher()
+open({str(tmp_path)!r} + f"/ready{{rank}}", "w").close()
+time.sleep(60)
+"""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", f"from vlm.train.launch import launch; launch({python(body)!r}, 2)"]
+    )
+    wait_for(tmp_path, "ready0", "ready1")
+    parent.kill()
+    parent.wait()
+    wait_for(tmp_path, "stopped0", "stopped1")
+
+
+def wait_for(folder, *names):
+    end = time.monotonic() + 20
+    while not all((folder / name).exists() for name in names):
+        assert time.monotonic() < end, f"{names} did not appear"
+        time.sleep(0.01)
+
+
+def test_a_rank_alone_has_no_launcher(monkeypatch):
+    monkeypatch.delenv(module.LAUNCHER, raising=False)
+    module.end_with_launcher()
+    monkeypatch.setenv(module.LAUNCHER, str(os.getpid()))
+    with pytest.raises(SystemExit):
+        module.end_with_launcher()  # our parent is another
+
+
+@pytest.mark.slow
+def test_vlm_train_with_two_processes_equals_one_and_ctrl_c_goes_on(home, recipe_file, tmp_path, recipe, curve):
+    """The real command line, from the first import on."""
+    from vlm.train.loop import train
+
+    command = [sys.executable, "-m", "vlm.cli.main", "train", "-r", recipe_file, "--run", tmp_path / "two", "-n", "2"]
+    command += ["--quiet", "--set", "steps=60", "--set", "save_every=1000"]
+    out = tmp_path / "two/train/tiny"
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_for_metrics(out, first)
+    first.send_signal(signal.SIGINT)
+    said = first.communicate()[1]
+    assert first.returncode == 130 and "same command goes on" in said and "Traceback" not in said
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0 and again.stdout.strip() == str(out / "model"), again.stderr
+    train(recipe("steps=60", "save_every=1000"), tmp_path / "one", quiet=True)
+    import json
+
+    losses = [[json.loads(c)["loss"] for c in curve(o)] for o in (out, tmp_path / "one")]
+    assert len(losses[0]) == 60 and losses[0][:20] == pytest.approx(losses[1][:20], rel=1e-4)
+
+
+def wait_for_metrics(out, process):
+    end = time.monotonic() + 120
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").stat().st_size:
+        assert time.monotonic() < end and process.poll() is None, process.stderr.read()
+        time.sleep(0.01)

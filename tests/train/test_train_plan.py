@@ -1,0 +1,143 @@
+"""What a recipe costs and lacks is told before anything is loaded, with lines that work."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from vlm.cli.commands import plan as plan_command
+from vlm.cli.commands import train as train_command
+from vlm.core.catalogue import find_entry, load_catalogue
+from vlm.core.errors import HardwareError, VlmError
+from vlm.core.organise import ORGANISERS
+from vlm.train.plan import make_plan, refuse_lacking
+from vlm.train.recipe import load_recipe, recipe_names
+
+STAGE3 = "convllava-stage3"
+
+PROJECTOR = 3072 * 4096 + 4096 + 4096 * 4096 + 4096
+LLAMA_7B = 6_738_415_616
+
+
+def conv_next(depths, widths):
+    """Parameters of a ConvNeXt without final norm: stem, blocks, downsampling."""
+    total, before = 3 * 16 * widths[0] + 3 * widths[0], None
+    for depth, width in zip(depths, widths, strict=True):
+        if before:
+            total += 2 * before + 4 * before * width + width
+        total += depth * (49 * width + width + 2 * width + 8 * width * width + 5 * width + width)
+        before = width
+    return total
+
+
+@pytest.fixture
+def empty_home(tmp_path, monkeypatch):
+    """A home that is not even there, and no loading of weights."""
+    from vlm.models import weights
+
+    def refuse(*_):
+        raise AssertionError("a plan must not read weights")
+
+    monkeypatch.setenv("VLM_HOME", str(tmp_path / "nothing"))
+    monkeypatch.setattr(weights, "tensors", refuse)
+    monkeypatch.setattr(weights, "load_model", refuse)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "nothing"
+
+
+def test_the_plan_of_a_published_stage_is_exact_and_names_what_is_lacking(empty_home):
+    result = CliRunner().invoke(plan_command.app, [STAGE3, "--json"])
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    encoder = conv_next((3, 3, 27, 3, 6), (192, 384, 768, 1536, 3072))
+    assert plan["parameters"] == {"encoder": encoder, "projector": PROJECTOR, "language_model": LLAMA_7B}
+    assert sum(plan["trainable"].values()) == PROJECTOR + LLAMA_7B and "encoder" not in str(plan["trainable"])
+    assert plan["tokens_per_image"] == 144 and plan["processes"] == 8 and plan["zero_stage"] == 3
+    trained = PROJECTOR + LLAMA_7B
+    states = {"gb_weights": 2 * (trained + encoder), "gb_gradients": 2 * trained, "gb_optimizer": 12 * trained}
+    assert {k: plan[k] for k in states} == pytest.approx({k: v / 8 / 1e9 for k, v in states.items()})
+    lacking = {x["what"]: x["fix"] for x in plan["lacking"]}
+    assert lacking.keys() == {"weights", "data", "hardware"}
+    assert lacking["weights"] == "vlm download ConvLLaVA-pretrain-768"
+    assert lacking["data"].startswith("vlm download convllava-stage3")
+    assert "8 GPUs of 80 GB" in lacking["hardware"]
+    assert not empty_home.exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--force"]], ids=["", "--force"])
+def test_train_refuses_what_cannot_start_here_and_names_the_lines_that_fetch_it(empty_home, more):
+    result = CliRunner().invoke(train_command.app, ["--recipe", STAGE3, *more])
+    assert result.exit_code != 0 and isinstance(result.exception, VlmError)
+    message = str(result.exception)
+    assert result.exception.exit_code == 1
+    for part in ("weights: ", "vlm download ConvLLaVA-pretrain-768", "data: ", "vlm download convllava-stage3"):
+        assert part in message
+    assert ("hardware: " in message) != bool(more), "--force lets hardware pass, never weights or data"
+    assert not empty_home.exists()
+
+
+def test_a_dry_run_shows_the_plan_and_starts_nothing(empty_home):
+    result = CliRunner().invoke(train_command.app, ["--recipe", STAGE3, "--dry-run"])
+    assert result.exit_code == 0
+    assert not empty_home.exists()
+
+
+def test_lacking_hardware_alone_has_its_own_exit_code_and_can_be_forced(recipe):
+    plan = make_plan(recipe('hardware={"gpus": 8, "memory_gb": 80}'))
+    assert [x["what"] for x in plan.lacking] == ["hardware"]
+    with pytest.raises(HardwareError, match="8 GPUs of 80 GB") as error:
+        refuse_lacking(plan)
+    assert error.value.exit_code == 7
+    refuse_lacking(plan, force=True)
+
+
+def test_nothing_lacks_where_all_is_here_and_steps_are_those_of_the_stream(recipe, processor, records, home):
+    from vlm.train.data import Stream
+
+    entry = {**recipe().data[0].model_dump(), "repeat": 1.4}
+    whole = recipe("steps=null", "epochs=2", "batch.samples=7", data=[entry])
+    plan, stream = make_plan(whole), Stream(whole, processor)
+    assert plan.lacking == []
+    assert plan.samples == len(stream.index) == 24 + 10
+    assert plan.steps == stream.total_steps == 9
+
+
+def test_counts_are_those_of_the_checkpoint_that_is_here(recipe, model):
+    plan = make_plan(recipe("model.preset=convllava-768"))
+    assert sum(plan.parameters.values()) == sum(p.numel() for p in model.parameters())
+
+
+def test_bfloat16_without_zero_counts_the_float32_weights_that_training_keeps(recipe):
+    plan = make_plan(recipe("precision=bfloat16"), processes=4)
+    trained = sum(plan.trainable.values())
+    assert plan.zero_stage == 1
+    assert (plan.gb_gradients, plan.gb_optimizer) == pytest.approx((2e-9 * trained, 12e-9 * trained / 4))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_plans_and_the_lines_it_prints_exist(empty_home, name):
+    catalogue = load_catalogue()
+    for lack in make_plan(load_recipe(name)).lacking:
+        for line in lack["fix"].split(" && "):
+            words = line.split()
+            match words[:2]:
+                case ["vlm", "download"]:
+                    assert all(find_entry(word, catalogue) for word in words[2:])
+                case ["vlm", "data"]:
+                    assert words[2] == "organize" and words[3] in ORGANISERS
+                case ["vlm", "train"]:
+                    assert words[2] == "--recipe" and words[3] in recipe_names()
+                case ["vlm", "weights"]:
+                    assert words[2] == "make" and "--tokenizer" in words
+                case _:
+                    assert lack["what"] in ("hardware", "disk") or "correct `data`" in line, line
+
+
+def test_a_start_that_lacks_its_encoder_names_the_encoder(empty_home):
+    folder = empty_home / "pretrained/ConvLLaVA-pretrain-768"
+    folder.mkdir(parents=True)
+    config = {"model_type": "llava", "mm_vision_tower": "ConvLLaVA/ConvLLaVA-ConvNeXt-768"}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = next(x for x in make_plan(load_recipe(STAGE3)).lacking if x["what"] == "weights")
+    assert weights["fix"] == "vlm download ConvLLaVA-ConvNeXt-768"
