@@ -1,5 +1,6 @@
 """`--processes`: ranks of one command, its exit code, its signals, its messages."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from vlm.train import launch as module
 from vlm.train.launch import launch
+from vlm.train.loop import train
 
 
 def python(code):
@@ -110,8 +112,6 @@ def test_a_rank_alone_has_no_launcher(monkeypatch):
 @pytest.mark.slow
 def test_vlm_train_with_two_processes_equals_one_and_ctrl_c_goes_on(home, recipe_file, tmp_path, recipe, curve):
     """The real command line, from the first import on."""
-    from vlm.train.loop import train
-
     command = [sys.executable, "-m", "vlm.cli.main", "train", "-r", recipe_file, "--run", tmp_path / "two", "-n", "2"]
     command += ["--quiet", "--set", "steps=60", "--set", "save_every=1000"]
     out = tmp_path / "two/train/tiny"
@@ -123,8 +123,6 @@ def test_vlm_train_with_two_processes_equals_one_and_ctrl_c_goes_on(home, recipe
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0 and again.stdout.strip() == str(out / "model"), again.stderr
     train(recipe("steps=60", "save_every=1000"), tmp_path / "one", quiet=True)
-    import json
-
     losses = [[json.loads(c)["loss"] for c in curve(o)] for o in (out, tmp_path / "one")]
     assert len(losses[0]) == 60 and losses[0][:20] == pytest.approx(losses[1][:20], rel=1e-4)
 

@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from vlm.train import checkpoint
+from vlm.train.launch import free_port
+from vlm.train.loop import train
 
 
 def numbers(out, key="loss"):
@@ -28,8 +30,6 @@ def two(ranks, recipe_file, tmp_path):
 @pytest.fixture
 def one(recipe, tmp_path):
     def one(*sets):
-        from vlm.train.loop import train
-
         train(recipe(*sets), tmp_path / "one", quiet=True)
         return tmp_path / "one"
 
@@ -55,10 +55,8 @@ def test_a_rank_without_rows_adds_nothing(one, two):
     assert numbers(out, "grad_norm") == pytest.approx(numbers(alone, "grad_norm"), rel=1e-3)
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3])
 def test_two_ranks_killed_go_on_with_the_same_losses(vlm, two, recipe_file, tmp_path, curve, stage):
-    from vlm.train.launch import free_port
-
     sets = (f"zero.stage={stage}", "steps=8", "save_every=2", "trainable=[projector.*,language_model.*]")
     whole = two("whole", *sets)
     given = [x for s in sets for x in ("--set", s)]
@@ -87,8 +85,6 @@ def test_two_ranks_killed_go_on_with_the_same_losses(vlm, two, recipe_file, tmp_
 
 
 def test_a_stop_of_one_rank_saves_on_both(vlm, two, recipe_file, tmp_path, ranks):
-    from vlm.train.launch import free_port
-
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     args = ("train", "-r", recipe_file, "--run", tmp_path / "cut", "--quiet", "--set", "steps=200")
     pair = [vlm(*args, env={**shared, "RANK": r, "LOCAL_RANK": r}) for r in "01"]

@@ -72,13 +72,13 @@ def test_a_number_needs_a_source_and_a_prefix_covers_it(write):
 
 
 def test_a_sample_must_fit_in_a_row(write):
-    with pytest.raises(ConfigError, match="max_length: .*batch.max_tokens = 64"):
+    with pytest.raises(ConfigError, match=r"max_length: .*batch\.max_tokens = 64"):
         load_recipe(write(max_length=65))
     load_recipe(write(max_length=65, batch={"samples": 2, "max_tokens": 64, "packing": "none"}))
 
 
 def test_an_unknown_recipe_names_the_nearest():
-    with pytest.raises(UnknownName, match="did you mean .*convllava-stage3"):
+    with pytest.raises(UnknownName, match=r"did you mean .*convllava-stage3"):
         load_recipe("convlava-stage3")
 
 

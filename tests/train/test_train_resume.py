@@ -1,6 +1,7 @@
 """Kill, stop, crowd and damage a run: the same command goes on, and the losses are those of an undisturbed run."""
 
 import json
+import os
 import shutil
 import signal
 
@@ -98,8 +99,6 @@ def test_sigterm_saves_says_resume_me_and_the_folder_is_locked_meanwhile(start, 
 
 
 def test_ctrl_c_saves_and_exits_with_130(start, undisturbed, curve):
-    import os
-
     child, out = start("--set", "save_every=100")
     child.until(lambda: lines(out) >= 2)
     os.kill(child.pid, signal.SIGINT)

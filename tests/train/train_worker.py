@@ -1,17 +1,13 @@
 """What a child process runs: `vlm ARGS` with ENV, both streams into LOG; MAX_FILE plays the full disk.
 
-The names in capitals are given by conftest.py through runpy.
+conftest.py gives the names in capitals through runpy.
 """
+# ruff: noqa: F821, E402
 
 import os
 import resource
 import signal
 import sys
-
-ARGS: list[str]
-ENV: dict[str, str]
-LOG: str
-MAX_FILE: int | None
 
 os.environ.update(ENV)
 log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -21,9 +17,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server igno
 if MAX_FILE:
     resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE, MAX_FILE))
 
-import torch  # noqa: E402
+import torch
 
-from vlm.cli.main import main  # noqa: E402
+from vlm.cli.main import main
 
 torch.set_num_threads(1)
 sys.argv = ["vlm", *ARGS]

@@ -1,6 +1,7 @@
 """The DeepSpeed engine behind a small face: one configuration, one `backward`, one `step`."""
 
 import logging
+import os
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ class Engine:
     """A model under DeepSpeed. Losses handed to `backward` are already divided by the global weight of the step."""
 
     def __init__(self, model: VisionLanguageModel, recipe: Recipe, world: World):
+        if world.device.type == "cpu":  # else it warns on standard output, where our results go
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
         import deepspeed.ops
 

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import IO, Any
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 LAUNCHER = "VLM_LAUNCHER"
 GRACE = 10.0  # seconds for the other ranks to end by themselves once one has failed
@@ -32,32 +34,37 @@ def launch(command: list[str], processes: int) -> int:
     env = {**os.environ, "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     env[LAUNCHER] = str(os.getpid())
-    logs: list[IO[str] | None] = [None, *(tempfile.TemporaryFile("w+") for _ in range(1, processes))]  # noqa: SIM115
-    ranks = [
-        subprocess.Popen(
-            command, env={**env, "RANK": str(r), "LOCAL_RANK": str(r)}, stdout=log, stderr=log, process_group=0
-        )
-        for r, log in enumerate(logs)
-    ]
+    with ExitStack() as opened:
+        files = [opened.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for _ in range(1, processes)]
+        ranks = [
+            subprocess.Popen(
+                command, env={**env, "RANK": str(r), "LOCAL_RANK": str(r)}, stdout=log, stderr=log, process_group=0
+            )
+            for r, log in enumerate([None, *files])
+        ]
+        with forwarded(ranks):
+            failed = wait(ranks)
+        if failed:
+            files[failed - 1].seek(0)
+            sys.stderr.write(f"rank {failed} failed first:\n{files[failed - 1].read()}")
+    code = 0 if failed is None else ranks[failed].returncode
+    return code if code >= 0 else 128 - code
+
+
+@contextmanager
+def forwarded(ranks: list[subprocess.Popen]) -> Iterator[None]:
+    """Signals to us go to every rank."""
 
     def forward(number: int, _: Any) -> None:
         for rank in ranks:
             rank.send_signal(number)
 
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {s: signal.signal(s, forward) for s in signals}
+    before = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
-        failed = wait(ranks)
+        yield
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
-    if failed is None:
-        return 0
-    if log := logs[failed]:
-        log.seek(0)
-        sys.stderr.write(f"rank {failed} failed first:\n{log.read()}")
-    code = ranks[failed].returncode
-    return code if code > 0 else 128 - code
 
 
 def wait(ranks: list[subprocess.Popen]) -> int | None:
