@@ -2,13 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from vlm.core.errors import DataError
 from vlm.models import load_processor
 from vlm.train import checkpoint
-from vlm.train.data import Stream
+from vlm.train.data import Row, Stream
 from vlm.train.loop import train
+from vlm.train.metrics import Log
 
 FAULTS = {"s4": "truncated png", "s7": "not an image", "s10": "missing", "s15": "not JSON", "s18": "no answer"}
 
@@ -99,3 +101,19 @@ def test_a_loss_that_is_not_finite_names_the_samples(home, recipe, tmp_path):
     data = Stream(broken, load_processor(folder)).step(0)
     assert all(repr(i) in str(error.value) for row in data.rows for i in row.ids)
     assert not (tmp_path / "model").exists() and not checkpoint.complete(tmp_path / "checkpoints")
+
+
+def test_a_log_is_cut_back_to_a_step_and_a_torn_last_line_goes(tmp_path):
+    log = Log(tmp_path / "log.jsonl")
+    for step in range(5):
+        log.write(step=step, loss=0.5)
+    with log.path.open("a") as f:
+        f.write('{"step": 2, "lo')
+    log.cut(3)
+    assert log.read() == [{"step": step, "loss": 0.5} for step in range(3)]
+
+
+def test_the_first_label_of_a_document_has_no_predecessor_and_no_weight():
+    ids = np.arange(6)
+    row = Row(ids, ids, np.full(6, 0.5, np.float32), ids, np.array([0, 2, 6], np.int32), None, ["a", "b"])
+    assert row.weight == 0.5 * 4

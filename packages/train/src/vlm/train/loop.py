@@ -196,13 +196,15 @@ def one_step(
     norm = engine.step()
     loss = me.total(loss)
     tokens = sum(len(row.input_ids) for row in data.rows)
+    repeated = (most * me.size - len(data.rows)) * len(data.rows[0].input_ids)
     seconds = time.perf_counter() - began
     return {
         "step": step,
         "loss": loss,
         "lr": lr,
         "grad_norm": norm,
-        "tokens": tokens,
+        "useful_tokens": tokens,
+        "padding_share": repeated / (tokens + repeated),
         "labels": sum(int((row.labels != -100).sum()) for row in data.rows),
         "samples": data.n_samples - sum(what == "dropped" for _, what, _ in data.lost),
         "rows": len(data.rows),

@@ -1,7 +1,9 @@
 """Tables of long-context benchmarks: score by length and depth, by length, and by V2PE stride."""
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -13,6 +15,22 @@ EDGES = (0, 125, 250, 500, *(1000 * k for k in THOUSANDS))
 
 DEPTHS = 5
 """Depth rows of a haystack, as published; depth 1.0 belongs to the last."""
+
+
+LENGTH_VARIANT = re.compile(r"(.+?)[ -]\d+x$")
+"""Benchmarks that are one set at several lengths: `digit-haystack 1x`, `digit-haystack 2x`, …"""
+
+
+def lengths_together(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Evaluations of one set at several lengths, by the same model and variant, as one."""
+    groups: dict[tuple[str, ...], list[Evaluation]] = defaultdict(list)
+    for e in evaluations:
+        match = LENGTH_VARIANT.match(e.summary["title"])
+        groups[match[1] if match else e.summary["title"], e.summary["model"], e.label].append(e)
+    return [
+        replace(es[0], summary={**es[0].summary, "title": title}, rows=[row for e in es for row in e.rows])
+        for (title, _, _), es in groups.items()
+    ]
 
 
 def haystacks(e: Evaluation) -> list[dict[str, Any]]:

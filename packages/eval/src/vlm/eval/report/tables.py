@@ -10,7 +10,7 @@ import numpy as np
 
 from vlm.eval.outcomes import KINDS
 from vlm.eval.report.collect import Evaluation, Stage, interval_of
-from vlm.eval.report.long_context import by_length, by_stride, haystacks
+from vlm.eval.report.long_context import by_length, by_stride, haystacks, lengths_together
 from vlm.eval.stats import cluster_sums, interval, ratio, replicates
 
 Table = list[dict[str, Any]]
@@ -29,8 +29,8 @@ def build(evaluations: Sequence[Evaluation], stages: Sequence[Stage]) -> dict[st
         "differences": [d for e in evaluations if (d := differences(e))],
         "published": published(evaluations),
         "blind": blind(evaluations),
-        "haystacks": [h for e in evaluations for h in haystacks(e)],
-        "by_length": by_length(evaluations),
+        "haystacks": [h for e in lengths_together(evaluations) for h in haystacks(e)],
+        "by_length": by_length(lengths_together(evaluations)),
         "by_stride": by_stride(evaluations),
         "provenance": [provenance(e) for e in evaluations],
         "timing": {"evaluations": [timing(e) for e in evaluations], "training": [speed(stage) for stage in stages]},
