@@ -63,7 +63,7 @@ def root() -> None:
     Files live below $VLM_HOME (default: the working directory) in pretrained/, dataset/ and runs/.
 
     Exit codes: 0 done · 1 other error · 2 wrong name, flag or recipe · 3 data · 4 fetching · 5 checkpoint ·
-    6 directory in use · 7 hardware · 8 stopped on request, everything saved · 130 Ctrl-C.
+    6 directory in use · 7 hardware · 130 Ctrl-C. Stopped on request with everything saved is 0.
     """
 
 

@@ -9,7 +9,7 @@
     ├── CheckpointError    5   weights or a training checkpoint do not fit
     ├── LockedError        6   another process works in the same directory
     ├── HardwareError      7   this machine cannot run what was asked
-    └── Preempted          8   stopped on request with everything saved; the same command goes on
+    └── Preempted          0   stopped on request with everything saved; the same command goes on
 
 Each prints without a traceback. Anything else is a bug of ours and shows one. Ctrl-C exits with 130.
 """
@@ -89,6 +89,6 @@ class HardwareError(VlmError):
 
 
 class Preempted(VlmError):
-    """Stopped by a signal after everything was saved."""
+    """Stopped by a signal after everything was saved: not a failure."""
 
-    exit_code = 8
+    exit_code = 0

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Iterator
@@ -129,7 +128,7 @@ def save_model(model: VisionLanguageModel, folder: Path, *, tokenizer: Path | No
 def save_state(tensors: dict[str, Tensor], spec: ModelSpec, folder: Path, *, tokenizer: Path | None = None) -> None:
     """`save_model` of a state dict; written under a temporary name, then renamed."""
     folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     state = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
