@@ -76,10 +76,7 @@ def test_doctor_tells_the_attention_kernel_and_finds_a_shadowing_package(tmp_pat
     (tmp_path / "vlm" / "__init__.py").write_text("")
     from vlm.cli.commands import doctor
 
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]);"
-        "import importlib.util as u; print(u.find_spec('vlm').origin)"
-    )
+    code = "import sys; sys.path.insert(0, sys.argv[1]);import importlib.util as u; print(u.find_spec('vlm').origin)"
     stranger = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert str(tmp_path) in stranger.stdout  # the danger is real ...
     assert doctor.shadow()[1] is True  # ... and absent here

@@ -29,7 +29,7 @@ rule train:
         f"{RUN}/logs/train/{{recipe}}.log",
     benchmark:
         f"{RUN}/benchmarks/train/{{recipe}}.tsv"
-    threads: workflow.cores or 2
+    threads: config["train_threads"]
     params:
         run=RUN,
     shell:
