@@ -24,6 +24,6 @@ include: "workflows/rules/report.smk"
 
 rule all:
     default_target: True
-    localrule: True
     input:
         f"{RUN}/report/index.html",
+    localrule: True

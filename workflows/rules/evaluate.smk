@@ -24,7 +24,8 @@ rule evaluate:
     params:
         checkpoint=lambda w: f"{RUN}/train/{config['evaluate'][w.model]['recipe']}/model",
         out=f"{RUN}/eval",
-        flags=lambda w: FLAGS.get(w.variant) or f"--stride {w.variant.removeprefix('stride')}",
+        flags=lambda w: FLAGS.get(w.variant)
+        or f"--stride {w.variant.removeprefix('stride')}",
         more=lambda w: config["evaluate"][w.model].get("options", {}).get(w.bench, ""),
         data=lambda w: "--mini" if w.bench in config["miniatures"] else "",
     shell:

@@ -3,15 +3,17 @@
 
 rule organize:
     input:
-        lambda w: expand("dataset/{source}/.vlm-manifest.json", source=config["organize"][w.name]),
+        lambda w: expand(
+            "dataset/{source}/.vlm-manifest.json", source=config["organize"][w.name]
+        ),
     output:
         "dataset/{name}/train.jsonl",
-    wildcard_constraints:
-        name="|".join(config["organize"]),
     log:
         f"{RUN}/logs/organize/{{name}}.log",
     benchmark:
         f"{RUN}/benchmarks/organize/{{name}}.tsv"
+    wildcard_constraints:
+        name="|".join(config["organize"]),
     params:
         turns=config["questions_per_record"],
     shell:
@@ -23,12 +25,12 @@ rule tokenizer:
         expand("dataset/{name}/train.jsonl", name=config["organize"]),
     output:
         "pretrained/{name}/tokenizer.json",
-    wildcard_constraints:
-        name=config["tokenizer"]["name"],
     log:
         f"{RUN}/logs/organize/{{name}}.log",
     benchmark:
         f"{RUN}/benchmarks/organize/{{name}}.tsv"
+    wildcard_constraints:
+        name=config["tokenizer"]["name"],
     params:
         size=config["tokenizer"]["vocab_size"],
     shell:
@@ -37,19 +39,24 @@ rule tokenizer:
 
 rule haystack:
     input:
-        sets=expand("dataset/{name}/train.jsonl", name=["easy-vqa", "photographs", "digits"]),
+        sets=expand(
+            "dataset/{name}/train.jsonl", name=["easy-vqa", "photographs", "digits"]
+        ),
         tokenizer=f"pretrained/{config['haystack_tokenizer']}/tokenizer.json",
     output:
         "dataset/{name}/manifest-{split}.json",
-    wildcard_constraints:
-        name="|".join(config["haystacks"]),
-        split="train|test",
     log:
         f"{RUN}/logs/organize/{{name}}-{{split}}.log",
     benchmark:
         f"{RUN}/benchmarks/organize/{{name}}-{{split}}.tsv"
+    wildcard_constraints:
+        name="|".join(config["haystacks"]),
+        split="train|test",
     params:
-        options=lambda w: " ".join(f"--{k.replace('_', '-')} {v}" for k, v in config["haystacks"][w.name].items()),
+        options=lambda w: " ".join(
+            f"--{k.replace('_', '-')} {v}"
+            for k, v in config["haystacks"][w.name].items()
+        ),
     shell:
         "vlm data build haystack --out {wildcards.name} --split {wildcards.split} --tokenizer {input.tokenizer}"
         " {params.options} > {log} 2>&1"

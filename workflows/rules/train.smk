@@ -6,15 +6,17 @@ rule start_checkpoint:
         lambda w: START[w.name]["needs"],
     output:
         "pretrained/{name}/config.json",
-    wildcard_constraints:
-        name="|".join(START),
     log:
         f"{RUN}/logs/weights/{{name}}.log",
     benchmark:
         f"{RUN}/benchmarks/weights/{{name}}.tsv"
+    wildcard_constraints:
+        name="|".join(START),
     params:
         preset=lambda w: START[w.name]["preset"],
-        options=lambda w: " ".join(f"--{k} {v}" for k, v in START[w.name]["parts"].items()),
+        options=lambda w: " ".join(
+            f"--{k} {v}" for k, v in START[w.name]["parts"].items()
+        ),
     shell:
         "vlm weights make {params.preset} --out pretrained/{wildcards.name} {params.options} > {log} 2>&1"
 
