@@ -18,8 +18,9 @@ $(VENV)/.done: constraints.txt pyproject.toml $(wildcard packages/*/pyproject.to
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(PACKAGES) --group dev
 	@touch $@
 
+# the longest chain first, the others fill the second core
 quickstart: setup
-	snakemake --profile profiles/local
+	snakemake --profile profiles/local --prioritize runs/quickstart/train/quickstart-convllava-stage3/model/config.json
 
 smol: setup
 	snakemake --profile profiles/local --configfile workflows/config/smol.yaml

@@ -31,6 +31,7 @@ rule train:
         f"{RUN}/logs/train/{{recipe}}.log",
     benchmark:
         f"{RUN}/benchmarks/train/{{recipe}}.tsv"
+    priority: 10
     threads: config["train_threads"]
     params:
         run=RUN,
