@@ -27,7 +27,9 @@ rule evaluate:
         flags=lambda w: FLAGS.get(w.variant)
         or f"--stride {w.variant.removeprefix('stride')}",
         more=lambda w: config["evaluate"][w.model].get("options", {}).get(w.bench, ""),
-        data=lambda w: f"--data dataset/mini/{w.bench}" if w.bench in config["miniatures"] else "",
+        data=lambda w: (
+            f"--data dataset/mini/{w.bench}" if w.bench in config["miniatures"] else ""
+        ),
     shell:
         "vlm eval {wildcards.bench} --model {params.checkpoint} --name {wildcards.model} --out {params.out}"
         " {params.flags} {params.data} {params.more} > {log} 2>&1"
