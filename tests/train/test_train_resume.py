@@ -178,6 +178,13 @@ def test_a_checkpoint_of_another_number_of_processes_is_refused(interrupted, rec
         train(recipe(*STEPS), interrupted, quiet=True)
 
 
+def test_a_changed_start_checkpoint_is_refused(interrupted, recipe):
+    notes = interrupted / "recipe.json"
+    notes.write_text(json.dumps({**json.loads(notes.read_text()), "start": "of another checkpoint"}))
+    with pytest.raises(ConfigError, match="not the checkpoint"):
+        train(recipe(*STEPS), interrupted, quiet=True)
+
+
 def test_a_changed_recipe_is_refused_with_the_keys_that_differ(interrupted, recipe):
     changed = recipe(*STEPS, "optimizer.lr=0.5", "title=another title")
     with pytest.raises(ConfigError, match=r"optimizer\.lr: 0\.003 -> 0\.5") as error:

@@ -17,7 +17,7 @@ import torch
 from vlm.core.errors import ConfigError, DataError, Preempted, VlmError
 from vlm.core.home import locked, write_json
 from vlm.models.processor import Processor
-from vlm.models.weights import find_checkpoint, load_model, save_state
+from vlm.models.weights import find_checkpoint, fingerprint, load_model, save_state
 from vlm.train import checkpoint
 from vlm.train.data import StepData, Stream, deal, to_tensors
 from vlm.train.engine import Engine, seed_step
@@ -92,8 +92,9 @@ def train(recipe: Recipe, out: Path, *, quiet: bool = False, resume_changed: boo
 
 
 def check_recipe(recipe: Recipe, out: Path, resume_changed: bool) -> None:
-    """Refuse to go on with a run of another recipe."""
+    """Refuse to go on with a run of another recipe, or from a start checkpoint that is no longer the same."""
     file = out / "recipe.json"
+    start = fingerprint(find_checkpoint(recipe.model.start))
     if file.exists():
         before = json.loads(file.read_text())
         now = recipe.model_dump(mode="json")
@@ -103,7 +104,12 @@ def check_recipe(recipe: Recipe, out: Path, resume_changed: bool) -> None:
                 f"{out} holds a run of another recipe:\n" + "\n".join(changed),
                 fix="use another --run, delete the folder, or pass --allow-change",
             )
-    write_json(file, {"digest": recipe.digest, "recipe": recipe.model_dump(mode="json")})
+        if before["start"] != start and not resume_changed:
+            raise ConfigError(
+                f"{recipe.model.start} is not the checkpoint that {out} was trained from",
+                fix=f"delete {out} to train it anew, or pass --allow-change",
+            )
+    write_json(file, {"digest": recipe.digest, "start": start, "recipe": recipe.model_dump(mode="json")})
 
 
 def changes(before: Any, now: Any, key: str = "") -> list[str]:
