@@ -32,11 +32,10 @@ def paired(ours: Callable[[], Any], peer: Callable[[], Any], runs: int = 5) -> d
 
 
 def report(name: str, rows: list[dict[str, Any]]) -> None:
-    """Print the rows with machine and versions, and write `bench/results/NAME.json`."""
+    """Print the rows with machine and versions, and write `bench/NAME.json`."""
     machine = {"processor": platform.machine(), "python": platform.python_version(), "torch": version("torch")}
     print(name, machine)
     for row in rows:
         print("  " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
-    out = Path(__file__).parent / "results" / f"{name}.json"
-    out.parent.mkdir(exist_ok=True)
+    out = Path(__file__).with_name(f"{name}.json")
     out.write_text(json.dumps({"benchmark": name, "machine": machine, "rows": rows}, indent=1) + "\n")
