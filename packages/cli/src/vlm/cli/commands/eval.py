@@ -21,7 +21,9 @@ def evaluate(
     ],
     model: Annotated[
         str | None,
-        typer.Option(help="Checkpoint folder, or a name below pretrained/. Default: the newest below runs/."),
+        typer.Option(
+            "--model", "-m", help="Checkpoint folder, or a name below pretrained/. Default: the newest below runs/."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Results go to OUT/NAME/BENCH/VARIANT/.")] = Path("runs/eval"),
     name: Annotated[str | None, typer.Option(help="Name of the model in results. Default: from its path.")] = None,
