@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,17 @@ def paired(ours: Callable[[], Any], peer: Callable[[], Any], runs: int = 5) -> d
         "ratio": statistics.median(b / a for a, b in times),
         "runs": runs,
     }
+
+
+def peak_bytes(call: Callable[[], Any]) -> int:
+    """Most bytes that torch's CPU allocator held at once for what `call` makes, scratch space of kernels included."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        call()
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    events.sort(key=lambda e: e.start_ns())
+    return max(accumulate(e.nbytes() for e in events), default=0)
 
 
 def report(name: str, rows: list[dict[str, Any]]) -> None:

@@ -1,10 +1,17 @@
+"""Pictures and videos of every kind become RGB, or an error that names the file."""
+
+import struct
+import subprocess
+import sys
+import zlib
+
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from vlm.core import media
-from vlm.core.errors import MediaError
+from vlm.core.errors import ConfigError, MediaError
 from vlm.core.media import frame_indices, image_size, load_image, load_video
 
 
@@ -53,6 +60,20 @@ def test_sixteen_bit_values_are_scaled_not_clipped(tmp_path):
     assert np.asarray(load_image(tmp_path / "deep.png"))[0, :, 0].tolist() == [0, 0x12, 255]
 
 
+def test_cmyk_becomes_rgb(tmp_path):
+    Image.new("CMYK", (2, 2), (0, 255, 255, 0)).save(tmp_path / "print.tiff")
+    assert load_image(tmp_path / "print.tiff").getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+def test_an_animated_picture_is_its_first_frame(suffix, tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    path = tmp_path / f"a.{suffix}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], **({"lossless": True} if suffix == "webp" else {}))
+    assert load_image(path).mode == "RGB"
+    assert load_image(path).getcolors() == [(64, (255, 0, 0))]
+
+
 def test_exif_rotation_is_not_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -60,14 +81,66 @@ def test_exif_rotation_is_not_applied(tmp_path):
     assert load_image(tmp_path / "r.jpg").size == image_size(tmp_path / "r.jpg") == (4, 2)
 
 
-def test_broken_images_are_errors_that_name_the_file(tmp_path):
-    whole = tmp_path / "whole.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(whole)
-    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:3000])
-    (tmp_path / "text.jpg").write_text("no image")
-    for name in ("cut.png", "text.jpg", "missing.jpg"):
-        with pytest.raises(MediaError, match=name):
-            load_image(tmp_path / name)
+def huge_png(side: int) -> bytes:
+    """A PNG file of a few bytes whose header promises side x side pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.jpg", "no such file"),
+        ("empty.jpg", r"is empty \(0 bytes\)"),
+        ("text.jpg", "is no image"),
+        ("cut.png", "cannot be decoded"),
+        ("cut.jpg", "cannot be decoded: image file is truncated"),
+        ("flipped.png", "cannot be decoded"),
+        ("folder.png", "is a folder"),
+        ("bomb.png", "exceeds limit of 178956970 pixels"),
+    ],
+)
+def test_broken_images_are_errors_that_name_the_file_and_the_fix(name, message, tmp_path):
+    whole = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    whole.save(tmp_path / "whole.png")
+    whole.save(tmp_path / "whole.jpg")
+    png, jpg = ((tmp_path / f"whole.{suffix}").read_bytes() for suffix in ("png", "jpg"))
+    contents = {
+        "empty.jpg": b"",
+        "text.jpg": b"no image",
+        "cut.png": png[:3000],
+        "cut.jpg": jpg[: len(jpg) // 2],
+        "flipped.png": png[:60] + bytes(byte ^ 255 for byte in png[60:90]) + png[90:],
+        "bomb.png": huge_png(30_000),
+    }
+    if name in contents:
+        (tmp_path / name).write_bytes(contents[name])
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(MediaError, match=message) as error:
+        load_image(tmp_path / name)
+    assert name in error.value.found and error.value.fix
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow tells what it skips of a damaged TIFF
+def test_random_damage_never_shows_a_traceback(tmp_path):
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8))
+    for suffix in ("png", "jpg", "gif", "webp", "tiff", "bmp"):
+        picture.save(tmp_path / f"whole.{suffix}")
+        whole, failed = (tmp_path / f"whole.{suffix}").read_bytes(), 0
+        for _ in range(40):
+            damaged = bytearray(whole)
+            damaged[rng.integers(len(whole) // 2) : rng.integers(len(whole) // 2, len(whole))] = rng.bytes(9)
+            (tmp_path / f"x.{suffix}").write_bytes(damaged)
+            try:
+                load_image(tmp_path / f"x.{suffix}")
+            except MediaError as error:
+                failed += f"x.{suffix}" in error.found
+        assert failed > 10
 
 
 @pytest.mark.parametrize("reader", ["decord", "av"])
@@ -89,11 +162,77 @@ def test_gif_and_folder_give_the_same_frames_as_a_video(tmp_path):
     assert brightness(load_video(folder, 2, (1, 3))) == frame_indices(12, 3, 2, (1, 3))
 
 
-def test_broken_videos_are_errors_that_name_the_file(tmp_path, clip):
-    (tmp_path / "broken.mp4").write_bytes(clip.read_bytes()[:200])
-    (tmp_path / "empty").mkdir()
-    for name in ("broken.mp4", "empty", "missing.mp4"):
-        with pytest.raises(MediaError, match=name):
-            load_video(tmp_path / name, 4)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.mp4", "no such file"),
+        ("empty.mp4", "cannot be decoded"),
+        ("text.mp4", "cannot be decoded"),
+        ("cut.mp4", "cannot be decoded"),
+        ("no-frames.avi", "has no frames"),
+        ("no-frames.mp4", "has no frames"),
+        ("no-frames.mkv", "has no frames"),
+        ("empty-folder", "has no frames"),
+        ("cut.gif", "cannot be decoded|is no image"),
+    ],
+)
+def test_broken_videos_are_errors_that_name_the_file_and_the_fix(name, message, tmp_path, clip):
+    Image.new("RGB", (9, 9)).save(
+        tmp_path / "whole.gif", save_all=True, append_images=[Image.new("RGB", (9, 9), "red")]
+    )
+    contents = {
+        "empty.mp4": b"",
+        "text.mp4": b"no video",
+        "cut.mp4": clip.read_bytes()[:200],
+        "cut.gif": (tmp_path / "whole.gif").read_bytes()[:30],
+    }
+    path = tmp_path / name
+    if name in contents:
+        path.write_bytes(contents[name])
+    elif name == "empty-folder":
+        path.mkdir()
+    elif name.startswith("no-frames"):
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+            container.start_encoding()
+    with pytest.raises(MediaError, match=message) as error:
+        load_video(path, 4)
+    assert name in error.value.found and error.value.fix
+
+
+def test_impossible_requests_are_errors(clip):
     with pytest.raises(MediaError, match="starts outside"):
         load_video(clip, 4, (5.0, 6.0))
+    with pytest.raises(ConfigError, match="0 frames"):
+        load_video(clip, 0)
+
+
+def test_damage_that_kills_a_reader_does_not_kill_the_process(tmp_path, clip):
+    """decord trusts a number of frames and aborts for want of memory; PyAV crashes on a codec that nobody knows."""
+    lie = bytearray(clip.read_bytes())
+    at = lie.index(b"stts") + 12
+    lie[at : at + 4] = struct.pack(">I", 0x7FFFFFFF)
+    (tmp_path / "lie.mp4").write_bytes(lie)
+    with av.open(str(tmp_path / "codec.mkv"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    whole = (tmp_path / "codec.mkv").read_bytes()
+    assert b"V_MPEG4" in whole
+    (tmp_path / "codec.mkv").write_bytes(whole.replace(b"V_MPEG4", b"V_NONE4"))
+    code = """if True:
+        import sys
+        from vlm.core.errors import MediaError
+        from vlm.core.media import load_video
+        for path in sys.argv[1:]:
+            try:
+                print(len(load_video(path, 3)))
+            except MediaError as error:
+                print(error.found)
+    """
+    command = [sys.executable, "-c", code, str(tmp_path / "lie.mp4"), str(tmp_path / "codec.mkv")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith("codec.mkv holds a video of no known codec")

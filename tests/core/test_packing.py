@@ -33,6 +33,44 @@ def test_best_fit_prefers_the_fullest_pack_that_has_room():
     assert pack([6, 5, 2], [4, 1, 1], 8, 4) == [[0], [1, 2]]
 
 
+def plain_best_fit(lengths, max_tokens):
+    """Best-fit-decreasing as the textbook has it: every open pack is looked at."""
+    packs, free = [], []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        room = [(free[k], k) for k in range(len(packs)) if free[k] >= lengths[i]]
+        k = min(room)[1] if room else len(packs)
+        if not room:
+            packs.append([])
+            free.append(max_tokens)
+        packs[k].append(i)
+        free[k] -= lengths[i]
+    return packs
+
+
+@given(st.lists(st.integers(1, 50), max_size=60))
+def test_packs_by_tokens_are_those_of_plain_best_fit_decreasing(lengths):
+    assert pack(lengths, [0] * len(lengths), 50, 6, window=60) == plain_best_fit(lengths, 50)
+
+
+@pytest.mark.parametrize("max_tiles", [200, 120, 96, 70, 60, 48])
+def test_where_both_limits_bind_packs_are_at_least_as_full_as_those_of_the_published_buffer(max_tiles):
+    rng = random.Random(max_tiles)
+    lengths = [min(16_384, max(16, int(rng.lognormvariate(7, 1)))) for _ in range(1000)]
+    tiles = [rng.randint(0, 12) for _ in lengths]
+    ours = pack(lengths, tiles, 16_384, max_tiles)
+    bound = max(sum(lengths) / 16_384, sum(tiles) / max_tiles)
+    assert len(ours) <= len(pack_greedy(lengths, tiles, 16_384, max_tiles)) and len(ours) < 1.1 * bound + 1
+    assert all(sum(tiles[i] for i in p) <= max_tiles and sum(lengths[i] for i in p) <= 16_384 for p in ours)
+
+
+def test_tiles_that_cannot_bind_do_not_change_the_packs():
+    rng = random.Random(0)
+    lengths = [rng.randint(1, 4000) for _ in range(500)]
+    tiles = [n // 256 for n in lengths]  # a tile is 256 of the tokens
+    with_tiles, without = (pack(lengths, t, 16_384, 64, 500) for t in (tiles, [0] * 500))
+    assert [sum(lengths[i] for i in p) for p in with_tiles] == [sum(lengths[i] for i in p) for p in without]
+
+
 def test_samples_of_different_windows_never_share_a_pack():
     assert pack([4, 4, 4, 4], [1] * 4, 16, 9, window=2) == [[0, 1], [2, 3]]
 

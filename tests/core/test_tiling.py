@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from vlm.core.errors import DataError
-from vlm.core.tiling import CLIP, IMAGENET, ImageRule, centre_crop, cut_tiles, pad_to_square, plan_tiles
+from vlm.core.errors import ConfigError, DataError
+from vlm.core.tiling import CLIP, IMAGENET, ImageRule, centre_crop, cut_tiles, padded_square, plan_tiles
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -69,7 +69,7 @@ def test_count_from_the_size_equals_the_tiles_made(width, height, kind):
 
 
 def test_pad_centres_the_image_on_the_mean_colour():
-    padded = pad_to_square(Image.new("RGB", (5, 2), "white"), CLIP[0])
+    padded = padded_square(Image.new("RGB", (5, 2), "white"), 5, CLIP[0])
     assert padded.size == (5, 5)
     assert padded.getpixel((0, 0)) == (122, 116, 104)
     assert [padded.getpixel((2, y)) == (255, 255, 255) for y in range(5)] == [False, True, True, False, False]
@@ -86,6 +86,56 @@ def test_white_maps_to_the_numbers_of_the_fact_sheet():
     white = rule.normalise(rule.apply(Image.new("RGB", (9, 7), "white")))
     assert white.dtype == np.float32 and white.shape == (1, 3, 4, 4)
     np.testing.assert_allclose(white[0, :, 0, 0], (2.249, 2.429, 2.640), atol=5e-4)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 700), st.integers(1, 90), st.integers(1, 40), st.booleans())
+def test_padding_strip_by_strip_equals_one_square_resized(width, height, size, upright):
+    """Strips bound the memory of a 50,000 x 10 picture; 700 pixels are several strips."""
+    image = noise(height, width) if upright else noise(width, height)
+    side = max(image.size)
+    whole = Image.new("RGB", (side, side), tuple(int(255 * c) for c in CLIP[0]))
+    whole.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    assert padded_square(image, size, CLIP[0]) == whole.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def test_normalising_is_the_published_formula_bit_for_bit():
+    rule = ImageRule(kind="square", size=256)
+    tiles = np.arange(256, dtype=np.uint8)[None, :, None, None].repeat(256, 2).repeat(3, 3)
+    mean, std = (np.array(values, np.float32) for values in IMAGENET)
+    expected = (tiles.astype(np.float32) / np.float32(255) - mean) / std
+    got = rule.normalise(tiles)
+    assert got.flags.c_contiguous and np.array_equal(got, expected.transpose(0, 3, 1, 2))
+
+
+# the fast path --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["tiles", "square"])
+@pytest.mark.parametrize("size", [(300, 170), (90, 200), (64, 64), (31, 500)])
+def test_fast_tiles_are_near_the_published_bytes(kind, size):
+    """And in the same order, the thumbnail last: noise differs by far more from tile to tile."""
+    published, fast = (ImageRule(kind=kind, size=56, resize=resize) for resize in ("published", "fast"))
+    a, b = (rule.apply(noise(*size)).astype(int) for rule in (published, fast))
+    assert a.shape == b.shape and b.shape[0] == fast.count(*size)
+    assert np.abs(a - b).max() <= 5 and np.abs(a - b).mean() < 0.3
+
+
+def test_fast_is_opt_in_and_part_of_the_recorded_rule():
+    assert ImageRule(kind="tiles", size=56).model_dump()["resize"] == "published"
+    assert ImageRule(kind="tiles", size=56, resize="fast").model_dump()["resize"] == "fast"
+
+
+@pytest.mark.parametrize("kind", ["pad", "crop"])
+def test_fast_is_refused_where_it_is_not_built(kind):
+    with pytest.raises(ValidationError, match="it is for `tiles` and `square`"):
+        ImageRule(kind=kind, size=56, resize="fast")
+
+
+def test_fast_without_torch_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("vlm.core.tiling.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install farlens-models"):
+        ImageRule(kind="tiles", size=56, resize="fast").apply(noise(9, 9))
 
 
 def test_limits_that_leave_no_grid_are_refused():

@@ -17,6 +17,7 @@ from vlm.core.errors import DataError
 from vlm.models.adapters import WQKV, fuse_wqkv, rename
 from vlm.models.layouts import read_layout
 from vlm.models.projector import pixel_unshuffle
+from vlm.models.vision.convnext import ConvNext
 from vlm.models.vision.intern_vit import InternVit
 from vlm.models.vlm import VisionLanguageModel
 from vlm.models.weights import load_model
@@ -49,7 +50,10 @@ def load_case_model(folder: Path, case: dict, tmp_path: Path) -> VisionLanguageM
         if item.name != "config.json":
             (tmp_path / item.name).symlink_to(item)
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return load_model(tmp_path)
+    model = load_model(tmp_path)
+    if isinstance(model.encoder, ConvNext):
+        model.encoder.drop_remainder = True  # see the decision on sizes that are no multiple of the stride
+    return model
 
 
 def splice(ids: Tensor, mask: Tensor | None, labels: Tensor | None, tokens: int, config: dict) -> dict[str, Tensor]:

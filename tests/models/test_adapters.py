@@ -2,24 +2,23 @@
 
 import pytest
 import torch
-from safetensors import safe_open
 
-from vlm.core.errors import CheckpointError
 from vlm.models.adapters import (
+    CONVNEXT_ANY,
     CONVNEXT_TOWER,
     INTERNVL_LLAMA,
-    WQKV,
-    check_unknown,
     fuse_wqkv,
-    inverted,
     rename,
     split_wqkv,
     without_layers,
 )
+from vlm.models.fused import way_to_make
 from vlm.models.layouts import read_layout
-from vlm.models.specs import load_preset
+from vlm.models.source import Source
+from vlm.models.specs import ConvNextSpec, load_preset
+from vlm.models.stored import WeightReader
+from vlm.models.vision.convnext import ConvNext
 from vlm.models.vlm import make_model
-from vlm.models.weights import weight_files
 
 CHECKPOINTS = ["internvl2-v2pe-tiny", "internvl-chat-v1-2-tiny", "convllava-tiny"]
 
@@ -47,30 +46,51 @@ def test_fused_projections_survive_the_round_trip_bit_for_bit(heads, kv_heads):
 def test_every_key_of_a_published_checkpoint_is_accounted_for(name, golden_data):
     folder = golden_data / name
     layout = read_layout(folder)
-    ours = []
-    for source, patterns in ((folder, layout.patterns), *layout.towers):
-        for file in weight_files(source):
-            with safe_open(file, "pt") as f:
-                keys = list(f.keys())
-            result = rename(keys, patterns)
-            assert not result.unknown and not result.dropped
-            assert rename(list(result.renamed.values()), inverted(patterns)).renamed == {
-                target: key for key, target in result.renamed.items()
-            }
-            for target in result.renamed.values():
-                match = WQKV.match(target)
-                ours += [f"{match[1]}{letter}_proj.weight" for letter in "qkv"] if match else [target]
+    source = Source(layout, folder)
+    stored = [key for path in (folder, *(tower for tower, _ in layout.towers)) for key in WeightReader(path).items]
+    accounts = source.accounts
+    assert sorted(accounts.used) == sorted(stored)
+    assert not (accounts.dropped or accounts.copies or accounts.missing or accounts.unknown)
     with torch.device("meta"):
-        assert sorted(ours) == sorted(make_model(layout.spec).state_dict())
+        assert list(source.wanted) == list(make_model(layout.spec).state_dict())
 
 
 def test_the_unused_norm_is_dropped_by_name_and_a_strange_key_is_an_error():
-    result = rename(["layernorm.weight", "layernorm.bias", "head.weight"], CONVNEXT_TOWER)
+    result = rename(["layernorm.weight", "layernorm.bias", "tail.weight"], CONVNEXT_TOWER)
     assert result.dropped == ["layernorm.weight", "layernorm.bias"]
-    assert result.unknown == ["head.weight"]
-    with pytest.raises(CheckpointError, match=r"tower: 1 unknown tensors, first head\.weight"):
-        check_unknown(result, "tower")
-    check_unknown(result, "tower", allow=lambda key: key == "head.weight")
+    assert result.unknown == ["tail.weight"]
+
+
+def test_both_dialects_of_convnext_name_the_same_tensors():
+    """transformers' own names and timm's, from the two libraries; only norm and head are left over."""
+    import timm
+    from transformers import ConvNextConfig, ConvNextModel
+
+    depths, widths = (2, 1, 3, 2), (8, 16, 24, 32)
+    with torch.device("meta"):
+        theirs = ConvNextModel(ConvNextConfig(depths=list(depths), hidden_sizes=list(widths))).state_dict()
+        timms = timm.models.convnext.ConvNeXt(depths=depths, dims=widths).state_dict()
+        ours = ConvNext(ConvNextSpec(depths=depths, widths=widths)).state_dict()
+    for names, dropped in ((theirs, ["layernorm."]), (timms, ["head."])):
+        result = rename(list(names), CONVNEXT_ANY)
+        assert sorted(result.renamed.values()) == sorted(f"encoder.{key}" for key in ours)
+        assert not result.unknown
+        assert result.dropped and all(key.startswith(tuple(dropped)) for key in result.dropped)
+
+
+def test_three_tensors_there_are_one_here_and_back():
+    spec = language(8, 4, 2)
+    whole = torch.randn(16, 3)
+    name = "language_model.model.layers.7.self_attn.{}_proj.weight"
+    have = {"language_model.model.layers.7.self_attn.wqkv": whole}
+    parts = {n: way_to_make(n, have).make(whole, spec) for n in map(name.format, "qkv")}
+    assert [len(p) for p in parts.values()] == [8, 4, 4]
+    assert len({p.untyped_storage().data_ptr() for p in parts.values()} | {whole.untyped_storage().data_ptr()}) == 4
+    way = way_to_make("language_model.model.layers.7.self_attn.wqkv", parts)
+    assert torch.equal(way.make(*(parts[n] for n in way.needs), spec), whole)
+    del parts[name.format("k")]
+    assert way_to_make("language_model.model.layers.7.self_attn.wqkv", parts) is None
+    assert way_to_make(name.format("k"), {}) is None
 
 
 def test_layers_behind_the_selected_one_are_dropped_by_name():

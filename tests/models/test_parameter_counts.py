@@ -49,6 +49,29 @@ def test_parts_have_the_published_number_of_parameters(preset):
     assert all(p.is_meta for p in model.parameters())
 
 
+def test_the_published_count_of_convllava_holds_two_tensors_that_are_never_used():
+    """The library's own class has a final norm; the published tower never calls it, and so we have none."""
+    from transformers import ConvNextConfig, ConvNextModel
+
+    spec = load_preset("convllava-1536").vision
+    config = ConvNextConfig(
+        depths=list(spec.depths),
+        hidden_sizes=list(spec.widths),
+        num_stages=5,
+        stage_names=["stem", *(f"stage{i}" for i in range(1, 6))],
+        out_features=["stage5"],
+    )
+    with torch.device("meta"):
+        library = ConvNextModel(config)
+    accounts = rename(list(library.state_dict()), CONVNEXT_TOWER)
+    assert len(library.state_dict()) == 400 and len(accounts.renamed) == 398
+    assert accounts.dropped == ["layernorm.weight", "layernorm.bias"] and not accounts.unknown
+    assert count(library) == 669_167_808
+    ours = on_meta("convllava-1536")
+    assert {f"encoder.{name}" for name in ours.encoder.state_dict()} == set(accounts.renamed.values())
+    assert count(library) + count(ours.projector) + count(ours.language_model) == 7_436_951_744
+
+
 @pytest.mark.parametrize("preset", TOKENS)
 def test_a_tile_makes_the_published_number_of_tokens(preset):
     model = on_meta(preset)

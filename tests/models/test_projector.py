@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from vlm.core.errors import DataError
 from vlm.models.projector import make_projector, pixel_unshuffle
 from vlm.models.specs import MlpSpec, UnshuffleSpec
 
@@ -41,3 +43,33 @@ def test_a_deeper_mlp_has_as_many_linear_layers_as_asked():
     for depth in (1, 2, 3):
         layers = make_projector(MlpSpec(depth=depth), 8, 16)
         assert sum(isinstance(layer, torch.nn.Linear) for layer in layers) == depth
+
+
+@pytest.mark.parametrize("grid", [(3, 4), (4, 5)])
+def test_a_grid_that_does_not_fall_into_blocks_is_refused(grid):
+    with pytest.raises(DataError, match=f"{grid[0]} x {grid[1]} cells.*\n.*multiples of 2"):
+        pixel_unshuffle(torch.zeros(1, *grid, 8), "v2")
+
+
+def test_the_unshuffle_projector_is_norm_linear_gelu_linear():
+    """Over the merged width, eps 1e-5, exact GELU."""
+    torch.manual_seed(0)
+    projector = make_projector(UnshuffleSpec(version="v2"), 3, 5)
+    norm, first, _, second = projector
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(2, 4, 4, 3) * 1e-3  # small: eps counts
+    blocks = torch.stack([x[:, i : i + 2, j : j + 2].flatten(1) for i in (0, 2) for j in (0, 2)], dim=1)
+    centred = blocks - blocks.mean(-1, keepdim=True)
+    normed = centred / (blocks.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt() * norm.weight
+    hidden = normed @ first.weight.T + first.bias
+    hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
+    torch.testing.assert_close(projector(x), hidden @ second.weight.T + second.bias)
+
+
+def test_the_mlp_projector_has_gelu_between_its_layers_and_none_at_the_end():
+    torch.manual_seed(0)
+    projector = make_projector(MlpSpec(depth=2), 3, 5)
+    x = torch.randn(1, 2, 2, 3)
+    first, _, second = projector
+    expected = F.linear(F.gelu(F.linear(x.flatten(1, 2), first.weight, first.bias)), second.weight, second.bias)
+    torch.testing.assert_close(projector(x), expected)

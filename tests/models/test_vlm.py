@@ -1,5 +1,7 @@
 """The whole model: silent failures of this field, each made loud."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,8 @@ import torch.nn.functional as F
 
 from vlm.core.errors import DataError
 from vlm.core.positions import positions
+from vlm.core.records import image, read_record, text
+from vlm.models.processor import load_processor
 
 
 def v2pe(model, layout, stride) -> torch.Tensor:
@@ -42,6 +46,24 @@ def test_placeholders_and_features_that_differ_are_an_error_with_both_counts(
     ids = prompt(model, 3, *["image"] * images)
     with pytest.raises(DataError, match=f"{images * n} image placeholders .* {pixels * n} image features"):
         model(ids, pixel_values=tiles(model, pixels) if pixels else None)
+
+
+def test_a_record_with_another_number_of_images_is_refused_by_name_before_it_is_ids():
+    """The model knows ids alone; the sample is named where it is read."""
+    turn = {"from": "human", "value": "<image> and <image>?"}
+    record = {"id": "s7", "image": "a.png", "conversations": [turn, {"from": "gpt", "value": "yes"}]}
+    with pytest.raises(DataError, match=r"train.jsonl:7: 2 <image> placeholders but 1 files"):
+        read_record(record, root=Path("images"), where="train.jsonl:7")
+
+
+def test_an_image_that_does_not_fit_is_refused_by_name_and_not_cut(preset, checkpoint, picture):
+    """Cut, it would have fewer placeholders than features."""
+    processor = load_processor(checkpoint(preset))
+    messages = [{"role": "user", "content": [image(str(picture())), text("What?")]}]
+    whole = processor.encode(messages, id="sample-3")
+    needed = int(np.flatnonzero(whole.input_ids == processor.spec.image_tokens.context_id)[-1])
+    with pytest.raises(DataError, match="sample-3: truncation would cut image tokens"):
+        processor.encode(messages, id="sample-3", max_length=needed)
 
 
 def test_one_placeholder_too_few_is_an_error_and_not_a_shift(tiny, prompt, tiles):

@@ -94,21 +94,49 @@ def test_a_missing_shard_is_named(copy, checkpoint):
 FAULTS = {
     "no config": (lambda c: (c / "config.json").unlink(), r"no checkpoint at .*broken"),
     "config cut off": (lambda c: (c / "config.json").write_text('{"model_type'), r"broken/config\.json is not JSON"),
-    "unknown family": (lambda c: edit_config(c, model_type="gpt"), r"broken: model_type 'gpt' is not known"),
-    "no family": (lambda c: edit_config(c, model_type=None), r"broken: model_type None is not known"),
+    "unknown family": (
+        lambda c: edit_config(c, model_type="gpt"),
+        r"broken/config\.json: model_type 'gpt' is not known\n  expected: one of internvl, .*\n  fix: ",
+    ),
+    "no family": (lambda c: edit_config(c, model_type=None), r"broken/config\.json: model_type None is not known"),
     "no spec": (lambda c: edit_config(c, spec=None), r"broken/config\.json lacks 'spec'"),
-    "no weights": (lambda c: (c / "model.safetensors").unlink(), r"no weights in .*broken"),
+    "no weights": (lambda c: (c / "model.safetensors").unlink(), r"no weights in .*broken\n  expected: .*\n  fix: "),
     "missing tensor": (
         lambda c: edit_tensors(c, lambda s: s.pop("projector.1.weight")),
-        r"broken: 1 missing tensors, first projector\.1\.weight",
+        r"broken: 1 missing tensors, first projector\.1\.weight\n  expected: .* in model\.safetensors\n  fix: .*--keys",
     ),
     "extra tensor": (
         lambda c: edit_tensors(c, lambda s: s.update(stranger=torch.zeros(1))),
-        r"broken: unexpected tensor stranger",
+        r"broken/model\.safetensors: 1 unexpected tensors, first stranger\n  expected: .*\n  fix: .*--keys",
     ),
     "wrong shape": (
         lambda c: edit_tensors(c, lambda s: s.update({"projector.1.bias": torch.zeros(3)})),
-        r"broken: projector\.1\.bias is \[3\]\n  expected: \[64\]",
+        r"broken/model\.safetensors: projector\.1\.bias is \[3\] float32\n  expected: \[64\]",
+    ),
+    "whole numbers": (
+        lambda c: edit_tensors(c, lambda s: s.update({"projector.1.bias": s["projector.1.bias"].long()})),
+        r"broken/model\.safetensors: projector\.1\.bias is int64\n  expected: float32, .*\n  fix: take the unquantised",
+    ),
+    "8-bit floats": (
+        lambda c: edit_tensors(
+            c, lambda s: s.update({"projector.1.bias": s["projector.1.bias"].to(torch.float8_e4m3fn)})
+        ),
+        r"broken/model\.safetensors: projector\.1\.bias is float8_e4m3fn",
+    ),
+    "twice": (
+        lambda c: save_file(
+            {"projector.1.bias": torch.zeros(64)},
+            (c / "model.safetensors").rename(c / "a.safetensors").with_name("b.safetensors"),
+        ),
+        r"broken/b\.safetensors and a\.safetensors both hold projector\.1\.bias",
+    ),
+    "a shard of three": (
+        lambda c: (c / "model.safetensors").rename(c / "model-00002-of-00003.safetensors"),
+        r"broken: missing shards model-00001-of-00003\.safetensors, model-00003-of-00003\.safetensors",
+    ),
+    "empty file": (
+        lambda c: (c / "model.safetensors").write_bytes(b""),
+        r"broken/model\.safetensors: .*\n  fix: the file is damaged",
     ),
     "truncated": (
         lambda c: (c / "model.safetensors").write_bytes((c / "model.safetensors").read_bytes()[:-100]),
@@ -127,6 +155,52 @@ def test_a_broken_checkpoint_is_named_with_its_fault(fault, copy):
     break_it(copy)
     with pytest.raises(CheckpointError, match=message):
         load_model(copy)
+
+
+def test_the_file_of_a_bad_tensor_is_named_among_many(copy):
+    state = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    state["projector.1.bias"] = torch.zeros(3)
+    save_torch_state_dict(state, copy, max_shard_size="100KB")
+    index = json.loads((copy / "model.safetensors.index.json").read_text())["weight_map"]
+    with pytest.raises(CheckpointError, match=f"broken/{index['projector.1.bias']}: projector"):
+        load_model(copy)
+
+
+def test_a_cut_shard_is_named_among_many(copy):
+    state = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    save_torch_state_dict(state, copy, max_shard_size="200KB")
+    shard = sorted(copy.glob("*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=rf"broken/{shard.name}: "):
+        load_model(copy)
+
+
+def test_a_missing_pickle_shard_is_named(copy):
+    state = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    torch.save(state, copy / "pytorch_model-00001-of-00002.bin")
+    index = {
+        "weight_map": dict.fromkeys(state, "pytorch_model-00001-of-00002.bin")
+        | {"x": "pytorch_model-00002-of-00002.bin"}
+    }
+    (copy / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"missing shards pytorch_model-00002-of-00002\.bin"):
+        load_model(copy)
+
+
+def test_no_pickle_is_opened_beside_safetensors(copy):
+    (copy / "pytorch_model.bin").write_bytes(b"never read")
+    load_model(copy)
+
+
+def test_a_tied_head_that_is_stored_anyway_is_dropped_by_name(tiny, tmp_path):
+    save_model(tiny(tied=True), tmp_path / "tied")
+    edit_tensors(tmp_path / "tied", lambda s: s.update({"language_model.lm_head.weight": torch.zeros(320, 64)}))
+    model = load_model(tmp_path / "tied")
+    assert model.language_model.lm_head.weight is model.language_model.model.embed_tokens.weight
+    assert model.language_model.lm_head.weight.abs().sum() > 0
 
 
 class Command:
@@ -176,6 +250,13 @@ def test_fresh_weights_depend_on_the_seed_alone():
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(tensor, again[key]) for key, tensor in first.items())
     assert not torch.equal(first["projector.1.weight"], other["projector.1.weight"])
+
+
+def test_the_fingerprint_holds_the_vision_tower(golden_data, tmp_path):
+    folder = shutil.copytree(golden_data / "convllava-tiny", tmp_path / "convllava")
+    before = fingerprint(folder)
+    edit_tensors(folder / "vision_tower", lambda s: s["embeddings.layernorm.bias"][:1].add_(1e-3))
+    assert fingerprint(folder) != before
 
 
 def test_the_fingerprint_changes_with_one_value(copy):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 from vlm.core.errors import DataError, UnknownName
@@ -159,15 +160,16 @@ def render(
         spans.append(_markup(form.headers[role]))
         content = [_content_span(piece, answer) for piece in _content(message["content"], form, answer)]
         if content:
-            lead, end = Span(form.lead, None, answer, True), Span(form.ends[role], None, answer, True)
+            lead, end = _markup(form.lead, answer), _markup(form.ends[role], answer)
             spans += [lead, *content, end, _markup(form.tail)]
     if generation_prompt:
         spans.append(_markup(form.headers["assistant"]))
     return [span for span in spans if span.text != ""]
 
 
-def _markup(value: str) -> Span:
-    return Span(value, None, False, True)
+@cache
+def _markup(value: str, supervised: bool = False) -> Span:
+    return Span(value, None, supervised, True)
 
 
 def _content_span(piece: str | dict[str, Any], supervised: bool) -> Span:

@@ -1,14 +1,18 @@
 """A conversation as token ids, labels, positions and pixels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from vlm.core.chat import Span, Template, get_template, render
+from vlm.core.encoded import IGNORE, Encoded
+from vlm.core.encoded import len2weight as len2weight
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.media import image_size, load_image, load_video
 from vlm.core.positions import positions
@@ -16,7 +20,6 @@ from vlm.core.records import Message, Sample, image, text
 from vlm.core.tiling import ImageRule
 from vlm.core.tokenizer import Tokenizer, as_tokenizer
 
-IGNORE = -100
 GROUNDING = frozenset({"<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"})
 """Special tokens that are content: the published data and models write them in questions and answers."""
 
@@ -46,56 +49,21 @@ class ImageTokens:
 LLAVA_IMAGE = ImageTokens(None, -200, None)
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """One sample, ready to pack.
+class Run(NamedTuple):
+    """What is tokenised in one go: `pieces` of text with whether each is supervised (`start`: they open the string), or
+    a special `token`, or an `image`."""
 
-    - `input_ids`, `labels`: int64 [n]; a label is the id itself, or -100 where nothing is to be learned (not shifted)
-    - `position_ids`: float64 [n]
-    - `image_spans`: (index of the first context token, number of context tokens, number of tiles) per image
-    - `pixels`: uint8 [tiles, size, size, 3], None without images or if not asked for
-    - `strides`: one per image, None for positions 0, 1, 2, ...
-    - `truncated`: the end of an answer was cut off
-
-    There is no attention mask: every token counts, whatever its id.
-    """
-
-    id: str
-    input_ids: np.ndarray
-    labels: np.ndarray
-    position_ids: np.ndarray
-    image_spans: list[tuple[int, int, int]]
-    pixels: np.ndarray | None
-    strides: list[float] | None
-    truncated: bool = False
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    @property
-    def n_tiles(self) -> int:
-        """Tiles of all images."""
-        return sum(tiles for _, _, tiles in self.image_spans)
-
-    @property
-    def n_supervised(self) -> int:
-        """Tokens with a label."""
-        return int((self.labels != IGNORE).sum())
-
-    def loss_weights(self, kind: Literal["token", "sample", "square"] = "token") -> np.ndarray:
-        """Weight of each label, float32 [n]: with x labels 1, 1 / x or 1 / sqrt(x); 0 where there is none.
-
-        Source: published `loss_reduction` (OpenGVLab/V2PE).
-        """
-        return ((self.labels != IGNORE) * len2weight(self.n_supervised, kind)).astype(np.float32)
+    pieces: tuple[tuple[str, bool], ...] = ()
+    start: bool = False
+    token: int | None = None
+    supervised: bool = False
+    image: bool = False
 
 
-def len2weight(n_supervised: int, kind: str) -> float:
-    """Weight of one label in a sample with that many labels."""
-    exponents = {"token": 0.0, "sample": 1.0, "square": 0.5}
-    if kind not in exponents:
-        raise ConfigError(f"unknown loss reduction {kind!r}", expected=" | ".join(exponents))
-    return 1 / n_supervised ** exponents[kind] if n_supervised else 0.0
+@cache
+def _single(token: int | None, supervised: bool) -> Run:
+    """A run of one special token, or of an image (None)."""
+    return Run(token=token, supervised=supervised, image=token is None)
 
 
 class Encoder:
@@ -120,10 +88,13 @@ class Encoder:
     ):
         self.tokenizer: Tokenizer = as_tokenizer(tokenizer)
         self.template = get_template(template)
+        self._markup = cache(self.tokenizer.split)  # the few strings of a template
         self.image_rule, self.tokens_per_tile, self.image_tokens = image_rule, tokens_per_tile, image_tokens
         self.system, self.segments = system, segments
         # published: a frame is one tile
         self._frame_rule = image_rule.model_copy(update={"min_tiles": 1, "max_tiles": 1})
+
+    load_frames, read_size = staticmethod(load_video), staticmethod(image_size)
 
     @property
     def stop_ids(self) -> list[int]:
@@ -186,57 +157,68 @@ class Encoder:
             truncated,
         )
 
+    def runs(self, spans: Sequence[Span]) -> Iterator[Run]:
+        """Spans cut where tokenising begins anew: at special tokens and images.
+
+        Text between two of them is one string, as published; which of its tokens are supervised follows from the
+        characters they begin at, never from tokenising parts again.
+        """
+        pending: list[tuple[str, bool]] = []
+        start = True
+        for span in spans:
+            for piece in self._pieces(span):
+                if isinstance(piece, str):
+                    pending.append((piece, span.supervised))
+                    continue
+                if pending:
+                    yield Run(tuple(pending), start)
+                    pending.clear()
+                yield _single(piece, span.supervised)
+                # LLaVA tokenises the text behind an image as a string of its own
+                start = piece is None and self.image_tokens.start is None
+        if pending:
+            yield Run(tuple(pending), start)
+
+    def _pieces(self, span: Span) -> Sequence[int | str | None]:
+        """Text as strings, special tokens as ids, an image as None."""
+        if span.text is None or (not span.markup and "<" not in span.text):
+            return (span.text,)
+        return self._markup(span.text) if span.markup else self.tokenizer.split(span.text, GROUNDING)
+
+    def tokenised(self, run: Run) -> tuple[list[int], list[bool]]:
+        """Ids of a run of text, and whether each is supervised."""
+        ends = list(accumulate(len(piece) for piece, _ in run.pieces))
+        tokens = self.tokenizer.tokenise("".join(piece for piece, _ in run.pieces), run.start)
+        owners = np.searchsorted(ends, [at for _, at in tokens], side="right").clip(max=len(ends) - 1)
+        return [i for i, _ in tokens], [run.pieces[owner][1] for owner in owners]
+
     def _tokens(
         self, spans: Sequence[Span], tiles: Sequence[int]
     ) -> tuple[list[int], list[bool], list[tuple[str, int]], list[tuple[int, int, int]]]:
-        """Ids, whether each is supervised, the layout for positions, and the image spans.
-
-        Text between two special tokens or images is tokenised as one string, as published; which of its tokens are
-        supervised follows from the characters they begin at, never from tokenising parts again.
-        """
+        """Ids, whether each is supervised, the layout for positions, and the image spans."""
         ids: list[int] = [self.tokenizer.bos_id] if self.tokenizer.add_bos else []  # type: ignore[list-item]
         supervised = [False] * len(ids)
         layout: list[tuple[str, int]] = []
         image_spans: list[tuple[int, int, int]] = []
-        pending: list[tuple[str, bool]] = []
-        n_layout = 0
-        start, brackets = True, self.image_tokens.start is not None
-
-        def flush() -> None:
-            if pending:
-                ends = list(accumulate(len(piece) for piece, _ in pending))
-                tokens = self.tokenizer.tokenise("".join(piece for piece, _ in pending), start)
-                owners = np.searchsorted(ends, [at for _, at in tokens], side="right").clip(max=len(pending) - 1)
-                ids.extend(i for i, _ in tokens)
-                supervised.extend(pending[owner][1] for owner in owners)
-                pending.clear()
-
-        remaining = iter(tiles)
-        for span in spans:
-            if span.text is None:
-                flush()
+        n_layout, remaining, mark = 0, iter(tiles), self.image_tokens
+        brackets = mark.start is not None
+        for run in self.runs(spans):
+            if run.image:
                 n_tiles = next(remaining)
                 n_context = n_tiles * self.tokens_per_tile
-                block = [self.image_tokens.context] * n_context
-                if brackets:
-                    block = [self.image_tokens.start, *block, self.image_tokens.end]  # type: ignore[list-item]
                 layout += [("text", len(ids) - n_layout), ("image", n_tiles)]
                 image_spans.append((len(ids) + brackets, n_context, n_tiles))
-                ids += block
+                block = [mark.start] * brackets + [mark.context] * n_context + [mark.end] * brackets
+                ids += block  # type: ignore[arg-type]
                 supervised += [False] * len(block)
                 n_layout = len(ids)
-                # LLaVA tokenises the text behind an image as a string of its own
-                start = not brackets
-                continue
-            for piece in self.tokenizer.split(span.text, None if span.markup else GROUNDING):
-                if isinstance(piece, str):
-                    pending.append((piece, span.supervised))
-                else:
-                    flush()
-                    ids.append(piece)
-                    supervised.append(span.supervised)
-                    start = False
-        flush()
+            elif run.token is not None:
+                ids.append(run.token)
+                supervised.append(run.supervised)
+            else:
+                more, learned = self.tokenised(run)
+                ids += more
+                supervised += learned
         layout.append(("text", len(ids) - n_layout))
         return ids, supervised, layout, image_spans
 
@@ -245,12 +227,15 @@ class Encoder:
         tiles, arrays = [], []
         for medium in media:
             rule = self._frame_rule if medium.get("frame") else self.image_rule
+            files = medium.get("together", [medium["path"]])
             if pixels:
-                picture = medium["image"] if "image" in medium else load_image(medium["path"])
-                arrays.append(rule.apply(picture))
-                tiles.append(len(arrays[-1]))
+                pictures = [medium["image"]] if "image" in medium else [load_image(file) for file in files]
+                cut = [rule.apply(picture) for picture in pictures]
+                arrays += cut
+                tiles.append(sum(len(array) for array in cut))
             else:
-                tiles.append(rule.count(*(medium["image"].size if "image" in medium else image_size(medium["path"]))))
+                sizes = [medium["image"].size] if "image" in medium else [self.read_size(file) for file in files]
+                tiles.append(sum(rule.count(*size) for size in sizes))
         return tiles, arrays
 
     def _frames_as_images(self, messages: Sequence[Message]) -> list[Message]:
@@ -263,7 +248,7 @@ class Encoder:
                     content.append(part)
                     continue
                 following = message["content"][i + 1 : i + 2]
-                frames = load_video(part["path"], self.segments, part.get("clip"))
+                frames = self.load_frames(part["path"], self.segments, part.get("clip"))
                 for k, frame in enumerate(frames, 1):
                     content += [text(f"Frame{k}: "), picture_part(frame, frame=True), text("\n")]
                 # a record's text after <video> opens with a newline, which then ends the last frame's line
@@ -276,3 +261,8 @@ class Encoder:
 def picture_part(picture: Image.Image, *, frame: bool = False) -> dict[str, Any]:
     """An image part that holds an RGB picture instead of a path; a video frame is always one tile."""
     return {**image(""), "image": picture, "frame": frame}
+
+
+def combined_part(paths: Sequence[str | Path]) -> dict[str, Any]:
+    """Several pictures in one placeholder: one `<img>` block with the tiles of all (published combined mode)."""
+    return {**image(paths[0]), "together": [str(path) for path in paths]}

@@ -1,13 +1,15 @@
 """Images and videos decoded to RGB."""
 
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from vlm.core.errors import MediaError
+from vlm.core.errors import ConfigError, MediaError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 FOLDER_FPS = 3.0
@@ -17,13 +19,21 @@ FOLDER_FPS = 3.0
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """The open image; every way in which Pillow fails becomes a MediaError naming the file."""
+    replace = "replace the file or remove the record"
     try:
         with Image.open(path) as image:
             yield image
     except FileNotFoundError as error:
-        raise MediaError(f"no such file: {path}", fix="check the media root of the dataset") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MediaError(f"{path} cannot be decoded: {error}", fix="replace the file or remove the record") from error
+        raise MediaError(f"no such file: {path}", fix="check the path, or the media root of the dataset") from error
+    except IsADirectoryError as error:
+        raise MediaError(f"{path} is a folder", expected="an image file", fix="name the file in it") from error
+    except Image.DecompressionBombError as error:
+        raise MediaError(f"{path}: {error}", fix="scale the picture down") from error
+    except UnidentifiedImageError as error:
+        what = "is empty (0 bytes)" if Path(path).stat().st_size == 0 else "is no image that Pillow can read"
+        raise MediaError(f"{path} {what}", expected="JPEG, PNG, WebP, GIF, BMP, TIFF, …", fix=replace) from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError, struct.error) as error:
+        raise MediaError(f"{path} cannot be decoded: {error}", fix=replace) from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -36,10 +46,12 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """An image file as RGB. EXIF rotation is not applied (as published).
+    """An image file as RGB: CMYK and palettes converted, 16 bits scaled to 8, of an animation the first frame.
+
+    EXIF rotation is not applied (as published).
 
     Raises:
-        MediaError: missing, truncated, corrupt or not an image; names the file.
+        MediaError: missing, empty, truncated, corrupt, no image, or more pixels than Pillow reads (178,956,970).
     """
     with _opened(path) as image:
         return _rgb(image)
@@ -79,14 +91,16 @@ def load_video(path: str | Path, segments: int, clip: tuple[float, float] | None
         return [load_image(files[i]) for i in _chosen(path, len(files), FOLDER_FPS, segments, clip)]
     if path.suffix.lower() == ".gif":
         with _opened(path) as gif:
-            frames = [_rgb(frame) for frame in ImageSequence.Iterator(gif)]
             fps = 1000 / (gif.info.get("duration") or 100)
-        return [frames[i] for i in _chosen(path, len(frames), fps, segments, clip)]
+            chosen = _chosen(path, getattr(gif, "n_frames", 1), fps, segments, clip)
+            return _picked(chosen, ImageSequence.Iterator(gif), _rgb)
     if not path.is_file():
-        raise MediaError(f"no such file: {path}", fix="check the media root of the dataset")
+        raise MediaError(f"no such file: {path}", fix="check the path, or the media root of the dataset")
     try:
         import decord
-    except ImportError:
+    except ImportError:  # it has no wheel for this machine
+        return _with_av(path, segments, clip)
+    if not _plausible(path):
         return _with_av(path, segments, clip)
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
@@ -98,21 +112,50 @@ def load_video(path: str | Path, segments: int, clip: tuple[float, float] | None
 
 
 def _chosen(path: Path, n_frames: int, fps: float, segments: int, clip: tuple[float, float] | None) -> list[int]:
+    if segments < 1:
+        raise ConfigError(f"{segments} frames of a video", expected="at least 1")
     if n_frames == 0:
-        raise MediaError(f"{path} has no frames")
+        raise MediaError(f"{path} has no frames", fix="replace the file or remove the record")
     if clip and not 0 <= clip[0] * fps < n_frames:
         raise MediaError(f"{path}: clip {clip} starts outside its {n_frames / fps:.1f} s", fix="correct the clip")
     return frame_indices(n_frames, fps, segments, clip)
 
 
-def _with_av(path: Path, segments: int, clip: tuple[float, float] | None) -> list[Image.Image]:
+def _picked(chosen: list[int], frames: Iterable[Any], picture: Callable[[Any], Image.Image]) -> list[Image.Image]:
+    """The frames of those numbers as pictures; no other is held in memory."""
+    kept = {i: picture(frame) for i, frame in enumerate(frames) if i in chosen}
+    return [kept[i] for i in chosen]
+
+
+def _plausible(path: Path) -> bool:
+    """Whether the header of a video agrees with itself: decord trusts its number of frames, and a damaged one aborts
+    the process."""
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             stream = container.streams.video[0]
+            frames = float((stream.duration or 0) * (stream.time_base or 0) * (stream.average_rate or 0))
+            return stream.codec_context is not None and stream.frames <= 2 * frames + 2
+    except (av.error.FFmpegError, IndexError, ValueError):
+        return False
+
+
+def _with_av(path: Path, segments: int, clip: tuple[float, float] | None) -> list[Image.Image]:
+    import av
+
+    replace = "replace the file or remove the record"
+    try:
+        with av.open(str(path), metadata_errors="replace") as container:
+            stream = container.streams.video[0]
+            if stream.codec_context is None:  # to decode it would crash the process
+                raise MediaError(f"{path} holds a video of no known codec", fix=replace)
             fps = float(stream.average_rate or 25)
-            frames = [frame.to_image() for frame in container.decode(stream)]
-    except (av.error.FFmpegError, IndexError) as error:
-        raise MediaError(f"{path} cannot be decoded: {error}", fix="replace the file or remove the record") from error
-    return [frames[i] for i in _chosen(path, len(frames), fps, segments, clip)]
+            n_frames = sum(1 for _ in container.decode(stream))  # headers may lie about their number
+        chosen = _chosen(path, n_frames, fps, segments, clip)
+        with av.open(str(path), metadata_errors="replace") as container:
+            return _picked(chosen, container.decode(video=0), lambda frame: frame.to_image())
+    except (IndexError, av.error.EOFError) as error:
+        raise MediaError(f"{path} has no frames", expected="a video", fix=replace) from error
+    except (av.error.FFmpegError, ValueError) as error:
+        raise MediaError(f"{path} cannot be decoded: {error}", fix=replace) from error

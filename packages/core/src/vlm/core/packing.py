@@ -3,19 +3,22 @@
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
+import numpy as np
+
 from vlm.core.errors import DataError
 
 
 def _check(lengths: Sequence[int], tiles: Sequence[int], max_tokens: int, max_tiles: int) -> None:
     if len(lengths) != len(tiles):
         raise DataError(f"{len(lengths)} lengths but {len(tiles)} tile counts", expected="one of each per sample")
-    for i, (length, n_tiles) in enumerate(zip(lengths, tiles, strict=True)):
-        if length > max_tokens or n_tiles > max_tiles:
-            raise DataError(
-                f"sample {i} has {length} tokens and {n_tiles} tiles",
-                expected=f"at most {max_tokens} tokens and {max_tiles} tiles, the limits of a pack",
-                fix="truncate or drop it before packing, or raise the limits",
-            )
+    if len(lengths) == 0 or (max(lengths) <= max_tokens and max(tiles) <= max_tiles):
+        return
+    i = next(i for i, n in enumerate(lengths) if n > max_tokens or tiles[i] > max_tiles)
+    raise DataError(
+        f"sample {i} has {lengths[i]} tokens and {tiles[i]} tiles",
+        expected=f"at most {max_tokens} tokens and {max_tiles} tiles, the limits of a pack",
+        fix="truncate or drop it before packing, or raise the limits",
+    )
 
 
 def pack(
@@ -23,8 +26,9 @@ def pack(
 ) -> list[list[int]]:
     """Indices of the samples of each pack (ours).
 
-    Each `window` of consecutive samples is packed on its own, longest first, each into the pack that it fills best
-    under both limits. Deterministic; every sample is in exactly one pack. O(n log n) for given `max_tiles`.
+    Each `window` of consecutive samples is packed on its own, longest first, each into the pack that it fills best.
+    Where the limit of tiles may bind too, size and fit count both, and the published buffer is tried beside it.
+    Deterministic; every sample is in exactly one pack. O(n log n), or O(n x packs) with tiles that may bind.
 
     >>> pack([5, 3, 6, 2], [1, 1, 1, 1], max_tokens=8, max_tiles=4)
     [[2, 3], [0, 1]]
@@ -33,28 +37,67 @@ def pack(
         DataError: a sample that fits in no pack; names it and the limits.
     """
     _check(lengths, tiles, max_tokens, max_tiles)
+    all_lengths, all_tiles = np.asarray(lengths, np.int64), np.asarray(tiles, np.int64)
     packs: list[list[int]] = []
     for first in range(0, len(lengths), window):
-        # free tiles -> sorted (free tokens, pack): the best fit is the smallest sufficient entry of any list
-        free: dict[int, list[tuple[int, int]]] = {}
-        for i in sorted(range(first, min(first + window, len(lengths))), key=lambda i: (-lengths[i], -tiles[i], i)):
-            best = None
-            for free_tiles, bins in free.items():
-                at = bisect_left(bins, (lengths[i], -1))
-                if free_tiles >= tiles[i] and at < len(bins):
-                    fit = (bins[at][0], free_tiles, bins[at][1])
-                    best = fit if best is None else min(best, fit)
-            if best is None:
-                best = (max_tokens, max_tiles, len(packs))
-                packs.append([])
-            else:
-                bins = free[best[1]]
-                bins.pop(bisect_left(bins, (best[0], best[2])))
-                if not bins:
-                    del free[best[1]]
-            free_tokens, free_tiles, chosen = best
-            packs[chosen].append(i)
-            insort(free.setdefault(free_tiles - tiles[i], []), (free_tokens - lengths[i], chosen))
+        n, t = all_lengths[first : first + window], all_tiles[first : first + window]
+        # with at most r tiles a token, a pack of max_tokens holds at most r * max_tokens tiles
+        if (t * max_tokens <= n * max_tiles).all():
+            packs += _by_tokens(n, t, max_tokens, first)
+        else:
+            # two limits that bind have no order that is best everywhere: whichever needs fewer packs
+            mixed = pack_greedy(n.tolist(), t.tolist(), max_tokens, max_tiles)
+            found = min(_by_both(n, t, max_tokens, max_tiles), mixed, key=len)
+            packs += [[first + i for i in group] for group in found]
+    return packs
+
+
+def _by_tokens(lengths: np.ndarray, tiles: np.ndarray, max_tokens: int, first: int) -> list[list[int]]:
+    """Best-fit-decreasing by tokens alone: the best fit is the smallest sufficient entry of a sorted list.
+
+    An entry is (free tokens << 32) + pack: one integer compares and sorts faster than a tuple. The roomiest pack stands
+    apart, because most samples go there.
+    """
+    order = np.lexsort((-tiles, -lengths))
+    packs: list[list[int]] = []
+    others, roomiest, number = [-1], -1, 0xFFFFFFFF
+    for i, need in zip((order + first).tolist(), (lengths[order] << 32).tolist(), strict=True):
+        if need <= others[-1]:
+            left = others.pop(at := bisect_left(others, need)) - need
+            insort(others, left, 0, at)
+            packs[left & number].append(i)
+            continue
+        if need > roomiest:
+            if packs:
+                others.append(roomiest)
+            roomiest = (max_tokens << 32) + len(packs)
+            packs.append([])
+        roomiest -= need
+        packs[roomiest & number].append(i)
+        if roomiest < others[-1]:
+            insort(others, roomiest)
+            roomiest = others.pop()
+    return packs
+
+
+def _by_both(lengths: np.ndarray, tiles: np.ndarray, max_tokens: int, max_tiles: int) -> list[list[int]]:
+    """Largest share of tokens plus tiles first, each into the pack whose free room has most nearly its proportions."""
+    items = np.stack([lengths / max_tokens, tiles / max_tiles])
+    packs: list[list[int]] = []
+    free = np.empty((2, len(lengths)), np.int64)
+    for i in np.argsort(-items.sum(0), kind="stable").tolist():
+        room = free[:, : len(packs)]
+        fits = np.flatnonzero((room[0] >= lengths[i]) & (room[1] >= tiles[i]))
+        if len(fits):
+            shares = room[:, fits] / ((max_tokens,), (max_tiles,))
+            cosine = (items[:, i] @ shares) / np.maximum(np.hypot(*shares), 1e-300)
+            chosen = int(fits[cosine.argmax()])
+        else:
+            chosen = len(packs)
+            packs.append([])
+            free[:, chosen] = max_tokens, max_tiles
+        packs[chosen].append(i)
+        free[:, chosen] -= (lengths[i], tiles[i])
     return packs
 
 

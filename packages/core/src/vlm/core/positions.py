@@ -50,27 +50,34 @@ def positions(
         if kind not in ("text", "image") or count < (kind == "image"):
             raise DataError(f"bad layout item {(kind, count)!r}", expected='("text", n >= 0) or ("image", tiles >= 1)')
     images = sum(kind == "image" for kind, _ in layout)
+    n = sum(c if kind == "text" else c * tokens_per_tile + 2 * brackets for kind, c in layout)
+    counting = np.arange(n, dtype=np.float64)
     if strides is None:
-        n = sum(c if kind == "text" else c * tokens_per_tile + 2 * brackets for kind, c in layout)
-        return np.arange(n, dtype=np.float64)
+        return counting
     per_image = [float(s) for s in strides] if isinstance(strides, Sequence) else [float(strides)] * images
     if len(per_image) != images:
         raise DataError(f"{len(per_image)} strides for {images} images", expected="one stride per image")
     if not all(0 < s < math.inf for s in per_image):
         raise DataError(f"strides {per_image} are not all positive", expected="positions per tile, above 0")
 
-    last = -1
-    runs = []
+    last, at, out = -1, 0, np.empty(n)
+    steps: dict[tuple[int, float], np.ndarray] = {}  # most images have one of a few sizes
     remaining = iter(per_image)
     for kind, count in layout:
         if kind == "text":
-            runs.append(np.arange(last + 1, last + 1 + count, dtype=np.float64))
-            last += count
+            np.add(counting[:count], last + 1, out=out[at : at + count])
+            last, at = last + count, at + count
             continue
+        stride = next(remaining)
+        if (step := steps.get((count, stride))) is None:
+            step = steps[count, stride] = (counting[: count * tokens_per_tile] + 1) * stride / tokens_per_tile
         last += brackets
-        context = last + np.arange(1, count * tokens_per_tile + 1) * next(remaining) / tokens_per_tile
+        context = out[at + brackets : at + brackets + step.size]
+        np.add(step, last, out=context)
         if float32_rule:
-            context = context.astype(np.float32).astype(np.float64)
+            context[:] = context.astype(np.float32)
         start, last = last, math.ceil(context[-1]) + brackets
-        runs += [np.array([start]), context, np.array([last])] if brackets else [context]
-    return np.concatenate(runs, dtype=np.float64) if runs else np.zeros(0)
+        if brackets:
+            out[at], out[at + step.size + 1] = start, last
+        at += step.size + 2 * brackets
+    return out

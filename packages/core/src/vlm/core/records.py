@@ -72,16 +72,18 @@ def read_record(record: dict[str, Any], *, root: Path, where: str = "") -> Sampl
     Raises:
         DataError: names `where`, both counts and the rule.
     """
-    where = where or str(record.get("id", "record"))
-    turns = record.get("conversations")
+    where = where or (str(record.get("id", "record")) if isinstance(record, dict) else "record")
+    turns = record.get("conversations") if isinstance(record, dict) else None
     if not isinstance(turns, list) or not turns:
         raise DataError(f"{where}: no `conversations`", expected="a list of {from: human|gpt, value: text}")
     for turn in turns:
-        if not isinstance(turn, dict) or turn.get("from") not in ROLES or not isinstance(turn.get("value"), str):
+        if not isinstance(turn, dict) or str(turn.get("from")) not in ROLES or not isinstance(turn.get("value"), str):
             raise DataError(f"{where}: bad turn {turn!r:.80}", expected="{from: human|gpt|system, value: text}")
     images = record.get("image") or []
-    images = [images] if isinstance(images, str) else list(images)
-    videos = [record["video"]] if record.get("video") else []
+    images = [images] if isinstance(images, str) else images
+    if not isinstance(images, list) or not all(isinstance(name, str) for name in images):
+        raise DataError(f"{where}: bad `image` {images!r:.80}", expected="a path or a list of paths")
+    videos = [str(record["video"])] if record.get("video") else []
     if images and videos:
         raise DataError(f"{where}: has both `image` and `video`", expected="one of them")
     mark = "<video>" if videos else "<image>"

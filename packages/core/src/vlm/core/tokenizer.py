@@ -210,7 +210,11 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             return FastTokenizer(_read(spec), config)
     except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"tokenizer in {folder} cannot be read: {error}", fix="download it again") from error
-    raise CheckpointError(f"no tokenizer in {folder}", expected="tokenizer.model or tokenizer.json")
+    raise CheckpointError(
+        f"no tokenizer in {folder}",
+        expected="tokenizer.model or tokenizer.json",
+        fix="download the checkpoint again, or copy the tokenizer files beside its config.json",
+    )
 
 
 def _added_tokens(folder: Path, config: dict[str, Any], model: Path) -> dict[str, dict[str, Any]]:

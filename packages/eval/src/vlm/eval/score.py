@@ -13,7 +13,10 @@ from vlm.core.errors import UnknownName
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.common import Item
 from vlm.eval.scorers import SCORERS
-from vlm.eval.scorers.aggregate import AGGREGATES, Metric, Row
+from vlm.eval.scorers.aggregate import AGGREGATES
+from vlm.eval.scorers.longvqa import longvqa_rectify
+from vlm.eval.scorers.mathvista import mathvista_quick_extract
+from vlm.eval.scorers.rows import Metric, Row
 from vlm.eval.scorers.text import Compat
 
 __all__ = ["Metric", "Score", "aggregate", "score_item"]
@@ -41,13 +44,40 @@ def _options(item: Item, completion: str) -> dict[str, Any]:
     return inputs | {"n_images": item.meta["n_images"]}
 
 
+def _from_meta(prediction: str, reference: str, *keys: str) -> Callable[[Item, str], dict[str, Any]]:
+    """A reply and its gold (unless `reference` is ""), and these keys of the item's `meta`."""
+
+    def inputs(item: Item, completion: str) -> dict[str, Any]:
+        gold = {reference: item.gold} if reference else {}
+        return {prediction: completion, **gold, **{key: item.meta[key] for key in keys}}
+
+    return inputs
+
+
+def _mathvista(item: Item, completion: str) -> dict[str, Any]:
+    keys = ("choices", "question_type", "answer_type", "precision")
+    extraction = mathvista_quick_extract(completion)
+    return {"extraction": extraction, "answer": item.gold, **{key: item.meta[key] for key in keys}}
+
+
+def _one_row(item: Item, completion: str) -> dict[str, Any]:
+    length = item.meta["context_length"]
+    return {"task": item.group, "rows": [{"id": item.id, "le": length, "pr": completion, "an": item.gold}]}
+
+
 INPUTS: dict[str, Callable[[Item, str], dict[str, Any]]] = {
     "anls": _references,
     "exact_match_accuracy": _pair("prediction", "annotation"),
+    "gqa_accuracy_single": _pair("prediction", "answer"),
+    "mathvista_normalize": _mathvista,
+    "mcq_letter_extract": _from_meta("response", ""),
+    "longvqa_end_to_end": _one_row,
     "milebench_contains": _pair("pred_response", "gt_response"),
     "milebench_multichoice": _options,
     "milebench_needle": _pair("pred_response", "gt_response"),
     "milebench_rouge_l": _pair("pred_response", "gt_response"),
+    "mme_reply": _from_meta("response", ""),
+    "mmmu_item": _from_meta("response", "ground_truth", "question_type", "options"),
     "mmniah_choice": lambda item, completion: {
         "response": completion,
         "answer": item.gold,
@@ -55,12 +85,30 @@ INPUTS: dict[str, Callable[[Item, str], dict[str, Any]]] = {
     },
     "mmniah_counting": _pair("response", "answer"),
     "mmniah_text": _pair("response", "answer"),
-    "pope_parse": lambda item, completion: {"text": completion},
+    "mvbench_check_ans": _pair("pred", "gt"),
+    "ocrbench_lmms": _from_meta("pred", "answer", "dataset"),
+    "option_post_process": lambda item, completion: {"pred": completion, "option": item.meta["options"]},
+    "pope_parse": _from_meta("text", ""),
+    "realworldqa_lmms": _pair("pred", "answer"),
+    "refcoco_convllava": _from_meta("answer", "gt_bbox", "hw"),
+    "refcoco_internvl": _from_meta("answer", "gt_bbox", "hw"),
     "relaxed_accuracy": _pair("prediction", "annotation"),
+    "seed_letter": _from_meta("prediction", ""),
+    "vlmevalkit_can_infer": lambda item, completion: {"answer": completion, "choices": item.meta["options"]},
     "vqa_accuracy": _references,
     "word_match": _pair("prediction", "annotation"),
 }
-"""Scorer name -> the inputs it takes from an item and its reply."""
+"""Scorer name -> the inputs it takes from an item and its reply. Options are `meta["options"]` (letter -> text)."""
+
+READERS = {
+    "mcq_letter_extract",
+    "mme_reply",
+    "option_post_process",
+    "pope_parse",
+    "seed_letter",
+    "vlmevalkit_can_infer",
+}
+"""Scorers that say what was read; it is right when it equals the gold."""
 
 
 def score_item(benchmark: Benchmark, item: Item, completion: str | None, compat: Compat = "upstream") -> Score:
@@ -86,10 +134,13 @@ def score_item(benchmark: Benchmark, item: Item, completion: str | None, compat:
             raise
         return Score("", 0.0, f"wrong: the published scorer stops with {type(error).__name__}: {error}")
     extracted = completion.strip()
-    if isinstance(result, dict):
-        extracted, value = result["extracted"], float(result["score"])
-    elif name == "pope_parse":
-        extracted, value = result, float(result == item.gold)
+    if name == "longvqa_end_to_end":
+        extracted, value = longvqa_rectify(item.group, completion, compat=compat), sum(result.values()) / 100
+    elif isinstance(result, dict):
+        extracted = str(result.get("extracted", result.get("prediction", extracted)) or "")
+        value = float(next(result[key] for key in ("score", "correct", "true_false") if key in result))
+    elif name in READERS:
+        extracted, value = str(result or ""), float(result == item.gold)
     else:
         value = float(result)
     verdict = "right" if value == 1 else "wrong" if value == 0 else f"{value:.3f}"

@@ -1,16 +1,17 @@
 """Published checkpoint layouts <-> ours, as literal patterns. `{}` stands for a layer index; None drops a key by name.
 
-Ours: `encoder.*`, `projector.*`, `language_model.*` (transformers' Llama names).
+Ours: `encoder.*`, `projector.*`, `language_model.*` (transformers' Llama names). Where one tensor here is three there
+(`vlm.models.fused`), a pattern names the pieces.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from vlm.core.errors import CheckpointError
 from vlm.models.specs import LanguageSpec
 
 Patterns = dict[str, str | None]
@@ -51,12 +52,13 @@ LLAMA: Patterns = {
         ),
     )
 }  # fmt: skip
+LLAMA["model.layers.{}.self_attn.rotary_emb.inv_freq"] = None  # a constant that older libraries stored
 
 INTERNLM2: Patterns = {
     "model.tok_embeddings.weight": "model.embed_tokens.weight",
     "model.norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
-    "model.layers.{}.attention.wqkv.weight": "model.layers.{}.self_attn.wqkv",  # split and fused by QKV below
+    "model.layers.{}.attention.wqkv.weight": "model.layers.{}.self_attn.wqkv",  # q, k, v: see vlm.models.fused
     "model.layers.{}.attention.wo.weight": "model.layers.{}.self_attn.o_proj.weight",
     "model.layers.{}.attention_norm.weight": "model.layers.{}.input_layernorm.weight",
     "model.layers.{}.ffn_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
@@ -75,6 +77,42 @@ CONVNEXT: Patterns = {
     "encoder.stages.{}.layers.{}.pwconv1.{kind}": "encoder.stages.{}.blocks.{}.mlp.fc1.{kind}",
     "encoder.stages.{}.layers.{}.pwconv2.{kind}": "encoder.stages.{}.blocks.{}.mlp.fc2.{kind}",
     "layernorm.{kind}": None,  # the library's final norm, never used by the published tower
+}
+
+CONVNEXT_TIMM: Patterns = {
+    "stem.{}.{kind}": "encoder.stem.{}.{kind}",
+    "stages.{}.downsample.{}.{kind}": "encoder.stages.{}.downsample.{}.{kind}",
+    "stages.{}.blocks.{}.gamma": "encoder.stages.{}.blocks.{}.gamma",
+    "stages.{}.blocks.{}.conv_dw.{kind}": "encoder.stages.{}.blocks.{}.conv_dw.{kind}",
+    "stages.{}.blocks.{}.norm.{kind}": "encoder.stages.{}.blocks.{}.norm.{kind}",
+    "stages.{}.blocks.{}.mlp.fc1.{kind}": "encoder.stages.{}.blocks.{}.mlp.fc1.{kind}",
+    "stages.{}.blocks.{}.mlp.fc2.{kind}": "encoder.stages.{}.blocks.{}.mlp.fc2.{kind}",
+    **{f"{name}.{{kind}}": None for name in ("norm_pre", "head", "head.norm", "head.fc", "head.pre_logits.fc")},
+}
+
+VIT_HF: Patterns = {
+    "embeddings.cls_token": "encoder.embeddings.class_embedding",
+    "embeddings.position_embeddings": "encoder.embeddings.position_embedding",
+    "embeddings.patch_embeddings.projection.{kind}": "encoder.embeddings.patch_embedding.{kind}",
+    "embeddings.mask_token": None,  # of masked-image pre-training
+    "encoder.layer.{}.lambda_1": "encoder.encoder.layers.{}.ls1",
+    "encoder.layer.{}.lambda_2": "encoder.encoder.layers.{}.ls2",
+    "encoder.layer.{}.layernorm_before.{kind}": "encoder.encoder.layers.{}.norm1.{kind}",
+    "encoder.layer.{}.layernorm_after.{kind}": "encoder.encoder.layers.{}.norm2.{kind}",
+    "encoder.layer.{}.attention.q_proj.{kind}": "encoder.encoder.layers.{}.attn.q.{kind}",  # see vlm.models.fused
+    "encoder.layer.{}.attention.k_proj.{kind}": "encoder.encoder.layers.{}.attn.k.{kind}",
+    "encoder.layer.{}.attention.v_proj.{kind}": "encoder.encoder.layers.{}.attn.v.{kind}",
+    "encoder.layer.{}.attention.q_norm.weight": "encoder.encoder.layers.{}.attn.q_norm.weight",
+    "encoder.layer.{}.attention.k_norm.weight": "encoder.encoder.layers.{}.attn.k_norm.weight",
+    "encoder.layer.{}.attention.projection_layer.{kind}": "encoder.encoder.layers.{}.attn.proj.{kind}",
+    "encoder.layer.{}.mlp.fc1.{kind}": "encoder.encoder.layers.{}.mlp.fc1.{kind}",
+    "encoder.layer.{}.mlp.fc2.{kind}": "encoder.encoder.layers.{}.mlp.fc2.{kind}",
+}
+
+PROJECTOR_HF: Patterns = {
+    "layer_norm.{kind}": "projector.0.{kind}",
+    "linear_1.{kind}": "projector.1.{kind}",
+    "linear_2.{kind}": "projector.3.{kind}",
 }
 
 
@@ -104,9 +142,31 @@ INTERNVL_LLAMA: Patterns = {**VIT, **UNSHUFFLE_MLP, **prefixed(LLAMA, "language_
 INTERNVL_INTERNLM2: Patterns = {**VIT, **UNSHUFFLE_MLP, **prefixed(INTERNLM2, "language_model.", "language_model.")}
 LLAVA: Patterns = {
     **prefixed(LLAMA, "", "language_model."),
-    **{f"model.mm_projector.{i}.{k}": f"projector.{i}.{k}" for i in (0, 2, 4) for k in ("weight", "bias")},
+    **both_kinds({"model.mm_projector.{}.{kind}": "projector.{}.{kind}"}),
+}
+LLAVA_LINEAR: Patterns = {  # the projector type "linear" is one layer without a number
+    **prefixed(LLAMA, "", "language_model."),
+    **both_kinds({"model.mm_projector.{kind}": "projector.0.{kind}"}),
 }
 CONVNEXT_TOWER: Patterns = both_kinds(CONVNEXT)
+CONVNEXT_ANY: Patterns = {**CONVNEXT_TOWER, **both_kinds(CONVNEXT_TIMM)}
+LLAVA_COPY: Patterns = prefixed(CONVNEXT_ANY, "model.vision_tower.vision_tower.", "")
+"""The second copy of the vision weights in a LLaVA folder."""
+
+_HF: Patterns = {
+    **prefixed(both_kinds(VIT_HF), "vision_tower.", ""),
+    **prefixed(both_kinds(PROJECTOR_HF), "multi_modal_projector.", ""),
+}
+INTERNVL_HF: Patterns = {**_HF, **prefixed(LLAMA, "language_model.", "language_model.")}
+"""transformers' own `-hf` layout as it is published and saved."""
+INTERNVL_HF_ANY: Patterns = {
+    **INTERNVL_HF,
+    **prefixed(_HF, "model.", ""),  # and under the names that the model has in memory since transformers 4.52
+    **{
+        k if k.startswith("lm_head") else k.replace("model.", "model.language_model.", 1): v and "language_model." + v
+        for k, v in LLAMA.items()
+    },
+}
 
 WQKV = re.compile(r"(.*self_attn\.)wqkv$")
 
@@ -138,17 +198,17 @@ class Renaming:
     unknown: list[str] = field(default_factory=list)
 
 
-def compile_patterns(patterns: Patterns) -> list[tuple[re.Pattern[str], str | None]]:
-    return [(re.compile("^" + re.escape(k).replace(r"\{\}", r"(\d+)") + "$"), v) for k, v in patterns.items()]
+@cache
+def compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile("^" + re.escape(pattern).replace(r"\{\}", r"(\d+)") + "$")
 
 
 def rename(keys: list[str], patterns: Patterns) -> Renaming:
     """Account for every key."""
-    compiled = compile_patterns(patterns)
     result = Renaming()
     for key in keys:
-        for pattern, target in compiled:
-            if match := pattern.match(key):
+        for pattern, target in patterns.items():
+            if match := compiled(pattern).match(key):
                 if target is None:
                     result.dropped.append(key)
                 else:
@@ -162,14 +222,3 @@ def rename(keys: list[str], patterns: Patterns) -> Renaming:
 def inverted(patterns: Patterns) -> Patterns:
     """Ours -> theirs."""
     return {v: k for k, v in patterns.items() if v is not None}
-
-
-def check_unknown(result: Renaming, where: str, allow: Callable[[str], bool] = lambda _: False) -> None:
-    """Raises CheckpointError naming the keys no pattern accounts for."""
-    unknown = [k for k in result.unknown if not allow(k)]
-    if unknown:
-        raise CheckpointError(
-            f"{where}: {len(unknown)} unknown tensors, first {', '.join(unknown[:4])}",
-            expected="only tensors of the published layout",
-            fix="check that config.json belongs to these weights",
-        )

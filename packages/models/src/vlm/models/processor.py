@@ -1,5 +1,6 @@
 """Messages -> model input, with the template, image rule and position rule of one checkpoint."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,12 @@ import torch
 from torch import Tensor
 
 from vlm.core.chat import TEMPLATES
+from vlm.core.config import parse
 from vlm.core.encode import Encoded, Encoder, Strides
 from vlm.core.encode import ImageTokens as TokenIds
 from vlm.core.errors import ConfigError
 from vlm.core.records import Message, Sample
+from vlm.core.tiling import ImageRule
 from vlm.core.tokenizer import load_tokenizer
 from vlm.models.layouts import read_layout
 from vlm.models.specs import ModelSpec
@@ -20,12 +23,20 @@ from vlm.models.weights import find_checkpoint
 FROM_MODEL = "model"
 """Value of `strides` that means: what the checkpoint was trained for."""
 
+FRAMES = 8
+"""Frames taken from a video (quick start of the published models)."""
+
 
 class Processor:
-    """`processor.encode(messages)` -> Encoded; `processor.pixels(encoded)` -> float tensor for the encoder."""
+    """`processor.encode(messages)` -> Encoded; `processor.pixels(tiles)` -> float tensor for the encoder.
 
-    def __init__(self, spec: ModelSpec, tokenizer_folder: Path):
-        self.spec = spec
+    `frames`: number of frames taken from a video, each one tile.
+    """
+
+    def __init__(self, spec: ModelSpec, tokenizer_folder: Path, *, frames: int = FRAMES):
+        if frames < 1:
+            raise ConfigError(f"{frames} frames of a video", expected="at least 1")
+        self.spec, self.frames = spec, frames
         self.template = TEMPLATES[spec.template]
         self.tokenizer = load_tokenizer(tokenizer_folder)
         with torch.device("meta"):
@@ -39,7 +50,13 @@ class Processor:
             start=self.tokenizer.token_id(ids.start), context=ids.context_id, end=self.tokenizer.token_id(ids.end)
         )
         return Encoder(
-            self.tokenizer, self.template, self.spec.image_rule, self.tokens_per_tile, token_ids, self.spec.system
+            self.tokenizer,
+            self.template,
+            self.spec.image_rule,
+            self.tokens_per_tile,
+            token_ids,
+            self.spec.system,
+            segments=self.frames,
         )
 
     @property
@@ -61,16 +78,21 @@ class Processor:
         `strides`: positions per tile; one for all images, one for each (or a function of their number), None for
         arange, "model" for the checkpoint's own default.
         """
-        if isinstance(strides, str):
-            if strides != FROM_MODEL:
-                raise ConfigError(f"strides {strides!r}", expected=f"numbers, None or {FROM_MODEL!r}")
-            strides = self.spec.strides
         return self.encoder.encode(
             Sample(id, messages, id),
-            strides=strides,
+            strides=self.resolve_strides(strides),
             max_length=max_length,
             generation_prompt=generation_prompt,
         )
+
+    def resolve_strides(self, strides: Strides | str) -> Strides:
+        """The checkpoint's own strides for "model", else the given ones. Raises ConfigError for anything else."""
+        if strides == FROM_MODEL:
+            return self.spec.strides
+        number = isinstance(strides, int | float)
+        if isinstance(strides, str) or (number and not 0 < strides < math.inf):  # type: ignore[operator]
+            raise ConfigError(f"strides {strides!r}", expected=f"positions per tile above 0, None, or {FROM_MODEL!r}")
+        return strides
 
     def pixels(self, tiles: np.ndarray) -> Tensor:
         """uint8 [tiles, S, S, 3] -> float32 [tiles, 3, S, S], normalised."""
@@ -82,8 +104,8 @@ class Processor:
         return sorted({*self.encoder.stop_ids, *([self.tokenizer.eos_id] if self.tokenizer.eos_id is not None else [])})
 
     def with_image_rule(self, **changes: object) -> "Processor":
-        """A processor with another image rule, e.g. `with_image_rule(max_tiles=24)`."""
-        rule = self.spec.image_rule.model_copy(update=changes)
+        """A processor with another image rule, e.g. `with_image_rule(max_tiles=24)`. Raises ConfigError."""
+        rule = parse({**self.spec.image_rule.model_dump(), **changes}, ImageRule, where="image rule")
         other = object.__new__(Processor)
         other.__dict__ = dict(self.__dict__)
         other.spec = self.spec.model_copy(update={"image_rule": rule})
@@ -91,7 +113,23 @@ class Processor:
         return other
 
 
-def load_processor(path: str | Path) -> Processor:
-    """The processor of a checkpoint folder (any known layout) that holds tokenizer files."""
+def load_processor(path: str | Path, *, max_tiles: int | None = None, frames: int = FRAMES) -> Processor:
+    """The processor of a checkpoint folder (any known layout) that holds tokenizer files.
+
+    `max_tiles`: tiles per image, thumbnail not counted; `frames`: frames per video.
+
+    Raises:
+        CheckpointError: no such folder, or no tokenizer in it.
+        ConfigError: `max_tiles` for a family that makes one square of an image.
+    """
     folder = find_checkpoint(path)
-    return Processor(read_layout(folder).spec, folder)
+    processor = Processor(read_layout(folder).spec, folder, frames=frames)
+    if max_tiles is None:
+        return processor
+    if (kind := processor.spec.image_rule.kind) != "tiles":
+        raise ConfigError(
+            f"max_tiles {max_tiles}, but this checkpoint makes one square of an image (rule `{kind}`)",
+            expected="a checkpoint with dynamic tiles, as InternVL2 and V2PE are",
+            fix="leave it out",
+        )
+    return processor.with_image_rule(max_tiles=max_tiles)

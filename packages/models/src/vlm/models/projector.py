@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from vlm.core.errors import DataError
 from vlm.models.specs import MlpSpec, ProjectorSpec, UnshuffleSpec
 
 
@@ -11,9 +12,18 @@ def pixel_unshuffle(x_BhwC: Tensor, version: str, ratio: float = 0.5) -> Tensor:
 
     [B, h, w, C] -> [B, h * ratio, w * ratio, C / ratio^2]; `v1` leaves the two axes swapped, so that flattening gives
     the tokens column by column (InternVL-Chat-V1-2); `v2` is row by row (InternVL2).
+
+    Raises:
+        DataError: a grid that does not fall into whole blocks.
     """
     step = round(1 / ratio)
     batch, height, width, channels = x_BhwC.shape
+    if height % step or width % step:
+        raise DataError(
+            f"a feature grid of {height} x {width} cells",
+            expected=f"height and width multiples of {step}, as pixel unshuffle merges {step} x {step} of them",
+            fix="feed images whose sides are multiples of the patch size times that number",
+        )
     x = x_BhwC.reshape(batch, height // step, step, width // step, step, channels)
     x = x.permute(0, 3, 1, 2, 4, 5) if version == "v1" else x.permute(0, 1, 3, 2, 4, 5)
     return x.flatten(3)

@@ -1,125 +1,226 @@
-"""Talk to a model: text, images, videos, several rounds, streaming.
+"""Talk to a model: text, images, videos, several rounds, streaming, batches.
 
->>> chat = ChatSession("runs/quickstart/train/convllava-stage3/model")
+>>> chat = ChatSession("runs/quickstart/train/quickstart-convllava-stage3/model")
 >>> chat.ask("What is in the picture?", images=["cat.png"])
-'a cat'
+'A cat.'
 >>> for piece in chat.stream("And what colour is it?"):
 ...     print(piece, end="")
 """
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
 
-from vlm.core.errors import ConfigError
+from vlm.core.chat import Template
+from vlm.core.encode import Encoded, combined_part
+from vlm.core.errors import ConfigError, HardwareError
 from vlm.core.records import Message, image, text, video
-from vlm.models.generate import encode_unique, left_padded, reply
-from vlm.models.processor import FROM_MODEL, Processor, load_processor
+from vlm.models.generate import answer, encode_unique, left_padded, reply
+from vlm.models.processor import FRAMES, FROM_MODEL, Processor, load_processor
 from vlm.models.weights import load_model
+
+Files = Sequence[str | Path]
+
+
+def user_turn(question: str, images: Files, videos: Files, template: Template, *, combine: bool = False) -> Message:
+    """A question with its media in front, as published: `question` is text, whatever it holds.
+
+    - one image: `<image>\n`
+    - several, separate: `Image-1: <image>\nImage-2: <image>\n` (InternVL), `<image>\n<image>\n` (LLaVA)
+    - several, combined: `<image>\n`, one placeholder with the tiles of all (InternVL)
+    - a video: `Frame1: <image>\nFrame2: <image>\n...`
+
+    Raises:
+        ConfigError: no question, or images combined for a family that has no such prompt.
+    """
+    if not question.strip():
+        raise ConfigError("the question is empty", expected="some text")
+    images, videos = ([f] if isinstance(f, str | Path) else f for f in (images, videos))
+    pictures, movies = ([Path(f).resolve() for f in files] for files in (images, videos))
+    content: list[dict[str, Any]] = []
+    if combine and len(pictures) > 1:
+        if template.images_first:
+            raise ConfigError(
+                f"images cannot be combined with the template {template.name}",
+                expected="one placeholder for each image",
+                fix="ask with separate images",
+            )
+        content += [combined_part(pictures), text("\n")]
+    else:
+        named = len(pictures) > 1 and not template.images_first
+        for number, path in enumerate(pictures, 1):
+            content += [*([text(f"Image-{number}: ")] if named else []), image(path), text("\n")]
+    for path in movies:
+        content += [video(path), text("\n")]
+    return {"role": "user", "content": [*content, text(question)]}
 
 
 class ChatSession:
-    """A conversation with one model. `history` holds the messages so far; `reset()` empties it."""
+    """A conversation with one model. `history` holds the finished turns; `reset()` empties it.
+
+    Args:
+        path: a checkpoint, see `load_model`.
+        strides: V2PE positions per tile, None for plain counting; by default what the checkpoint was trained for.
+        system: another system text.
+        combine: several images of a question share one placeholder.
+        max_tiles, frames: per image and per video, see `load_processor`.
+        placement: `device`, `dtype`, `quantize`, `offload` and `progress` of `load_model`.
+    """
 
     def __init__(
         self,
         path: str | Path,
         *,
-        device: str = "cpu",
-        dtype: str = "float32",
         strides: float | str | None = FROM_MODEL,
         system: str | None = None,
+        combine: bool = False,
+        max_tiles: int | None = None,
+        frames: int = FRAMES,
+        **placement: Any,
     ):
-        self.model, self.processor = load_model(path, device, dtype), load_processor(path)
-        self.strides = strides
+        self.processor = load_processor(path, max_tiles=max_tiles, frames=frames)
+        self.processor.resolve_strides(strides)  # a fault is told before gigabytes are read
+        self.strides, self.combine = strides, combine
         self.start: list[Message] = [{"role": "system", "content": [text(system)]}] if system is not None else []
         self.history: list[Message] = list(self.start)
+        self._answering: Generator[str, None, None] | None = None
+        self.model = load_model(path, **placement)
 
     def reset(self) -> None:
-        """Forget the conversation."""
+        """Forget the conversation; an answer that is still being made stops."""
+        self._stop_answering()
         self.history = list(self.start)
 
-    def messages(self, question: str, images: list[str | Path] = (), videos: list[str | Path] = ()) -> list[Message]:  # type: ignore[assignment]
-        """The history and one more user turn: media first, each followed by a newline, then the question as text.
+    def messages(self, question: str, images: Files = (), videos: Files = ()) -> list[Message]:
+        """The history and one more user turn (see `user_turn`)."""
+        turn = user_turn(question, images, videos, self.processor.template, combine=self.combine)
+        return [*self.history, turn]
 
-        A question that contains `<image>` or a special token stays text.
-        """
-        if not question.strip():
-            raise ConfigError("the question is empty", expected="some text")
-        parts: list[dict[str, Any]] = []
-        for part in [image(Path(i).resolve()) for i in images] + [video(Path(v).resolve()) for v in videos]:
-            parts += [part, text("\n")]
-        return [*self.history, {"role": "user", "content": [*parts, text(question)]}]
-
-    def ask(self, question: str, *, images: list[str | Path] = (), videos: list[str | Path] = (), **kwargs: Any) -> str:  # type: ignore[assignment]
+    def ask(self, question: str, *, images: Files = (), videos: Files = (), **settings: Any) -> str:
         """The whole answer; the turn is added to the history. Keywords go to `generate`."""
-        return "".join(self.stream(question, images=images, videos=videos, **kwargs))
+        return "".join(self.stream(question, images=images, videos=videos, **settings))
+
+    def ask_batch(
+        self,
+        questions: Sequence[str],
+        *,
+        images: Sequence[Files] = (),
+        videos: Sequence[Files] = (),
+        max_new_tokens: int = 256,
+        **settings: Any,
+    ) -> list[str]:
+        """Answers to independent questions, each with its own images and videos; computed together.
+
+        The history is neither read nor changed.
+
+        Raises:
+            ConfigError: lists of unequal length, or an empty question.
+        """
+        for name, files in (("images", images), ("videos", videos)):
+            if files and len(files) != len(questions):
+                raise ConfigError(f"{name} for {len(files)} of {len(questions)} questions", expected="a list for each")
+        batch = []
+        for i, question in enumerate(questions):
+            mine = (files[i] if files else () for files in (images, videos))
+            turn = user_turn(question, *mine, self.processor.template, combine=self.combine)
+            batch.append(self.processor.encode([*self.start, turn], strides=self.strides, id=f"question {i + 1}"))
+        if not batch:
+            return []
+        replies = answer(self.model, self.processor, batch, max_new_tokens=max_new_tokens, **settings)
+        return [r.text for r in replies]
 
     def stream(
         self,
         question: str,
         *,
-        images: list[str | Path] = (),  # type: ignore[assignment]
-        videos: list[str | Path] = (),  # type: ignore[assignment]
+        images: Files = (),
+        videos: Files = (),
         max_new_tokens: int = 256,
-        **kwargs: Any,
+        **settings: Any,
     ) -> Iterator[str]:
-        """Pieces of the answer as they are made. The turn is added to the history when the answer is complete."""
+        """Pieces of the answer as they are made (with beams: all of it at the end).
+
+        The turn is added to the history when the answer is complete. An answer that is not read to its end, or that a
+        newer question overtakes, stops and leaves no trace.
+
+        Raises:
+            VlmError: at once for bad input, while reading the pieces for what fails in between.
+        """
         messages = self.messages(question, images, videos)
         encoded = self.processor.encode(messages, strides=self.strides)
+        self._stop_answering()
+        self._answering = self._pieces(messages, encoded, {"max_new_tokens": max_new_tokens, **settings})
+        return self._answering
+
+    def _stop_answering(self) -> None:
+        if self._answering is not None:
+            self._answering.close()
+
+    def _pieces(
+        self, messages: list[Message], encoded: Encoded, settings: dict[str, Any]
+    ) -> Generator[str, None, None]:
         streamer = PieceStreamer(self.processor)
-        device = next(self.model.parameters()).device
-
-        def work() -> None:
+        with ThreadPoolExecutor(1, "answer") as pool:  # leaving it waits for the thread
+            made = pool.submit(self._generate, encoded, streamer, settings)
+            made.add_done_callback(lambda _: streamer.queue.put(None))
+            whole = ""
             try:
-                with torch.inference_mode():
-                    features = encode_unique(self.model, self.processor, [encoded], chunk=16)
-                    ids, mask, positions = (t.to(device) for t in left_padded([encoded]))
-                    self.model.generate(
-                        ids,
-                        features=features,
-                        attention_mask=mask,
-                        position_ids=positions,
-                        max_new_tokens=max_new_tokens,
-                        eos_token_id=streamer.stop,
-                        pad_token_id=streamer.stop[0],
-                        streamer=streamer,
-                        **kwargs,
-                    )
-            except BaseException as error:  # noqa: BLE001  handed to the reading thread, which raises it
-                streamer.fail(error)
-            else:
-                streamer.end()
+                for piece in streamer:
+                    whole += piece
+                    yield piece
+                made.result()  # raises here what was raised there
+            finally:
+                streamer.cancelled = True
+        self.history = [*messages, {"role": "assistant", "content": [text(whole.strip())]}]
 
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        answer = ""
-        for piece in streamer:
-            answer += piece
-            yield piece
-        thread.join()
-        self.history = [*messages, {"role": "assistant", "content": [text(answer.strip())]}]
+    @torch.inference_mode()
+    def _generate(self, encoded: Encoded, streamer: "PieceStreamer", settings: dict[str, Any]) -> None:
+        """Fill the streamer. Runs in a thread of its own."""
+        try:
+            if (settings.get("num_beams") or 1) > 1:  # the best beam is known at the end
+                streamer.show(answer(self.model, self.processor, [encoded], **settings)[0].text)
+                return
+            device = next(self.model.parameters()).device
+            features = encode_unique(self.model, self.processor, [encoded], chunk=16)
+            ids, mask, positions = (t.to(device) for t in left_padded([encoded]))
+            self.model.generate(
+                ids,
+                features=features,
+                attention_mask=mask,
+                position_ids=positions,
+                eos_token_id=streamer.stop,
+                pad_token_id=streamer.stop[0],
+                streamer=streamer,
+                **settings,
+            )
+        except torch.OutOfMemoryError as error:
+            raise HardwareError(
+                f"out of memory with a prompt of {len(encoded):,} tokens and {encoded.n_tiles} tiles",
+                fix="fewer tiles (max_tiles) or frames, bfloat16, 8bit, or device `map`",
+            ) from error
 
 
 class PieceStreamer:
     """transformers' streamer protocol: token ids in, decoded pieces out, whole characters only."""
 
     def __init__(self, processor: Processor):
-        from queue import SimpleQueue
-
         self.processor, self.stop = processor, processor.stop_ids
         self.ids: list[int] = []
         self.shown = ""
-        self.queue: SimpleQueue[str | BaseException | None] = SimpleQueue()
+        self.queue: SimpleQueue[str | None] = SimpleQueue()
+        self.cancelled = False
 
     def put(self, value: torch.Tensor) -> None:
-        """New ids from `generate`."""
+        """New ids from `generate`. Raises CancelledError there when nobody reads any more."""
+        if self.cancelled:
+            raise CancelledError
         self.ids += value.flatten().tolist()
         whole = reply(self.processor, self.ids, self.stop).text
-        if not whole.endswith("�"):  # the first bytes of a character
+        if not whole.endswith("\N{REPLACEMENT CHARACTER}"):  # the first bytes of a character
             self.show(whole)
 
     def show(self, whole: str) -> None:
@@ -129,16 +230,10 @@ class PieceStreamer:
             self.shown = whole
 
     def end(self) -> None:
-        """The answer is complete (also called by `generate`)."""
+        """The answer is complete (called by `generate`)."""
         self.show(reply(self.processor, self.ids, self.stop).text)
         self.queue.put(None)
 
-    def fail(self, error: BaseException) -> None:
-        """Hand an error to the reader."""
-        self.queue.put(error)
-
     def __iter__(self) -> Iterator[str]:
         while (piece := self.queue.get()) is not None:
-            if isinstance(piece, BaseException):
-                raise piece
             yield piece

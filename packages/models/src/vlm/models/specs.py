@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from vlm.core.config import Strict, find_table, load_yaml, parse
+from vlm.core.errors import ConfigError
 from vlm.core.tiling import ImageRule
 
 
@@ -85,7 +86,8 @@ class RopeScaling(Strict):
 
 
 class LanguageSpec(Strict):
-    """A Llama. `vocab` is the number of embedding rows."""
+    """A Llama. `vocab` is the number of embedding rows; `rotary_tables`: float64 phases and float32 tables, or the
+    published float32 phases and tables in the dtype of the activations."""
 
     vocab: int
     width: int
@@ -96,6 +98,7 @@ class LanguageSpec(Strict):
     max_positions: int
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    rotary_tables: Literal["exact", "published"] = "exact"
     norm_eps: float = 1e-5
     tied: bool = False
 
@@ -132,3 +135,23 @@ def load_preset(name: str) -> ModelSpec:
     """The preset of that name (case-insensitive). Raises UnknownName with the nearest ones."""
     path = find_table("preset", name, "vlm.models", "presets")
     return parse(load_yaml(path), ModelSpec, where=path.name)
+
+
+def tokens_per_tile(spec: ModelSpec) -> int:
+    """Context tokens of one tile, by arithmetic alone: what a model of the spec says of itself, without building it.
+
+    A timm trunk is taken for a pyramid whose deepest map has stride 32 and whose other levels halve it; a name that
+    differs shows at the first image, where features and placeholders are compared.
+    """
+    vision, projector = spec.vision, spec.projector
+    if isinstance(vision, InternVitSpec):
+        stride = vision.patch_size
+    elif isinstance(vision, ConvNextSpec):
+        stride = 4 * 2 ** (len(vision.depths) - 1)
+    else:
+        if vision.level >= 0:
+            raise ConfigError(f"timm level {vision.level}", expected="counted from the deepest map: -1, -2, ...")
+        stride = 64 >> -vision.level
+        stride *= 2 if vision.extra_stage else 1
+    step = round(1 / projector.ratio) if isinstance(projector, UnshuffleSpec) else 1
+    return (spec.image_rule.size // stride // step) ** 2

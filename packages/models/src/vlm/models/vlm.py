@@ -14,15 +14,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
-from vlm.core.errors import DataError
-from vlm.models.attention import PACKED
-from vlm.models.language import make_language_model
+from vlm.core.errors import ConfigError, DataError
+from vlm.models.attention import PACKED, backend_of, check_name, check_packed
+from vlm.models.decoding import check_prompts, check_settings, fill, new_tokens
+from vlm.models.language import document_positions, make_language_model
 from vlm.models.loss import shifted, weighted_cross_entropy
+from vlm.models.prefix import Prefix, check_unscaled, counted, states_of
 from vlm.models.projector import make_projector
 from vlm.models.specs import ModelSpec
 from vlm.models.vision.convnext import ConvNext, TimmEncoder
 from vlm.models.vision.intern_vit import InternVit
+
+PREFILL_CHUNK, IMAGE_CHUNK = 8192, 16
+"""Tokens prefilled and tiles encoded at once: they bound activations, and the mask of padded prompts."""
 
 ImageEncoder = InternVit | ConvNext | TimmEncoder
 
@@ -58,6 +64,20 @@ class VisionLanguageModel(nn.Module):
         cells = self.image_size // self.encoder.stride
         return self.projector.tokens(cells, cells)
 
+    @property
+    def attention(self) -> str:
+        """Name of the attention backend of the language model."""
+        return backend_of(self.language_model.config)
+
+    def set_attention(self, name: str) -> None:
+        """Choose the attention backend: `auto` (in a new model) or a name of `attention.BACKENDS`.
+
+        Raises:
+            UnknownName: no such backend. ConfigError: one that this machine cannot run; says what to install.
+        """
+        check_name(name)
+        self.language_model.config.vlm_attention = name
+
     def set_gradient_checkpointing(self, on: bool) -> None:
         """Recompute activations of both towers in the backward pass (off in a new model)."""
         self.encoder.gradient_checkpointing = on
@@ -71,6 +91,8 @@ class VisionLanguageModel(nn.Module):
         if not isinstance(pixel_values, Tensor):
             images = (p[None] if p.dim() == 3 else p for p in pixel_values)
             return torch.cat([self.encode_images(image).flatten(0, 1) for image in images])[None]
+        if chunk is not None and chunk < 1:
+            raise ConfigError(f"image chunks of {chunk} tiles", expected="at least 1")
         parts = pixel_values.split(chunk) if chunk else (pixel_values,)
         dtype = next(self.projector.parameters()).dtype
         return torch.cat([self.projector(self.encoder(p.to(dtype))) for p in parts])
@@ -88,7 +110,7 @@ class VisionLanguageModel(nn.Module):
         `image_flags` [images]: 0 marks a dummy tile, whose features are left out. `features`: already encoded.
 
         Raises:
-            DataError: the number of placeholders differs from the number of features.
+            DataError: the number of placeholders differs from the number of features, or of flags from that of tiles.
         """
         placeholder = input_ids == self.spec.image_tokens.context_id
         embeddings = self.language_model.get_input_embeddings()(input_ids.masked_fill(placeholder, 0))
@@ -102,6 +124,10 @@ class VisionLanguageModel(nn.Module):
             features = embeddings.new_zeros(0, self.tokens_per_tile, embeddings.shape[-1])
         used = features
         if image_flags is not None:
+            if image_flags.numel() != len(features):
+                raise DataError(
+                    f"{image_flags.numel()} image flags for {len(features)} tiles", expected="one flag for each tile"
+                )
             used = features[image_flags.flatten().to(features.device) == 1]
         used = used.flatten(0, -2)
         if (slots := int(placeholder.sum())) != len(used):
@@ -123,8 +149,17 @@ class VisionLanguageModel(nn.Module):
         cu_seqlens: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Run the language model's blocks on embeddings; `.last_hidden_state` [B, L, C]."""
+        """Run the language model's blocks on embeddings; `.last_hidden_state` [B, L, C].
+
+        Without `position_ids`, positions count 0, 1, 2, ..., from anew in each document of a packed row.
+        """
         if cu_seqlens is not None:
+            check_packed(cu_seqlens, embeddings)
+            counting, length = document_positions(cu_seqlens)
+            if position_ids is None:
+                position_ids = counting
+            if not position_ids.is_floating_point():  # rotary scaling goes by the length of each document
+                position_ids = torch.stack([position_ids, length.expand_as(position_ids)], dim=-1)
             return self.language_model.model(
                 inputs_embeds=embeddings,
                 attention_mask=PACKED.to(embeddings.device),
@@ -132,8 +167,6 @@ class VisionLanguageModel(nn.Module):
                 cu_seqlens=cu_seqlens,
                 use_cache=False,
             )
-        if attention_mask is None:  # without a mask, transformers reads position steps other than 1 as documents
-            attention_mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
         return self.language_model.model(
             inputs_embeds=embeddings, attention_mask=attention_mask, position_ids=position_ids, **kwargs
         )
@@ -159,7 +192,7 @@ class VisionLanguageModel(nn.Module):
             pixel_values: [images, 3, h, w], all images of the batch in reading order.
             image_flags: [images], 0 for dummy tiles.
             attention_mask: [B, L], 1 for tokens; with `cu_seqlens` unused.
-            position_ids: [B, L], float64 (V2PE) or int64; default arange.
+            position_ids: [B, L], float64 (V2PE) or int64; default arange, in each document of a packed row.
             labels: int64 [B, L], -100 masked, aligned with the ids (the shift is done here).
             loss_weights: [B, L] weight of each label. The loss is sum(w * CE) / sum(w), 0 where nothing is labelled.
             loss_denominator: replaces sum(w): the total over ranks and accumulation steps.
@@ -168,7 +201,7 @@ class VisionLanguageModel(nn.Module):
         """
         embeddings = self.embed(input_ids, pixel_values, image_flags)
         if position_ids is None and attention_mask is not None:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+            position_ids = counted(attention_mask)
         hidden = self.decode(
             embeddings,
             attention_mask=attention_mask,
@@ -187,37 +220,77 @@ class VisionLanguageModel(nn.Module):
         return out
 
     @torch.no_grad()
-    def generate(
+    def prefill(
         self,
         input_ids: Tensor,
         *,
         pixel_values: Tensor | None = None,
         image_flags: Tensor | None = None,
         features: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        chunk: int = PREFILL_CHUNK,
+        image_chunk: int = IMAGE_CHUNK,
+    ) -> Prefix:
+        """The cache of a document [1, P] for several `generate(question_ids, prefix=...)`; makes no logits.
+
+        It may end anywhere, also within an image: `features` [1, tokens, C] then holds the tokens of its part.
+
+        Raises:
+            DataError: more than one row, or a length at which dynamic NTK scaling would change the keys.
+        """
+        if len(input_ids) != 1:
+            raise DataError(f"a prefix of {len(input_ids)} rows", expected="one document, [1, P]")
+        mask = torch.ones_like(input_ids)
+        if position_ids is None:
+            position_ids = counted(mask)
+        check_prompts(input_ids, mask, position_ids)
+        check_unscaled(self, position_ids)
+        embeddings = self.embed(input_ids, pixel_values, image_flags, features, image_chunk)
+        cache = DynamicCache(config=self.language_model.config)
+        fill(self, cache, embeddings, mask, position_ids, chunk)
+        return Prefix(self, input_ids, position_ids, states_of(cache))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        *,
+        prefix: Prefix | None = None,
+        pixel_values: Tensor | None = None,
+        image_flags: Tensor | None = None,
+        features: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         max_new_tokens: int = 32,
-        image_chunk: int = 16,
-        **kwargs: Any,
+        image_chunk: int = IMAGE_CHUNK,
+        prefill_chunk: int = PREFILL_CHUNK,
+        seed: int | None = None,
+        **settings: Any,
     ) -> Tensor:
-        """New token ids only, int64 [B, <= max_new_tokens]. Rows of unequal length are padded on the left.
+        """New token ids only, int64 [B * num_return_sequences, <= max_new_tokens]; greedy by default.
 
-        Positions go on from the last one by one, whatever the stride was. Other keywords go to transformers' `generate`
-        (`eos_token_id`, `do_sample`, `num_beams`, `streamer`, ...); greedy by default.
+        Rows of unequal length are padded on the left. Positions go on from the last one by one, whatever the stride
+        was. With a `prefix` ids, mask, positions and images are those of what follows it. `seed` makes `do_sample`
+        repeatable. Other keywords go to transformers' `generate` (`eos_token_id`, `num_beams`, `streamer`, ...).
+
+        Raises:
+            ConfigError: impossible settings. DataError: prompts that are malformed or do not fit the prefix.
         """
-        embeddings = self.embed(input_ids, pixel_values, image_flags, features, image_chunk)
-        if attention_mask is None:
-            attention_mask = torch.ones(input_ids.shape, dtype=torch.long, device=input_ids.device)
+        copies = check_settings(max_new_tokens, len(input_ids), seed, settings)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if position_ids is None:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        kwargs.setdefault("do_sample", False)
-        kwargs.setdefault("pad_token_id", 0)
-        return self.language_model.generate(  # type: ignore[misc, return-value]
-            inputs_embeds=embeddings,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            max_new_tokens=max_new_tokens,
-            **kwargs,
+            position_ids = prefix.positions_after(input_ids, mask) if prefix else counted(mask)
+        check_prompts(input_ids, mask, position_ids)
+        return new_tokens(
+            self,
+            self.embed(input_ids, pixel_values, image_flags, features, image_chunk),
+            mask,
+            position_ids,
+            prefix=prefix,
+            chunk=prefill_chunk,
+            copies=copies,
+            seed=seed,
+            settings={"do_sample": False, "pad_token_id": 0, **settings, "max_new_tokens": max_new_tokens},
         )
 
 

@@ -1,25 +1,22 @@
 """Checkpoints: load any known layout tensor by tensor, save ours atomically, account for every key."""
 
 import hashlib
-import json
-import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vlm.core.errors import CheckpointError
 from vlm.core.home import pretrained, resolve, write_json
-from vlm.models import adapters
 from vlm.models.layouts import Layout, read_layout
+from vlm.models.placement import Devices, make_placement
+from vlm.models.source import Source, Vision
 from vlm.models.specs import ModelSpec
+from vlm.models.stored import tensors as tensors
+from vlm.models.stored import weight_files, write_shards
 from vlm.models.vlm import VisionLanguageModel, make_model
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -34,89 +31,63 @@ def find_checkpoint(path: str | Path) -> Path:
     )
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a folder: safetensors if there are any, else pickles (read with `weights_only`)."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(f"{index} is no index of shards: {error}", fix="download it again") from error
-        files = [folder / n for n in names]
-        if missing := [f.name for f in files if not f.exists()]:
-            raise CheckpointError(f"{folder}: missing shards {', '.join(missing)}", fix="download the checkpoint again")
-        return files
-    for pattern in ("*.safetensors", "pytorch_model*.bin"):
-        if files := sorted(folder.glob(pattern)):
-            return files
-    raise CheckpointError(f"no weights in {folder}", expected="*.safetensors or pytorch_model*.bin")
-
-
-def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of a checkpoint folder, one tensor in memory at a time for safetensors."""
-    for file in weight_files(folder):
-        if file.suffix == ".safetensors":
-            try:
-                with safe_open(file, "pt") as f:
-                    for key in f.keys():  # noqa: SIM118
-                        yield key, f.get_tensor(key)
-            except SafetensorError as error:
-                raise CheckpointError(f"{file}: {error}", fix="the file is damaged: download it again") from error
-        else:
-            try:
-                state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-                raise CheckpointError(
-                    f"{file}: {error}",
-                    expected="a state dict of tensors alone, as torch.save writes it",
-                    fix="download it again, or take the safetensors of the same model",
-                ) from error
-            yield from state.items()
-
-
-def renamed_tensors(layout: Layout, folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Tensors under our names; fused InternLM2 projections are split."""
-    if layout.patterns is None:
-        yield from tensors(folder)
-        return
-    tower_copy = "model.vision_tower.vision_tower."
-    for source, patterns in ((folder, layout.patterns), *layout.towers):
-        for key, tensor in tensors(source):
-            result = adapters.rename([key], patterns)
-            adapters.check_unknown(result, str(source), allow=lambda k: k.startswith(tower_copy))
-            for name in result.renamed.values():
-                if match := adapters.WQKV.match(name):
-                    parts = adapters.split_wqkv(tensor, layout.spec.language)
-                    for letter, part in zip("qkv", parts, strict=True):
-                        yield f"{match[1]}{letter}_proj.weight", part.contiguous()
-                else:
-                    yield name, tensor
-
-
-def load_model(path: str | Path, device: str = "cpu", dtype: str = "float32") -> VisionLanguageModel:
-    """A model in eval mode from a folder in any known layout (ours, InternVL, LLaVA / ConvLLaVA).
+def renamed_tensors(layout: Layout, folder: Path, vision: Vision | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Tensors under our names, exactly those of the model that config.json describes, file by file.
 
     Raises:
-        CheckpointError: missing or unknown tensors, wrong shapes, damaged files; names them.
+        CheckpointError: before the first tensor, if any is unknown, missing, or of a wrong shape or dtype.
+    """
+    source = Source(layout, folder, vision)
+    source.check()
+    source.check_copy()
+    for name in sorted(source.wanted, key=source.file):
+        yield name, source.read(name)
+
+
+def load_model(
+    path: str | Path,
+    device: str | Devices = "cpu",
+    dtype: str = "float32",
+    *,
+    quantize: str | None = None,
+    offload: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    vision: Vision | None = None,
+) -> VisionLanguageModel:
+    """A model in eval mode from a folder in any known layout (ours, InternVL, its `-hf` form, LLaVA / ConvLLaVA).
+
+    Each tensor goes from the file straight to its device; there is never a second copy of the model.
+
+    Args:
+        path: a folder, or a name below `pretrained/`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `map` (layers over all GPUs), or a dict from module to device.
+        dtype: `float32`, `bfloat16`, `float16`, `float64`, or `auto`: as stored.
+        quantize: `8bit` or `4bit`, the language model's linear layers alone (bitsandbytes).
+        offload: `cpu` or `disk`: where the decoder layers wait for their turn.
+        progress: called with (parameters read, all parameters).
+        vision: `tower` or `checkpoint`: which vision weights of a LLaVA folder to take, if the two copies differ.
+
+    Raises:
+        CheckpointError: missing or unknown tensors, wrong shapes or dtypes, damaged files, before a tensor is read.
+        ConfigError, HardwareError: a placement that is impossible, before anything is read.
     """
     folder = find_checkpoint(path)
     layout = read_layout(folder)
+    placement = make_placement(layout.spec, device, dtype, quantize=quantize, offload=offload)
     with torch.device("meta"):
         model = make_model(layout.spec)
     wanted = dict(model.state_dict())
     if layout.spec.language.tied:
         wanted.pop("language_model.lm_head.weight")
-    for name, tensor in renamed_tensors(layout, folder):
-        if name not in wanted:
-            raise CheckpointError(f"{folder}: unexpected tensor {name}", expected="the tensors of config.json's model")
-        if wanted[name].shape != tensor.shape:
-            raise CheckpointError(f"{folder}: {name} is {list(tensor.shape)}", expected=f"{list(wanted[name].shape)}")
-        target = DTYPES[dtype] if tensor.is_floating_point() else tensor.dtype
-        model.load_state_dict({name: tensor.to(device, target)}, strict=False, assign=True)
-        del wanted[name]
-    if wanted:
-        raise CheckpointError(f"{folder}: {len(wanted)} missing tensors, first {', '.join(list(wanted)[:4])}")
-    model.language_model.tie_weights()
+    total, done = sum(t.numel() for t in wanted.values()), 0
+    placement.prepare(model)
+    for name, tensor in renamed_tensors(layout, folder, vision):
+        placement.put(model, name, tensor)
+        done += tensor.numel()
+        del tensor  # before the next one is read
+        if progress:
+            progress(done, total)
+    placement.finish(model)
     return model.eval()
 
 
@@ -131,10 +102,10 @@ def save_state(tensors: dict[str, Tensor], spec: ModelSpec, folder: Path, *, tok
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    state = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    state = dict(tensors)
     if spec.language.tied:
         state.pop("language_model.lm_head.weight")
-    save_torch_state_dict(state, temporary, max_shard_size="5GB")
+    write_shards(state, state.__getitem__, temporary)
     write_json(temporary / "config.json", {"model_type": "vlm", "spec": spec.model_dump(mode="json")})
     if tokenizer is not None:
         copy_tokenizer(tokenizer, temporary)
@@ -161,9 +132,10 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """sha256 over the names and contents of config and weight files: changes with any tensor."""
-    digest = hashlib.sha256()
-    for file in [folder / "config.json", *weight_files(folder)]:
+    """sha256 over the names and contents of config and weight files, those of a vision tower's folder included."""
+    digest, layout = hashlib.sha256(), read_layout(folder)
+    towers = [file for tower, _ in layout.towers for file in weight_files(tower)]
+    for file in [folder / "config.json", *weight_files(folder), *layout.files, *towers]:
         digest.update(file.name.encode())
         with file.open("rb") as f:
             digest.update(hashlib.file_digest(f, "sha256").digest())

@@ -4,58 +4,51 @@ A step takes the next `batch.samples` samples of the epoch's order, encodes them
 rows to the ranks. What cannot be used is told to the ledger by name, never replaced.
 """
 
+import json
 import random
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vlm.core.encode import Encoded, Strides
-from vlm.core.errors import ConfigError, DataError
+from vlm.core.errors import ConfigError, DataError, MediaError
 from vlm.core.home import resolve
-from vlm.core.packing import pack
+from vlm.core.index import LineIndex, Mixture, Shuffle
+from vlm.core.packing import pack, pack_greedy
 from vlm.core.positions import draw_strides
 from vlm.core.records import Sample, read_record
 from vlm.models.processor import Processor
+from vlm.train.metrics import Lost, Stage
 from vlm.train.recipe import DataEntry, Recipe
 
 
 class Lines:
-    """Random access to the lines of a JSONL file through an offset index; only the index stays in memory."""
+    """The records of one entry of a recipe, read when asked for."""
 
     def __init__(self, entry: DataEntry):
-        self.entry, self.path = entry, resolve(entry.file)
-        if not self.path.exists():
-            raise DataError(f"no such file: {self.path}", fix="`vlm plan RECIPE` shows the line that fetches it")
-        raw = np.memmap(self.path, dtype=np.uint8, mode="r") if self.path.stat().st_size else np.empty(0, np.uint8)
-        ends = np.flatnonzero(raw == ord("\n")) + 1
-        if len(raw) and (not len(ends) or ends[-1] != len(raw)):
-            ends = np.append(ends, len(raw))
-        self.bounds = np.concatenate([[0], ends])
+        self.entry, self.root = entry, resolve(entry.root)
+        self.index = LineIndex(resolve(entry.file))
         if entry.count is not None and len(self) != entry.count:
             raise DataError(
-                f"{self.path}: {len(self)} records",
+                f"{self.index.path}: {len(self)} records",
                 expected=f"{entry.count}",
                 fix="make the file again, or correct `count` in the recipe",
             )
 
     def __len__(self) -> int:
-        return len(self.bounds) - 1
+        return len(self.index)
 
-    def __getitem__(self, index: int) -> Sample:
-        import json
-
-        where = f"{self.path.name}:{index + 1}"
-        with self.path.open("rb") as f:
-            f.seek(self.bounds[index])
-            line = f.read(self.bounds[index + 1] - self.bounds[index])
+    def __getitem__(self, i: int) -> Sample:
+        where = f"{self.index.path.name}:{i + 1}"
         try:
-            record = json.loads(line)
+            record = json.loads(self.index[i])
         except ValueError as error:
             raise DataError(f"{where}: not JSON: {error}", fix="repair or remove the line") from error
-        return read_record(record, root=resolve(self.entry.root), where=where)
+        return read_record(record, root=self.root, where=where)
 
 
 @dataclass
@@ -83,8 +76,13 @@ class StepData:
     """What one step is made of: all rows, in an order that does not depend on ranks, and the samples not used as is."""
 
     rows: list[Row]
-    lost: list[tuple[str, str, str]] = field(default_factory=list)
+    lost: list[Lost] = field(default_factory=list)
     n_samples: int = 0
+
+    @property
+    def n_dropped(self) -> int:
+        """Samples that are in no row."""
+        return sum(lost.what == "dropped" for lost in self.lost)
 
 
 class Stream:
@@ -93,21 +91,9 @@ class Stream:
     def __init__(self, recipe: Recipe, processor: Processor):
         self.recipe, self.processor = recipe, processor
         self.files = [Lines(entry) for entry in recipe.data]
-        self.index = self.mixture()
+        self.index = Mixture([len(f) for f in self.files], [entry.repeat for entry in recipe.data], recipe.seed)
         if not len(self.index):
             raise DataError("the training mixture is empty", expected="at least one record")
-
-    def mixture(self) -> np.ndarray:
-        """[samples of an epoch, 2]: (file, line). Whole repeats, then a seeded choice for the fraction."""
-        parts = []
-        for number, lines in enumerate(self.files):
-            repeat = lines.entry.repeat
-            whole, rest = int(repeat), repeat - int(repeat)
-            rng = np.random.default_rng([self.recipe.seed, number])
-            part = np.sort(rng.permutation(len(lines))[: round(rest * len(lines))])
-            order = np.concatenate([np.arange(len(lines))] * whole + [part])
-            parts.append(np.stack([np.full(len(order), number), order], axis=1))
-        return np.concatenate(parts)
 
     @property
     def total_steps(self) -> int:
@@ -117,7 +103,7 @@ class Stream:
         assert self.recipe.epochs is not None  # the recipe's validator has seen to it
         return max(1, int(self.recipe.epochs * len(self.index) / self.recipe.batch.samples))
 
-    def order(self, epoch: int) -> np.ndarray:
+    def order(self, epoch: int) -> Shuffle:
         """The order of one epoch, seeded by (seed, epoch)."""
         return _order(self.recipe.seed, epoch, len(self.index))
 
@@ -128,7 +114,7 @@ class Stream:
         for k in range(step * size, (step + 1) * size):
             epoch, offset = divmod(k, total)
             number, line = self.index[self.order(epoch)[offset]]
-            result.append((epoch, int(number), int(line)))
+            result.append((epoch, number, line))
         return result
 
     def strides_for(self, epoch: int, number: int, line: int) -> Strides:
@@ -145,8 +131,10 @@ class Stream:
         for epoch, number, line in self.picks(step):
             data.n_samples += 1
             name = f"{self.recipe.data[number].name}:{line + 1}"
+            stage: Stage = "read"
             try:
                 sample = self.files[number][line]
+                stage = "encode"
                 one = self.processor.encode(
                     sample.messages,
                     strides=self.strides_for(epoch, number, line),
@@ -155,17 +143,18 @@ class Stream:
                     id=sample.id,
                 )
             except DataError as error:
-                data.lost.append((name, "dropped", str(error)))
+                stage = "media" if isinstance(error, MediaError) else stage
+                data.lost.append(Lost(name, "dropped", stage, str(error)))
                 continue
             if one.n_supervised == 0:
-                data.lost.append((name, "dropped", "no supervised token"))
+                data.lost.append(Lost(name, "dropped", "encode", "no supervised token"))
                 continue
             if one.n_tiles > self.recipe.batch.max_tiles:
                 why = f"{one.n_tiles} tiles, batch.max_tiles is {self.recipe.batch.max_tiles}"
-                data.lost.append((name, "dropped", why))
+                data.lost.append(Lost(name, "dropped", "pack", why))
                 continue
             if one.truncated:
-                data.lost.append((name, "truncated", f"cut to {self.recipe.max_length} tokens"))
+                data.lost.append(Lost(name, "truncated", "encode", f"cut to {self.recipe.max_length} tokens"))
             encoded.append(one)
         data.rows = self.rows(encoded)
         return data
@@ -183,27 +172,33 @@ class Stream:
                     f"a sample has {max(lengths)} tokens, batch.max_tokens is {batch.max_tokens}",
                     expected="max_length <= batch.max_tokens",
                 )
-            groups = pack(lengths, tiles, batch.max_tokens, batch.max_tiles, len(lengths) or 1)
-        return [self.row([encoded[i] for i in group]) for group in groups]
+            if batch.packing == "greedy":
+                # published: a text-only sample carries a dummy tile
+                groups = pack_greedy(lengths, [max(1, t) for t in tiles], batch.max_tokens, batch.max_tiles)
+            else:
+                groups = pack(lengths, tiles, batch.max_tokens, batch.max_tiles, len(lengths) or 1)
+        return [make_row([encoded[i] for i in group], self.recipe.loss) for group in groups]
 
-    def row(self, group: list[Encoded]) -> Row:
-        pixels = [e.pixels for e in group if e.pixels is not None and len(e.pixels)]
-        return Row(
-            input_ids=np.concatenate([e.input_ids for e in group]),
-            labels=np.concatenate([e.labels for e in group]),
-            weights=np.concatenate([e.loss_weights(self.recipe.loss) for e in group]),
-            position_ids=np.concatenate([e.position_ids for e in group]).astype(
-                np.int64 if all(e.strides is None for e in group) else np.float64
-            ),
-            cu_seqlens=np.cumsum([0, *(len(e.input_ids) for e in group)]).astype(np.int32),
-            pixels=np.concatenate(pixels) if pixels else None,
-            ids=[e.id for e in group],
-        )
+
+def make_row(group: list[Encoded], loss: Literal["token", "sample", "square"]) -> Row:
+    """Samples one behind the other. Positions are integers where no sample has a stride."""
+    pixels = [e.pixels for e in group if e.pixels is not None and len(e.pixels)]
+    return Row(
+        input_ids=np.concatenate([e.input_ids for e in group]),
+        labels=np.concatenate([e.labels for e in group]),
+        weights=np.concatenate([e.loss_weights(loss) for e in group]),
+        position_ids=np.concatenate([e.position_ids for e in group]).astype(
+            np.int64 if all(e.strides is None for e in group) else np.float64
+        ),
+        cu_seqlens=np.cumsum([0, *(len(e.input_ids) for e in group)]).astype(np.int32),
+        pixels=np.concatenate(pixels) if pixels else None,
+        ids=[e.id for e in group],
+    )
 
 
 @lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, total: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch, 0x6F72]).permutation(total)
+def _order(seed: int, epoch: int, total: int) -> Shuffle:
+    return Shuffle(total, seed, epoch, 0x6F72)
 
 
 def deal(rows: list[Row], rank: int, world: int) -> list[Row]:

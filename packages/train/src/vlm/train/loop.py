@@ -212,7 +212,7 @@ def one_step(
         "useful_tokens": tokens,
         "padding_share": repeated / (tokens + repeated),
         "labels": sum(int((row.labels != -100).sum()) for row in data.rows),
-        "samples": data.n_samples - sum(what == "dropped" for _, what, _ in data.lost),
+        "samples": data.n_samples - data.n_dropped,
         "rows": len(data.rows),
         "fill": tokens / (len(data.rows) * recipe.batch.max_tokens),
         "tokens_per_s": tokens / seconds,

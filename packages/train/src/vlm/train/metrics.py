@@ -1,12 +1,17 @@
 """One JSON line a step, a progress bar for people, and the ledger of samples not used as they are."""
 
 import json
+import re
 import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vlm.core.errors import DataError
 
 
 class Log:
@@ -30,26 +35,96 @@ class Log:
             f.write(json.dumps(values, ensure_ascii=False) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """All lines."""
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        """All whole lines; none where there is no file."""
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+
+Stage = Literal["read", "media", "encode", "pack"]
+"""Where a sample was lost: its record, its files, its tokens, or the limits of a pack."""
+
+
+class Lost(NamedTuple):
+    """A sample that is not used as it is: `name:line` of its file, what became of it, where, and why."""
+
+    id: str
+    what: Literal["dropped", "truncated"]
+    stage: Stage
+    reason: str
 
 
 class Ledger:
-    """Every sample that was not used as it is: (step, id, what, reason). The counts close: in = used + dropped."""
+    """Every sample that was not used as it is. The counts close: in = used + dropped + truncated + replaced.
+
+    `used` are those used as they are; truncated ones are trained on too. None is ever replaced: the 0 says so.
+    """
 
     def __init__(self, folder: Path, counts: dict[str, int] | None = None, *, writes: bool = True):
         self.log, self.writes = Log(folder / "ledger.jsonl"), writes
-        self.counts = counts or {"in": 0, "used": 0, "dropped": 0, "truncated": 0}
+        self.counts = dict.fromkeys(("in", "used", "dropped", "truncated", "replaced"), 0) | (counts or {})
 
-    def add(self, step: int, n_samples: int, lost: list[tuple[str, str, str]]) -> None:
-        """Account for the samples of a step; truncated ones are used, and named. All ranks count, one writes."""
-        dropped = sum(what == "dropped" for _, what, _ in lost)
+    def add(self, step: int, n_samples: int, lost: list[Lost]) -> None:
+        """Account for the samples of a step. All ranks count, one writes."""
         self.counts["in"] += n_samples
-        self.counts["dropped"] += dropped
-        self.counts["truncated"] += len(lost) - dropped
-        self.counts["used"] += n_samples - dropped
-        for id, what, reason in lost if self.writes else []:
-            self.log.write(step=step, id=id, what=what, reason=reason)
+        self.counts["used"] += n_samples - len(lost)
+        for one in lost:
+            self.counts[one.what] += 1
+            if self.writes:
+                self.log.write(step=step, **one._asdict())
+
+
+@dataclass(frozen=True)
+class Account:
+    """The ledger of one stage of training, checked against its metrics. `reasons`: (what, stage, reason) -> samples;
+    `open` says where the counts do not close, empty if they do."""
+
+    recipe: str
+    steps: int
+    counts: dict[str, int]
+    reasons: dict[tuple[str, str, str], int]
+    entries: list[dict[str, Any]]
+    open: list[str]
+
+
+def read_account(folder: Path) -> Account:
+    """The account of a stage (`RUN/train/RECIPE`), finished or not.
+
+    What came in is counted from the steps and the recipe, what was trained on from metrics.jsonl, what was lost from
+    ledger.jsonl; the three must agree, and with summary.json once that is there.
+
+    Raises:
+        DataError: no run in that folder.
+    """
+    if not (folder / "recipe.json").exists():
+        raise DataError(
+            f"no training run in {folder}", expected="a folder with recipe.json", fix="name RUN/train/RECIPE"
+        )
+    recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["recipe"]
+    steps, entries = Log(folder / "metrics.jsonl").read(), Log(folder / "ledger.jsonl").read()
+    done = max((line["step"] + 1 for line in [*steps, *entries]), default=0)
+    what = Counter(e["what"] for e in entries)
+    trained = sum(line["samples"] for line in steps)
+    counts = {
+        "in": done * recipe["batch"]["samples"],
+        "used": trained - what["truncated"],
+        **{k: what[k] for k in ("dropped", "truncated", "replaced")},
+    }
+    problems = []
+    if counts["in"] != sum(counts.values()) - counts["in"]:
+        problems.append("in is not used + dropped + truncated + replaced")
+    summary = folder / "summary.json"
+    if summary.exists():
+        final = json.loads(summary.read_text(encoding="utf-8"))["ledger"]
+        differ = [k for k in ("in", "dropped", "truncated") if final[k] != counts[k]]
+        problems += [f"summary.json says {k} {final[k]}, the logs say {counts[k]}" for k in differ]
+    reasons = Counter((e["what"], e.get("stage", ""), short(e["reason"], e["id"])) for e in entries)
+    return Account(recipe["name"], done, counts, dict(reasons.most_common()), entries, problems)
+
+
+def short(reason: str, id: str) -> str:
+    """The first line of a reason without names, lines and paths, so that equal faults count as one."""
+    line = re.sub(r"^\S+\.jsonl:\d+: ", "", reason.splitlines()[0]).replace(id, "")
+    return re.sub(r"(/[^\s:]+)+", "FILE", line)
 
 
 class Show:

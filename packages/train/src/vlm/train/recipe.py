@@ -49,12 +49,13 @@ class Optimizer(Strict):
 
 class Batch(Strict):
     """A step takes `samples` consecutive samples of the epoch's order and packs them into rows of at most
-    `max_tokens` tokens and `max_tiles` tiles; `packing: none` gives each sample a row of its own."""
+    `max_tokens` tokens and `max_tiles` tiles: `best_fit` (ours), `greedy` (the published buffer of 20 open packs), or
+    `none`, where each sample has a row of its own."""
 
     samples: int
     max_tokens: int
     max_tiles: int = 1_000_000
-    packing: Literal["best_fit", "none"] = "best_fit"
+    packing: Literal["best_fit", "greedy", "none"] = "best_fit"
 
 
 class Zero(Strict):
@@ -153,7 +154,7 @@ def whole_faults(recipe: dict[str, Any]) -> list[tuple[str, Any]]:
     if bare := [k for k in numbers(given) if not covered(k, sources if isinstance(sources, dict) else {})]:
         faults.append(("sources", f"numbers without a source: {', '.join(bare)}"))
     batch, longest = recipe.get("batch"), recipe.get("max_length")
-    if isinstance(batch, dict) and batch.get("packing", "best_fit") == "best_fit":
+    if isinstance(batch, dict) and batch.get("packing", "best_fit") != "none":
         room = batch.get("max_tokens")
         if isinstance(longest, int) and isinstance(room, int) and longest > room:
             faults.append(("max_length", f"a sample of max_length tokens fits in no row of batch.max_tokens = {room}"))

@@ -1,7 +1,9 @@
 """`vlm chat`: talk to a model about images and videos."""
 
+import shlex
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,14 +14,16 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-HELP = """/image FILE   add a picture to the next question
-/video FILE   add a video
-/history      show the conversation
-/reset        forget it
-/save FILE    write it as JSON
-/quit         leave (also Ctrl-D)"""
+HELP = """/image FILE...  add pictures to the next question (of a GIF the first frame)
+/video FILE     add a video, an animated GIF, or a folder of frames
+/history        show the conversation
+/reset          forget it, and what was added
+/save FILE      write it as JSON
+/help           these lines
+/quit           leave (also Ctrl-D); Ctrl-C stops an answer"""
 
-MOVIES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif"}
+VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 @app.command()
@@ -28,18 +32,32 @@ def chat(
         list[str] | None,
         typer.Argument(
             metavar="[FILE...] [QUESTION]",
-            help="Pictures or videos, then the question. Without a question: interactive.",
+            help="Pictures or videos, then the question in quotes. Without a question: interactive.",
         ),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Checkpoint. Default: the newest below runs/.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0: greedy.")] = 0.0,
+    temperature: Annotated[float, typer.Option(min=0, help="0: greedy; above: tokens are drawn.")] = 0.0,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this mass.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the draw. Default: 0.")] = None,
+    beams: Annotated[int, typer.Option(min=1, help="Beam search; the answer then comes at once.")] = 1,
     stride: Annotated[str | None, typer.Option(help="V2PE stride, or `none`. Default: the checkpoint's.")] = None,
     system: Annotated[str | None, typer.Option(help="Another system text.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    combine: Annotated[
+        bool, typer.Option("--combine/--separate", help="Several pictures in one placeholder, or one for each.")
+    ] = False,
+    max_tiles: Annotated[int | None, typer.Option(help="Tiles per picture. Default: the checkpoint's.")] = None,
+    frames: Annotated[int, typer.Option(help="Frames taken from a video.")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …, or map: layers over all GPUs.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, float64, or auto: as stored.")] = "float32",
+    quantize: Annotated[
+        str | None, typer.Option(metavar="8bit|4bit", help="Language model's linear layers alone (extra `quant`).")
+    ] = None,
+    offload: Annotated[
+        str | None, typer.Option(metavar="cpu|disk", help="Where the language model's layers wait for their turn.")
+    ] = None,
 ) -> None:
     """Ask one question about files, or open a conversation.
 
@@ -47,71 +65,203 @@ def chat(
     """
     from vlm.cli.commands.eval import find_model
 
-    *names, question = words or [""]
-    if words and Path(question).exists():
-        names, question = [*names, question], ""
-    files = [Path(n) for n in names]
-    if lost := [str(f) for f in files if not f.exists()]:
+    files, question = split_words(words or [])
+    drawing: dict[str, Any] = {"top_p": top_p, "seed": seed}
+    if temperature == 0 and (idle := [f"--{k.replace('_', '-')}" for k, v in drawing.items() if v is not None]):
+        raise ConfigError(f"{' and '.join(idle)} without --temperature", expected="a temperature above 0")
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": beams}
+    if temperature > 0:
+        drawn = {k: v for k, v in drawing.items() if v is not None}
+        settings |= {"do_sample": True, "temperature": temperature, "seed": 0, **drawn}
+    session = load(
+        find_model(model),
+        strides=read_stride(stride),
+        system=system,
+        combine=combine,
+        max_tiles=max_tiles,
+        frames=frames,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        offload=offload,
+    )
+    images = [f for f in files if f.suffix.lower() not in VIDEOS]
+    videos = [f for f in files if f.suffix.lower() in VIDEOS]
+    if question is not None:
+        say(session, question, images, videos, settings)
+    else:
+        Shell(session, settings, images, videos).run()
+
+
+def split_words(words: list[str]) -> tuple[list[Path], str | None]:
+    """Files and the question, None when there is none.
+
+    Raises:
+        ConfigError: an empty question, or a file that does not exist.
+    """
+    names, question = list(words), None
+    # a last word that is no file is the question, unless it looks like the name of one
+    if words and not (words[-1] and Path(words[-1]).exists()) and Path(words[-1]).suffix not in VIDEOS | PICTURES:
+        *names, question = words
+    if question is not None and not question.strip():
+        raise ConfigError("the question is empty", expected="some text in quotes, or no question to talk")
+    if lost := [name for name in names if not Path(name).exists()]:
         raise ConfigError(
             f"no such file: {', '.join(lost)}", expected="pictures or videos, then one question in quotes"
         )
-    path = find_model(model)
-    from rich.console import Console
+    return [Path(name) for name in names], question
 
-    with Console(stderr=True).status(f"loading {path}"):
+
+def read_stride(value: str | None) -> float | str | None:
+    """The `--stride` option: None -> the checkpoint's own, "none" -> plain counting. Raises ConfigError."""
+    if value is None:
+        return "model"
+    try:
+        return None if value.lower() == "none" else float(value)
+    except ValueError as error:
+        raise ConfigError(f"--stride {value}", expected="positions per tile above 0, or `none`") from error
+
+
+def load(path: Path, **settings: Any) -> "ChatSession":
+    """A session, with progress on a terminal's standard error while torch is imported and the weights are read."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"loading {path}", total=None)
         from vlm.models import ChatSession
 
-        strides = "model" if stride is None else None if stride == "none" else float(stride)
-        session = ChatSession(path, device=device, dtype=dtype, strides=strides, system=system)
-    settings: dict = {"max_new_tokens": max_new_tokens}
-    if temperature > 0:
-        settings |= {"do_sample": True, "temperature": temperature}
-    if question:
-        say(session, question, files, settings)
-    else:
-        converse(session, files, settings)
+        return ChatSession(path, progress=lambda done, total: bar.update(task, completed=done, total=total), **settings)
 
 
-def say(session: "ChatSession", question: str, files: list[Path], settings: dict) -> None:
+def say(session: "ChatSession", question: str, images: list[Path], videos: list[Path], settings: dict) -> None:
     """Print an answer as it is made."""
-    videos = [f for f in files if f.suffix.lower() in MOVIES]
-    pictures = [f for f in files if f not in videos]
-    for piece in session.stream(question, images=pictures, videos=videos, **settings):
+    for piece in session.stream(question, images=images, videos=videos, **settings):
         typer.echo(piece, nl=False)
     typer.echo()
 
 
-def converse(session: "ChatSession", files: list[Path], settings: dict) -> None:
-    """Read questions and commands until the end of input. A mistake is told and the conversation goes on."""
-    typer.echo(HELP, err=True)
-    waiting = list(files)
-    while True:
+class Shell:
+    """The interactive conversation. A mistake is told and the conversation goes on."""
+
+    def __init__(self, session: "ChatSession", settings: dict[str, Any], images: list[Path], videos: list[Path]):
+        self.session, self.settings = session, settings
+        self.images, self.videos = list(images), list(videos)
+        self.commands = {
+            "/image": self.add_images,
+            "/video": self.add_video,
+            "/history": self.show_history,
+            "/reset": self.reset,
+            "/save": self.save,
+            "/help": lambda rest: typer.echo(HELP, err=True),
+        }
+
+    def run(self) -> None:
+        """Read questions and commands until `/quit` or the end of input."""
+        from vlm.core.home import runs
+
+        lines = line_editing(runs() / ".chat_history")
+        typer.echo(HELP, err=True)
         try:
-            line = input("> ").strip()
-        except EOFError:
-            return
+            while (line := self.read()) != "/quit":
+                self.answer(line)
+        finally:
+            if lines:
+                lines()
+
+    def read(self) -> str:
+        """The next line; "/quit" at the end of input. Ctrl-C drops a line that is being typed."""
+        while True:
+            try:
+                return input("> ").strip()
+            except EOFError:
+                typer.echo()
+                return "/quit"
+            except KeyboardInterrupt:
+                typer.echo()
+
+    def answer(self, line: str) -> None:
+        """Obey a command or put a question."""
         command, _, rest = line.partition(" ")
         try:
-            if command == "/quit":
-                return
-            if command in ("/image", "/video"):
-                if not Path(rest).exists():
-                    raise ConfigError(f"no such file: {rest}")
-                waiting.append(Path(rest))
-            elif command == "/reset":
-                session.reset()
-            elif command == "/history":
-                for message in session.history:
-                    shown = "".join(p["text"] if p["type"] == "text" else f"[{p['path']}]" for p in message["content"])
-                    typer.echo(f"{message['role']}: {shown}")
-            elif command == "/save":
-                from vlm.core.home import write_json
-
-                write_json(Path(rest), session.history)
-            elif command.startswith("/"):
-                raise ConfigError(f"unknown command {command}", expected=HELP)
+            if command.startswith("/"):
+                if command not in self.commands:
+                    raise ConfigError(f"unknown command {command}", expected=HELP)
+                self.commands[command](rest.strip())
             elif line:
-                say(session, line, waiting, settings)
-                waiting = []
+                say(self.session, line, self.images, self.videos, self.settings)
+                self.images, self.videos = [], []
         except VlmError as error:
             typer.secho(f"error: {error}", fg="red", err=True)
+        except KeyboardInterrupt:
+            typer.secho("\n(stopped; this turn is not in the conversation)", fg="yellow", err=True)
+
+    def add_images(self, rest: str) -> None:
+        from vlm.core.media import load_image
+
+        paths = file_names(rest, "/image FILE...")
+        for path in paths:  # a broken file is told now, not at the question
+            load_image(path)
+        self.images += paths
+
+    def add_video(self, rest: str) -> None:
+        from vlm.core.media import load_video
+
+        paths = file_names(rest, "/video FILE")
+        for path in paths:
+            load_video(path, self.session.processor.frames)
+        self.videos += paths
+
+    def show_history(self, _: str) -> None:
+        for message in self.session.history:
+            shown = "".join(
+                part["text"] if part["type"] == "text" else f"[{' + '.join(part.get('together', [part['path']]))}]"
+                for part in message["content"]
+            )
+            typer.echo(f"{message['role']}: {shown}")
+
+    def reset(self, _: str) -> None:
+        self.session.reset()
+        self.images, self.videos = [], []
+
+    def save(self, rest: str) -> None:
+        from vlm.core.home import write_json
+
+        (path,) = file_names(rest, "/save FILE")[:1]
+        try:
+            write_json(path, self.session.history)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror}", fix="name another file") from error
+        typer.echo(f"saved {path}", err=True)
+
+
+def file_names(rest: str, usage: str) -> list[Path]:
+    """The file names behind a command, quoted where they hold blanks. A name that exists as a whole needs no quotes."""
+    if rest and Path(rest).exists():
+        return [Path(rest)]
+    try:
+        names = shlex.split(rest)
+    except ValueError as error:
+        raise ConfigError(f"{rest}: {error}", expected=usage) from error
+    if not names:
+        raise ConfigError("no file named", expected=usage)
+    return [Path(name).expanduser() for name in names]
+
+
+def line_editing(file: Path) -> Any:
+    """Arrow keys and a history over sessions, where Python has readline; returns what writes the history, or None."""
+    try:
+        import readline
+    except ImportError:
+        return None
+    with suppress(OSError):  # the first session has no history
+        readline.read_history_file(file)
+
+    def write() -> None:
+        with suppress(OSError):  # a read-only home only costs the history
+            file.parent.mkdir(parents=True, exist_ok=True)
+            readline.write_history_file(file)
+
+    return write

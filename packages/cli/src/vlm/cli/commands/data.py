@@ -6,11 +6,17 @@ from typing import Annotated
 
 import typer
 
+from vlm.cli.commands import data_check
+from vlm.cli.commands.long_context import long_mr, long_vqa
 from vlm.core.home import dataset, resolve
 
 app = typer.Typer(no_args_is_help=True, help="Organise, build and preview datasets.")
 build = typer.Typer(no_args_is_help=True, help="Build datasets that nobody publishes.")
 app.add_typer(build, name="build")
+app.command()(data_check.check)
+app.command()(data_check.ledger)
+build.command("long-mr")(long_mr)
+build.command("long-vqa")(long_vqa)
 
 
 class Split(StrEnum):

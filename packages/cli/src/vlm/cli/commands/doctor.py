@@ -8,9 +8,12 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import torch
 
 app = typer.Typer()
 
@@ -84,20 +87,33 @@ def package(name: str, absent: bool | None) -> Check:
 
 
 def torch_facts() -> list[Check]:
-    """CUDA devices, and the kernel that attention will really use: tried, not guessed."""
+    """CUDA devices, and the kernels that attention `auto` will really use: run, not guessed."""
     import torch
-    import torch.nn.functional as F
-    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from vlm.models.attention import flash_problem
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    device = "cuda" if gpus else "cpu"
     threads = f"{torch.get_num_threads()} threads"
     cuda: Check = (
         "CUDA",
         True if gpus else None,
         ", ".join(gpus) or f"no device; everything runs on the CPU, {threads}",
     )
-    query = torch.randn(1, 4, 16, 32, device=device)
+    device = "cuda" if gpus else "cpu"
+    dtype = torch.bfloat16 if gpus else torch.float32
+    words = "; ".join(f"{rows} rows: {attention_kernel(rows, device, dtype)}" for rows in ("padded", "packed"))
+    problem = flash_problem(device, dtype)
+    flash = f"; no flash_attention_2: {problem}" if problem else ""
+    return [cuda, ("attention kernel", True, f"{str(dtype).removeprefix('torch.')} on {device}, {words}{flash}")]
+
+
+def attention_kernel(rows: str, device: str, dtype: "torch.dtype") -> str:
+    """The backend that `auto` takes for padded or packed rows, and the operator that it calls: run, not guessed."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from vlm.models.attention import BACKENDS, choose
+
     called: list[str] = []
 
     class Recorder(TorchDispatchMode):
@@ -105,10 +121,14 @@ def torch_facts() -> list[Check]:
             called.append(func.__name__.split(".")[0])
             return func(*args, **(kwargs or {}))
 
+    packed = rows == "packed"
+    name = choose("auto", packed, device, dtype)
+    query = torch.randn(1, 4, 16, 32, device=device, dtype=dtype)
+    borders = torch.tensor([0, 6, 16], dtype=torch.int32, device=device) if packed else None
     with Recorder():
-        F.scaled_dot_product_attention(query, query, query, is_causal=True)
-    name = next((c.lstrip("_") for c in called if "scaled_dot_product" in c), "math")
-    return [cuda, ("attention kernel", True, f"sdpa on {device}: {name}; packs: one call a document (cu_seqlens)")]
+        BACKENDS[name].attend(query, query, query, None, borders, None)
+    kernels = [c.lstrip("_") for c in called if "attention" in c or "flash" in c] or ["math"]
+    return f"{name} ({kernels[0]}" + (f", {len(kernels)} calls for 2 documents)" if packed else ")")
 
 
 def slurm() -> Check:

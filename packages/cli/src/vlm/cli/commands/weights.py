@@ -1,10 +1,14 @@
-"""`vlm weights`: make checkpoints from parts and look inside them."""
+"""`vlm weights`: make checkpoints from parts, look inside them, convert and compare them."""
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from vlm.models.compare import Difference
+    from vlm.models.layouts import Layout
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -48,35 +52,158 @@ def make(
 @app.command()
 def inspect(
     path: Annotated[str, typer.Argument(help="Checkpoint folder or name.")],
+    keys: Annotated[bool, typer.Option("--keys", help="Account for every stored key.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Layout, family, shapes and parameter counts of a checkpoint, without loading it.
 
-    Example: vlm weights inspect pretrained/quickstart-convllava
+    With --keys: how many stored keys are used, and which are dropped by name, missing or unknown (exit code 5 if any is
+    missing or unknown).
+
+    Example: vlm weights inspect pretrained/quickstart-convllava --keys
     """
     import torch
 
     from vlm.models.layouts import read_layout
+    from vlm.models.stored import weight_files
     from vlm.models.vlm import make_model
-    from vlm.models.weights import find_checkpoint, weight_files
+    from vlm.models.weights import find_checkpoint
 
     folder = find_checkpoint(path)
     layout = read_layout(folder)
     with torch.device("meta"):
         model = make_model(layout.spec)
     counts = {n: sum(p.numel() for p in part.parameters()) for n, part in model.named_children()}
-    facts = {
+    facts: dict[str, Any] = {
         "path": str(folder),
         "layout": layout.name,
         "parameters": counts,
         "total": sum(p.numel() for p in model.parameters()),
         "tokens_per_tile": model.tokens_per_tile,
         "files": {f.name: f.stat().st_size for f in weight_files(folder)},
+        "towers": {str(t): {f.name: f.stat().st_size for f in weight_files(t)} for t, _ in layout.towers},
         "spec": layout.spec.model_dump(mode="json"),
     }
+    if keys:
+        del facts["spec"]
+        facts["keys"] = key_accounts(layout, folder)
+    show_json(facts, as_json)
+    if keys and (facts["keys"]["missing"] or facts["keys"]["unknown"]):
+        raise typer.Exit(5)
+
+
+def key_accounts(layout: "Layout", folder: Path) -> dict[str, Any]:
+    """What became of each stored key, and whether both vision copies agree."""
+    from vlm.core.errors import CheckpointError
+    from vlm.models.source import Source
+
+    source = Source(layout, folder)
+    accounts = source.accounts
+    found: dict[str, Any] = {
+        "used": len(accounts.used),
+        "dropped": accounts.dropped,
+        "missing": accounts.missing,
+        "unknown": accounts.unknown,
+    }
+    if accounts.copies:
+        try:
+            verdict = f"{source.check_copy()} tensors, equal to the tower's"
+        except CheckpointError as error:
+            verdict = str(error)
+        found["vision_copy"] = verdict
+    return found
+
+
+def show_json(facts: dict[str, Any], as_json: bool) -> None:
+    """JSON for machines on standard output, else coloured on standard error."""
+    text = json.dumps(facts, indent=1, ensure_ascii=False)
     if as_json:
-        typer.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+        typer.echo(text)
     else:
         from vlm.cli.show import console
 
-        console.print_json(json.dumps(facts, ensure_ascii=False))
+        console.print_json(text)
+
+
+@app.command()
+def convert(
+    path: Annotated[str, typer.Argument(help="Checkpoint folder or name, in any layout.")],
+    to: Annotated[str, typer.Option("--to", help="internvl, llava, hf or vlm.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder, e.g. pretrained/InternVL2-2B-hf.")],
+    max_shard_size: Annotated[str, typer.Option(help="Largest file, e.g. 500MB.")] = "5GB",
+    vision: Annotated[
+        str | None, typer.Option(help="tower or checkpoint: which vision weights of a LLaVA folder, if they differ.")
+    ] = None,
+) -> None:
+    """Write a checkpoint in another layout, bit for bit, one shard in memory at a time.
+
+    Example: vlm weights convert pretrained/InternVL2-2B --to hf -o pretrained/InternVL2-2B-hf
+    """
+    from vlm.core.progress import byte_bar
+    from vlm.models.convert import convert as convert_checkpoint
+
+    with byte_bar(f"{path} -> {to}") as report:
+        written = convert_checkpoint(path, to, out, max_shard_size=max_shard_size, vision=vision, report=report)  # type: ignore[arg-type]
+    typer.echo(written)
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(help="Checkpoint folder or name.")],
+    b: Annotated[str, typer.Argument(help="Another one, in any layout.")],
+    image: Annotated[Path | None, typer.Option(help="Picture to run. Default: random pixels.")] = None,
+    text: Annotated[str | None, typer.Option(help="Question to run, with A's tokenizer. Default: random ids.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random input.")] = 0,
+    atol: Annotated[float, typer.Option(help="Activations may differ by this much.")] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Where two checkpoints differ: their tensors, then the first module whose activations do.
+
+    Exit code 0: equal, 1: different. Settings that differ are listed; alone they do not count.
+
+    Example: vlm weights diff pretrained/InternVL2-2B runs/mine/model
+    """
+    from vlm.models.compare import diff as compare
+
+    found = compare(a, b, picture=image, question=text, seed=seed, atol=atol)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False))
+    else:
+        show_difference(found)
+    raise typer.Exit(0 if found.equal else 1)
+
+
+ROWS = 20  # of a table on the terminal; --json has all
+
+
+def show_difference(found: "Difference") -> None:
+    """One line of verdict, then a table of what differs."""
+    from rich.table import Column, Table
+
+    from vlm.cli.show import console
+
+    if found.equal:
+        verdict = f"equal: all tensors, and the activations of {found.compared} modules"
+    elif found.first:
+        gap = found.first
+        amount = "another shape" if gap.max_abs is None else f"up to {gap.max_abs:.3g}"
+        verdict = f"different: first in {gap.name} {gap.a}, {amount}"
+    else:
+        verdict = f"different: {found.skipped or f'tensors alone; {found.compared} modules give the same'}"
+    typer.echo(verdict)
+    table = Table("what", Column("name", overflow="fold"), "A", "B", "max |A - B|")
+    for what, gaps in (("module", found.modules), ("tensor", found.tensors)):
+        for gap in gaps[:ROWS]:
+            table.add_row(what, gap.name, str(gap.a), str(gap.b), "" if gap.max_abs is None else f"{gap.max_abs:.3g}")
+        if len(gaps) > ROWS:
+            table.add_row(what, f"... {len(gaps) - ROWS} more (--json lists all)", "", "", "")
+    for name in found.only_a[:ROWS]:
+        table.add_row("only in A", name, "", "", "")
+    for name in found.only_b[:ROWS]:
+        table.add_row("only in B", name, "", "", "")
+    for key, (one, other) in found.settings.items():
+        table.add_row("setting", key, str(one), str(other), "")
+    if found.dtypes:
+        table.add_row("dtype", f"{len(found.dtypes)} tensors", *next(iter(found.dtypes.values())), "")
+    if table.row_count:
+        console.print(table)

@@ -6,13 +6,12 @@ so that nothing is copied. Sample i is a function of (seed, split, i) and of the
 
 import json
 import random
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
+from vlm.core.build.document import Unit, fit, place
 from vlm.core.build.jsonl import NUMBER_WORDS, write_jsonl
 from vlm.core.build.sentences import SENTENCES
 from vlm.core.errors import ConfigError, DataError
@@ -31,7 +30,6 @@ MARKERS = 2
 PHOTOGRAPHS = 0.2
 """Part of the distractors that are photographs; the others are easy-VQA shapes."""
 
-TOLERANCE = 0.01
 Count = Callable[[str], int]
 
 
@@ -144,19 +142,16 @@ def _haystack(
     others = rng.sample(pools.photographs, n_photographs)
     others += _draw(rng, pools.shapes, n_images - 1 - n_photographs)
     rng.shuffle(others)
-    target = room - n_images * per_image
-    for _ in range(20):  # the tokens of a text are not exactly the sum of its sentences'
-        sentences = _fill(rng, target, costs)
-        units = _arrange(rng, sentences, others, needle, depth, costs, per_image)
-        context = "".join("<image>\n" if image else f"{unit} " for unit, image in units).rstrip(" ") + "\n"
+
+    def make(target: int) -> tuple[int, tuple[int, int, str, list[Unit]]]:
+        units = _arrange(rng, _fill(rng, target, costs), others, needle, depth, costs, per_image)
+        context = "".join("<image>\n" if unit.image else f"{unit.text} " for unit in units).rstrip(" ") + "\n"
         text = sum(map(count, (context + QUESTION + SHORTLY).split("<image>")))
-        total = text + n_images * per_image
-        if abs(total - options.tokens) <= TOLERANCE * options.tokens:
-            break
-        target += options.tokens - total
-    else:
-        raise ConfigError(f"no document of {options.tokens} tokens within {TOLERANCE:.0%}", fix="raise --tokens")
-    before = context.split("<image>")[: [u for u, image in units if image].index(needle) + 1]
+        return text + n_images * per_image, (text + n_images * per_image, text, context, units)
+
+    total, text, context, units = fit(options.tokens, room - n_images * per_image, make, what="document")
+    images = [unit.image for unit in units if unit.image]
+    before = context.split("<image>")[: images.index(needle) + 1]
     placed = (sum(map(count, before)) + per_image * (len(before) - 1)) / total
     meta = {
         "placed_depth": [round(placed, 4)],
@@ -169,7 +164,6 @@ def _haystack(
         "choices_image_path": None,
         "times": options.times,
     }
-    images = [unit for unit, image in units if image]
     return {"id": i, "images_list": images, "context": context, "question": QUESTION, "answer": answer, "meta": meta}
 
 
@@ -195,13 +189,12 @@ def _arrange(
     depth: float,
     costs: dict[str, int],
     per_image: int,
-) -> list[tuple[str, bool]]:
+) -> list[Unit]:
     """Sentences with distractors at random gaps and the needle where `depth` of the tokens lie before it."""
-    places = [(rng.random() * len(sentences), (name, True)) for name in others]
-    units = [unit for _, unit in sorted([*places, *((k, (s, False)) for k, s in enumerate(sentences))])]
-    ends = list(accumulate(per_image if image else costs[unit] for unit, image in units))
-    gap = bisect_left(ends, depth * (ends[-1] + per_image)) if ends else 0
-    return [*units[:gap], (needle, True), *units[gap:]]
+    places = [(rng.random() * len(sentences), name, True) for name in others]
+    ordered = sorted([*places, *((k, s, False) for k, s in enumerate(sentences))])
+    units = [Unit("", per_image, name) if image else Unit(name, costs[name]) for _, name, image in ordered]
+    return place(units, [(depth, Unit("", per_image, needle))])
 
 
 def _draw(rng: random.Random, pool: list[str], n: int) -> list[str]:

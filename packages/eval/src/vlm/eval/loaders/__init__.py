@@ -7,6 +7,7 @@ from vlm.core.errors import UnknownName
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.common import CountTokens, Item
 from vlm.eval.loaders.haystack import load_mmniah
+from vlm.eval.loaders.longvqa import load_longvqa
 from vlm.eval.loaders.milebench import load_milebench
 from vlm.eval.loaders.questions import load_chartqa, load_easyvqa, load_pope
 
@@ -18,6 +19,7 @@ LOADERS: dict[str, Callable[..., list[Item]]] = {
     "chartqa": load_chartqa,
     "milebench": load_milebench,
     "mmniah": load_mmniah,
+    "longvqa": load_longvqa,
 }
 """Loader key -> function(benchmark, data folder, *, count_tokens=None) -> items, all checked."""
 

@@ -15,6 +15,7 @@ from vlm.core.errors import DataError, UnknownName
 from vlm.eval.benchmark import Benchmark, load_benchmark
 from vlm.eval.loaders.common import MARKER
 from vlm.eval.mini.haystack import make_digit_haystack, make_mmniah
+from vlm.eval.mini.longvqa import make_longvqa
 from vlm.eval.mini.milebench import make_milebench
 from vlm.eval.mini.questions import make_chartqa, make_easyvqa, make_pope
 
@@ -24,6 +25,7 @@ MAKERS: dict[str, Callable[[Benchmark, Path, random.Random, int | None], dict[st
     "ChartQA": make_chartqa,
     "MileBench": make_milebench,
     "MM-NIAH": make_mmniah,
+    "Long-VQA": make_longvqa,
     "digit-haystack": make_digit_haystack,
 }
 """Benchmark (without variant) -> function(table, folder, random numbers, size or None) -> items per group."""

@@ -1,97 +1,25 @@
-"""From rows of results.jsonl to metrics: plain accuracies and the published aggregates, each with its interval.
-
-A row counts as answered when its outcome is ok or truncated and it has a score. The others stay in `n_total` only: an
-item that ran out of memory is no wrong answer, and no right one.
-"""
+"""From rows of results.jsonl to metrics: plain accuracies and the published aggregates, each with its interval."""
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from vlm.eval.benchmark import Benchmark
+from vlm.eval.scorers.bleu import bleu4
+from vlm.eval.scorers.longvqa import TASKS, bleu_columns
 from vlm.eval.scorers.mmniah import DEPTHS, EDGES, cells
+from vlm.eval.scorers.rows import Answers, Metric, Row, bounds_of, by_group, plain
+from vlm.eval.scorers.sets import mme, mmmu, whole_sets
 from vlm.eval.scorers.text import Compat
-from vlm.eval.stats import Interval, cluster_sums, interval, mean_interval, ratio, replicates, wilson
-
-Row = dict[str, Any]
-ANSWERED = ("ok", "truncated")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A number with its error. `value`, `low`, `high` on a 0-100 scale; `value` None is explained in `note`."""
-
-    name: str
-    value: float | None
-    n_scored: int
-    n_total: int
-    low: float | None = None
-    high: float | None = None
-    note: str = ""
-
-
-class Answers:
-    """The answered rows of a group of rows as arrays: `values` 0..1, `clusters`, and `total` rows of any outcome."""
-
-    def __init__(self, rows: Sequence[Row], compat: Compat) -> None:
-        key = "strict_score" if compat == "fixed" else "score"
-        self.total = len(rows)
-        self.rows = [row for row in rows if row["outcome"] in ANSWERED and row[key] is not None]
-        self.values = np.array([float(row[key]) for row in self.rows])
-        self.clusters = [str((row.get("meta") or {}).get("cluster", f"id {row['id']}")) for row in self.rows]
-
-    def metric(self, name: str, value: float | None, bounds: Interval = (None, None), note: str = "") -> Metric:
-        """A metric of these answers; `value` and `bounds` are fractions."""
-        bad = value is None or math.isnan(value)
-        low, high = bounds
-        return Metric(
-            name,
-            None if value is None or bad else 100 * value,
-            len(self.rows),
-            self.total,
-            None if low is None or bad else 100 * low,
-            None if high is None or bad else 100 * high,
-            note or ("nothing was scored" if bad else ""),
-        )
-
-    def mean(self, name: str) -> Metric:
-        """The mean score."""
-        if not self.rows:
-            return self.metric(name, None)
-        return self.metric(name, float(self.values.mean()), mean_interval(list(self.values), self.clusters))
-
-    def bootstrap(self, columns: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, seed: int) -> np.ndarray:
-        """Replicates of `statistic` over totals of `columns` [items, k], resampling clusters."""
-        return replicates(cluster_sums(columns, self.clusters), statistic, seed=seed)
-
-
-def by_group(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows per group, in order of first appearance."""
-    groups: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[row["group"]].append(row)
-    return dict(groups)
-
-
-def plain(rows: Sequence[Row], compat: Compat, name: str = "accuracy") -> list[Metric]:
-    """The mean over all items, then per group where there are several."""
-    groups = by_group(rows)
-    each = [Answers(part, compat).mean(f"{name}/{group}") for group, part in groups.items()] if len(groups) > 1 else []
-    return [Answers(rows, compat).mean(name), *each]
+from vlm.eval.stats import Interval, ratio, replicates, wilson
 
 
 def mean(benchmark: Benchmark, rows: Sequence[Row], compat: Compat) -> list[Metric]:
     """Mean score over items and per group."""
     return plain(rows, compat, benchmark.options.get("metric", "accuracy"))
-
-
-def _bounds(samples: np.ndarray, value: float, n: int) -> Interval:
-    found = interval(samples)
-    return found if found[0] is not None else wilson(value * n, n)
 
 
 def group_mean(benchmark: Benchmark, rows: Sequence[Row], compat: Compat) -> list[Metric]:
@@ -109,7 +37,7 @@ def group_mean(benchmark: Benchmark, rows: Sequence[Row], compat: Compat) -> lis
         return ratio(np.stack(np.split(totals, 2, axis=-1), axis=-1)).mean(axis=-1)
 
     value = float(np.mean([metric.value for metric in each])) / 100
-    bounds = _bounds(answers.bootstrap(columns, statistic, seed=0), value, len(set(answers.clusters)))
+    bounds = bounds_of(answers.bootstrap(columns, statistic, seed=0), value, len(set(answers.clusters)))
     return [answers.metric(name, value, bounds), *each, *plain(rows, compat)[:1]]
 
 
@@ -146,7 +74,7 @@ def pope(benchmark: Benchmark, rows: Sequence[Row], compat: Compat) -> list[Metr
         f1s.append(None if math.isnan(f1) else f1)
         bounds: Interval = (None, None)
         if part.rows and not math.isnan(f1):
-            bounds = _bounds(part.bootstrap(counts, _f1, seed=0), f1, len(set(part.clusters)))
+            bounds = bounds_of(part.bootstrap(counts, _f1, seed=0), f1, len(set(part.clusters)))
         each.append(part.metric(f"F1/{group}", f1s[-1], bounds, note if f1s[-1] is None else ""))
         each.append(part.mean(f"accuracy/{group}"))
         for name, top, bottom in (
@@ -166,7 +94,7 @@ def pope(benchmark: Benchmark, rows: Sequence[Row], compat: Compat) -> list[Metr
             return _f1(totals.reshape(-1, len(groups), 4)).mean(axis=-1)
 
         value = float(np.mean([f1 for f1 in f1s if f1 is not None]))
-        bounds = _bounds(answers.bootstrap(columns, statistic, seed=0), value, len(set(answers.clusters)))
+        bounds = bounds_of(answers.bootstrap(columns, statistic, seed=0), value, len(set(answers.clusters)))
         headline = answers.metric("F1", value, bounds)
     return [headline, *plain(rows, compat)[:1], *each]
 
@@ -187,7 +115,7 @@ class Parts:
         value = float(np.mean([self.known[part][0] for part in parts]))
         samples = np.mean([self.known[part][1] for part in parts], axis=0)
         self.known[name] = (value, samples)
-        return answers.metric(name, value, _bounds(samples, value, len(set(answers.clusters))))
+        return answers.metric(name, value, bounds_of(samples, value, len(set(answers.clusters))))
 
 
 def milebench(benchmark: Benchmark, rows: Sequence[Row], compat: Compat) -> list[Metric]:
@@ -223,7 +151,7 @@ def mmniah(benchmark: Benchmark, rows: Sequence[Row], compat: Compat) -> list[Me
             continue
         parts.known[task] = found
         value, samples = found
-        columns.append(answers.metric(task, value, _bounds(samples, value, len(answers.rows))))
+        columns.append(answers.metric(task, value, bounds_of(samples, value, len(answers.rows))))
     kinds = [parts.average(kind, [task for task in tasks if task.endswith(kind)]) for kind in ("image", "text")]
     return [parts.average("average", ["image", "text"]), *kinds, *columns, *each, *plain(rows, compat)[:1]]
 
@@ -251,11 +179,33 @@ def _column_mean(answers: Answers, compat: Compat, *, seed: int) -> tuple[float,
     return value, samples
 
 
+def longvqa(benchmark: Benchmark, rows: Sequence[Row], compat: Compat) -> list[Metric]:
+    """Every task by its own metric (BLEU-4 of the task as one corpus), and their mean, which is ours. Source: 12.3."""
+    groups, parts, each = by_group(rows), Parts(rows, compat), []
+    for number, task in enumerate(benchmark.options["tasks"]):
+        answers, name = Answers(groups.get(task, []), compat), f"{task} ({TASKS[task]})"
+        if not answers.rows:
+            each.append(answers.metric(name, None))
+            continue
+        columns, statistic = np.stack([answers.values, np.ones_like(answers.values)], axis=1), ratio
+        if TASKS[task] == "BLEU4":
+            columns = bleu_columns(task, [(row["completion"], row["gold"]) for row in answers.rows], compat)
+            statistic = partial(np.apply_along_axis, bleu4, -1)
+        value, samples = float(statistic(columns.sum(axis=0))), answers.bootstrap(columns, statistic, seed=number)
+        parts.known[task] = (value, samples)
+        each.append(answers.metric(name, value, bounds_of(samples, value, len(answers.rows))))
+    return [parts.average("mean of 17 tasks", benchmark.options["tasks"]), *each]
+
+
 AGGREGATES: dict[str, Callable[[Benchmark, Sequence[Row], Compat], list[Metric]]] = {
     "mean": mean,
     "group_mean": group_mean,
     "pope": pope,
     "milebench": milebench,
+    "mme": mme,
+    "mmmu": mmmu,
     "mmniah": mmniah,
+    "longvqa": longvqa,
+    "whole_sets": whole_sets,
 }
 """Aggregate name of a table -> function(benchmark, rows, compat) -> metrics, the headline first."""

@@ -19,8 +19,8 @@ def rouge_l(prediction: str, reference: str) -> float:
     for sentence in expected:
         for other in found:
             common |= lcs_words(sentence, other)
-    n_found, n_expected = (len({word for words in side for word in words}) for side in (found, expected))
-    precision, recall = len(common) / n_found, len(common) / n_expected
+    precision = len(common) / len(set().union(*found))
+    recall = len(common) / len(set().union(*expected))
     return 2.0 * ((precision * recall) / (precision + recall + 1e-8))
 
 
@@ -34,23 +34,43 @@ def lcs_words(x: Sequence[str], y: Sequence[str]) -> set[str]:
     going left on ties (the choice matters where words repeat).
 
     Row i is an integer whose *zero* bits are the columns where the table grows by one: O(len(x)) big-integer steps.
+    What both sides begin or end with is in every longest common subsequence and needs no table.
     """
+    tail = head = 0
+    for a, b in zip(reversed(x), reversed(y), strict=False):
+        if a != b:
+            break
+        tail += 1
+    n = min(len(x), len(y)) - tail
+    for a, b in zip(x[:n], y, strict=False):
+        if a != b:
+            break
+        head += 1
+    words = {*x[:head], *x[len(x) - tail :]}
+    if head == n:
+        return words
+    x, y = x[head : len(x) - tail], y[head : len(y) - tail]
     where: dict[str, int] = {}
-    for j, word in enumerate(y):
-        where[word] = where.get(word, 0) | (1 << j)
-    full = (1 << len(y)) - 1
-    rows = [full]
+    bit = 1
+    for word in y:
+        where[word] = where.get(word, 0) | bit
+        bit <<= 1
+    row = full = bit - 1
+    rows = []
     for word in x:
-        row = rows[-1]
-        hits = row & where.get(word, 0)
-        rows.append(((row + hits) | (row - hits)) & full)
-    words, i, j = set(), len(x), len(y)
-    while i and j:
-        if x[i - 1] == y[j - 1]:
-            words.add(x[i - 1])
-            i, j = i - 1, j - 1
-        elif rows[i] >> (j - 1) & 1:  # the entry to the left is as long: go left
-            j -= 1
-        else:
-            i -= 1
+        places = where.get(word, 0)
+        hits = row & places
+        if hits:
+            row = ((row + hits) | (row - hits)) & full
+        rows.append((word, places, full ^ row))
+    for word, places, grows in reversed(rows):
+        # the first column from the right that holds the word or where the row above is shorter; all others go left
+        column = (grows | places) & full
+        if not column:
+            break
+        width = column.bit_length() - 1
+        full = (2 << width) - 1
+        if places >> width & 1:
+            words.add(word)
+            full >>= 1
     return words

@@ -83,13 +83,16 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], *, compat: Compat = "u
     found = vqa_normalise(prediction)
     if compat == "fixed" and not found:
         return 0.0
-    references = [vqa_normalise(answer) for answer in answers]
+    return leave_one_out(found, [vqa_normalise(answer) for answer in answers])
+
+
+def leave_one_out(found: str, references: Sequence[str]) -> float:
+    """Mean over references of min(1, matches of `found` among the others / 3); with one reference 0 or 1."""
     same = Counter(references)[found]
     if len(references) == 1 or same == 0:
         return float(same)
-    n = len(references)
     each = [min(1.0, (same - (reference == found)) / 3) for reference in references]
-    return sum(each) / n
+    return sum(each) / len(references)
 
 
 def word_match(prediction: str, annotation: str, *, compat: Compat = "upstream") -> float:

@@ -1,7 +1,6 @@
 """ConvNeXt on timm's trunk and stages: four stages and any number more (ConvLLaVA's fifth); any timm encoder by name.
 
-Unusual: the output is the last stage itself, without a final norm; every size works, a remainder below the stride is
-lost.
+Unusual: the output is the last stage itself, without a final norm; any height and width that are multiples of the stride.
 """
 
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlm.models.specs import ConvNextSpec, TimmSpec
+from vlm.models.vision.size import check_size
 
 TRUNK_STAGES = 4  # timm's class knows exactly four
 
@@ -32,13 +32,25 @@ def make_stage(in_width: int, width: int, depth: int, layer_scale_init: float, d
     )
 
 
+def run(module: nn.Module, x: Tensor, recompute: bool) -> Any:
+    """The module's output; with `recompute` its activations are made again in the backward pass."""
+    return checkpoint(module, x, use_reentrant=False) if recompute else module(x)
+
+
 class ConvNext(nn.Module):
-    """`forward`: [B, 3, h, w] -> [B, h // stride, w // stride, widths[-1]]."""
+    """`forward`: [B, 3, h, w] -> [B, h // stride, w // stride, widths[-1]].
+
+    Pixels beyond a multiple of the stride are refused, or dropped with `drop_remainder`, as the published code does in
+    silence.
+
+    Raises:
+        DataError: a height or width that is no multiple of the stride.
+    """
 
     def __init__(self, spec: ConvNextSpec):
         super().__init__()
         self.width, self.stride = spec.widths[-1], 4 * 2 ** (len(spec.depths) - 1)
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing = self.drop_remainder = False
         trunk = ConvNeXt(
             num_classes=0,
             depths=spec.depths[:TRUNK_STAGES],
@@ -53,17 +65,20 @@ class ConvNext(nn.Module):
             self.stages.append(make_stage(before, width, depth, spec.layer_scale_init))
 
     def forward(self, pixels: Tensor) -> Tensor:
+        if not self.drop_remainder:
+            check_size(pixels, self.stride, "ConvNeXt")
         x = self.stem(pixels)
         for stage in self.stages:
-            if self.gradient_checkpointing and self.training:
-                x = checkpoint(stage, x, use_reentrant=False)
-            else:
-                x = stage(x)
+            x = run(stage, x, self.gradient_checkpointing and self.training)
         return x.permute(0, 2, 3, 1)
 
 
 class TimmEncoder(nn.Module):
-    """A timm feature pyramid by name, with an optional further stage. `forward`: [B, 3, h, w] -> [B, h', w', C]."""
+    """A timm feature pyramid by name, with an optional further stage. `forward`: [B, 3, h, w] -> [B, h', w', C].
+
+    Raises:
+        DataError: a height or width that is no multiple of the stride.
+    """
 
     def __init__(self, spec: TimmSpec):
         super().__init__()
@@ -87,10 +102,13 @@ class TimmEncoder(nn.Module):
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:
+        check_size(pixels, self.stride, "the timm encoder")
         frozen = not any(p.requires_grad for p in self.trunk.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             # channels last: about three times faster for depthwise convolutions on a CPU
-            x = self.trunk(pixels.contiguous(memory_format=torch.channels_last))[-1]
+            x = pixels.contiguous(memory_format=torch.channels_last)
+            recompute = self.gradient_checkpointing and self.training
+            x = run(self.trunk, x, recompute and not frozen)[-1]
         for stage in self.stages:
-            x = stage(x)
+            x = run(stage, x, recompute)
         return x.permute(0, 2, 3, 1)

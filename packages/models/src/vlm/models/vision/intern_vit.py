@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlm.models.specs import InternVitSpec
+from vlm.models.vision.size import check_size
 
 
 class RMSNorm(nn.Module):
@@ -111,7 +112,11 @@ class Encoder(nn.Module):
 
 
 class InternVit(nn.Module):
-    """`forward`: [B, 3, h, w] -> feature grid [B, h / patch, w / patch, C] of the last block."""
+    """`forward`: [B, 3, h, w] -> feature grid [B, h / patch, w / patch, C] of the last block.
+
+    Raises:
+        DataError: a height or width that is no multiple of the patch.
+    """
 
     def __init__(self, spec: InternVitSpec):
         super().__init__()
@@ -121,6 +126,7 @@ class InternVit(nn.Module):
         self.encoder = Encoder(spec)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        check_size(pixels, self.stride, "InternViT")
         x, height, width = self.embeddings(pixels)
         for layer in self.encoder.layers:
             if self.gradient_checkpointing and self.training:

@@ -1,0 +1,264 @@
+"""`vlm data check` and `vlm data ledger`: what a data set costs before training, and what a run left out."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from vlm.core.check import Source
+    from vlm.core.check_report import Report
+    from vlm.core.measure import Rules
+    from vlm.models.specs import ModelSpec
+    from vlm.train.recipe import Recipe
+
+SHOWN = 20
+
+
+def check(
+    what: Annotated[str, typer.Argument(help="A recipe (name or YAML), or a JSONL file of records.")],
+    model: Annotated[str | None, typer.Option(help="Checkpoint whose rules count; default: the recipe's.")] = None,
+    preset: Annotated[str | None, typer.Option(help="A shape without weights, instead of --model.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer folder, where the model has none.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where media paths start; default: the file's folder.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Tokens of a sample at most.")] = None,
+    strides: Annotated[
+        list[float] | None, typer.Option(help="Positions per tile; repeat it. Default: the recipe's or the model's.")
+    ] = None,
+    run: Annotated[str | None, typer.Option(help="Replaces {run} in a recipe's paths.")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Everything, each sample included.")] = None,
+    png: Annotated[Path | None, typer.Option(help="The histogram of tokens.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
+) -> None:
+    """What every sample costs and what would be lost, from image headers alone. Exit 3 if a sample cannot be used.
+
+    Example: vlm data check quickstart-v2pe-sft --json check.json --png tokens.png
+    """
+    from vlm.core.check import check as check_sources
+    from vlm.core.check_report import collect
+    from vlm.core.errors import DataError
+    from vlm.core.home import resolve, write_atomic
+
+    rules, sources = plan(what, model, preset, tokenizer, root, max_length, strides, run)
+    began = time.perf_counter()
+    report = collect(rules, sources, check_sources(rules, sources, workers))
+    report.seconds = time.perf_counter() - began
+    show(report)
+    if json_out:
+        write_atomic(resolve(json_out), json.dumps(report.as_dict(), ensure_ascii=False) + "\n")
+    if png:
+        draw(report, resolve(png))
+    if report.errors:
+        facts = report.as_dict(samples=False)
+        raise DataError(
+            f"{facts['lines'] - facts['usable']} of {facts['lines']} samples cannot be used",
+            expected="placeholders and readable files in equal number, turns in order, something to learn",
+            fix="repair or remove the lines above" + (f"; all are in {json_out}" if json_out else " (--json has all)"),
+        )
+
+
+def plan(
+    what: str,
+    model: str | None,
+    preset: str | None,
+    tokenizer: Path | None,
+    root: Path | None,
+    max_length: int | None,
+    strides: list[float] | None,
+    run: str | None,
+) -> "tuple[Rules, list[Source]]":
+    """Rules and sources of a recipe or of a file."""
+    from vlm.core.check import Source
+    from vlm.core.encode import ImageTokens
+    from vlm.core.errors import ConfigError
+    from vlm.core.home import resolve
+    from vlm.core.measure import Rules
+    from vlm.models.specs import tokens_per_tile
+
+    recipe: Recipe | None = None
+    if what.endswith((".jsonl", ".json")):
+        file = resolve(what)
+        sources = [Source(file.stem, file, resolve(root) if root else file.parent)]
+    else:
+        from vlm.train.recipe import load_recipe
+
+        recipe = load_recipe(what, run=run)
+        sources = [Source(d.name, resolve(d.file), resolve(root or d.root), d.repeat) for d in recipe.data]
+        max_length = max_length or recipe.max_length
+    spec, folder = find_model(recipe, model, preset)
+    if folder is None and tokenizer is None:
+        raise ConfigError("no tokenizer to count with", expected="--model CHECKPOINT, or --preset with --tokenizer")
+    wanted: tuple[float | None, ...] = tuple(strides or ())
+    if not wanted and recipe is not None and recipe.strides is not None:
+        wanted = recipe.stride_choices if recipe.strides == "random" else (recipe.strides,)
+    if not wanted and recipe is None:
+        wanted = (spec.strides,)
+    mark = None if spec.image_tokens.start is None else 0  # only counted, so that its id does not matter
+    rules = Rules(
+        tokenizer=resolve(tokenizer) if tokenizer else folder or Path(),
+        template=spec.template,
+        image_rule=spec.image_rule,
+        tokens_per_tile=tokens_per_tile(spec),
+        image_tokens=ImageTokens(mark, 0, mark),
+        system=spec.system,
+        max_length=max_length,
+        max_tiles=recipe.batch.max_tiles if recipe else None,
+        strides=tuple(dict.fromkeys((None, *wanted))),
+    )
+    return rules, sources
+
+
+def find_model(recipe: "Recipe | None", model: str | None, preset: str | None) -> "tuple[ModelSpec, Path | None]":
+    """Spec and folder of a model: --model, --preset, the recipe's start, or where that is not here, its preset."""
+    from vlm.core.errors import CheckpointError, ConfigError
+    from vlm.core.home import pretrained
+    from vlm.models.specs import load_preset
+
+    if model and preset:
+        raise ConfigError("both --model and --preset", expected="one of them")
+    if preset:
+        return load_preset(preset), None
+    if model:
+        return checkpoint(model)
+    if recipe is None:
+        raise ConfigError("a file alone has no image rule", expected="--model CHECKPOINT or --preset NAME")
+    try:
+        return checkpoint(recipe.model.start)
+    except CheckpointError:
+        folder = pretrained() / recipe.model.preset
+        return load_preset(recipe.model.preset), folder if folder.is_dir() else None
+
+
+def checkpoint(name: str) -> "tuple[ModelSpec, Path]":
+    """Spec and folder of a checkpoint. Our own layout is read without torch, published ones with the models' reader."""
+    from vlm.core.config import parse
+    from vlm.core.home import pretrained, resolve
+    from vlm.models.specs import ModelSpec
+
+    for folder in (resolve(name), pretrained() / name):
+        if (folder / "config.json").is_file():
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            if "spec" in config:
+                return parse(config["spec"], ModelSpec, where=f"{folder}/config.json: spec"), folder
+    from vlm.models.layouts import read_layout
+    from vlm.models.weights import find_checkpoint
+
+    folder = find_checkpoint(name)
+    return read_layout(folder).spec, folder
+
+
+def show(report: "Report") -> None:
+    """Tables and a histogram on the terminal."""
+    from rich.table import Table
+
+    from vlm.cli.show import console
+    from vlm.core.check import ERRORS, WARNINGS
+
+    facts = report.as_dict(samples=False)
+    console.print(
+        f"[bold]{facts['usable']:,} of {facts['lines']:,} samples can be used[/bold]; {report.opened:,} headers read, "
+        f"{facts['lines'] / max(report.seconds, 1e-9):,.0f} samples/s"
+    )
+    table = Table("", "sum", "mean", "median", "90 %", "99 %", "max", title="per sample", title_justify="left")
+    for name, values in facts["measures"].items():
+        cells = (f"{values[k]:,.0f}" if k != "mean" else f"{values[k]:,.1f}" for k in values)
+        table.add_row(name.replace("_", " "), *cells)
+    console.print(table)
+    if len(facts["sources"]) > 1:
+        table = Table("source", "lines", "repeat", "share of samples", "share of tokens")
+        for s in facts["sources"]:
+            shares = (f"{s[k]:.1%}" for k in ("share_of_samples", "share_of_tokens"))
+            table.add_row(s["name"], f"{s['lines']:,}", f"{s['repeat']:g}", *shares)
+        console.print(table)
+    edges, counts = facts["histogram"]["edges"], facts["histogram"]["samples"]
+    for low, high, n in zip(edges, edges[1:], counts, strict=False):
+        mark = " ← max_length" if report.rules.max_length and low <= report.rules.max_length < high else ""
+        bar = "█" * round(40 * n / max(*counts, 1))
+        console.print(f"{low:>9,} … {high - 1:>9,} tokens {n:>9,} {bar}{mark}", highlight=False)
+    table = Table("longest samples", "tokens", "tiles", "files", "labels kept")
+    for w in facts["worst"][:5]:
+        numbers = (f"{w[k]:,}" for k in ("tokens", "tiles", "files", "labels_kept"))
+        table.add_row(f"{w['source']}:{w['line']} {w['id']}", *numbers)
+    console.print(table)
+    if facts["faults"]:
+        table = Table("fault", "samples", "", "for example", title="faults", title_justify="left")
+        for kind, n in facts["faults"].items():
+            first = next(f for f in report.faults if f.kind == kind)
+            colour = "red" if kind in ERRORS else "yellow"
+            where = f"{first.source}:{first.line}: {first.message}"
+            table.add_row(f"[{colour}]{kind}", f"{n:,}", {**ERRORS, **WARNINGS}[kind], where)
+        console.print(table)
+    for fault in report.errors[:SHOWN]:
+        console.print(f"  {fault.source}:{fault.line} ({fault.id}): {fault.kind}: {fault.message}", markup=False)
+    if len(report.errors) > SHOWN:
+        console.print(f"  … and {len(report.errors) - SHOWN:,} more")
+
+
+def draw(report: "Report", path: Path) -> None:
+    """The histogram of tokens as a PNG."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    from vlm.core.home import write_atomic
+
+    data = report.as_dict(samples=False)["histogram"]
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.stairs(data["samples"], data["edges"], fill=True)
+    axes.set(
+        xscale="log", xlabel="tokens of a sample", ylabel="samples", title=", ".join(s.name for s in report.sources)
+    )
+    if report.rules.max_length:
+        axes.axvline(report.rules.max_length, color="C3", linestyle="--", label="max_length")
+        axes.legend()
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    write_atomic(path, content.getvalue())
+
+
+def ledger(
+    run: Annotated[Path, typer.Argument(help="A run, or one stage of it: RUN/train/RECIPE.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, with every entry.")] = False,
+) -> None:
+    """Samples that a training run did not use as they are: how many, why, and whether the counts close.
+
+    Example: vlm data ledger runs/quickstart
+    """
+    from vlm.core.errors import DataError
+    from vlm.core.home import resolve
+    from vlm.train.metrics import read_account
+
+    folder = resolve(run)
+    stages = [folder] if (folder / "recipe.json").exists() else sorted(p.parent for p in folder.glob("**/recipe.json"))
+    if not stages:
+        raise DataError(f"no training run in {folder}", expected="recipe.json in it or below", fix="name RUN")
+    accounts = [(stage, read_account(stage)) for stage in stages]
+    if as_json:
+        listed: list[dict[str, Any]] = []
+        for stage, a in accounts:
+            reasons = [{"what": k[0], "stage": k[1], "reason": k[2], "samples": n} for k, n in a.reasons.items()]
+            listed.append(
+                {"folder": str(stage), "recipe": a.recipe, "steps": a.steps, "counts": a.counts, "closes": not a.open}
+                | {"open": a.open, "reasons": reasons, "entries": a.entries}
+            )
+        typer.echo(json.dumps(listed, indent=1, ensure_ascii=False))
+    else:
+        from rich.table import Table
+
+        from vlm.cli.show import console
+
+        for _, a in accounts:
+            counts = ", ".join(f"{what} {n:,}" for what, n in a.counts.items())
+            closes = "[red]does not close: " + "; ".join(a.open) if a.open else "[green]closes"
+            console.print(f"[bold]{a.recipe}[/bold] after {a.steps:,} steps: {counts}: {closes}")
+            if a.reasons:
+                table = Table("what", "stage", "reason", "samples")
+                for (what, stage, reason), n in a.reasons.items():
+                    table.add_row(what, stage, reason, f"{n:,}")
+                console.print(table)
+    if any(a.open for _, a in accounts):
+        raise DataError("the counts of a run do not close", expected="in = used + dropped + truncated + replaced")

@@ -1,0 +1,62 @@
+"""An encoded sample, and what a label of it weighs."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from vlm.core.errors import ConfigError
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sample, ready to pack.
+
+    - `input_ids`, `labels`: int64 [n]; a label is the id itself, or -100 where nothing is to be learned (not shifted)
+    - `position_ids`: float64 [n]
+    - `image_spans`: (index of the first context token, number of context tokens, number of tiles) per image
+    - `pixels`: uint8 [tiles, size, size, 3], None without images or if not asked for
+    - `strides`: one per image, None for positions 0, 1, 2, ...
+    - `truncated`: the end of an answer was cut off
+
+    There is no attention mask: every token counts, whatever its id.
+    """
+
+    id: str
+    input_ids: np.ndarray
+    labels: np.ndarray
+    position_ids: np.ndarray
+    image_spans: list[tuple[int, int, int]]
+    pixels: np.ndarray | None
+    strides: list[float] | None
+    truncated: bool = False
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def n_tiles(self) -> int:
+        """Tiles of all images."""
+        return sum(tiles for _, _, tiles in self.image_spans)
+
+    @property
+    def n_supervised(self) -> int:
+        """Tokens with a label."""
+        return int((self.labels != IGNORE).sum())
+
+    def loss_weights(self, kind: Literal["token", "sample", "square"] = "token") -> np.ndarray:
+        """Weight of each label, float32 [n]: with x labels 1, 1 / x or 1 / sqrt(x); 0 where there is none.
+
+        Source: published `loss_reduction` (OpenGVLab/V2PE).
+        """
+        return ((self.labels != IGNORE) * len2weight(self.n_supervised, kind)).astype(np.float32)
+
+
+def len2weight(n_supervised: int, kind: str) -> float:
+    """Weight of one label in a sample with that many labels."""
+    exponents = {"token": 0.0, "sample": 1.0, "square": 0.5}
+    if kind not in exponents:
+        raise ConfigError(f"unknown loss reduction {kind!r}", expected=" | ".join(exponents))
+    return 1 / n_supervised ** exponents[kind] if n_supervised else 0.0

@@ -1,0 +1,187 @@
+"""Lines of a JSONL file of any size in any order, with memory that does not grow with the file."""
+
+import hashlib
+import os
+import struct
+import tempfile
+import weakref
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from filelock import FileLock
+
+from vlm.core.errors import DataError
+from vlm.core.home import home
+
+MAGIC = b"vlmlines"
+HEADER = struct.Struct("<8sQQ16s")
+EDGE = 1 << 16
+CHUNK = 1 << 24
+IN_MEMORY = 1 << 20
+"""Up to this many items an order is a table; beyond, it is computed item by item."""
+
+
+def stamp(path: Path) -> bytes:
+    """What changes with the file: size, time of modification in ns, and a hash of its first and last 64 KiB."""
+    with path.open("rb") as f:
+        status = os.fstat(f.fileno())
+        digest = hashlib.blake2b(f.read(EDGE), digest_size=16)
+        f.seek(max(0, status.st_size - EDGE))
+        digest.update(f.read(EDGE))
+    return HEADER.pack(MAGIC, status.st_size, status.st_mtime_ns, digest.digest())
+
+
+class LineIndex:
+    """`index[i]` is line i of a file, as bytes; `len(index)` their number.
+
+    The offset of each line stands in a file of 8 bytes a line below `folder` (default: `$VLM_HOME/.index`), built once
+    in one pass, mapped into memory and shared by all processes. It is built anew when size, time or the edges of the
+    file change, under a lock, and appears in one piece. Where `folder` cannot be written, each process has its own in a
+    temporary file.
+
+    >>> index = LineIndex(Path("dataset/easy-vqa/train.jsonl"))   # doctest: +SKIP
+    >>> json.loads(index[0])                                      # doctest: +SKIP
+
+    Raises:
+        DataError: no such file, or one that changes while it is read.
+    """
+
+    def __init__(self, path: Path, folder: Path | None = None):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise DataError(f"no such file: {self.path}", fix="`vlm plan RECIPE` shows the line that fetches it")
+        name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:24]
+        folder = home() / ".index" if folder is None else folder
+        try:
+            self._offsets = shared_offsets(self.path, folder / f"{name}.lines")
+        except OSError:  # a folder that is read-only or full
+            with tempfile.TemporaryFile() as f:
+                write_offsets(self.path, f, stamp(self.path))
+                self._offsets = np.memmap(f, "<u8", "r", HEADER.size)
+        self._file = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, i: int) -> bytes:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        begin, end = int(self._offsets[i]), int(self._offsets[i + 1])
+        # needs no file position, so that threads and forked processes can share the handle
+        return os.pread(self._file, end - begin, begin)
+
+
+def shared_offsets(path: Path, file: Path) -> np.ndarray:
+    """Offsets of the lines and of the end, uint64 [lines + 1], mapped from `file`, which is made if it is not right."""
+    found = read_offsets(file, stamp(path))
+    if found is not None:
+        return found
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):
+        found = read_offsets(file, stamp(path))  # another process may have been faster
+        if found is not None:
+            return found
+        temporary = file.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as f:
+                write_offsets(path, f, stamp(path))
+                os.fsync(f.fileno())
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return np.memmap(file, "<u8", "r", HEADER.size)
+
+
+def read_offsets(file: Path, wanted: bytes) -> np.ndarray | None:
+    """The offsets, None unless the file is there, whole, and made from a file of that stamp."""
+    try:
+        with file.open("rb") as f:
+            if f.read(HEADER.size) != wanted or (f.seek(0, os.SEEK_END) - HEADER.size) % 8:
+                return None
+            offsets = np.memmap(f, "<u8", "r", HEADER.size)
+    except FileNotFoundError:
+        return None
+    return offsets if offsets[-1] == HEADER.unpack(wanted)[1] else None
+
+
+def write_offsets(path: Path, out: IO[bytes], before: bytes) -> None:
+    """One pass over the file, a chunk in memory at a time."""
+    out.write(before + bytes(8))
+    at = last = 0
+    with path.open("rb") as source:
+        while chunk := source.read(CHUNK):
+            ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")).astype("<u8") + (at + 1)
+            out.write(ends.tobytes())
+            last = int(ends[-1]) if len(ends) else last
+            at += len(chunk)
+    if at != last:  # the last line has no end
+        out.write(at.to_bytes(8, "little"))
+    out.flush()
+    if stamp(path) != before:
+        raise DataError(f"{path} changes while it is read", fix="wait until it is complete")
+
+
+class Shuffle(Sequence[int]):
+    """A permutation of 0 ... n - 1 that depends on `key` alone: `shuffle[i]` at once, in bounded memory.
+
+    Up to `in_memory` items it is numpy's. Beyond, a Feistel network over the next power of four with keyed BLAKE2 as
+    its round function; what falls outside is sent through again (format-preserving encryption by cycle walking).
+    """
+
+    def __init__(self, n: int, *key: int, in_memory: int = IN_MEMORY):
+        self.n, self.key = n, repr(key).encode()[:64]
+        self.table = np.random.default_rng(key).permutation(n) if n <= in_memory else None
+        self.half = max(1, ((n - 1).bit_length() + 1) // 2)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> int:  # type: ignore[override]
+        if not 0 <= i < self.n:
+            raise IndexError(i)
+        if self.table is not None:
+            return int(self.table[i])
+        while True:
+            left, right = i >> self.half, i & ((1 << self.half) - 1)
+            for number in range(4):
+                data = struct.pack("<BQ", number, right)
+                mixed = int.from_bytes(hashlib.blake2b(data, key=self.key, digest_size=8).digest(), "little")
+                left, right = right, left ^ (mixed & ((1 << self.half) - 1))
+            i = left << self.half | right
+            if i < self.n:
+                return i
+
+
+class Mixture(Sequence[tuple[int, int]]):
+    """`mixture[k]` is (file, line) of sample k of an epoch, before shuffling: of each file whole repeats, then a seeded
+    choice for the fraction. Nothing is stored for a line."""
+
+    def __init__(self, lengths: Sequence[int], repeats: Sequence[float], seed: int):
+        self.lengths = lengths
+        self.whole = [int(repeat) * n for n, repeat in zip(lengths, repeats, strict=True)]
+        self.parts: list[Sequence[int]] = []
+        sizes = []
+        for number, (n, repeat) in enumerate(zip(lengths, repeats, strict=True)):
+            chosen = round((repeat - int(repeat)) * n)
+            order = Shuffle(n, seed, number) if chosen else range(0)
+            in_memory = isinstance(order, Shuffle) and order.table is not None
+            self.parts.append(np.sort(order.table[:chosen]) if in_memory else order)  # type: ignore[union-attr,index,arg-type]
+            sizes.append(self.whole[number] + chosen)
+        self.starts = [0, *accumulate(sizes)]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, k: int) -> tuple[int, int]:  # type: ignore[override]
+        if not 0 <= k < len(self):
+            raise IndexError(k)
+        number = bisect_right(self.starts, k) - 1
+        offset = k - self.starts[number]
+        if offset < self.whole[number]:
+            return number, offset % self.lengths[number]
+        return number, int(self.parts[number][offset - self.whole[number]])

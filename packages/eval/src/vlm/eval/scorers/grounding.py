@@ -1,0 +1,93 @@
+"""RefCOCO, RefCOCO+, RefCOCOg: boxes from replies, and their overlap with the reference box.
+
+`gt_bbox` is (left, top, right, bottom) in pixels, `hw` (height, width); the overlap (`iou`) is 0..1 and counts from
+one half. Arithmetic in float32, as published.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vlm.eval.scorers.text import Compat
+
+BOX = re.compile(r"\[++([^,\n]*+),([^,\n]*+),([^,\n]*+),([^\]\n]*+)\]")
+"""Possessive: a reply of nothing but brackets must not take forever."""
+
+_NUMBER = r"\s*(-?\d+(?:\.\d+)?)"
+FRACTIONS = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\s*\]")
+THRESHOLD = 0.5
+
+
+def read_box(reply: str) -> np.ndarray:
+    """The first four comma-separated fields in brackets as fractions, float32 [4]; zeros unless all are numbers.
+
+    Four numbers that add up to 4 or more are thousandths, so [1, 1, 1, 1] is too and [0, 0, 3, 0.99] is not.
+    """
+    match = BOX.search(reply)
+    try:
+        fields = [float(field) for field in match.groups()] if match else [0.0] * 4
+    except ValueError:
+        fields = [0.0] * 4
+    with np.errstate(all="ignore"):
+        box = np.array(fields).astype(np.float32)
+        return box / np.float32(1000) if box.sum() >= 4 else box
+
+
+def _scored(box: np.ndarray, gt_bbox: Sequence[float], compat: Compat) -> dict[str, Any]:
+    gold = np.array(gt_bbox, np.float32)
+    with np.errstate(all="ignore"):
+        width, height = np.maximum(np.minimum(box[2:], gold[2:]) - np.maximum(box[:2], gold[:2]), np.float32(0))
+        areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (box, gold)]
+        iou = float(width * height / (areas[0] + areas[1] - width * height))
+    if compat == "fixed" and math.isnan(iou):
+        iou = 0.0
+    return {"iou": iou, "correct": int(iou >= THRESHOLD)}
+
+
+def refcoco_internvl(
+    answer: str, gt_bbox: Sequence[float], hw: Sequence[int], *, compat: Compat = "upstream"
+) -> dict[str, Any]:
+    """`iou` and `correct` of a box in fractions of width and height. Source: the published evaluators (InternVL)
+
+    fixed: a box of no numbers (NaN) overlaps nothing; the scale is the system's own in both modes.
+    """
+    with np.errstate(all="ignore"):
+        box = read_box(answer) * np.array([hw[1], hw[0], hw[1], hw[0]], np.float32)
+    return _scored(box, gt_bbox, compat)
+
+
+def refcoco_convllava(
+    answer: str, gt_bbox: Sequence[float], hw: Sequence[int], *, compat: Compat = "upstream"
+) -> dict[str, Any]:
+    """`iou` and `correct` of a box in fractions of the padded square. Source: the published evaluators (ConvLLaVA)
+
+    fixed: a box of no numbers (NaN) overlaps nothing; the scale is the system's own in both modes.
+    """
+    side = max(hw)
+    left, top = (side - hw[1]) // 2, (side - hw[0]) // 2
+    with np.errstate(all="ignore"):
+        box = read_box(answer) * np.float32(side) - np.array([left, top, left, top], np.float32)
+    return _scored(box, gt_bbox, compat)
+
+
+def refcoco_lmms_rec(
+    answer: str, gt_bbox: Sequence[float], hw: Sequence[int], *, compat: Compat = "upstream"
+) -> dict[str, Any]:
+    """`pred`, `iou` and `acc05` of a box in fractions; no other scale is understood. Source: lmms-eval
+
+    upstream: reversed corners give a negative area. fixed: two boxes without area overlap nothing.
+
+    Raises:
+        ZeroDivisionError: upstream, when the areas cancel (as published).
+    """
+    match = FRACTIONS.search(answer)
+    pred = [float(field) for field in match.groups()] if match else [0] * 4
+    gold = [value / size for value, size in zip(gt_bbox, [hw[1], hw[0]] * 2, strict=True)]
+    width = max(0.0, min(pred[2], gold[2]) - max(pred[0], gold[0]))
+    shared = width * max(0.0, min(pred[3], gold[3]) - max(pred[1], gold[1]))
+    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (gold, pred)) - shared
+    iou = 0.0 if compat == "fixed" and union == 0 else shared / union
+    return {"pred": pred, "iou": iou, "acc05": int(iou >= THRESHOLD)}

@@ -1,0 +1,147 @@
+"""Long-VQA: the clean-up of replies and references, VQA accuracy, and the whole way from rows to one number a task."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from vlm.eval.scorers.bleu import bleu_counts
+from vlm.eval.scorers.due import due_f1, due_wtq
+from vlm.eval.scorers.english import english_words, noun_lemma
+from vlm.eval.scorers.owl import Rows, owl_anls, owl_bleu4, owl_eacc, owl_racc, references_of, reply_of
+from vlm.eval.scorers.text import Compat, vqa_normalise
+from vlm.eval.scorers.vqa import leave_one_out
+
+TASKS: dict[str, str] = {
+    **dict.fromkeys(["chartqa", "clevr", "dvqa", "gqa", "ocrvqa"], "RACC"),
+    **dict.fromkeys(["svqa", "tabfact"], "EACC"),
+    **dict.fromkeys(["deepform", "kleistercharity"], "F1"),
+    **dict.fromkeys(["docvqa", "infovqa"], "ANLS"),
+    **dict.fromkeys(["okvqa", "textvqa", "vizwiz"], "TEXTVQA"),
+    **dict.fromkeys(["textcaps", "visualmrc"], "BLEU4"),
+    "wikitablequestions": "WTQ",
+}
+"""Task -> metric. Any other task has RACC, as published."""
+
+BARE = {"svqa", "tabfact", "kleistercharity", "docvqa", "textvqa", "textcaps"}
+"""Known tasks without the long chain of clean-ups."""
+
+_WORDS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+    seventeen eighteen nineteen twenty"""
+NUMBERS = {word: str(number) for number, word in enumerate(_WORDS.split())}
+
+
+def longvqa_rectify(task: str, an: str, *, compat: Compat = "upstream") -> str:
+    """A reply or reference as Long-VQA compares it. Source: the published evaluator.
+
+    upstream: whatever starts with no is no (`north`, `None`, `November`). fixed: only the word itself.
+
+    Raises:
+        DataError: the word list or WordNet is not installed.
+    """
+    text = an.strip().strip(".")
+    if task == "svqa":
+        text = text[0] if text[:1] in set("ABCD") else text
+    elif task == "tabfact":
+        text = _yes_or_no(text, compat)
+    elif task in TASKS and task not in BARE:
+        text = _full(_yes_or_no(text, compat))
+    return text.strip()
+
+
+def _yes_or_no(text: str, compat: Compat) -> str:
+    end = r"(?![\w'’-])" if compat == "fixed" else ""
+    found = re.match(f"([Yy]es|[Nn]o){end}", text)
+    return found[1].capitalize() if found else text
+
+
+def _full(text: str) -> str:
+    text = " ".join(NUMBERS.get(word.lower(), word) for word in text.split(" "))
+    text = re.sub(r"(?<=\d),(?=\d)", "", text)
+    with_unit = re.match(r"([0-9]+\.?[0-9]*)\s+[A-Za-z\s]+$", text)
+    text = (with_unit[1] if with_unit else text).removesuffix("%")
+    for bracket in "[](){}":
+        text = text.strip(bracket)
+    words = (noun_lemma(_stem(word).lower()) for word in text.split(" "))
+    return _quotient(" ".join(words))
+
+
+def _stem(word: str) -> str:
+    stem = word.removesuffix("ing").lower()
+    if not word.endswith("ing") or len(stem) <= 1:
+        return word
+    known = english_words()
+    undoubled = [stem[:-1]] if stem[-1] == stem[-2] else []
+    return next((form for form in [stem, *undoubled, f"{stem}e"] if form in known), word)
+
+
+def _quotient(text: str) -> str:
+    for mark in ":/":
+        if text.count(mark) == 1:
+            above, below = text.split(mark)
+            try:
+                return str(float(above) / float(below))
+            except (ValueError, ZeroDivisionError):
+                continue
+    return text
+
+
+def longvqa_textvqa(rows: Rows, *, compat: Compat = "upstream") -> float | None:
+    """VQA accuracy in percent with one reference (or ten) a row. Source: the published evaluator.
+
+    fixed: any number of references, an empty or missing reply is wrong, no rows give None.
+
+    Raises:
+        AssertionError: upstream, other than one or ten references. ZeroDivisionError: upstream, no rows.
+    """
+    scores = []
+    for row in rows:
+        found = vqa_normalise(reply_of(row, compat))
+        references = [vqa_normalise(text) for text in references_of(row)]
+        if compat == "upstream" and len(references) not in (1, 10):
+            raise AssertionError(f"{len(references)} references, the published scorer takes 1 or 10")
+        scores.append(0.0 if compat == "fixed" and not found else leave_one_out(found, references))
+    return None if compat == "fixed" and not scores else sum(scores) / len(scores) * 100
+
+
+METRICS: dict[str, Callable[..., float | None]] = {
+    "RACC": owl_racc,
+    "EACC": owl_eacc,
+    "F1": due_f1,
+    "ANLS": owl_anls,
+    "TEXTVQA": longvqa_textvqa,
+    "BLEU4": owl_bleu4,
+    "WTQ": due_wtq,
+}
+"""Metric -> function(rows) -> percent."""
+
+
+def rectified(task: str, rows: Rows, compat: Compat) -> list[dict[str, Any]]:
+    """Copies of `rows` with both sides cleaned; in fixed mode references may be lists and a missing reply is empty."""
+
+    def clean(text: Any) -> Any:
+        if compat == "fixed" and (text is None or isinstance(text, list)):
+            return [clean(each) for each in text] if text else ""
+        return longvqa_rectify(task, text, compat=compat)
+
+    return [row | {"pr": clean(row["pr"]), "an": clean(row["an"])} for row in rows]
+
+
+def bleu_columns(task: str, rows: Sequence[tuple[str, Any]], compat: Compat) -> np.ndarray:
+    """[rows, 10] counts of (reply, reference) rows, cleaned as one corpus, for `bleu4` of their sums."""
+    cleaned = rectified(task, [{"pr": reply, "an": reference} for reply, reference in rows], compat)
+    return bleu_counts([reply_of(row, compat) for row in cleaned], [references_of(row) for row in cleaned])
+
+
+def longvqa_end_to_end(task: str, rows: Rows, *, compat: Compat = "upstream") -> dict[str, float | None]:
+    """{metric of the task: percent} of rows `{"id", "pr", "an"}`. Source: the published evaluator.
+
+    References are cleaned like replies in both modes, else they could not meet. upstream: samples that ran out of
+    memory are simply not among the rows. fixed: give them with `pr` None, and they count as wrong.
+
+    Raises:
+        As the metric of the task does.
+    """
+    metric = TASKS.get(task, "RACC")
+    return {metric: METRICS[metric](rectified(task, rows, compat), compat=compat)}

@@ -1,0 +1,69 @@
+"""MathVista: an extracted answer in the form of its type, and extraction without a judge.
+
+Source: the published evaluators.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from rapidfuzz.distance import Levenshtein
+
+from vlm.eval.scorers.text import Compat
+
+BRACKETED = re.compile(r"\(([a-zA-Z])\)")
+MARKED = re.compile(r"(?:final )?answer:\s*(.*)", re.IGNORECASE)
+
+
+def mathvista_normalize(
+    extraction: Any,
+    choices: Sequence[str] | None,
+    question_type: str,
+    answer_type: str,
+    precision: float | None,
+    answer: Any,
+    *,
+    compat: Compat = "upstream",
+) -> dict[str, Any]:
+    """`prediction` in the form of the type (None: unreadable), and `true_false`: whether it is the answer.
+
+    A choice is taken by its letter, else the one at the smallest edit distance. upstream: a small letter or an empty
+    extraction goes to the nearest text too. fixed: a small letter is a letter, nothing is no choice.
+
+    Raises:
+        ValueError, TypeError: a question to choose from without choices (as published).
+    """
+    found: Any = extraction
+    if question_type == "multi_choice":
+        found = _choice(str(extraction).strip() if isinstance(extraction, str) else str(extraction), choices, compat)
+    elif answer_type in ("integer", "float"):
+        try:
+            number = float(extraction)
+            found = str(int(number)) if answer_type == "integer" else str(round(number, int(precision)))  # type: ignore[arg-type]
+        except (ValueError, TypeError, OverflowError):
+            found = None
+    elif answer_type == "list":
+        found = str(extraction)
+    return {"prediction": found, "true_false": bool(found == answer)}
+
+
+def _choice(text: str, choices: Sequence[str] | None, compat: Compat) -> str | None:
+    if choices is None:
+        raise TypeError("a question to choose from without choices")
+    if compat == "fixed":
+        text = text.strip()
+        if not text:
+            return None
+        text = text.upper() if len(text) == 1 and text not in choices else text
+    bracketed = BRACKETED.search(text)
+    letter = bracketed[1].upper() if bracketed else text
+    if len(letter) == 1 and 0 <= ord(letter) - ord("A") < len(choices):
+        return choices[ord(letter) - ord("A")]
+    return min(choices, key=lambda choice: Levenshtein.distance(letter, choice))
+
+
+def mathvista_quick_extract(text: str, *, compat: Compat = "upstream") -> str:
+    """What follows the first `Answer:` or `Final answer:` up to the end of its line, in any case; else the whole
+    text. The same in both modes."""
+    match = MARKED.search(text)
+    return match[1].strip() if match else text

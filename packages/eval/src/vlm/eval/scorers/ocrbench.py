@@ -1,0 +1,25 @@
+"""OCRBench: containment of a reference in the reply. Source: lmms-eval"""
+
+from collections.abc import Sequence
+
+from vlm.eval.scorers.text import Compat
+
+FULL_WIDTH = {**{code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}, 0x3000: 0x20}
+"""Full-width ASCII and the ideographic space, to their ordinary forms."""
+
+
+def ocrbench_lmms(pred: str, answer: str | Sequence[str], dataset: str, *, compat: Compat = "upstream") -> int:
+    """1 iff some reference is inside the reply: stripped, lower case, full-width characters folded, line breaks as
+    spaces; for HME100k (formulas) as they are but without spaces.
+
+    upstream: an empty reference is inside every reply. fixed: it is inside none.
+    """
+    references = [answer] if isinstance(answer, str) else answer
+
+    def clean(text: str) -> str:
+        if dataset == "HME100k":
+            return text.strip().replace("\n", " ").replace(" ", "")
+        return text.translate(FULL_WIDTH).lower().strip().replace("\n", " ")
+
+    found = clean(pred.strip())
+    return int(any(clean(reference) in found for reference in references if compat == "upstream" or clean(reference)))

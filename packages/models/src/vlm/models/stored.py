@@ -1,0 +1,213 @@
+"""Weight files: what their headers say, one tensor at a time, and written shard by shard.
+
+Nothing here knows a family. Safetensors are preferred; pickles are read with `weights_only` and never where safetensors
+stand beside them.
+"""
+
+import json
+import pickle
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vlm.core.errors import CheckpointError, ConfigError
+from vlm.core.progress import Report, silent
+
+SHARD_SIZE = "5GB"
+AGAIN = "the file is damaged: download it again"
+NAMED_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.[a-z]+)$")
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+"""The names of dtypes in safetensors headers."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a checkpoint folder. Raises CheckpointError when absent or not JSON."""
+    path = Path(folder) / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"no config.json in {folder}", expected="a checkpoint folder", fix="`vlm list weights` shows what is here"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}", fix="download the checkpoint again") from error
+
+
+def indexed_files(index: Path) -> list[Path]:
+    """The shards that an index names. Raises CheckpointError for a damaged index and for missing shards."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is no index of shards: {error}", fix="download it again") from error
+    files = [index.parent / name for name in names]
+    check_shards(index.parent, [f.name for f in files if not f.exists()])
+    return files
+
+
+def check_shards(folder: Path, missing: list[str]) -> None:
+    if missing:
+        raise CheckpointError(f"{folder}: missing shards {', '.join(missing)}", fix="download the checkpoint again")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a folder: safetensors if there are any, else pickles.
+
+    Raises:
+        CheckpointError: none at all; a damaged index; a shard that the index, or the count in a file's name, misses.
+    """
+    for index, whole, pattern in (
+        ("model.safetensors.index.json", "model.safetensors", "*.safetensors"),
+        ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model*.bin"),
+    ):
+        if (folder / index).exists():
+            return indexed_files(folder / index)
+        if (folder / whole).exists():
+            return [folder / whole]
+        if files := sorted(folder.glob(pattern)):
+            names = {f.name for f in files}
+            for match in filter(None, map(NAMED_SHARD.match, sorted(names))):
+                stem, _, total, ending = match.groups()
+                expected = [f"{stem}-{i:05d}-of-{total}{ending}" for i in range(1, int(total) + 1)]
+                check_shards(folder, [name for name in expected if name not in names])
+            return files
+    raise CheckpointError(
+        f"no weights in {folder}",
+        expected="*.safetensors or pytorch_model*.bin",
+        fix=f"vlm download {folder.name}, if it is a published checkpoint",
+    )
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether any weight file or index is there."""
+    return any(f for p in ("*.safetensors*", "pytorch_model*.bin*") for f in folder.glob(p))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor on disk."""
+
+    file: Path
+    key: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    def meta(self) -> Tensor:
+        """A tensor of that dtype and shape without memory."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+
+class WeightReader:
+    """`reader.items` is what a folder's headers say; `reader.read(key)` one tensor. Files stay open (memory-mapped)."""
+
+    def __init__(self, folder: Path):
+        self.items: dict[str, Stored] = {}
+        self._open: dict[Path, Any] = {}
+        for file in weight_files(folder):
+            for item in self._headers(file):
+                if twin := self.items.get(item.key):
+                    raise CheckpointError(
+                        f"{file} and {twin.file.name} both hold {item.key}",
+                        expected="each tensor once",
+                        fix="keep the files of one checkpoint in a folder",
+                    )
+                self.items[item.key] = item
+
+    def _headers(self, file: Path) -> Iterator[Stored]:
+        if file.suffix != ".safetensors":
+            state = self._open[file] = load_pickle(file)
+            for key, tensor in state.items():
+                yield Stored(file, key, tensor.dtype, tuple(tensor.shape))
+            return
+        try:
+            handle = self._open[file] = safe_open(file, "pt")
+            for key in handle.keys():  # noqa: SIM118
+                head = handle.get_slice(key)
+                if (dtype := DTYPES.get(head.get_dtype())) is None:
+                    raise CheckpointError(f"{file}: {key} is {head.get_dtype()}", expected=", ".join(DTYPES))
+                yield Stored(file, key, dtype, tuple(head.get_shape()))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: {error}", fix=AGAIN) from error
+
+    def read(self, key: str) -> Tensor:
+        """The tensor, as stored."""
+        file = self.items[key].file
+        handle = self._open[file]
+        return handle[key] if isinstance(handle, dict) else handle.get_tensor(key)
+
+
+def load_pickle(file: Path) -> dict[str, Tensor]:
+    """A state dict of tensors from a pickle; nothing in it is executed."""
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{file}: {error}",
+            expected="a state dict of tensors alone, as torch.save writes it",
+            fix="download it again, or take the safetensors of the same model",
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise CheckpointError(f"{file} holds something else than tensors by name", expected="a state dict")
+    return state
+
+
+def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a folder's weight files, one tensor in memory at a time."""
+    reader = WeightReader(folder)
+    for key in reader.items:
+        yield key, reader.read(key)
+
+
+def nbytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def write_shards(
+    shapes: dict[str, Tensor],
+    read: Callable[[str], Tensor],
+    folder: Path,
+    *,
+    max_shard_size: str = SHARD_SIZE,
+    report: Report = silent,
+) -> None:
+    """Write `model*.safetensors` (and the index, if there are several) with at most one shard in memory.
+
+    Args:
+        shapes: name -> any tensor of the final shape and dtype (meta will do), in the order of the shards.
+        read: the tensor of a name; called once for each.
+        report: called with (bytes done, bytes in all).
+
+    Raises:
+        ConfigError: `max_shard_size` is no size such as 5GB.
+    """
+    try:
+        plan = split_state_dict_into_shards_factory(
+            shapes,
+            get_storage_size=nbytes,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_size,
+        )
+    except ValueError as error:
+        raise ConfigError(f"max shard size {max_shard_size!r}", expected="a size such as 500MB or 5GB") from error
+    done, total = 0, sum(map(nbytes, shapes.values()))
+    for name, keys in plan.filename_to_tensors.items():
+        shard = {}
+        for key in keys:
+            shard[key] = read(key).detach().cpu().contiguous()
+            done += nbytes(shard[key])
+            report(done, total)
+        save_file(shard, folder / name, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,243 @@
+"""The check counts what the encoder makes, from headers alone, and names every fault at once."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+
+from vlm.core.check import COLUMNS, ERRORS, WARNINGS, Source, check, check_line
+from vlm.core.check_report import collect
+from vlm.core.encode import Encoder, ImageTokens
+from vlm.core.errors import DataError
+from vlm.core.measure import Meter, Rules, positions_used
+from vlm.core.positions import positions
+from vlm.core.records import read_record
+from vlm.core.tiling import ImageRule
+from vlm.core.tokenizer import load_tokenizer
+
+FOLDERS = Path(__file__).parents[1] / "golden" / "data" / "tokenizers"
+TILES, PAD = ImageRule(kind="tiles", size=8, max_tiles=6), ImageRule(kind="pad", size=8)
+MARKS, NONE = ImageTokens(0, 0, 0), ImageTokens(None, 0, None)
+FAMILIES = {
+    "internlm2": ("internlm2-chat", TILES, MARKS),
+    "hermes2": ("Hermes-2", TILES, MARKS),
+    "llama": ("llava_v1", PAD, NONE),
+    "llama-legacy": ("llava_v1", PAD, NONE),
+}
+STRIDES = (None, 1.0, 0.7, 64.0)
+
+
+def rules(name="internlm2", **limits) -> Rules:
+    template, rule, marks = FAMILIES[name]
+    return Rules(FOLDERS / name, template, rule, 4, marks, **{"strides": STRIDES, **limits})
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("media")
+    rng = random.Random(0)
+    for i in range(8):
+        size = rng.randint(4, 60), rng.randint(4, 60)
+        Image.new("RGB", size).save(folder / f"{i}.{'jpg' if i % 2 else 'png'}")
+    (folder / "clip").mkdir()
+    for i in range(3):
+        Image.new("RGB", (9, 9)).save(folder / "clip" / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    template, rule, marks = FAMILIES[request.param]
+    encoder = Encoder(load_tokenizer(FOLDERS / request.param), template, rule, 4, marks)
+    return encoder, Meter(rules(request.param))
+
+
+WORDS = st.text("ab é<>|_\n", max_size=12) | st.sampled_from(
+    ["", " ", "<|im_end|>", "</s>", "<ref>dog</ref>", "<box>", "USER:", "ASSISTANT: no", "<img>", "<image>", "日本"]
+)
+FILES = st.lists(st.sampled_from(["0.png", "1.jpg", "2.png", "3.jpg", "4.png"]), max_size=3)
+
+
+@st.composite
+def records(draw):
+    files, turns = draw(FILES), []
+    for i in range(draw(st.integers(1, 3))):
+        question = draw(WORDS).replace("<image>", "") if files else draw(WORDS)
+        turns.append({"from": "human", "value": ("<image>\n" * len(files) if i == 0 else "") + question})
+        turns.append({"from": "gpt", "value": draw(WORDS)})
+    return {"id": "r", "image": files, "conversations": turns[: len(turns) - draw(st.booleans())]}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=120)
+@given(records())
+def test_counts_are_those_of_the_encoder(family, root, record):
+    encoder, meter = family
+    sample = read_record(record, root=root)
+    tiles, tokens, labels, kept, labels_kept, *used = meter.measure(sample)
+    for stride, positions_ in zip(STRIDES, used, strict=True):
+        encoded = encoder.encode(sample, strides=stride)
+        assert (encoded.n_tiles, len(encoded), encoded.n_supervised) == (tiles, tokens, labels)
+        assert positions_ == np.ceil(encoded.position_ids[-1]) + 1
+    assert (kept, labels_kept) == (tokens, labels)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(records(), st.integers(10, 120))
+def test_what_max_length_cuts_is_what_the_encoder_cuts(root, record, longest):
+    template, rule, marks = FAMILIES["internlm2"]
+    encoder = Encoder(load_tokenizer(FOLDERS / "internlm2"), template, rule, 4, marks, "S.")
+    meter = Meter(rules(max_length=longest, system="S."))
+    sample = read_record(record, root=root)
+    try:
+        encoded = encoder.encode(sample, strides=1.0, max_length=longest)
+    except DataError:
+        with pytest.raises(DataError, match="would cut image tokens"):
+            meter.measure(sample)
+        return
+    _, tokens, _, kept, labels_kept, *used = meter.measure(sample)
+    assert (kept, labels_kept, kept < tokens) == (len(encoded), encoded.n_supervised, encoded.truncated)
+    assert used[STRIDES.index(1.0)] == np.ceil(encoded.position_ids[-1]) + 1
+
+
+@given(
+    st.lists(st.tuples(st.just("text"), st.integers(0, 5)) | st.tuples(st.just("image"), st.integers(1, 13))),
+    st.sampled_from([4, 144, 256]),
+    st.sampled_from([None, 0.1, 1 / 3, 0.7, 1, 64, 256]),
+    st.booleans(),
+)
+def test_positions_used_are_those_of_the_position_rule(layout, tokens_per_tile, stride, brackets):
+    made = positions(layout, tokens_per_tile, stride, brackets=brackets)
+    expected = int(np.ceil(made[-1])) + 1 if len(made) else 0
+    assert positions_used(layout, tokens_per_tile, stride, brackets) == expected
+
+
+def test_nothing_is_decoded(root, monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("an image was decoded"))
+    assert Meter(rules()).measure(read_record(record("<image>\n" * 2, "A", image=["0.png", "1.jpg"]), root=root))[0] > 1
+
+
+def test_a_header_is_read_once(root):
+    meter = Meter(rules())
+    for _ in range(5):
+        meter.measure(read_record(record("<image>", "A", image="0.png"), root=root))
+    assert meter.header.cache_info().misses == 1
+
+
+def test_frames_of_a_video_are_a_tile_each(root):
+    measured = Meter(rules()).measure(read_record(record("<video>\nQ", "A", video="clip"), root=root))
+    encoder = Encoder(load_tokenizer(FOLDERS / "internlm2"), *FAMILIES["internlm2"][:2], 4, MARKS)
+    encoded = encoder.encode(read_record(record("<video>\nQ", "A", video="clip"), root=root))
+    assert measured[:3] == [encoded.n_tiles, len(encoded), encoded.n_supervised] and measured[0] == 8
+
+
+def record(*values, **more):
+    roles = ("human", "gpt")
+    turns = [{"from": roles[i % 2], "value": value} for i, value in enumerate(values)]
+    return {"id": "r", "conversations": turns, **more}
+
+
+BROKEN = {
+    "json": b'{"id": 1,',
+    "json ": b"[1, 2]",
+    "turns": {"id": "r", "conversations": []},
+    "turns ": {"id": "r", "conversations": [{"from": "human", "value": "Q"}, {"from": "human", "value": "Q"}]},
+    "turns  ": {"id": "r", "conversations": [{"from": "robot", "value": "Q"}]},
+    "turns   ": {"id": "r", "conversations": [{"from": ["gpt"], "value": 3}, "text"]},
+    "turns    ": record("Q", "A", image=[1, 2]),
+    "placeholders": record("<image><image>", "A", image=["0.png"]),
+    "placeholders ": record("Q", "A", image=["0.png", "1.jpg"]),
+    "placeholders  ": record("<image>", "A"),
+    "missing": record("<image>", "A", image="nothing.png"),
+    "unreadable": record("<image>", "A", image="text.png"),
+    "unreadable ": record("<image>", "A", image="empty.png"),
+    "unreadable  ": record("<video>", "A", video="no-frames"),
+    "image cut": record("<image>" * 9, "A", image=["0.png"] * 9),
+    "no labels": record("Q"),
+    "no labels ": record("Q " * 60, "A"),
+    "tiles": record("<image>\n" * 2, "A", image=["wide.png"] * 2),
+    "cut": record("Q", "A " * 60),
+    "unfinished": record("<image>", "A", image="cut.png"),
+    "unfinished ": record("<image>", "A", image="cut.jpg"),
+    "empty turn": record(" \n", "A"),
+    "first turn": {"id": "r", "conversations": [{"from": "gpt", "value": "A"}, *record("Q", "A")["conversations"]]},
+    "placeholder in answer": record("Q", "A <image>"),
+    "marker": record("Q <|im_end|>", "A"),
+}
+
+
+@pytest.fixture(scope="module")
+def faulty(root):
+    (root / "text.png").write_text("hello")
+    (root / "empty.png").write_bytes(b"")
+    (root / "no-frames").mkdir()
+    Image.effect_noise((80, 80), 50).save(root / "whole.jpg")
+    Image.new("RGB", (48, 8)).save(root / "wide.png")
+    for name, whole in (("cut.png", "0.png"), ("cut.jpg", "whole.jpg")):
+        content = (root / whole).read_bytes()
+        (root / name).write_bytes(content[: max(60, len(content) // 2)])
+    return root
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_each_fault_has_its_kind(faulty, kind):
+    raw = BROKEN[kind] if isinstance(BROKEN[kind], bytes) else json.dumps(BROKEN[kind]).encode()
+    meter = Meter(rules(max_length=100, max_tiles=10, system="S."))
+    _, _, row, faults = check_line(meter, raw, faulty, "f.jsonl:1")
+    found = {k for k, _ in faults}
+    assert kind.strip() in found and found <= ERRORS.keys() | WARNINGS.keys()
+    assert all(message for _, message in faults)
+    if kind.strip() in WARNINGS:
+        assert row is not None and not found & ERRORS.keys()
+
+
+def test_all_faults_of_a_sample_are_named_at_once(faulty):
+    broken = record("<image>" * 3, " ", image=["nothing.png", "text.png"])
+    _, _, row, faults = check_line(Meter(rules()), json.dumps(broken).encode(), faulty, "f.jsonl:1")
+    assert row is None and {k for k, _ in faults} == {"placeholders", "missing", "unreadable", "empty turn"}
+
+
+@pytest.fixture
+def sources(root, tmp_path):
+    rng = random.Random(1)
+    lines = []
+    for i in range(1300):
+        names = [f"{j}.{'jpg' if j % 2 else 'png'}" for j in rng.choices(range(5), k=i % 3)]
+        lines.append({**record("<image>" * len(names) + f"Q {i}", "A " * (i % 9 + 1), image=names), "id": i})
+    lines[700]["id"] = lines[3]["id"]
+    lines[900] = {**lines[5], "id": "copy"}
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "b.jsonl").write_text(json.dumps(lines[5]) + "\n")
+    return [Source("a", tmp_path / "a.jsonl", root, 0.5), Source("b", tmp_path / "b.jsonl", root, 3)]
+
+
+def test_a_report_is_the_same_for_any_number_of_workers(sources, monkeypatch, tmp_path):
+    monkeypatch.setenv("VLM_HOME", str(tmp_path))
+    reports = [collect(rules(), sources, check(rules(), sources, workers)).as_dict() for workers in (1, 2, 3)]
+    assert reports[0] == reports[1] == reports[2]
+    facts = reports[0]
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["lines"] == facts["usable"] == 1301 and len(facts["rows"]["a"]) == 1300
+    assert facts["faults"] == {"same content": 2, "same id": 1}
+    assert [(p["source"], p["line"], p["kind"], p["message"]) for p in facts["problems"]] == [
+        ("a", 701, "same id", "as a:4"),
+        ("a", 901, "same content", "as a:6"),
+        ("b", 1, "same content", "as a:6"),
+    ]
+    assert facts["sources"][0]["share_of_samples"] == pytest.approx(650 / 653)
+    tokens = [row[facts["columns"].index("tokens")] for row in facts["rows"]["a"]]
+    assert facts["worst"][0]["tokens"] == max(tokens) == facts["measures"]["tokens"]["max"]
+    assert sum(facts["histogram"]["samples"]) == 1301 and facts["histogram"]["edges"][0] == min(tokens)
+
+
+def test_a_report_of_an_empty_file_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLM_HOME", str(tmp_path))
+    (tmp_path / "a.jsonl").write_text("")
+    source = Source("a", tmp_path / "a.jsonl", tmp_path)
+    facts = collect(rules(), [source], check(rules(), [source])).as_dict()
+    assert facts["lines"] == 0 and facts["measures"]["tokens"]["max"] == 0 and facts["rows"] == {"a": []}
+    assert facts["columns"][: len(COLUMNS)] == list(COLUMNS)
