@@ -9,6 +9,7 @@ equal values on 10,000 fuzzed pairs (integers for distances, floats to the last 
 import random
 import string
 from collections.abc import Callable
+from importlib.metadata import version
 
 from harness import paired, report
 from rapidfuzz.distance import Levenshtein
@@ -121,7 +122,7 @@ def main() -> None:
         )
         cells = sum(len(a) * len(b) for a, b in texts)
         rows.append({"job": "edit distance", "characters": length, "pairs": n, "equal_of_10000": equal} | row)
-        rows[-1] |= {"to_reach": target, "peer_cells": cells}
+        rows[-1] |= {"to_reach": target, "peer_cells": cells, "rapidfuzz": version("rapidfuzz")}
 
     sentences = [(" ".join(a), " ".join(b)) for a, b in pairs(rng, VOCABULARY, 1, 60, PAIRS)]
     cut = [(a.replace(" ", ". ", 1) if len(a) % 3 == 0 else a, b) for a, b in sentences]

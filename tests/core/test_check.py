@@ -160,7 +160,7 @@ BROKEN = {
     "no labels": record("Q"),
     "no labels ": record("Q " * 60, "A"),
     "tiles": record("<image>\n" * 2, "A", image=["wide.png"] * 2),
-    "cut": record("Q", "A " * 60),
+    "cut": record("Q", "A " * 200),
     "unfinished": record("<image>", "A", image="cut.png"),
     "unfinished ": record("<image>", "A", image="cut.jpg"),
     "empty turn": record(" \n", "A"),

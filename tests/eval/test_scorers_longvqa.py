@@ -159,14 +159,8 @@ def test_the_word_data_is_that_of_the_fixtures() -> None:
 @pytest.mark.parametrize(
     ("word", "lemma"),
     [
-        ("cats", "cat"),
-        ("glasses", "glass"),
-        ("women", "woman"),
-        ("knives", "knife"),
-        ("news", "news"),
-        ("has", "ha"),
-        ("geese", "goose"),
-        ("boxes", "box"),
+        *[("cats", "cat"), ("glasses", "glass"), ("women", "woman"), ("knives", "knife")],
+        *[("news", "news"), ("has", "ha"), ("geese", "goose"), ("boxes", "box")],
         ("", ""),
         ("catss", "catss"),
         ("日本", "日本"),

@@ -1,16 +1,22 @@
 """No sample is lost in silence: k faulty of n give exactly k entries, the counts close, too many fail the run."""
 
 import json
+import random
 
 import numpy as np
 import pytest
 
+from vlm.core.check import ERRORS, Source, check
+from vlm.core.check_report import collect
+from vlm.core.encode import ImageTokens
 from vlm.core.errors import DataError
+from vlm.core.home import resolve
+from vlm.core.measure import Rules
 from vlm.models import load_processor
 from vlm.train import checkpoint
 from vlm.train.data import Row, Stream
 from vlm.train.loop import train
-from vlm.train.metrics import Log
+from vlm.train.metrics import Ledger, Log, read_account
 
 FAULTS = {"s4": "truncated png", "s7": "not an image", "s10": "missing", "s15": "not JSON", "s18": "no answer"}
 
@@ -45,9 +51,84 @@ def test_each_faulty_sample_is_named_once_and_the_counts_close(faulty, tmp_path)
     ledger = read(tmp_path / "ledger.jsonl")
     assert {e["id"] for e in ledger} == {f"faulty:{int(i[1:]) + 1}" for i in FAULTS} and len(ledger) == len(FAULTS)
     assert {e["what"] for e in ledger} == {"dropped"} and all(e["reason"] for e in ledger)
+    stages = {e["id"]: e["stage"] for e in ledger}
+    assert [stages[f"faulty:{n}"] for n in (5, 8, 11, 16, 19)] == ["media", "media", "media", "read", "encode"]
     counts = json.loads((tmp_path / "summary.json").read_text())["ledger"]
-    assert counts == {"in": 24, "used": 19, "dropped": 5, "truncated": 0}
+    assert counts == {"in": 24, "used": 19, "dropped": 5, "truncated": 0, "replaced": 0}
     assert sum(line["samples"] for line in read(tmp_path / "metrics.jsonl")) == 19
+
+
+def halved(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flipped(path):
+    """One byte of the pixels changed: the checksum of a PNG chunk no longer holds."""
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IDAT") + 8] ^= 0xFF
+    path.write_bytes(content)
+
+
+WAYS = {
+    "cut in half": halved,
+    "empty": lambda path: path.write_bytes(b""),
+    "a page of an error": lambda path: path.write_text("<html>404 Not Found</html>"),
+    "gone": lambda path: path.unlink(),
+    "a flipped byte": flipped,
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+def test_files_corrupted_six_ways_are_exactly_the_entries_of_the_ledger(home, records, recipe, processor, tmp_path):
+    folder = home / "dataset/corrupt"
+    (folder / "images").mkdir(parents=True)
+    for record in records:
+        for name in record["image"]:
+            (folder / name).write_bytes((home / "dataset/tiny" / name).read_bytes())
+    (folder / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    with_images = [i for i, r in enumerate(records) if r["image"]]
+    victims = dict(zip(WAYS, random.Random(0).sample(with_images, len(WAYS)), strict=True))
+    for way, i in victims.items():
+        WAYS[way](folder / records[i]["image"][-1])
+    entry = {"name": "corrupt", "file": "dataset/corrupt/train.jsonl", "root": "dataset/corrupt"}
+    stream, ledger = Stream(recipe("batch.samples=8", data=[entry]), processor), Ledger(tmp_path)
+    used = []
+    for step in range(3):
+        data = stream.step(step)
+        ledger.add(step, data.n_samples, data.lost)
+        used += [i for row in data.rows for i in row.ids]
+    entries = ledger.log.read()
+    assert sorted(e["id"] for e in entries) == sorted(f"corrupt:{i + 1}" for i in victims.values())
+    assert {(e["what"], e["stage"]) for e in entries} == {("dropped", "media")}
+    assert sorted(used) == sorted(r["id"] for i, r in enumerate(records) if i not in victims.values())
+    assert ledger.counts == {"in": 24, "used": 18, "dropped": 6, "truncated": 0, "replaced": 0}
+
+
+def test_the_check_foretells_what_the_ledger_will_hold(faulty, processor):
+    """All but what only decoding shows: and of a file that is cut short the check warns."""
+    recipe = faulty("batch.samples=24")
+    spec, entry = processor.spec, recipe.data[0]
+    tokens = ImageTokens(0, 0, 0)
+    rules = Rules(
+        resolve(recipe.model.start), spec.template, spec.image_rule, processor.tokens_per_tile, tokens, max_length=512
+    )
+    source = Source(entry.name, resolve(entry.file), resolve(entry.root))
+    report = collect(rules, [source], check(rules, [source]))
+    foretold = {f"faulty:{f.line}" for f in report.faults if f.kind in ERRORS or f.kind == "unfinished"}
+    assert foretold == {one.id for one in Stream(recipe, processor).step(0).lost} and len(foretold) == len(FAULTS)
+
+
+def test_the_account_of_a_run_closes_with_its_summary(faulty, tmp_path):
+    train(faulty("max_lost=0.5"), tmp_path, quiet=True)
+    account = read_account(tmp_path)
+    assert account.open == [] and account.steps == 4
+    assert account.counts == json.loads((tmp_path / "summary.json").read_text())["ledger"]
+    assert sum(account.reasons.values()) == len(FAULTS) == len(account.entries)
+    lines = (tmp_path / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "ledger.jsonl").write_text("".join(lines[1:]))
+    assert len(read_account(tmp_path).open) == 2, (
+        "neither the steps nor the summary agree with a ledger that lost a line"
+    )
 
 
 def test_truncated_samples_are_used_and_named(recipe, processor, tmp_path):
@@ -59,7 +140,7 @@ def test_truncated_samples_are_used_and_named(recipe, processor, tmp_path):
     assert {e["id"] for e in ledger} == expected and len(ledger) == len(expected)
     assert {(e["what"], e["reason"]) for e in ledger} == {("truncated", f"cut to {longest - 1} tokens")}
     counts = json.loads((tmp_path / "summary.json").read_text())["ledger"]
-    assert counts == {"in": 24, "used": 24, "dropped": 0, "truncated": len(expected)}
+    assert counts == {"in": 24, "used": 24 - len(expected), "dropped": 0, "truncated": len(expected), "replaced": 0}
 
 
 def test_too_many_lost_fail_the_run_at_once_and_a_higher_limit_goes_on(faulty, tmp_path):

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from vlm.core.errors import DataError
+from vlm.core.index import Shuffle
+from vlm.core.packing import pack_greedy
 from vlm.core.positions import STRIDES
+from vlm.train import data
 from vlm.train.data import Row, Stream, deal
 
 
@@ -142,6 +145,36 @@ def test_rows_respect_the_limits_and_hold_every_sample(stream):
         assert sum(row.weight for row in packed.rows) == pytest.approx(sum(row.weight for row in single.rows))
 
 
+def test_the_published_buffer_is_an_option(stream, processor):
+    alone = stream("batch.samples=24", "batch.packing=none").step(0).rows
+    lengths = [len(row.input_ids) for row in alone]
+    # as published, a text-only sample counts one dummy tile
+    tiles = [1 if row.pixels is None else len(row.pixels) for row in alone]
+    for max_tokens, max_tiles in ((512, 99), (512, 13), (200, 99)):
+        limits = (f"batch.max_tokens={max_tokens}", f"batch.max_tiles={max_tiles}", "max_length=200")
+        rows = stream("batch.samples=24", "batch.packing=greedy", *limits).step(0).rows
+        expected = pack_greedy(lengths, tiles, max_tokens, max_tiles)
+        assert [row.ids for row in rows] == [[alone[i].ids[0] for i in group] for group in expected]
+
+
+@pytest.mark.parametrize("in_memory", [0, 10**6])
+def test_an_order_too_long_for_memory_is_as_good_as_one_that_is_not(stream, monkeypatch, in_memory):
+    monkeypatch.setattr(Shuffle.__init__, "__kwdefaults__", {"in_memory": in_memory})
+    data._order.cache_clear()
+    five = stream("batch.samples=5")
+    picks = samples(five, range(10))
+    for epoch in (0, 1):
+        assert sorted(line for e, _, line in picks if e == epoch) == list(range(24))
+    assert samples(five, range(10)) == samples(stream("batch.samples=5"), range(10))
+    data._order.cache_clear()
+
+
+def test_the_order_is_the_one_of_earlier_versions(stream):
+    """Runs made before the order could be computed go on with the same samples."""
+    order = np.random.default_rng([0, 0, 0x6F72]).permutation(24)
+    assert [line for _, _, line in samples(stream(), range(4))] == order.tolist()
+
+
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("lengths", [[5, 9, 2, 9, 1], [7], [4, 4, 4, 4]])
 def test_rows_are_dealt_once_and_evenly(world, lengths):
@@ -159,7 +192,8 @@ def row_of(n, id):
 
 def test_a_sample_with_more_tiles_than_a_row_may_hold_is_dropped_by_name(stream):
     data = stream("batch.samples=24", "batch.max_tiles=4").step(0)
-    assert data.lost and all(what == "dropped" and "tiles, batch.max_tiles is 4" in why for _, what, why in data.lost)
+    assert data.lost and data.n_dropped == len(data.lost) and {one.stage for one in data.lost} == {"pack"}
+    assert all("tiles, batch.max_tiles is 4" in one.reason for one in data.lost)
     assert len(data.lost) + sum(len(row.ids) for row in data.rows) == 24
 
 

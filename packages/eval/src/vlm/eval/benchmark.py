@@ -31,11 +31,12 @@ class Images(Strict):
 
 
 class Family(Strict):
-    """What differs for one model family: prompt pieces, image rule, decoding."""
+    """What differs for one model family: prompt pieces, image rule, decoding, options of the loader."""
 
     prompt: dict[str, str] = Field(default_factory=dict)
     images: Images | None = None
     generation: Generation | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Counts(Strict):
@@ -55,11 +56,21 @@ class Published(Strict):
     source: str
 
 
+class Submission(Strict):
+    """The file in which an evaluation server takes the replies. `format` is a key of vlm.eval.submission.FORMATS."""
+
+    file: str
+    format: str
+    server: str
+    source: str
+
+
 class Benchmark(Strict):
     """The table of one benchmark. Source: ours; the facts inside carry their own.
 
     `folder`: below `dataset/`, with `{variant}` when there are several. `prompt`: named pieces, exact, that the loader
     joins. `scorer`: one name for all items, or one per group. `counts`: None for sets that only ever carry a marker.
+    `aggregate: not_scored`: the answers are with a server, which scores the `submission`.
     """
 
     name: str
@@ -75,6 +86,7 @@ class Benchmark(Strict):
     aggregate: str
     counts: Counts | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    submission: Submission | None = None
     published: list[Published] = Field(default_factory=list)
     kind: Literal["published", "ours"] = "published"
     notes: list[str] = Field(default_factory=list)
@@ -84,6 +96,11 @@ class Benchmark(Strict):
         """Token budget of an answer, unless the item's `meta` names its own."""
         return self.generation.max_new_tokens
 
+    @property
+    def server_scored(self) -> bool:
+        """Whether the answers are kept by a server: items have no gold, and there is no score of ours."""
+        return self.aggregate == "not_scored"
+
     def scorer_of(self, group: str) -> str:
         """Name of the scorer of a group of items."""
         return self.scorer if isinstance(self.scorer, str) else self.scorer[group]
@@ -92,7 +109,8 @@ class Benchmark(Strict):
         """The table as that model family is asked; unchanged for a family the table does not name."""
         own = self.families.get(family, Family())
         generation = own.generation or self.generation
-        return self.model_copy(update={"prompt": {**self.prompt, **own.prompt}, "generation": generation})
+        merged = {"prompt": {**self.prompt, **own.prompt}, "options": {**self.options, **own.options}}
+        return self.model_copy(update={**merged, "generation": generation})
 
     def image_override(self, family: str) -> dict[str, Any]:
         """Keys to replace in the family's image rule: `rule.model_copy(update=table.image_override(family))`."""

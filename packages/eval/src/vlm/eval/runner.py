@@ -4,6 +4,7 @@ results.jsonl   one row per item in data order; the same bytes whatever was inte
 summary.json    metrics with intervals, outcomes, what was run; the same bytes too
 run.json        provenance of the last command: versions, commit, machine
 timing.json     what took how long, kept apart because it differs from run to run
+submission.*    the replies in the format of an evaluation server, where the benchmark has one
 outcomes.jsonl  the durable answers that a killed run goes on from (shards: shards/<i>-of-<n>/outcomes.jsonl)
 """
 
@@ -32,6 +33,7 @@ from vlm.eval.outcomes import RETRY, Outcome, OutcomeLog, content_key, file_hash
 from vlm.eval.provenance import provenance
 from vlm.eval.score import aggregate, score_item
 from vlm.eval.shards import assign, batches
+from vlm.eval.submission import write_submission
 
 Progress = Callable[[int, int, float | None], None]
 """Called with items done, items in all, and the mean score so far (None before the first)."""
@@ -221,6 +223,7 @@ def _finish(
         "provenance": {"weights": backend.fingerprint, "scorers": scorer_hash(), "decode": backend.settings},
     }
     write_json(out_dir / "summary.json", summary)
+    write_submission(benchmark, rows, out_dir)
     if not counts["ok"] and not counts["truncated"]:
         reasons = Counter(row["why"] for row in rows)
         raise DataError(

@@ -122,6 +122,8 @@ def score_item(benchmark: Benchmark, item: Item, completion: str | None, compat:
     """
     if completion is None:
         return Score("", None, "no answer")
+    if item.gold is None:
+        return Score(completion.strip(), None, "not scored: the answers are with a server")
     name = benchmark.scorer_of(item.group)
     if name not in INPUTS:
         raise UnknownName("scorer", name, INPUTS)

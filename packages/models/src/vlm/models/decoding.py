@@ -14,10 +14,13 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
 from vlm.core.errors import ConfigError, DataError
-from vlm.models.prefix import Prefix, check_unscaled
+from vlm.models.prefix import Prefix, check_unscaled, counted, states_of
 
 if TYPE_CHECKING:
     from vlm.models.vlm import VisionLanguageModel
+
+PREFILL_CHUNK, IMAGE_CHUNK = 8192, 16
+"""Tokens prefilled and tiles encoded at once: they bound activations, and the mask of padded prompts."""
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 """Settings that mean something only when tokens are drawn."""
@@ -159,4 +162,82 @@ def new_tokens(
     with nullcontext() if seed is None else seeded(seed, embeddings.device):
         return model.language_model.generate(  # type: ignore[misc]
             inputs_embeds=embeddings, attention_mask=mask, position_ids=position_ids, **settings
+        )
+
+
+class Generation:
+    """What a model says: `generate`, and `prefill` for several questions on one document."""
+
+    @torch.no_grad()
+    def prefill(  # type: ignore[misc]  # a part of that one class, in a file of its own
+        self: "VisionLanguageModel",
+        input_ids: Tensor,
+        *,
+        pixel_values: Tensor | None = None,
+        image_flags: Tensor | None = None,
+        features: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        chunk: int = PREFILL_CHUNK,
+        image_chunk: int = IMAGE_CHUNK,
+    ) -> Prefix:
+        """The cache of a document [1, P] for several `generate(question_ids, prefix=...)`; makes no logits.
+
+        It may end anywhere, also within an image: `features` [1, tokens, C] then holds the tokens of its part.
+
+        Raises:
+            DataError: more than one row, or a length at which dynamic NTK scaling would change the keys.
+        """
+        if len(input_ids) != 1:
+            raise DataError(f"a prefix of {len(input_ids)} rows", expected="one document, [1, P]")
+        mask = torch.ones_like(input_ids)
+        if position_ids is None:
+            position_ids = counted(mask)
+        check_prompts(input_ids, mask, position_ids)
+        check_unscaled(self, position_ids)
+        embeddings = self.embed(input_ids, pixel_values, image_flags, features, image_chunk)
+        cache = DynamicCache(config=self.language_model.config)
+        fill(self, cache, embeddings, mask, position_ids, chunk)
+        return Prefix(self, input_ids.clone(), position_ids.clone(), states_of(cache))
+
+    @torch.no_grad()
+    def generate(  # type: ignore[misc]  # a part of that one class, in a file of its own
+        self: "VisionLanguageModel",
+        input_ids: Tensor,
+        *,
+        prefix: Prefix | None = None,
+        pixel_values: Tensor | None = None,
+        image_flags: Tensor | None = None,
+        features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        max_new_tokens: int = 32,
+        image_chunk: int = IMAGE_CHUNK,
+        prefill_chunk: int = PREFILL_CHUNK,
+        seed: int | None = None,
+        **settings: Any,
+    ) -> Tensor:
+        """New token ids only, int64 [B * num_return_sequences, <= max_new_tokens]; greedy by default.
+
+        Rows of unequal length are padded on the left. Positions go on from the last one by one, whatever the stride
+        was. With a `prefix` ids, mask, positions and images are those of what follows it. `seed` makes `do_sample`
+        repeatable. Other keywords go to transformers' `generate` (`eos_token_id`, `num_beams`, `streamer`, ...).
+
+        Raises:
+            ConfigError: impossible settings. DataError: prompts that are malformed or do not fit the prefix.
+        """
+        copies = check_settings(max_new_tokens, len(input_ids), seed, settings)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if position_ids is None:
+            position_ids = prefix.positions_after(input_ids, mask) if prefix else counted(mask)
+        check_prompts(input_ids, mask, position_ids)
+        return new_tokens(
+            self,
+            self.embed(input_ids, pixel_values, image_flags, features, image_chunk),
+            mask,
+            position_ids,
+            prefix=prefix,
+            chunk=prefill_chunk,
+            copies=copies,
+            seed=seed,
+            settings={"do_sample": False, "pad_token_id": 0, **settings, "max_new_tokens": max_new_tokens},
         )

@@ -77,9 +77,11 @@ def shared_length(batch: list[Encoded]) -> int:
     for i, (start, count, used) in enumerate(first.image_spans):
         if start + count > n:
             return min(n, start)
+        page = slice(tiles, tiles + used)
         for other in others:
-            whole = other.image_spans[i] == first.image_spans[i]
-            if not whole or not np.array_equal(first.pixels[tiles : tiles + used], other.pixels[tiles : tiles + used]):
+            if first.pixels is None or other.pixels is None or other.image_spans[i] != first.image_spans[i]:
+                return start
+            if not np.array_equal(first.pixels[page], other.pixels[page]):
                 return start
         tiles += used
     return n
@@ -87,23 +89,25 @@ def shared_length(batch: list[Encoded]) -> int:
 
 def split(sample: Encoded, n: int) -> tuple[Encoded, Encoded]:
     """The first n tokens and the rest, each with its own images; n is not within an image."""
-    head, tail = ([s for s in sample.image_spans if (s[0] < n) == early] for early in (True, False))
-    tiles = sum(used for _, _, used in head)
-    parts = []
-    for tokens, spans, pixels, images in (
-        (slice(n), head, slice(tiles), slice(len(head))),
-        (
-            slice(n, None),
-            [(at - n, count, used) for at, count, used in tail],
-            slice(tiles, None),
-            slice(len(head), None),
-        ),
-    ):
-        changes = {k: getattr(sample, k)[tokens] for k in ("input_ids", "labels", "position_ids")}
-        pictures = sample.pixels[pixels] if spans and sample.pixels is not None else None
-        strides = None if sample.strides is None else sample.strides[images]
-        parts.append(replace(sample, image_spans=spans, pixels=pictures, strides=strides, **changes))
-    return parts[0], parts[1]
+    images = sum(start < n for start, _, _ in sample.image_spans)
+    tiles = sum(used for _, _, used in sample.image_spans[:images])
+
+    def part(offset: int, tokens: slice, mine: slice, pages: slice) -> Encoded:
+        spans = [(start - offset, count, used) for start, count, used in sample.image_spans[mine]]
+        return replace(
+            sample,
+            input_ids=sample.input_ids[tokens],
+            labels=sample.labels[tokens],
+            position_ids=sample.position_ids[tokens],
+            image_spans=spans,
+            pixels=sample.pixels[pages] if spans and sample.pixels is not None else None,
+            strides=None if sample.strides is None else sample.strides[mine],
+        )
+
+    return (
+        part(0, slice(n), slice(images), slice(tiles)),
+        part(n, slice(n, None), slice(images, None), slice(tiles, None)),
+    )
 
 
 def document_length(model: VisionLanguageModel, batch: list[Encoded]) -> int:

@@ -8,9 +8,8 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -56,7 +55,8 @@ class Prefix:
     def cache(self, rows: int = 1) -> DynamicCache:
         """A cache of that many rows that begins with this prefix. Views: growing it copies, so nothing is shared."""
         cache = DynamicCache(config=self.model.language_model.config)
-        for layer, (keys, values) in zip(cache.layers, self.states, strict=True):
+        layers: list[Any] = cache.layers
+        for layer, (keys, values) in zip(layers, self.states, strict=True):
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = (t.expand(rows, -1, -1, -1) for t in (keys, values))
         return cache
@@ -124,4 +124,5 @@ def check_unscaled(model: "VisionLanguageModel", position_ids: Tensor) -> None:
 
 def states_of(cache: DynamicCache) -> tuple[tuple[Tensor, Tensor], ...]:
     """(keys, values) of each layer."""
-    return tuple((layer.keys, layer.values) for layer in cache.layers if isinstance(layer.keys, torch.Tensor))
+    layers: list[Any] = cache.layers
+    return tuple((layer.keys, layer.values) for layer in layers)

@@ -14,21 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from vlm.core.errors import ConfigError, DataError
 from vlm.models.attention import PACKED, backend_of, check_name, check_packed
-from vlm.models.decoding import check_prompts, check_settings, fill, new_tokens
+from vlm.models.decoding import Generation
 from vlm.models.language import document_positions, make_language_model
 from vlm.models.loss import shifted, weighted_cross_entropy
-from vlm.models.prefix import Prefix, check_unscaled, counted, states_of
+from vlm.models.prefix import counted
 from vlm.models.projector import make_projector
 from vlm.models.specs import ModelSpec
 from vlm.models.vision.convnext import ConvNext, TimmEncoder
 from vlm.models.vision.intern_vit import InternVit
-
-PREFILL_CHUNK, IMAGE_CHUNK = 8192, 16
-"""Tokens prefilled and tiles encoded at once: they bound activations, and the mask of padded prompts."""
 
 ImageEncoder = InternVit | ConvNext | TimmEncoder
 
@@ -43,8 +39,8 @@ class Output:
     loss: Tensor | None = None
 
 
-class VisionLanguageModel(nn.Module):
-    """Encoder, projector and language model of a spec."""
+class VisionLanguageModel(Generation, nn.Module):
+    """Encoder, projector and language model of a spec; `generate` and `prefill` are in `decoding`."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
@@ -218,80 +214,6 @@ class VisionLanguageModel(nn.Module):
         if logits:
             out.logits = self.language_model.lm_head(hidden)
         return out
-
-    @torch.no_grad()
-    def prefill(
-        self,
-        input_ids: Tensor,
-        *,
-        pixel_values: Tensor | None = None,
-        image_flags: Tensor | None = None,
-        features: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        chunk: int = PREFILL_CHUNK,
-        image_chunk: int = IMAGE_CHUNK,
-    ) -> Prefix:
-        """The cache of a document [1, P] for several `generate(question_ids, prefix=...)`; makes no logits.
-
-        It may end anywhere, also within an image: `features` [1, tokens, C] then holds the tokens of its part.
-
-        Raises:
-            DataError: more than one row, or a length at which dynamic NTK scaling would change the keys.
-        """
-        if len(input_ids) != 1:
-            raise DataError(f"a prefix of {len(input_ids)} rows", expected="one document, [1, P]")
-        mask = torch.ones_like(input_ids)
-        if position_ids is None:
-            position_ids = counted(mask)
-        check_prompts(input_ids, mask, position_ids)
-        check_unscaled(self, position_ids)
-        embeddings = self.embed(input_ids, pixel_values, image_flags, features, image_chunk)
-        cache = DynamicCache(config=self.language_model.config)
-        fill(self, cache, embeddings, mask, position_ids, chunk)
-        return Prefix(self, input_ids, position_ids, states_of(cache))
-
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: Tensor,
-        *,
-        prefix: Prefix | None = None,
-        pixel_values: Tensor | None = None,
-        image_flags: Tensor | None = None,
-        features: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        max_new_tokens: int = 32,
-        image_chunk: int = IMAGE_CHUNK,
-        prefill_chunk: int = PREFILL_CHUNK,
-        seed: int | None = None,
-        **settings: Any,
-    ) -> Tensor:
-        """New token ids only, int64 [B * num_return_sequences, <= max_new_tokens]; greedy by default.
-
-        Rows of unequal length are padded on the left. Positions go on from the last one by one, whatever the stride
-        was. With a `prefix` ids, mask, positions and images are those of what follows it. `seed` makes `do_sample`
-        repeatable. Other keywords go to transformers' `generate` (`eos_token_id`, `num_beams`, `streamer`, ...).
-
-        Raises:
-            ConfigError: impossible settings. DataError: prompts that are malformed or do not fit the prefix.
-        """
-        copies = check_settings(max_new_tokens, len(input_ids), seed, settings)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        if position_ids is None:
-            position_ids = prefix.positions_after(input_ids, mask) if prefix else counted(mask)
-        check_prompts(input_ids, mask, position_ids)
-        return new_tokens(
-            self,
-            self.embed(input_ids, pixel_values, image_flags, features, image_chunk),
-            mask,
-            position_ids,
-            prefix=prefix,
-            chunk=prefill_chunk,
-            copies=copies,
-            seed=seed,
-            settings={"do_sample": False, "pad_token_id": 0, **settings, "max_new_tokens": max_new_tokens},
-        )
 
 
 def make_model(spec: ModelSpec) -> VisionLanguageModel:

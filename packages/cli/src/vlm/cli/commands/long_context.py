@@ -105,11 +105,15 @@ def find_ruler(model: str, tokenizer: Path | None, max_tiles: int | None) -> "Ru
     from vlm.core.build.ruler import Ruler
     from vlm.core.errors import ConfigError
     from vlm.core.home import pretrained
-    from vlm.models.layouts import read_layout
     from vlm.models.specs import load_preset, tokens_per_tile
 
     found = next((p for p in (resolve(model), pretrained() / model) if (p / "config.json").exists()), None)
-    spec = read_layout(found).spec if found else load_preset(model)
+    if found:
+        from vlm.models.layouts import read_layout
+
+        spec = read_layout(found).spec
+    else:
+        spec = load_preset(model)
     folder = resolve(tokenizer) if tokenizer else found
     if folder is None:
         raise ConfigError(

@@ -71,7 +71,7 @@ def build_long_vqa(
     """
     if not (options.train or options.val):
         raise ConfigError("nothing to build", expected="--train or --val above 0")
-    more = find_images(images, val_share=options.val_share).images if images else ()
+    more = find_images(images, val_share=options.val_share, smallest=1).images if images else ()
     job = LongVqa(options, ruler, read_vqa(files, root=root, val_share=options.val_share, more=more))
     for shard in job.shards(1):  # before anything is written
         if shard.start == 0:
@@ -139,7 +139,9 @@ class LongVqa:
         document = Document(self.ruler, self.data, key, turn, options.suffix, f"{options.task}-{name}/{i:05}")
         keys = [k for k in self.data.keys(split) if k != key]
         pages = document.choose(rng, keys, tokens, paste=options.paste, repeat=options.repeat_images)
-        document.arrange(rng, pages, depth, tokens)
+        document.arrange(rng, pages, depth)
+        while document.measure([]).total > tokens and len(pages) > 2:  # labels cost more in place than alone
+            document.arrange(rng, pages := pages[:-1], depth)
         seed = rng.random()
 
         def make(target: int) -> tuple[int, list[str]]:

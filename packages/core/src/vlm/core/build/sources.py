@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Literal
@@ -102,23 +103,30 @@ def find_sources(images: Sequence[Path], texts: Sequence[Path], *, val_share: fl
     skipped: list[tuple[str, str]] = []
     prose = _usable(_text, TEXTS, _files(texts, 1), val_share, skipped)
     if not prose:
-        raise _nothing("text", texts)
+        raise _nothing("text", texts, skipped)
     return Sources(pictures.images, tuple(prose), (*pictures.skipped, *sorted(skipped)))
 
 
-def find_images(folders: Sequence[Path], *, val_share: float) -> Sources:
-    """The images alone, as `find_sources` finds them."""
+def find_images(folders: Sequence[Path], *, val_share: float, smallest: int = SMALLEST) -> Sources:
+    """The images alone, as `find_sources` finds them; `smallest`: pixels that the shorter side must have."""
     skipped: list[tuple[str, str]] = []
-    pictures = _usable(_image, SUFFIXES, _files(folders, 0), val_share, skipped)
+
+    def read(path: Path, name: str, licence: str | None, share: float) -> tuple[str, Source] | str:
+        found = _image(path, name, licence, share)
+        small = not isinstance(found, str) and min(found[1].size) < smallest
+        return f"a side of less than {smallest} pixels" if small else found
+
+    pictures = _usable(read, SUFFIXES, _files(folders, 0), val_share, skipped)
     if not pictures:
-        raise _nothing("images", folders)
+        raise _nothing("images", folders, skipped)
     return Sources(tuple(pictures), (), tuple(sorted(skipped)))
 
 
-def _nothing(kind: str, folders: Sequence[Path]) -> DataError:
+def _nothing(kind: str, folders: Sequence[Path], skipped: list[tuple[str, str]]) -> DataError:
     where = ", ".join(map(str, folders)) or "the installed packages"
     fix = "" if folders else "pip install scikit-image scikit-learn, or "
-    return DataError(f"no {kind} to build from in {where}", fix=f"{fix}name another folder with --{kind}")
+    why = f" ({len(skipped)} files skipped, the first: {skipped[0][1]})" if skipped else ""
+    return DataError(f"no {kind} to build from in {where}{why}", fix=f"{fix}name another folder with --{kind}")
 
 
 def split_of(content: str, val_share: float) -> Split:
@@ -134,10 +142,15 @@ def pixels_hash(path: Path) -> tuple[str, tuple[int, int]]:
 
 def licence_of(path: Path) -> str | None:
     """The catalogue's word on a file below an entry's folder, else the first line of a LICENSE file near it."""
+    return _folder_licence(path.parent)
+
+
+@lru_cache(maxsize=4096)
+def _folder_licence(below: Path) -> str | None:
     for entry in load_catalogue().values():
-        if path.is_relative_to(entry.path):
+        if below.is_relative_to(entry.path):
             return entry.licence
-    for folder in [path.parent, *path.parents[1:3]]:
+    for folder in [below, *list(below.parents)[:2]]:
         for name in ("LICENSE", "LICENSE.txt", "LICENSE.md", "COPYING"):
             if (folder / name).is_file():
                 lines = (folder / name).read_text(encoding="utf-8", errors="replace").split("\n")
@@ -206,8 +219,6 @@ def _image(path: Path, name: str, licence: str | None, val_share: float) -> tupl
         content, size = pixels_hash(path)
     except MediaError as error:
         return error.found.replace(str(path), path.name)
-    if min(size) < SMALLEST:
-        return f"{size[0]}x{size[1]} pixels, less than {SMALLEST}"
     licence = licence or licence_of(path)
     return content, Source(name, path, sha256_of(path), licence, split_of(content, val_share), content, size)
 

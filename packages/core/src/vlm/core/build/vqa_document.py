@@ -93,9 +93,9 @@ class Document:
         return Page(keys, False, cost)
 
     def _label_cost(self, n: int) -> int:
-        return self.ruler.tokens(_label(500, 500, n).replace("<image>", " "))
+        return sum(map(self.ruler.tokens, _label(500, 500, n).split("<image>")))
 
-    def arrange(self, rng: random.Random, pages: list[Page], depth: float, tokens: int) -> None:
+    def arrange(self, rng: random.Random, pages: list[Page], depth: float) -> None:
         """Put the page with the asked picture where about `depth` of the tokens lie before it, and draw all pages."""
         asked, others = pages[0], pages[1:]
         rng.shuffle(others)

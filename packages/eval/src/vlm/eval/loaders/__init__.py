@@ -5,11 +5,14 @@ from pathlib import Path
 
 from vlm.core.errors import UnknownName
 from vlm.eval.benchmark import Benchmark
+from vlm.eval.loaders.choice import load_mmbench, load_scienceqa, load_seed
 from vlm.eval.loaders.common import CountTokens, Item
 from vlm.eval.loaders.haystack import load_mmniah
 from vlm.eval.loaders.longvqa import load_longvqa
 from vlm.eval.loaders.milebench import load_milebench
+from vlm.eval.loaders.mmmu import load_mmmu
 from vlm.eval.loaders.questions import load_chartqa, load_easyvqa, load_pope
+from vlm.eval.loaders.vqa import load_vqa
 
 __all__ = ["LOADERS", "CountTokens", "Item", "load_items"]
 
@@ -20,6 +23,11 @@ LOADERS: dict[str, Callable[..., list[Item]]] = {
     "milebench": load_milebench,
     "mmniah": load_mmniah,
     "longvqa": load_longvqa,
+    "vqa": load_vqa,
+    "scienceqa": load_scienceqa,
+    "seed": load_seed,
+    "mmbench": load_mmbench,
+    "mmmu": load_mmmu,
 }
 """Loader key -> function(benchmark, data folder, *, count_tokens=None) -> items, all checked."""
 

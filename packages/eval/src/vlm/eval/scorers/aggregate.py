@@ -11,7 +11,7 @@ from vlm.eval.benchmark import Benchmark
 from vlm.eval.scorers.bleu import bleu4
 from vlm.eval.scorers.longvqa import TASKS, bleu_columns
 from vlm.eval.scorers.mmniah import DEPTHS, EDGES, cells
-from vlm.eval.scorers.rows import Answers, Metric, Row, bounds_of, by_group, plain
+from vlm.eval.scorers.rows import ANSWERED, Answers, Metric, Row, bounds_of, by_group, plain
 from vlm.eval.scorers.sets import mme, mmmu, whole_sets
 from vlm.eval.scorers.text import Compat
 from vlm.eval.stats import Interval, ratio, replicates, wilson
@@ -20,6 +20,24 @@ from vlm.eval.stats import Interval, ratio, replicates, wilson
 def mean(benchmark: Benchmark, rows: Sequence[Row], compat: Compat) -> list[Metric]:
     """Mean score over items and per group."""
     return plain(rows, compat, benchmark.options.get("metric", "accuracy"))
+
+
+def gqa(benchmark: Benchmark, rows: Sequence[Row], compat: Compat) -> list[Metric]:
+    """Accuracy of all questions, of binary and of open ones (structural type `query`). Source: 4.5."""
+    kinds: dict[str, list[Row]] = {"binary": [], "open": []}
+    for row in rows:
+        kinds["open" if row["meta"]["structural"] == "query" else "binary"].append(row)
+    return [*plain(rows, compat), *[Answers(part, compat).mean(kind) for kind, part in kinds.items()]]
+
+
+def not_scored(benchmark: Benchmark, rows: Sequence[Row], compat: Compat) -> list[Metric]:
+    """No number: the answers are with a server. The note says which file to submit where."""
+    note = "not scored"
+    if about := benchmark.submission:
+        note += f": submit {about.file} to {about.server}"
+    empty = sum(row["outcome"] not in ANSWERED for row in rows)
+    note += f"; {empty} of {len(rows)} questions have no answer and are empty in it" if empty else ""
+    return [Answers(rows, compat).metric(benchmark.options.get("metric", "accuracy"), None, note=note)]
 
 
 def group_mean(benchmark: Benchmark, rows: Sequence[Row], compat: Compat) -> list[Metric]:
@@ -199,6 +217,7 @@ def longvqa(benchmark: Benchmark, rows: Sequence[Row], compat: Compat) -> list[M
 
 AGGREGATES: dict[str, Callable[[Benchmark, Sequence[Row], Compat], list[Metric]]] = {
     "mean": mean,
+    "gqa": gqa,
     "group_mean": group_mean,
     "pope": pope,
     "milebench": milebench,
@@ -206,6 +225,7 @@ AGGREGATES: dict[str, Callable[[Benchmark, Sequence[Row], Compat], list[Metric]]
     "mmmu": mmmu,
     "mmniah": mmniah,
     "longvqa": longvqa,
+    "not_scored": not_scored,
     "whole_sets": whole_sets,
 }
 """Aggregate name of a table -> function(benchmark, rows, compat) -> metrics, the headline first."""

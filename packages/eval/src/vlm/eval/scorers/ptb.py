@@ -229,7 +229,8 @@ def lines(text: str) -> list[list[str]]:
             rows[-1].append(word)
             at = plain.end()
             continue
-        best, used, how = -1, 1, _skip
+        best, used = -1, 1
+        how: How = _skip
         for pattern, action in _starting_with(text[at]):
             found = pattern.match(text, at, at + LONGEST)
             if found and found.end() - at > best:

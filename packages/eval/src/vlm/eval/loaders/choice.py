@@ -1,0 +1,112 @@
+"""Questions with lettered options: ScienceQA, SEED-Bench (images), MMBench and CCBench."""
+
+import base64
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlm.core.errors import DataError
+from vlm.core.records import iter_jsonl
+from vlm.eval.benchmark import Benchmark
+from vlm.eval.loaders.common import CountTokens, Item, Items, get, inside, read_json, user
+from vlm.eval.loaders.pictures import picture_file
+
+LETTERS = "ABCDE"
+ROTATION = 1_000_000
+"""Copy k of MMBench question i, its options rotated by k, has the index i + k * ROTATION."""
+
+
+def choice_question(question: str, options: Mapping[str, str], suffix: str, hint: str = "") -> str:
+    """Hint (if any), question, `A. text` lines and instruction, one below the other. Source: the published evaluators
+
+    >>> choice_question("Which?", {"A": "cat", "B": "dog"}, "Letter, please.")
+    'Which?\\nA. cat\\nB. dog\\nLetter, please.'
+    """
+    lines = [f"{letter}. {text}" for letter, text in options.items()]
+    return "\n".join([*([hint] if hint else []), question, *lines, suffix])
+
+
+def load_scienceqa(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
+    """`scienceqa_test_img.jsonl`: `image`, `question`, `hint`, `choices`, `answer` (its index). Ids are line numbers."""
+    path, items = folder / benchmark.options["questions"], Items()
+    for line, record in iter_jsonl(path):
+        where = f"{path}:{line}"
+        choices, answer = get(record, "choices", list, where), get(record, "answer", int, where)
+        if not (0 <= answer < len(choices) <= len(LETTERS)):
+            raise DataError(f"{where}: answer {answer} of {len(choices)} choices", expected="one of at most five")
+        options = dict(zip(LETTERS, choices, strict=False))
+        asked = get(record, "question", str, where)
+        prompt = choice_question(asked, options, benchmark.prompt["suffix"], record.get("hint") or "")
+        image = inside(folder, get(record, "image", str, where), where)
+        meta = {"cluster": image.relative_to(folder.absolute()).as_posix(), "options": options}
+        item = Item(str(line), user(prompt, [image], where), LETTERS[answer], benchmark.options["split"], meta)
+        items.add(item, where=where, images=[image])
+    return items.finish(benchmark, folder)
+
+
+def load_seed(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
+    """`seed.jsonl` (`image`, `text`, the whole prompt, `question_id`); answer and type from `SEED-Bench.json` by id.
+
+    Groups are the nine types about images. Lines of the video types, which the reported number leaves out, are passed
+    over. Source: the published evaluators and their calculation script
+    """
+    path, official = folder / benchmark.options["questions"], folder / benchmark.options["annotation"]
+    types, items, known = benchmark.options["types"], Items(), {}
+    for row, entry in enumerate(get(read_json(official), "questions", list, str(official))):
+        at = f"{official}:{row}"
+        known[str(get(entry, "question_id", (int, str), at))] = get(entry, "question_type_id", int, at), entry
+    for line, record in iter_jsonl(path):
+        where = f"{path}:{line}"
+        number = str(get(record, "question_id", (int, str), where))
+        if number not in known:
+            raise DataError(f"{where}: question id {number!r} is not in {official}", fix="fetch both files again")
+        kind, entry = known[number]
+        if kind > len(types):
+            continue
+        gold = get(entry, "answer", str, f"{official}: question {number}")
+        if gold not in tuple("ABCD"):
+            raise DataError(f"{official}: question {number}: answer {gold!r}", expected="A, B, C or D")
+        image = inside(folder, get(record, "image", str, where), where)
+        prompt = get(record, "text", str, where) + benchmark.prompt["suffix"]
+        item = Item(number, user(prompt, [image], where), gold, types[kind - 1], {"cluster": image.name})
+        items.add(item, where=where, images=[image])
+    return items.finish(benchmark, folder)
+
+
+def load_mmbench(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
+    """A TSV with the image as base64; rows whose index is equal modulo 1,000,000 are one circular set (`meta["set"]`).
+
+    Read by pandas as published, so that a cell such as `None` or `NA` is an option that does not exist. `meta["row"]`
+    holds the columns of the submission file. Source: the published evaluator
+    """
+    import pandas as pd
+
+    path, items, scored = folder / benchmark.options["file"], Items(), not benchmark.server_scored
+    if not path.is_file():
+        raise DataError(f"no such file: {path}", fix=f"`vlm download {benchmark.name}` fetches the benchmark")
+    try:
+        table = pd.read_csv(path, sep="\t", dtype=str)
+    except ValueError as error:  # pandas' parser errors, and text that is not UTF-8
+        raise DataError(f"{path}: not a table: {error}", fix="fetch the file again") from error
+    for row, cells in enumerate(table.to_dict(orient="records"), 2):
+        where = f"{path}:{row}"
+        record: dict[str, Any] = {str(k): v for k, v in cells.items() if not (isinstance(v, float) and math.isnan(v))}
+        index, picture = get(record, "index", str, where), get(record, "image", str, where)
+        try:
+            number, data = int(index), base64.b64decode(picture, validate=True)
+        except ValueError as error:
+            raise DataError(f"{where}: index {index!r:.20} or image is malformed: {error}", fix="fetch it again") from error
+        gold = get(record, "answer", str, where) if scored else None
+        if gold is not None and gold not in tuple(LETTERS):
+            raise DataError(f"{where}: answer {gold!r}", expected=f"one of {', '.join(LETTERS)}")
+        options = {letter: record[letter] for letter in LETTERS if letter in record}
+        asked = get(record, "question", str, where)
+        prompt = choice_question(asked, options, benchmark.prompt["suffix"], record.get("hint", ""))
+        image = picture_file(folder, data, where)
+        kept = {name: record.get(name) for name in table.columns if name not in benchmark.options["dropped"]}
+        circular = str(number % ROTATION)
+        meta = {"cluster": circular, "set": circular, "options": options, "row": kept}
+        item = Item(index, user(prompt, [image], where), gold, benchmark.options["split"], meta)
+        items.add(item, where=where, images=[image], needs_answer=scored)
+    return items.finish(benchmark, folder)

@@ -1,0 +1,48 @@
+"""Images that a benchmark keeps inside its tables (base64 in TSV, bytes in parquet), as files in `images/` beside them.
+
+A file is named by the hash of what it was made from: it is never stale, equal images share one, a kill leaves no half.
+"""
+
+import hashlib
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from vlm.core.errors import DataError
+from vlm.core.home import write_atomic
+
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "2x": lambda picture: picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.BILINEAR),
+    "448": lambda picture: picture.resize((448, 448)),
+}
+"""What a published evaluator does to an image before its usual rule: enlarge it, or leave it one tile of 448 pixels."""
+
+
+def picture_file(folder: Path, data: bytes, where: str, change: str = "") -> Path:
+    """The absolute path of the file that holds the image `data`, written when it is not there; `change` of `CHANGES`.
+
+    Raises:
+        DataError: no image, or a folder that cannot be written.
+    """
+    try:
+        picture = Image.open(BytesIO(data))
+        kind = "png" if change else str(picture.format).lower()
+        path = folder.absolute() / "images" / f"{hashlib.sha256(data).hexdigest()[:32]}{change and '-'}{change}.{kind}"
+        if path.is_file():
+            return path
+        if change:
+            changed = BytesIO()
+            CHANGES[change](picture).save(changed, format="PNG", compress_level=1)
+            data = changed.getvalue()
+    except OSError as error:
+        raise DataError(f"{where}: not an image: {error}", fix="fetch the file again") from error
+    try:
+        write_atomic(path, data)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written: {error}",
+            expected=f"write permission in {folder} for the first run, which unpacks the images",
+        ) from error
+    return path
