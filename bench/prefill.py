@@ -6,15 +6,13 @@ Companion: peak bytes that torch's allocator held beyond weights and inputs, in 
 ours in chunks of 512 tokens, `peer_without_logits` shows what its attention takes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import accumulate
 from typing import Any
 
 import torch
-from harness import paired, report
+from harness import paired, peak_bytes, report
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from transformers import AttentionInterface
 
 from vlm.models import load_preset
@@ -45,15 +43,6 @@ def eager_attention(model: Any) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = name
-
-
-def peak_bytes(call: Callable[[], Any]) -> int:
-    """Most bytes held at once by what `call` allocates, scratch space of kernels included."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        call()
-    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
-    events.sort(key=lambda e: e.start_ns())
-    return max(accumulate(e.nbytes() for e in events), default=0)
 
 
 @torch.inference_mode()

@@ -151,6 +151,22 @@ DECISIONS = [
         "refused",
         "upstream logs and drops the sample; we raise, so that the stream can enter it in the ledger",
     ),
+    Decision(
+        "packing.json",
+        "*strict*",
+        "",
+        "not padded",
+        "strict mode pads tokens and tiles to the limits (and forgets float positions); our rows keep their length, "
+        "and the packs are the same",
+    ),
+    Decision(
+        "packing.json",
+        "micro_batch*",
+        "",
+        "rows one by one",
+        "upstream stacks the packs of a step in one padded tensor, fills up with copies of the first without labels, "
+        "and fails when packs differ in length; we run row by row, and repeat one with weight 0 where ranks differ",
+    ),
     # <model>/cases.json -------------------------------------------------------------------------------------------
     Decision(
         "cases.json",

@@ -1,6 +1,7 @@
 """Several questions on one document: the cache of what they share gives what a full prefill gives."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -269,3 +270,10 @@ def test_v2pe_and_plain_prompts_are_answered_each_by_its_own_positions(checkpoin
         steps(model, ids, features=features, position_ids=torch.from_numpy(p)) for p in (floats.astype(int), floats)
     )
     assert (plain - unscaled).abs().max() > 0.1  # or the test could not fail
+
+
+def test_the_example_of_the_page_runs():
+    page = (Path(__file__).parents[2] / "docs" / "generation.md").read_text(encoding="utf-8")
+    scope: dict = {}
+    exec(page.split("```python\n")[1].split("```")[0], scope)
+    assert scope["answers"].shape == (3, 5)

@@ -9,7 +9,7 @@ import torch
 from transformers import StoppingCriteriaList
 
 from vlm.core.chat import INTERNVL2_SYSTEM, VICUNA_SYSTEM, prompt_text
-from vlm.core.errors import ConfigError, HardwareError, MediaError
+from vlm.core.errors import ConfigError, HardwareError
 from vlm.models.generate import answer
 from vlm.models.session import ChatSession, PieceStreamer
 
@@ -74,13 +74,6 @@ def test_the_history_grows_by_a_turn_and_keeps_its_pictures(chat, picture):
     assert chat.history == []
 
 
-@pytest.mark.parametrize("question", ["", "  \n"])
-def test_an_empty_question_is_an_error(question, chat):
-    with pytest.raises(ConfigError, match="question is empty"):
-        chat.ask(question)
-    assert chat.history == []
-
-
 def test_what_a_user_quotes_stays_text(chat, picture):
     tokenizer = chat.processor.tokenizer
     quote = "What does <image> mean, and <|im_end|>, <img>, <IMG_CONTEXT> or </s>?"
@@ -97,12 +90,6 @@ def test_a_system_text_stands_at_the_front_and_survives_a_reset(preset, checkpoi
     prompt = encoded(chat, "Why?")
     text = chat.processor.tokenizer.decode(prompt.input_ids, skip_special=True)
     assert 0 <= text.index("Answer in verse.") < text.index("Why?")
-
-
-def test_a_missing_picture_is_an_error_and_leaves_the_history(chat, tmp_path):
-    with pytest.raises(MediaError, match=r"nowhere\.png"):
-        chat.ask("What?", images=[tmp_path / "nowhere.png"])
-    assert chat.history == []
 
 
 # prompts, byte for byte ----------------------------------------------------------------------------------------------

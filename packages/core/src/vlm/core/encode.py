@@ -239,7 +239,10 @@ class Encoder:
         return tiles, arrays
 
     def _frames_as_images(self, messages: Sequence[Message]) -> list[Message]:
-        """Videos as `Frame1: <image>` lines (published inference style), each frame one tile."""
+        """Videos as `Frame1: <image>` lines (published inference style), each frame one tile.
+
+        A part may name its number of `frames`, as benchmarks do.
+        """
         expanded = []
         for message in messages:
             content: list[dict[str, Any]] = []
@@ -248,7 +251,7 @@ class Encoder:
                     content.append(part)
                     continue
                 following = message["content"][i + 1 : i + 2]
-                frames = self.load_frames(part["path"], self.segments, part.get("clip"))
+                frames = self.load_frames(part["path"], part.get("frames", self.segments), part.get("clip"))
                 for k, frame in enumerate(frames, 1):
                     content += [text(f"Frame{k}: "), picture_part(frame, frame=True), text("\n")]
                 # a record's text after <video> opens with a newline, which then ends the last frame's line

@@ -136,9 +136,10 @@ def _plausible(path: Path) -> bool:
         with av.open(str(path), metadata_errors="replace") as container:
             stream = container.streams.video[0]
             frames = float((stream.duration or 0) * (stream.time_base or 0) * (stream.average_rate or 0))
-            return stream.codec_context is not None and stream.frames <= 2 * frames + 2
+            plausible = stream.codec_context is not None and stream.frames <= 2 * frames + 2
     except (av.error.FFmpegError, IndexError, ValueError):
         return False
+    return plausible
 
 
 def _with_av(path: Path, segments: int, clip: tuple[float, float] | None) -> list[Image.Image]:
@@ -154,8 +155,9 @@ def _with_av(path: Path, segments: int, clip: tuple[float, float] | None) -> lis
             n_frames = sum(1 for _ in container.decode(stream))  # headers may lie about their number
         chosen = _chosen(path, n_frames, fps, segments, clip)
         with av.open(str(path), metadata_errors="replace") as container:
-            return _picked(chosen, container.decode(video=0), lambda frame: frame.to_image())
+            pictures = _picked(chosen, container.decode(video=0), lambda frame: frame.to_image())
     except (IndexError, av.error.EOFError) as error:
         raise MediaError(f"{path} has no frames", expected="a video", fix=replace) from error
     except (av.error.FFmpegError, ValueError) as error:
         raise MediaError(f"{path} cannot be decoded: {error}", fix=replace) from error
+    return pictures

@@ -29,8 +29,11 @@ class Task:
 
     @property
     def question(self) -> str:
-        """The user's text with `<image>` and `<video>` where media stand, without the markup of the template."""
-        parts = [p for m in self.item.messages for p in m["content"]]
+        """The user's text with `<image>` and `<video>` where media stand, without the markup of the template.
+
+        An answer that is given (teacher forcing) is no part of it.
+        """
+        parts = [p for m in self.item.messages if m["role"] != "assistant" for p in m["content"]]
         return "".join(p["text"] if p["type"] == "text" else f"<{p['type']}>" for p in parts)
 
 

@@ -147,7 +147,7 @@ class NativeBackend:
 
     def _tiles(self, part: dict[str, Any]) -> int:
         if part["type"] == "video":
-            return self.processor.encoder.segments
+            return part.get("frames", self.processor.encoder.segments)
         try:
             return self.processor.spec.image_rule.count(*image_size(part["path"]))
         except MediaError:  # `encode` meets the same file and records it as this item's outcome

@@ -31,16 +31,18 @@ class Images(Strict):
 
 
 class Family(Strict):
-    """What differs for one model family: prompt pieces, image rule, decoding, options of the loader."""
+    """What differs for one model family: prompt pieces, image rule, decoding, scorer, options of the loader."""
 
     prompt: dict[str, str] = Field(default_factory=dict)
     images: Images | None = None
     generation: Generation | None = None
+    scorer: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Counts(Strict):
-    """Items per group of the complete download. `at_least`: only a lower bound is known."""
+    """Items per group of the complete download. `at_least`: only a lower bound is known. Groups named as the variants
+    are one for each variant."""
 
     groups: dict[str, int]
     at_least: bool = False
@@ -48,10 +50,14 @@ class Counts(Strict):
 
 
 class Published(Strict):
-    """One published number (0 to 100). `metric` is the name of the metric of ours that it belongs beside."""
+    """One published number (0 to 100; MME: points). `metric` is the name of the metric of ours that it belongs beside.
+
+    `variant`: the one that it belongs to, when there are several.
+    """
 
     system: str
     metric: str
+    variant: str | None = None
     value: float
     source: str
 
@@ -65,12 +71,26 @@ class Submission(Strict):
     source: str
 
 
+class JudgeRule(Strict):
+    """What a language model is asked about a reply (vlm.eval.judge).
+
+    `kind`: `grade` it from 0.0 to 1.0, `extract` the answer from it, `choose` the option that it means. `fallback`: the
+    deterministic rule that reads replies when there is no judge; None leaves them not judged.
+    """
+
+    kind: Literal["grade", "extract", "choose"]
+    instruction: str
+    fallback: str | None = None
+    source: str
+
+
 class Benchmark(Strict):
     """The table of one benchmark. Source: ours; the facts inside carry their own.
 
     `folder`: below `dataset/`, with `{variant}` when there are several. `prompt`: named pieces, exact, that the loader
     joins. `scorer`: one name for all items, or one per group. `counts`: None for sets that only ever carry a marker.
-    `aggregate: not_scored`: the answers are with a server, which scores the `submission`.
+    `aggregate: not_scored`: the answers are with a server, which scores the `submission`. `teacher_forced`: the answer
+    is given, and what the model would have said at each of its tokens is the reply (vlm.eval.forced).
     """
 
     name: str
@@ -87,6 +107,8 @@ class Benchmark(Strict):
     counts: Counts | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     submission: Submission | None = None
+    judge: JudgeRule | None = None
+    teacher_forced: bool = False
     published: list[Published] = Field(default_factory=list)
     kind: Literal["published", "ours"] = "published"
     notes: list[str] = Field(default_factory=list)
@@ -110,7 +132,7 @@ class Benchmark(Strict):
         own = self.families.get(family, Family())
         generation = own.generation or self.generation
         merged = {"prompt": {**self.prompt, **own.prompt}, "options": {**self.options, **own.options}}
-        return self.model_copy(update={**merged, "generation": generation})
+        return self.model_copy(update={**merged, "generation": generation, "scorer": own.scorer or self.scorer})
 
     def image_override(self, family: str) -> dict[str, Any]:
         """Keys to replace in the family's image rule: `rule.model_copy(update=table.image_override(family))`."""
@@ -144,5 +166,14 @@ def load_benchmark(name: str, home: Path | None = None) -> Benchmark:
     table = parse(load_yaml(path), Benchmark, where=str(path))
     if variant:
         names = {key: getattr(table, key).format(variant=variant) for key in ("name", "title", "folder")}
-        table = table.model_copy(update=names)
+        table = table.model_copy(update={**names, **_of_variant(table, variant)})
     return table
+
+
+def _of_variant(table: Benchmark, variant: str) -> dict[str, Any]:
+    """The published numbers of one variant, and its count where the groups are the variants."""
+    published = [number for number in table.published if number.variant in (None, variant)]
+    counts = table.counts
+    if counts and counts.groups.keys() == set(table.variants):
+        counts = counts.model_copy(update={"groups": {variant: counts.groups[variant]}})
+    return {"published": published, "counts": counts}

@@ -13,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
@@ -27,6 +28,7 @@ from vlm.eval.ask import Batch, Task, ask, encode
 from vlm.eval.backends import Backend
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.control import shuffle_media
+from vlm.eval.judge import Judge, Verdict, judge_all, judge_summary
 from vlm.eval.loaders import Item, load_items
 from vlm.eval.loaders.common import MARKER
 from vlm.eval.outcomes import RETRY, Outcome, OutcomeLog, content_key, file_hash, read_outcomes, scorer_hash
@@ -81,6 +83,7 @@ def run(
     *,
     data: Path,
     progress: Progress = lambda *_: None,
+    judge: Judge | None = None,
 ) -> dict[str, Any] | None:
     """Evaluate and return the summary; a shard that leaves items to others returns None.
 
@@ -109,7 +112,7 @@ def run(
         if any(task.key not in known for task in tasks):
             return None
         about = {"items": len(tasks), "available": len(items), "limit": options.limit, "mini": (data / MARKER).exists()}
-        return _finish(benchmark, backend, tasks, known, out_dir, options, about)
+        return _finish(benchmark, backend, tasks, known, out_dir, options, about, judge)
 
 
 def select(items: Sequence[Item], options: Options) -> list[Item]:
@@ -137,7 +140,7 @@ def plan(benchmark: Benchmark, backend: Backend, items: Sequence[Item]) -> list[
         key = content_key(
             weights=backend.fingerprint,
             prompt=backend.prompt(item.messages),
-            media=[[file_hash(p["path"]), p.get("clip")] for p in media],
+            media=[[file_hash(p["path"]), p.get("clip"), *([p["frames"]] if "frames" in p else [])] for p in media],
             decode={**backend.settings, **limits},
         )
         tasks.append(Task(item, key, backend.cost(item.messages), limits))
@@ -203,9 +206,12 @@ def _finish(
     out_dir: Path,
     options: Options,
     about: dict[str, Any],
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """Score every answer, write results and summary, return the summary."""
-    rows = [_row(benchmark, task, known[task.key]) for task in tasks]
+    outcomes = [known[task.key] for task in tasks]
+    verdicts = judge_all(benchmark, [(t.item, o.completion) for t, o in zip(tasks, outcomes, strict=True)], judge)
+    rows = [_row(benchmark, *row) for row in zip(tasks, outcomes, verdicts, strict=True)]
     write_atomic(
         out_dir / "results.jsonl", "".join(json.dumps(r, ensure_ascii=False, sort_keys=True) + "\n" for r in rows)
     )
@@ -222,21 +228,26 @@ def _finish(
         "data": about,
         "provenance": {"weights": backend.fingerprint, "scorers": scorer_hash(), "decode": backend.settings},
     }
+    if benchmark.judge:
+        summary["judge"] = about_judge = judge_summary(benchmark, verdicts, judge)
+        for headline in (summary["metrics"][0], summary["strict_metrics"][0]):
+            headline["note"] = about_judge["note"] or headline["note"]
     write_json(out_dir / "summary.json", summary)
-    write_submission(benchmark, rows, out_dir)
     if not counts["ok"] and not counts["truncated"]:
         reasons = Counter(row["why"] for row in rows)
         raise DataError(
             f"none of {len(rows)} items was answered; most often: {reasons.most_common(1)[0][0]}",
             fix=f"see {out_dir / 'results.jsonl'}; after mending, run again with --retry-failed",
         )
+    write_submission(benchmark, rows, out_dir)
     return summary
 
 
-def _row(benchmark: Benchmark, task: Task, outcome: Outcome) -> dict[str, Any]:
-    item = task.item
-    score = score_item(benchmark, item, outcome.completion, "upstream")
-    strict = score_item(benchmark, item, outcome.completion, "fixed")
+def _row(benchmark: Benchmark, task: Task, outcome: Outcome, verdict: Verdict | None) -> dict[str, Any]:
+    item, judged = task.item, [verdict] if verdict else []
+    judgement = {"judge": asdict(verdict)} if verdict else {}
+    score = score_item(benchmark, item, outcome.completion, "upstream", *judged)
+    strict = score_item(benchmark, item, outcome.completion, "fixed", *judged)
     why = score.why if score.value == strict.value else f"{score.why} · strict: {strict.why}"
     return {
         "benchmark": benchmark.name,
@@ -252,7 +263,8 @@ def _row(benchmark: Benchmark, task: Task, outcome: Outcome) -> dict[str, Any]:
         "why": why if outcome.answered else outcome.detail,
         "gold": item.gold,
         "meta": item.meta,
-        "key": content_key(answer=outcome.key, scorers=scorer_hash()),
+        "key": content_key(answer=outcome.key, scorers=scorer_hash(), **judgement),
+        **judgement,
     }
 
 

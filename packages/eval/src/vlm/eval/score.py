@@ -11,6 +11,7 @@ from typing import Any
 
 from vlm.core.errors import UnknownName
 from vlm.eval.benchmark import Benchmark
+from vlm.eval.judge import ENDED, Verdict
 from vlm.eval.loaders.common import Item
 from vlm.eval.scorers import SCORERS
 from vlm.eval.scorers.aggregate import AGGREGATES
@@ -71,6 +72,7 @@ INPUTS: dict[str, Callable[[Item, str], dict[str, Any]]] = {
     "gqa_accuracy_single": _pair("prediction", "answer"),
     "mathvista_normalize": _mathvista,
     "mcq_letter_extract": _from_meta("response", ""),
+    "judge_grade": lambda item, completion: {"reply": completion},
     "longvqa_end_to_end": _one_row,
     "milebench_contains": _pair("pred_response", "gt_response"),
     "milebench_multichoice": _options,
@@ -84,6 +86,7 @@ INPUTS: dict[str, Callable[[Item, str], dict[str, Any]]] = {
         "n_choices": item.meta["n_choices"],
     },
     "mmniah_counting": _pair("response", "answer"),
+    "mmniah_forced": _pair("response", "answer"),
     "mmniah_text": _pair("response", "answer"),
     "mvbench_check_ans": _pair("pred", "gt"),
     "ocrbench_lmms": _from_meta("pred", "answer", "dataset"),
@@ -111,8 +114,21 @@ READERS = {
 """Scorers that say what was read; it is right when it equals the gold."""
 
 
-def score_item(benchmark: Benchmark, item: Item, completion: str | None, compat: Compat = "upstream") -> Score:
+JUDGED = {"judge_grade": "reply", "mathvista_normalize": "extraction"}
+"""Scorer name -> the input that a judge's words take the place of. Of `READERS` they take the place altogether."""
+
+
+def score_item(
+    benchmark: Benchmark,
+    item: Item,
+    completion: str | None,
+    compat: Compat = "upstream",
+    verdict: Verdict | None = None,
+) -> Score:
     """The score of one reply. `completion` None means that the model did not answer: never scored.
+
+    `verdict`: what a judge made of the reply, for tables with a `judge`. A reply that only a judge can grade, or that
+    the judge failed on, has no score.
 
     A published scorer that stops with an error on this reply counts it as wrong here, and says so. An empty reply that
     a published rule takes for right is kept in upstream mode, is named in `why`, and is wrong in fixed mode.
@@ -127,10 +143,17 @@ def score_item(benchmark: Benchmark, item: Item, completion: str | None, compat:
     name = benchmark.scorer_of(item.group)
     if name not in INPUTS:
         raise UnknownName("scorer", name, INPUTS)
+    if (verdict and verdict.kind in ENDED) or (name == "judge_grade" and (not verdict or verdict.kind != "judged")):
+        return Score("", None, verdict.why if verdict else "not judged")
     if compat == "fixed" and not completion.strip():
         return Score("", 0.0, "empty reply")
     try:
-        result = SCORERS[name](**INPUTS[name](item, completion), compat=compat)
+        judged = verdict.text if verdict and verdict.kind == "judged" else None
+        inputs = INPUTS[name](item, completion)
+        if judged is not None and name in JUDGED:
+            inputs[JUDGED[name]] = judged
+        reads = judged is not None and name in READERS
+        result = judged if reads else SCORERS[name](**inputs, compat=compat)
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
         if compat == "fixed":
             raise
@@ -145,9 +168,10 @@ def score_item(benchmark: Benchmark, item: Item, completion: str | None, compat:
         extracted, value = str(result or ""), float(result == item.gold)
     else:
         value = float(result)
-    verdict = "right" if value == 1 else "wrong" if value == 0 else f"{value:.3f}"
+    word = "right" if value == 1 else "wrong" if value == 0 else f"{value:.3f}"
+    by = f"{name} ({verdict.why})" if verdict else name
     empty = ", although the reply is empty" if value and not completion.strip() else ""
-    return Score(extracted, value, f"{verdict} by {name}: read {extracted!r:.80}, expected {item.gold!r:.80}{empty}")
+    return Score(extracted, value, f"{word} by {by}: read {extracted!r:.80}, expected {item.gold!r:.80}{empty}")
 
 
 def aggregate(benchmark: Benchmark, rows: Sequence[Row], compat: Compat = "upstream") -> list[Metric]:

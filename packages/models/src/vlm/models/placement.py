@@ -163,7 +163,7 @@ class Placement:
             offload_weight(tensor.to(dtype), name, str(self.folder), self.offloaded)
         elif module_name in self.quantised and leaf == "weight":
             empty = module.weight
-            module.weight = type(empty)(tensor.to(dtype), **_settings(self.quantize)).to(device)  # type: ignore[operator]
+            module.weight = type(empty)(tensor.to(dtype), **_settings(self.quantize)).to(device)
         elif leaf in module._parameters:
             trained = module._parameters[leaf].requires_grad  # type: ignore[union-attr]
             setattr(module, leaf, nn.Parameter(tensor.to(device, dtype), requires_grad=trained))

@@ -125,8 +125,8 @@ class ChatSession:
                 raise ConfigError(f"{name} for {len(files)} of {len(questions)} questions", expected="a list for each")
         batch = []
         for i, question in enumerate(questions):
-            mine = (files[i] if files else () for files in (images, videos))
-            turn = user_turn(question, *mine, self.processor.template, combine=self.combine)
+            pictures, movies = (files[i] if files else () for files in (images, videos))
+            turn = user_turn(question, pictures, movies, self.processor.template, combine=self.combine)
             batch.append(self.processor.encode([*self.start, turn], strides=self.strides, id=f"question {i + 1}"))
         if not batch:
             return []

@@ -155,6 +155,9 @@ def _show(summary: dict[str, Any], target: Path) -> None:
         )
     console = Console()
     console.print(table)
+    headline = summary["metrics"][0]
+    if headline["value"] is None:
+        console.print(f"{headline['name']}: {headline['note']}", soft_wrap=True)
     if (more := len(summary["metrics"]) - SHOWN) > 0:
         console.print(f"and {more} more metrics in {target / 'summary.json'}", soft_wrap=True)
     console.print("outcomes: " + ", ".join(f"{kind} {n}" for kind, n in summary["outcomes"].items()))

@@ -31,7 +31,8 @@ nav{position:sticky;top:0;z-index:1;background:#fffd;padding:.5rem 0}button{font
 .needle{scroll-margin-top:5rem}"""
 
 SCRIPT = """const show=document.getElementById('show'),next=document.getElementById('next');let k=-1;
-show.onclick=()=>{const on=document.body.classList.toggle('show');show.setAttribute('aria-pressed',on)};
+show.onclick=()=>{const on=document.body.classList.toggle('show');show.setAttribute('aria-pressed',on);
+show.textContent=on?'Hide needles':'Show needles'};
 next.onclick=()=>{const all=[...document.querySelectorAll('.needle')];if(!all.length)return;
 all[k]?.classList.remove('at');k=(k+1)%all.length;all[k].classList.add('at');
 if(!document.body.classList.contains('show'))show.click();all[k].scrollIntoView({block:'center'})};"""

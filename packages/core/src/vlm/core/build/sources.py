@@ -8,7 +8,7 @@ moves no other.
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
@@ -104,7 +104,17 @@ def find_sources(images: Sequence[Path], texts: Sequence[Path], *, val_share: fl
     prose = _usable(_text, TEXTS, _files(texts, 1), val_share, skipped)
     if not prose:
         raise _nothing("text", texts, skipped)
-    return Sources(pictures.images, tuple(prose), (*pictures.skipped, *sorted(skipped)))
+    return Sources(pictures.images, tuple(_without_repeats(prose)), (*pictures.skipped, *sorted(skipped)))
+
+
+def _without_repeats(texts: Iterable[Source]) -> Iterator[Source]:
+    """Each paragraph once: documentation repeats itself, and so would the haystack."""
+    seen: set[tuple[str, ...]] = set()
+    for text in texts:
+        new = tuple(p for p in dict.fromkeys(text.paragraphs) if p not in seen)
+        seen |= set(new)
+        if new:
+            yield replace(text, paragraphs=new)
 
 
 def find_images(folders: Sequence[Path], *, val_share: float, smallest: int = SMALLEST) -> Sources:
@@ -162,7 +172,7 @@ def paragraphs_of(text: str) -> tuple[tuple[str, ...], ...]:
     """Paragraphs of prose as sentences; headings, lists, code and tables are left out. Source: ours."""
     found = []
     for block in re.split(r"\n\s*\n", text):
-        words = re.sub(r":[a-z:]+:(?=`)|`", "", " ".join(block.split()))
+        words = re.sub(r":[a-z:]+:(?=`)|`| ?<[\w.-]+>(?=`)", "", " ".join(block.split()))
         if len(words) < 60 or words[-1] not in ".!?。！？" or words[0].islower() or not words[0].isalnum():
             continue
         letters = sum(c.isalpha() or c == " " for c in words)

@@ -28,7 +28,7 @@ def choice_question(question: str, options: Mapping[str, str], suffix: str, hint
 
 
 def load_scienceqa(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """`scienceqa_test_img.jsonl`: `image`, `question`, `hint`, `choices`, `answer` (its index). Ids are line numbers."""
+    """`scienceqa_test_img.jsonl`: `image`, `question`, `hint`, `choices`, `answer` (index); ids are line numbers."""
     path, items = folder / benchmark.options["questions"], Items()
     for line, record in iter_jsonl(path):
         where = f"{path}:{line}"
@@ -96,7 +96,9 @@ def load_mmbench(benchmark: Benchmark, folder: Path, *, count_tokens: CountToken
         try:
             number, data = int(index), base64.b64decode(picture, validate=True)
         except ValueError as error:
-            raise DataError(f"{where}: index {index!r:.20} or image is malformed: {error}", fix="fetch it again") from error
+            raise DataError(
+                f"{where}: index {index!r:.20} or image is malformed: {error}", fix="fetch it again"
+            ) from error
         gold = get(record, "answer", str, where) if scored else None
         if gold is not None and gold not in tuple(LETTERS):
             raise DataError(f"{where}: answer {gold!r}", expected=f"one of {', '.join(LETTERS)}")

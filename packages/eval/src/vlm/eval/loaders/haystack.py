@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import DataError
-from vlm.core.records import iter_jsonl
+from vlm.core.records import iter_jsonl, text
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.common import CountTokens, Item, Items, get, inside, user
 
@@ -28,22 +28,42 @@ def mmniah_prompt(item: dict[str, Any], *, letter: str = LETTER, short: str = SH
     return question, images
 
 
+def annotation_file(benchmark: Benchmark, root: Path, task: str) -> Path:
+    """Where the published tree keeps a task's questions; the long variants name their lengths."""
+    options, variant = benchmark.options, benchmark.name.rsplit("-", 1)[1]
+    if "file" not in options:
+        return root / options["annotations"] / f"{task}.jsonl"
+    name = options["file"].format(task=options["tasks"][task], length=options["lengths"][variant])
+    return root / options["annotations"].format(variant=variant) / name
+
+
+def _image(roots: list[Path], name: Any, where: str) -> Path:
+    """The first of the folders that holds the image, else its place in the first one (where it is then missed)."""
+    if not isinstance(name, str):
+        raise DataError(f"{where}: image {name!r:.60}", expected="a path")
+    paths = [inside(root, name, where) for root in roots]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
 def load_mmniah(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
     """One JSON-lines file per task of the table, group = task. Source: the published evaluators
+
+    Of a teacher-forced table the messages end with the answer. Images are looked for in each of the table's folders.
 
     Raises:
         DataError: also when the `<image>` marks and the images of a row differ in number.
     """
     items, options = Items(), benchmark.options
-    root = folder / options["images"]
+    root = folder / "data" if benchmark.variants and (folder / "data").is_dir() else folder
+    listed = options["images"] if isinstance(options["images"], list) else [options["images"]]
     for task in options["tasks"]:
-        path = folder / options["annotations"] / f"{task}.jsonl"
+        path = annotation_file(benchmark, root, task)
         budget = benchmark.generation.by_group.get(task)
         for line, record in iter_jsonl(path):
             where = f"{path}:{line}"
             meta = _check(record, where)
             question, names = mmniah_prompt(record, letter=benchmark.prompt["letter"], short=benchmark.prompt["short"])
-            images = [inside(root, name, where) for name in names]
+            images = [_image([root / pictures for pictures in listed], name, where) for name in names]
             kept: dict[str, Any] = {"context_length": meta["context_length"], "placed_depth": meta["placed_depth"]}
             if budget:
                 kept["max_new_tokens"] = budget
@@ -54,6 +74,8 @@ def load_mmniah(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens
                 kept["n_choices"] = n_choices
             item_id = f"{task}/{get(record, 'id', (int, str), where)}"
             messages = user(record["context"] + question, images, where)
+            if benchmark.teacher_forced:
+                messages.append({"role": "assistant", "content": [text(str(record["answer"]))]})
             item = Item(item_id, messages, record["answer"], task, kept)
             items.add(item, where=where, images=images, needs_image=options["needs_image"])
     return items.finish(benchmark, folder)

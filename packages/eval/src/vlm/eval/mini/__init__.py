@@ -14,10 +14,13 @@ from pathlib import Path
 from vlm.core.errors import DataError, UnknownName
 from vlm.eval.benchmark import Benchmark, load_benchmark
 from vlm.eval.loaders.common import MARKER
+from vlm.eval.mini.choice import make_mmbench, make_scienceqa, make_seed
 from vlm.eval.mini.haystack import make_digit_haystack, make_mmniah
 from vlm.eval.mini.longvqa import make_longvqa
 from vlm.eval.mini.milebench import make_milebench
+from vlm.eval.mini.mmmu import make_mmmu
 from vlm.eval.mini.questions import make_chartqa, make_easyvqa, make_pope
+from vlm.eval.mini.vqa import make_vqa
 
 MAKERS: dict[str, Callable[[Benchmark, Path, random.Random, int | None], dict[str, int]]] = {
     "easyVQA": make_easyvqa,
@@ -26,6 +29,24 @@ MAKERS: dict[str, Callable[[Benchmark, Path, random.Random, int | None], dict[st
     "MileBench": make_milebench,
     "MM-NIAH": make_mmniah,
     "Long-VQA": make_longvqa,
+    "DocVQA": make_vqa,
+    "DocVQA-test": make_vqa,
+    "InfoVQA": make_vqa,
+    "InfoVQA-test": make_vqa,
+    "TextVQA": make_vqa,
+    "VizWiz": make_vqa,
+    "VizWiz-test": make_vqa,
+    "GQA": make_vqa,
+    "AI2D": make_vqa,
+    "ScienceQA": make_scienceqa,
+    "SEED-I": make_seed,
+    "MMBench-dev-en": make_mmbench,
+    "MMBench-dev-cn": make_mmbench,
+    "MMBench-test-en": make_mmbench,
+    "MMBench-test-cn": make_mmbench,
+    "CCBench": make_mmbench,
+    "MMMU": make_mmmu,
+    "MMMU-test": make_mmmu,
     "digit-haystack": make_digit_haystack,
 }
 """Benchmark (without variant) -> function(table, folder, random numbers, size or None) -> items per group."""

@@ -20,6 +20,7 @@ from vlm.eval.scorers.choice import (
 from vlm.eval.scorers.due import due_acc, due_anls, due_f1, due_wtq
 from vlm.eval.scorers.gqa import gqa_accuracy_single, gqa_convert, gqa_official
 from vlm.eval.scorers.grounding import refcoco_convllava, refcoco_internvl, refcoco_lmms_rec
+from vlm.eval.scorers.judged import judge_grade
 from vlm.eval.scorers.longvqa import longvqa_end_to_end, longvqa_rectify, longvqa_textvqa
 from vlm.eval.scorers.mathvista import mathvista_normalize, mathvista_quick_extract
 from vlm.eval.scorers.milebench import (
@@ -38,7 +39,13 @@ from vlm.eval.scorers.mmmu import (
     mmmu_open_eval,
     mmmu_open_parse,
 )
-from vlm.eval.scorers.mmniah import mmniah_aggregate_v2pe, mmniah_choice, mmniah_counting, mmniah_text
+from vlm.eval.scorers.mmniah import (
+    mmniah_aggregate_v2pe,
+    mmniah_choice,
+    mmniah_counting,
+    mmniah_forced,
+    mmniah_text,
+)
 from vlm.eval.scorers.ocrbench import ocrbench_lmms
 from vlm.eval.scorers.owl import owl_anls, owl_bleu4, owl_cacc, owl_eacc, owl_iou, owl_racc
 from vlm.eval.scorers.text import Compat
@@ -92,6 +99,7 @@ SCORERS: dict[str, Callable[..., Any]] = {
     "gqa_accuracy_single": gqa_accuracy_single,
     "gqa_convert": gqa_convert,
     "gqa_official": gqa_official,
+    "judge_grade": judge_grade,
     "longvqa_end_to_end": longvqa_end_to_end,
     "longvqa_rectify": longvqa_rectify,
     "longvqa_textvqa": longvqa_textvqa,
@@ -119,6 +127,7 @@ SCORERS: dict[str, Callable[..., Any]] = {
     "mmniah_aggregate_v2pe": mmniah_aggregate_v2pe,
     "mmniah_choice": mmniah_choice,
     "mmniah_counting": mmniah_counting,
+    "mmniah_forced": mmniah_forced,
     "mmniah_prompt": _mmniah_prompt,
     "mmniah_text": mmniah_text,
     "mmvp_pair_accuracy": mmvp_pair_accuracy,

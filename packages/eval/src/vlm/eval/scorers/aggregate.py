@@ -9,6 +9,7 @@ import numpy as np
 
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.scorers.bleu import bleu4
+from vlm.eval.scorers.judged import mmvet
 from vlm.eval.scorers.longvqa import TASKS, bleu_columns
 from vlm.eval.scorers.mmniah import DEPTHS, EDGES, cells
 from vlm.eval.scorers.rows import ANSWERED, Answers, Metric, Row, bounds_of, by_group, plain
@@ -224,6 +225,7 @@ AGGREGATES: dict[str, Callable[[Benchmark, Sequence[Row], Compat], list[Metric]]
     "mme": mme,
     "mmmu": mmmu,
     "mmniah": mmniah,
+    "mmvet": mmvet,
     "longvqa": longvqa,
     "not_scored": not_scored,
     "whole_sets": whole_sets,

@@ -91,6 +91,16 @@ def mmniah_score(answer: Any, response: str, *, compat: Compat = "upstream") -> 
     return mmniah_text(answer, response, compat=compat)
 
 
+def mmniah_forced(answer: Any, response: str, *, compat: Compat = "upstream") -> int:
+    """1 iff the predicted tokens of a teacher-forced answer are right: for an int the first one is its letter, for
+    anything else all are the answer's. Compared as text. The same in both modes. Source: OpenGVLab/V2PE, long variant
+
+    >>> mmniah_forced(1, "B"), mmniah_forced("oak", "oak"), mmniah_forced("oak", "oaks")
+    (1, 1, 0)
+    """
+    return int(response.strip() == (chr(65 + answer) if isinstance(answer, int) else str(answer).strip()))
+
+
 def cells(lengths: Sequence[float], depths: Sequence[float | Sequence[float]]) -> np.ndarray:
     """Cell number of each sample: column * 5 + depth row, column 0 holding what is below 1000 tokens. int64 [n].
 

@@ -1,0 +1,86 @@
+"""Questions about videos: MVBench (20 tasks) and Video-MME."""
+
+from pathlib import Path
+from typing import Any
+
+from vlm.core.errors import DataError
+from vlm.core.media import FOLDER_FPS, IMAGE_SUFFIXES
+from vlm.core.records import Message, text, video
+from vlm.eval.benchmark import Benchmark
+from vlm.eval.loaders.common import CountTokens, Item, Items, get, inside, read_json, user
+from vlm.eval.loaders.parquet import parquet_rows
+
+VIDEO_SUFFIXES = (".mp4", ".MP4", ".mkv")
+"""Endings under which Video-MME's harness looks for a video."""
+
+
+def video_message(path: Path, question: str, segments: int, clip: tuple[float, float] | None = None) -> list[Message]:
+    """One user message: `Frame1: <image>` lines of `segments` frames, then the question (see core.encode)."""
+    return [{"role": "user", "content": [{**video(path, clip), "frames": segments}, text("\n" + question)]}]
+
+
+def load_mvbench(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
+    """`json/<task>.json` (video, question, candidates, answer, start and end), videos below `video/<set>/`.
+
+    The group is the task. A video that is a folder of frames is shown by the frames that the published rule names.
+    Source: the V2PE evaluator
+    """
+    from vlm.eval.scorers.video import mvbench_qa_template  # its prompt is golden there; scorers import loaders
+
+    items, segments = Items(), benchmark.options["segments"]
+    for task, about in benchmark.options["tasks"].items():
+        path = folder / "json" / f"{task.lower().replace(' ', '_').replace('-', '_')}.json"
+        for row, record in enumerate(read_json(path)):
+            where = f"{path}:{row}"
+            file = inside(folder / "video" / about["videos"], get(record, "video", str, where), where)
+            clip = _clip(record, where) if about["bound"] else None
+            for key, kind in (("question", str), ("candidates", list), ("answer", str)):
+                get(record, key, kind, where)
+            qa = mvbench_qa_template(record)
+            question = benchmark.prompt["instruction"] + "\n" + qa["question"] + benchmark.prompt["suffix"]
+            if about.get("frames"):
+                shown = _frames(file, clip, segments, where)
+                lines = [f"Frame{i}: <image>" for i in range(1, segments + 1)]
+                messages = user("\n".join([*lines, question]), shown, where)
+            else:
+                shown, messages = [file], video_message(file, question, segments, clip)
+            item = Item(f"{task}/{row}", messages, qa["answer"], task, {"cluster": record["video"]})
+            items.add(item, where=where, images=shown)
+    return items.finish(benchmark, folder)
+
+
+def load_videomme(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
+    """`videomme/test-*.parquet` (videoID, question_id, duration, question, options, answer), `data/<videoID>.mp4`.
+
+    The group is the duration. Source: lmms-eval
+    """
+    items = Items()
+    columns = ("videoID", "question_id", "duration", "question", "options", "answer")
+    for where, record in parquet_rows(folder, "videomme/test-*.parquet", columns):
+        stem = inside(folder / "data", get(record, "videoID", str, where), where)
+        files = [stem.with_name(stem.name + suffix) for suffix in VIDEO_SUFFIXES]
+        file = next((path for path in files if path.is_file()), files[0])
+        options, answer = get(record, "options", list, where), get(record, "answer", str, where)
+        if len(options) != 4 or answer not in tuple("ABCD"):
+            raise DataError(f"{where}: {len(options)} options, answer {answer!r}", expected="four options, A to D")
+        lines = [get(record, "question", str, where), *options]
+        question = benchmark.prompt["instruction"] + "\n".join(lines) + benchmark.prompt["suffix"]
+        messages = video_message(file, question, benchmark.options["segments"])
+        number, group = get(record, "question_id", str, where), get(record, "duration", str, where)
+        items.add(Item(number, messages, answer, group, {"cluster": record["videoID"]}), where=where, images=[file])
+    return items.finish(benchmark, folder)
+
+
+def _clip(record: dict[str, Any], where: str) -> tuple[float, float]:
+    return get(record, "start", (int, float), where), get(record, "end", (int, float), where)
+
+
+def _frames(folder: Path, clip: tuple[float, float] | None, segments: int, where: str) -> list[Path]:
+    """The files of a video that is a folder of frames, three a second, numbered from 1."""
+    from vlm.eval.scorers.video import mvbench_frame_indices
+
+    names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
+    if not names:
+        raise DataError(f"{where}: no frames in {folder}", fix="fetch or unpack the videos again")
+    numbers = mvbench_frame_indices(clip, FOLDER_FPS, len(names), first_idx=1, num_segments=segments)
+    return [folder / f"{number:05d}{Path(names[0]).suffix}" for number in numbers]

@@ -1,0 +1,53 @@
+"""A small world to build long documents from: pictures of noise and stripes, prose, a tokenizer and its rules."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vlm.core.build.jsonl import vqa_record, write_jsonl
+from vlm.core.build.ruler import Ruler
+from vlm.core.build.sentences import SENTENCES
+from vlm.core.build.tokenizer import train_tokenizer
+from vlm.core.encode import Encoder, ImageTokens
+from vlm.core.tiling import ImageRule
+from vlm.core.tokenizer import load_tokenizer
+
+RULE = ImageRule(kind="tiles", size=56, max_tiles=4)
+K = 4
+
+
+def make_world(root: Path, *, images: int = 24) -> Path:
+    """images/, text/, set/vqa.jsonl and tokenizer/ below `root`."""
+    (root / "images").mkdir(parents=True)
+    for i in range(images):
+        rng = np.random.default_rng(i)
+        size = [(120, 120), (160, 110), (110, 180)][i % 3]
+        tint = rng.integers(0, 200, 3)
+        noise = rng.integers(0, 55, (size[1], size[0], 3)) + tint
+        Image.fromarray(noise.astype(np.uint8)).save(root / "images" / f"{i}.png")
+    for t in range(8):
+        rng = random.Random(t)
+        paragraphs = (" ".join(rng.sample(SENTENCES, 5)) for _ in range(60))
+        (root / "text").mkdir(exist_ok=True)
+        (root / "text" / f"{t}.txt").write_text("\n\n".join(paragraphs))
+    records = [
+        vqa_record(f"q{i}", f"../images/{i}.png", [("What is this?", f"noise {i}"), ("Which number?", str(i))])
+        for i in range(images)
+    ]
+    (root / "set").mkdir()
+    write_jsonl(root / "set" / "vqa.jsonl", records)
+    train_tokenizer(root / "tokenizer", [root / "set" / "vqa.jsonl"], vocab_size=500)
+    return root
+
+
+def ruler(root: Path) -> Ruler:
+    """Rules of a V2PE-like miniature: 4 tokens a tile."""
+    return Ruler(root / "tokenizer", "internlm2-chat", RULE, K)
+
+
+def encoder(root: Path) -> Encoder:
+    """The same rules, as a model would apply them to the written files."""
+    tokenizer = load_tokenizer(root / "tokenizer")
+    return Encoder(tokenizer, "internlm2-chat", RULE, K, ImageTokens.internvl(tokenizer))

@@ -1,0 +1,428 @@
+"""Long-MR: budgets, needles, depths, splits, and what a killed or crowded build leaves."""
+
+import hashlib
+import importlib.util
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlm.core.build import shards as shards_module
+from vlm.core.build.budget import Budget
+from vlm.core.build.document import Unit, place
+from vlm.core.build.long_mr import LongMrOptions, build_long_mr
+from vlm.core.build.mr_document import conversation, prompt
+from vlm.core.build.needles import TASKS
+from vlm.core.build.preview import preview
+from vlm.core.build.sources import find_sources, paragraphs_of, pixels_hash
+from vlm.core.errors import ConfigError, DataError, FetchError, LockedError, UnknownName, VlmError
+from vlm.core.home import locked
+from vlm.core.media import load_image
+from vlm.core.records import iter_jsonl, read_record
+
+spec = importlib.util.spec_from_file_location("long_world", Path(__file__).with_name("long_world.py"))
+world_module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(world_module)
+
+BUDGETS = tuple(map(Budget.parse, ("1500", "4K", "2K-3K")))
+OPTIONS = LongMrOptions(BUDGETS, train=6, val=6, val_share=0.4)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return world_module.make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def built(world):
+    build(world, world / "built")
+    return world / "built"
+
+
+def build(world, out, options=OPTIONS, **more):
+    return build_long_mr(
+        out, options, world_module.ruler(world), images=[world / "images"], texts=[world / "text"], **more
+    )
+
+
+def rows(path: Path) -> list[dict]:
+    return [record for _, record in iter_jsonl(path)]
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Name -> SHA-256 of every file but the lock."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock"]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_budgets_are_met_within_1_percent_when_the_written_files_are_encoded_anew(world, built, task):
+    encoder = world_module.encoder(world)
+    for split, folder in (("train", "train"), ("val", "mm_niah_test")):
+        records = rows(built / folder / "annotations" / f"{task}.jsonl")
+        assert len(records) == 6
+        for i, record in enumerate(records):
+            turns = record if split == "train" else conversation(record, "x")
+            encoded = encoder.encode(read_record(turns, root=built / folder / "images"), pixels=False)
+            meta = record["meta"]
+            assert 0.99 * meta["budget"] <= len(encoded) <= meta["budget"]
+            assert meta["context_length"] == len(encoded)
+            assert meta["context_length_image"] == sum(n + 2 for _, n, _ in encoded.image_spans)
+            low, high = ((1500, 1500), (4096, 4096), (2048, 3072))[i % 3]
+            assert low <= len(encoded) + 0.01 * high
+            assert len(encoded) <= high
+
+
+def test_the_mm_niah_loader_reads_the_set_and_asks_as_the_training_records_do(built):
+    from vlm.eval.benchmark import load_benchmark
+    from vlm.eval.loaders.haystack import load_mmniah, mmniah_prompt
+
+    items = load_mmniah(load_benchmark("MM-NIAH"), built)
+    assert len(items) == 6 * len(TASKS)
+    for task in TASKS:
+        for record in rows(built / "mm_niah_test" / "annotations" / f"{task}.jsonl"):
+            asked, images = mmniah_prompt(record)
+            turns = conversation(record, "x")
+            assert asked == prompt(record)[0]
+            assert turns["image"] == images
+            assert turns["conversations"][0]["value"] == record["context"] + asked
+            assert record["context"].count("<image>") + record["question"].count("<image>") == len(
+                record["images_list"]
+            )
+
+
+def test_a_text_needle_stands_once_at_its_noted_tokens_and_depth(world, built):
+    encoder = world_module.encoder(world)
+    for task in ("retrieval-text", "counting-text", "reasoning-text"):
+        for record in rows(built / "mm_niah_test" / "annotations" / f"{task}.jsonl"):
+            meta = record["meta"]
+            sample = read_record(conversation(record, "x"), root=built / "mm_niah_test" / "images")
+            ids = encoder.encode(sample, pixels=False).input_ids
+            assert len(meta["needles"]) == len(meta["placed_depth"]) == len(meta["needle_tokens"]) > 0
+            for needle, depth, (start, end) in zip(
+                meta["needles"], meta["placed_depth"], meta["needle_tokens"], strict=True
+            ):
+                assert record["context"].count(needle) == 1
+                assert encoder.tokenizer.decode(ids[start:end]).strip() == needle
+                assert abs(depth - start / len(ids)) < 0.06  # template and question count in the one only
+            assert meta["placed_depth"] == sorted(meta["placed_depth"])
+
+
+def test_text_answers_follow_from_the_needles(built):
+    for folder in ("train", "mm_niah_test"):
+        for task in ("retrieval-text", "counting-text", "reasoning-text"):
+            for record in rows(built / folder / "annotations" / f"{task}.jsonl"):
+                needles = record["meta"]["needles"]
+                if folder == "train":
+                    answer = record["conversations"][1]["value"]
+                    question = record["conversations"][0]["value"]
+                else:
+                    question, answer = prompt(record)
+                if task == "retrieval-text":
+                    assert f"hid a {answer} in" in needles[0]
+                    assert needles[0].split(" in the ")[1].rstrip(".") in question
+                elif task == "counting-text":
+                    counts = [int(word) for n in needles for word in n.split() if word.isdigit()]
+                    assert json.loads(answer) == counts
+                else:
+                    losers = {needle.split()[-1].rstrip(".") for needle in needles}
+                    winners = {needle.split()[0] for needle in needles}
+                    assert winners - losers == {answer}
+                    assert all(name in question for name in winners | losers)
+
+
+def test_the_right_option_is_the_pasted_picture_and_no_other_source_of_an_option_is_shown(built):
+    images = built / "mm_niah_test" / "images"
+    parts = {row["id"]: row["parts"] for row in rows(built / "mm_niah_test" / "parts" / "retrieval-image.jsonl")}
+    for record in rows(built / "mm_niah_test" / "annotations" / "retrieval-image.jsonl"):
+        meta = record["meta"]
+        (carrier,) = meta["needles"]
+        (box,) = meta["needle_boxes"][carrier]
+        pasted = load_image(images / carrier).crop(box).crop((2, 2, box[2] - box[0] - 2, box[3] - box[1] - 2))
+        # noise of one tint each: what is compared is the tint
+        tints = [np.asarray(load_image(images / name), float).mean((0, 1)) for name in meta["choices_image_path"]]
+        distance = [np.abs(tint - np.asarray(pasted, float).mean((0, 1))).sum() for tint in tints]
+        assert int(np.argmin(distance)) == record["answer"]
+        options = {s for part in parts[record["id"]] if part["kind"] == "option" for s in part["sources"]}
+        assert len(options) == 4
+        shown = [s for part in parts[record["id"]] if part["kind"] == "image" for s in part["sources"]]
+        assert not options & set(shown)
+
+
+def test_counts_of_pasted_pictures_follow_the_order_of_the_document(built):
+    for record in rows(built / "mm_niah_test" / "annotations" / "counting-image.jsonl"):
+        boxes = record["meta"]["needle_boxes"]
+        document = record["images_list"][:-1]
+        assert record["answer"] == [len(boxes.get(name, [])) for name in document]
+        assert max(record["answer"]) >= 1
+        for name, places in boxes.items():
+            size = load_image(built / "mm_niah_test" / "images" / name).size
+            for left, top, right, bottom in places:
+                assert 0 <= left < right <= size[0]
+                assert 0 <= top < bottom <= size[1]
+            for first, second in pairwise(places):
+                assert first[2] <= second[0] or first[3] <= second[1]
+
+
+def test_a_missing_piece_fits_and_the_camera_moves_as_answered(built):
+    images = built / "mm_niah_test" / "images"
+    parts = {row["id"]: row["parts"] for row in rows(built / "mm_niah_test" / "parts" / "reasoning-image.jsonl")}
+    for record in rows(built / "mm_niah_test" / "annotations" / "reasoning-image.jsonl"):
+        needles = [part for part in parts[record["id"]] if part["kind"] == "needle"]
+        if record["meta"]["choices"]:
+            first, second = (part["window"] for part in needles)
+            assert record["meta"]["choices"][record["answer"]] == f"to the {'right' if second > first else 'left'}"
+            assert needles[0]["sources"] == needles[1]["sources"]
+            continue
+        options = [part for part in parts[record["id"]] if part["kind"] == "option"]
+        same = [option["sources"] == needles[0]["sources"] for option in options]
+        assert same == [k == record["answer"] for k in range(2)]
+        (box,) = record["meta"]["needle_boxes"][needles[0]["file"]]
+        hole = np.asarray(load_image(images / needles[0]["file"]).crop(box), float)[8:-8, 8:-8]
+        assert np.abs(hole - 128).max() < 12
+
+
+def test_depths_cover_the_document(world, tmp_path):
+    options = LongMrOptions((Budget.parse("2K"),), ("retrieval-text",), train=20, val=0, val_share=0.4)
+    build(world, tmp_path / "d", options)
+    records = rows(tmp_path / "d" / "train" / "annotations" / "retrieval-text.jsonl")
+    depths = sorted(record["meta"]["placed_depth"][0] for record in records)
+    for i, depth in enumerate(depths):
+        assert abs(depth - (i + 0.5) / 20) < 0.06
+
+
+def test_hidden_units_stand_at_their_depths():
+    document = place([Unit(str(i), 10) for i in range(98)], [(0.75, Unit("b", 10)), (0.25, Unit("a", 10))])
+    order = [unit.text for unit in document]
+    assert order.index("a") == 25
+    assert order.index("b") == 75
+    assert place([], [(0.5, Unit("a", 1))])[0].text == "a"
+
+
+def test_train_and_val_share_no_source_and_every_part_has_one(built):
+    listed = json.loads((built / "sources.json").read_text())["sources"]
+    split = {source["sha256"]: source["split"] for source in listed}
+    assert {source["licence"] for source in listed} == {None}
+    for name, folder in (("train", "train"), ("val", "mm_niah_test")):
+        for task in TASKS:
+            for row in rows(built / folder / "parts" / f"{task}.jsonl"):
+                assert {"text", "image", "needle"} >= {p["kind"] for p in row["parts"]} - {"question", "option"}
+                for part in row["parts"]:
+                    made_of = part.get("sources", [part["source"]] if "source" in part else [])
+                    assert made_of or part["kind"] == "needle"
+                    assert all(split[digest] == name for digest in made_of)
+    files = set(json.loads((built / ".vlm-manifest.json").read_text())["files"])
+    assert files == set(tree(built)) - {".vlm-manifest.json"}
+
+
+def test_parts_tell_the_exact_characters_and_tokens(world, built):
+    encoder = world_module.encoder(world)
+    parts = {row["id"]: row["parts"] for row in rows(built / "mm_niah_test" / "parts" / "retrieval-text.jsonl")}
+    for record in rows(built / "mm_niah_test" / "annotations" / "retrieval-text.jsonl"):
+        sample = read_record(conversation(record, "x"), root=built / "mm_niah_test" / "images")
+        spans = [[first - 1, first + n + 1] for first, n, _ in encoder.encode(sample, pixels=False).image_spans]
+        listed = parts[record["id"]]
+        assert [part["tokens"] for part in listed if part["kind"] == "image"] == spans
+        assert listed[0]["characters"][0] == 0
+        for before, after in pairwise(listed):
+            assert before["characters"][1] == after["characters"][0]
+        for part in listed:
+            start, end = part["characters"]
+            if part["kind"] == "needle":
+                assert record["context"][start:end].strip() == record["meta"]["needles"][0]
+            if part["kind"] == "image":
+                assert record["context"][start:end].strip() == "<image>"
+
+
+def test_the_split_follows_the_pixels_whatever_the_file(tmp_path):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (120, 130, 3)).astype(np.uint8))
+    picture.save(tmp_path / "a.png")
+    picture.save(tmp_path / "b.tiff")
+    picture.save(tmp_path / "c.png", compress_level=0)
+    assert len({pixels_hash(tmp_path / name)[0] for name in ("a.png", "b.tiff", "c.png")}) == 1
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    (tmp_path / "t.txt").write_text("The cat sleeps in the garden today and the dog sleeps there too, all day long.")
+    found = find_sources([tmp_path], [tmp_path], val_share=0.5)
+    assert len(found.images) == 1
+    assert sorted(reason for _, reason in found.skipped)[0].startswith("same content as")
+    assert len(found.skipped) == 3
+
+
+def test_prose_leaves_out_what_is_no_prose():
+    text = (
+        "Heading\n=======\n\nparameter : int\n\n- item\n\n" + "The little penguin sleeps in the garden and waits. " * 3
+    )
+    assert paragraphs_of(text) == ()
+    good = "The value of the function is large here. It is small near the border of the domain, as expected."
+    assert paragraphs_of(f"{text}\n\n{good}\n\n>>> code()") == (
+        ("The value of the function is large here.", "It is small near the border of the domain, as expected."),
+    )
+    assert paragraphs_of(f"{good} <image> {good}") == ()
+
+
+def test_the_number_of_workers_does_not_matter_and_a_second_build_writes_nothing(world, built, tmp_path):
+    assert build(world, tmp_path / "two", workers=2) == "built"
+    assert tree(tmp_path / "two") == tree(built)
+    before = {p: p.stat().st_mtime_ns for p in built.rglob("*") if p.is_file() and not p.name.startswith(".lock")}
+    assert build(world, built) == "present"
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+    (built / "mini.json").unlink()
+    assert build(world, built) == "built"
+    assert tree(tmp_path / "two") == tree(built)
+
+
+SMALL = LongMrOptions((Budget.parse("1500"),), ("retrieval-image",), train=17, val=9, val_share=0.4)
+
+
+def test_a_build_that_stops_anywhere_goes_on_to_the_same_tree(world, tmp_path, monkeypatch):
+    build(world, tmp_path / "whole", SMALL)
+    expected = tree(tmp_path / "whole")
+    saved = shards_module.write_json
+    for stop in range(1, 9):
+        calls = 0
+
+        def dying(path, value, stop=stop):
+            nonlocal calls
+            calls += 1
+            if calls == stop:
+                raise KeyboardInterrupt
+            saved(path, value)
+
+        out = tmp_path / f"stop{stop}"
+        monkeypatch.setattr(shards_module, "write_json", dying)
+        try:
+            build(world, out, SMALL)
+        except KeyboardInterrupt:
+            assert not (out / ".vlm-manifest.json").exists()
+        monkeypatch.setattr(shards_module, "write_json", saved)
+        build(world, out, SMALL)
+        assert tree(out) == expected
+
+
+def test_a_build_that_stops_while_files_move_into_place_goes_on_to_the_same_tree(world, tmp_path, monkeypatch):
+    import vlm.core.manifest as manifest
+
+    build(world, tmp_path / "whole", SMALL)
+    saved = manifest.write_json
+
+    def dying(path, value):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(manifest, "write_json", dying)
+    with pytest.raises(KeyboardInterrupt):
+        build(world, tmp_path / "out", SMALL)
+    monkeypatch.setattr(manifest, "write_json", saved)
+    moved = next((tmp_path / "out" / "train" / "images" / "pool").iterdir())
+    moved.write_bytes(b"damaged meanwhile")
+    build(world, tmp_path / "out", SMALL)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_thirty_kills_at_random_points_with_two_workers_end_in_the_same_tree(world, tmp_path):
+    options = LongMrOptions((Budget.parse("4K"),), train=24, val=8, val_share=0.4)
+    build(world, tmp_path / "whole", options)
+    out = tmp_path / "killed"
+    code = (
+        "import sys\nfrom pathlib import Path\nsys.path.insert(0, sys.argv[3])\n"
+        "def main():\n"
+        "    from long_world import ruler\n"
+        "    from vlm.core.build.long_mr import LongMrOptions, build_long_mr\n"
+        "    from vlm.core.build.budget import Budget\n"
+        "    world = Path(sys.argv[1])\n"
+        "    options = LongMrOptions((Budget.parse('4K'),), train=24, val=8, val_share=0.4)\n"
+        "    build_long_mr(Path(sys.argv[2]), options, ruler(world), images=[world / 'images'],\n"
+        "                  texts=[world / 'text'], workers=2)\n"
+        "if __name__ == '__main__':\n    main()\n"
+    )
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    rng = np.random.default_rng(0)
+    kills = 0
+    for _ in range(200):
+        process = subprocess.Popen([sys.executable, str(script), str(world), str(out), str(Path(__file__).parent)])
+        try:
+            process.wait(timeout=float(rng.uniform(0.5, 4.0)))
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        if process.returncode == 0 and kills >= 30:
+            break
+        if process.returncode == 0:
+            (out / ".vlm-manifest.json").unlink()
+    assert kills >= 30
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_bad_input_is_refused_before_anything_is_written(world, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(UnknownName, match="retrieval-text"):
+        build(world, out, LongMrOptions(BUDGETS, ("retrieval-txt",)))
+    with pytest.raises(ConfigError, match=r"take \d+ tokens, the budget is 120"):
+        build(world, out, LongMrOptions((Budget.parse("120"),), train=1, val=0, val_share=0.4))
+    with pytest.raises(ConfigError, match="nothing to build"):
+        build(world, out, LongMrOptions(BUDGETS, train=0, val=0))
+    with pytest.raises(DataError, match="needs 4 different source images"):
+        build(world, out, LongMrOptions(BUDGETS, ("retrieval-image",), val_share=0.01, train=0, val=1))
+    ruler = world_module.ruler(world)
+    with pytest.raises(DataError, match="no such file or folder"):
+        build_long_mr(out, OPTIONS, ruler, images=[tmp_path / "none"], texts=[world / "text"])
+    with pytest.raises(DataError, match="no text to build from"):
+        build_long_mr(out, OPTIONS, ruler, images=[world / "images"], texts=[world / "images"])
+    with pytest.raises(DataError, match="no images to build from"):
+        build_long_mr(out, OPTIONS, ruler, images=[world / "text"], texts=[world / "text"])
+    assert not out.exists()
+    (tmp_path / "file").write_text("")
+    for place_ in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/none/here")):
+        with pytest.raises((FetchError, DataError), match="cannot"):
+            build(world, place_, SMALL)
+
+
+@pytest.mark.parametrize("text", ["", "4X", "-5", "8K-4K", "0", "1.5K"])
+def test_a_length_that_is_none_is_refused(text):
+    with pytest.raises(ConfigError, match="--tokens"):
+        Budget.parse(text)
+
+
+def test_lengths_and_their_names():
+    assert Budget.parse("16K-32K") == Budget.parse("16-32k") == Budget(16384, 32768)
+    assert Budget.parse("1M").low == 1048576
+    assert (Budget.parse("56K-64K").name, Budget.parse("1000").name) == ("56_64", "1000_1000")
+
+
+def test_two_builds_in_one_folder_are_refused(world, tmp_path):
+    with locked(tmp_path / "out", "vlm data build long-mr --out out"):
+        process = multiprocessing.get_context("spawn").Process(target=_try, args=(world, tmp_path / "out"))
+        process.start()
+        process.join(60)
+    assert process.exitcode == LockedError.exit_code
+
+
+def _try(world: Path, out: Path) -> None:
+    try:
+        build(world, out, SMALL)
+    except VlmError as error:
+        sys.exit(error.exit_code)
+
+
+def test_the_preview_marks_each_needle_and_finds_the_images(built, tmp_path):
+    for task in TASKS:
+        path = built / "mm_niah_test" / "annotations" / f"{task}.jsonl"
+        assert preview(path, tmp_path / "page.html", count=6) == 6
+        page = (tmp_path / "page.html").read_text()
+        needles = [needle for record in rows(path) for needle in record["meta"]["needles"]]
+        assert page.count('class="needle"') + page.count("shot needle") - page.count(".shot.needle") == len(needles)
+        assert page.count('title="depth') == len(needles)
+        boxes = sum(len(b) for record in rows(path) for b in record["meta"]["needle_boxes"].values())
+        assert page.count('<i style="left:') == boxes
+        assert "http" not in page

@@ -1,0 +1,336 @@
+"""ScienceQA, SEED-I, MMBench, CCBench, MMMU: official files to items, exact prompts, scores, submission files."""
+
+import base64
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from vlm.core.errors import DataError
+from vlm.eval.benchmark import load_benchmark
+from vlm.eval.loaders import load_items
+from vlm.eval.loaders.pictures import picture_file
+from vlm.eval.mini import make_mini
+from vlm.eval.score import score_item
+from vlm.eval.submission import write_submission
+
+spec = importlib.util.spec_from_file_location("bench_check", Path(__file__).with_name("bench_check.py"))
+check = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(check)
+
+CIRCULAR = ["MMBench-dev-en", "MMBench-dev-cn", "CCBench"]
+SCORED = ["ScienceQA", "SEED-I", *CIRCULAR, "MMMU"]
+SERVER = ["MMBench-test-en", "MMBench-test-cn", "MMMU-test"]
+CHINESE = "请直接回答选项字母。"
+
+
+def jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def change_tsv(path: Path, change) -> None:
+    """Rewrite a TSV after `change(table)`, which may return another table."""
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    changed = change(table)
+    (table if changed is None else changed).to_csv(path, sep="\t", index=False)
+
+
+def test_complete_downloads_have_the_published_numbers_of_questions() -> None:
+    expected = {"ScienceQA": 2017, "SEED-I": 14233, "MMMU": 900, "MMMU-test": 10500, "CCBench": 2040}
+    expected |= {"MMBench-dev-en": 4377, "MMBench-dev-cn": 4329, "MMBench-test-en": 6666, "MMBench-test-cn": 6666}
+    assert {name: sum(load_benchmark(name).counts.groups.values()) for name in expected} == expected
+    assert set(load_benchmark("MMMU").counts.groups.values()) == {30}
+    assert load_benchmark("MMMU").counts.groups.keys() == load_benchmark("MMMU-test").counts.groups.keys()
+
+
+def test_tokens_and_tiles_are_the_published_ones() -> None:
+    for name in SCORED + SERVER:
+        table = load_benchmark(name)
+        assert table.max_new_tokens == (10 if name.startswith("MMMU") else 100)
+        assert table.image_override("internvl2") == {"max_tiles": 6} and table.image_override("convllava") == {}
+
+
+# prompts -------------------------------------------------------------------------------------------------------------
+
+
+def test_scienceqa_puts_the_hint_first_where_there_is_one(tmp_path: Path) -> None:
+    _, items = check.mini("ScienceQA", tmp_path / "m", n=2)
+    plain, hinted = jsonl(tmp_path / "m" / "scienceqa_test_img.jsonl")
+    for item, row, hint in ((items[0], plain, ""), (items[1], hinted, "Look at the figure.\n")):
+        lines = "".join(f"\n{letter}. {text}" for letter, text in zip("ABCDE", row["choices"], strict=False))
+        assert check.text_of(item) == f"<image>\n{hint}{row['question']}{lines}\n{check.LETTER}"
+        assert item.gold == "ABCDE"[row["answer"]]
+
+
+def test_seed_asks_the_text_of_the_file(tmp_path: Path) -> None:
+    _, items = check.mini("SEED-I", tmp_path / "m", n=1)
+    rows = jsonl(tmp_path / "m" / "seed.jsonl")
+    assert [check.text_of(item) for item in items] == [f"<image>\n{row['text']}" for row in rows]
+    assert rows[0]["text"].endswith(f"\n{check.LETTER}") and len({item.group for item in items}) == 9
+
+
+@pytest.mark.parametrize("name", [*CIRCULAR, "MMBench-test-en", "MMBench-test-cn"])
+def test_mmbench_lists_filled_options_and_speaks_the_language_of_the_set(name: str, tmp_path: Path) -> None:
+    table, items = check.mini(name, tmp_path / "m")
+    rows = pd.read_csv(tmp_path / "m" / table.options["file"], sep="\t", dtype=str).to_dict(orient="records")
+    suffix = check.LETTER if name.endswith("-en") else CHINESE
+    hints = set()
+    for item, row in zip(items, rows, strict=True):
+        hint = "" if pd.isna(row["hint"]) else f"{row['hint']}\n"
+        lines = "".join(f"\n{letter}. {row[letter]}" for letter in "ABCD" if not pd.isna(row[letter]))
+        assert check.text_of(item) == f"<image>\n{hint}{row['question']}{lines}\n{suffix}"
+        hints.add(bool(hint))
+    assert hints == {True, False} and {len(item.meta["options"]) for item in items} == {2, 3, 4}
+
+
+def test_mmmu_prompts_by_kind_of_question(tmp_path: Path) -> None:
+    table, items = check.mini("MMMU", tmp_path / "m")
+    choice, number, two = items[:3]
+    a, b, c = choice.meta["options"].values()
+    options = f"A. {a}\nB. {b}\nC. {c}"
+    assert check.text_of(choice) == f"<image>\n<image 1> Which shape is shown?\n{options}\n{check.LETTER}"
+    assert check.text_of(number) == f"<image>\nWhich number is written in <image 1>?\n{check.SHORT}"
+    assert check.text_of(two).startswith(
+        "<image>\n<image>\nHow does the color change from <image 1> to <image 2>?\nA. "
+    )
+    assert [item.group for item in items] == list(table.counts.groups) and choice.id == "validation_Accounting_1"
+    assert number.gold[1] == f"{number.gold[0]}.0"  # two references, from the official answers
+
+
+def test_mmmu_images_follow_each_published_evaluator(tmp_path: Path) -> None:
+    """V2PE names the images, doubles the first and leaves one tile of the others; InternVL-Chat-V1-2 takes the first."""
+    named = check.mini("MMMU", tmp_path / "m", family="internvl2")[1]
+    start = "The <image 1> is <image>, The <image 2> is <image>\nHow does the color change"
+    assert check.text_of(named[2]).startswith(start)
+    assert check.text_of(named[1]).startswith("The <image 1> is <image>\nWhich number")
+    assert [Image.open(path).size for path in check.images_of(named[2])] == [(128, 128), (448, 448)]
+    first = check.mini("MMMU", tmp_path / "m", family="internvl-chat-v1-2")[1]
+    assert check.text_of(first[2]).startswith("<image>\nHow does the color")
+    assert [Image.open(path).size for path in check.images_of(first[2])] == [(64, 64)]
+
+
+# images inside tables ------------------------------------------------------------------------------------------------
+
+
+def test_images_are_written_once_and_rotations_share_one(tmp_path: Path) -> None:
+    table, items = check.mini("MMBench-dev-en", tmp_path / "m")
+    files = {path: path.stat().st_mtime_ns for item in items for path in check.images_of(item)}
+    assert {path.parent for path in files} == {tmp_path / "m" / "images"} and len(files) <= 6
+    row = pd.read_csv(tmp_path / "m" / table.options["file"], sep="\t").iloc[0]
+    assert check.images_of(items[0])[0].read_bytes() == base64.b64decode(row["image"])
+    load_items(table, tmp_path / "m")
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    assert {path.name for path in (tmp_path / "m" / "images").iterdir()} == {path.name for path in files}
+
+
+def test_a_changed_image_gets_a_file_of_its_own(tmp_path: Path) -> None:
+    table, items = check.mini("MMBench-dev-en", tmp_path / "m")
+    other = base64.b64encode(check.images_of(items[-1])[0].read_bytes()).decode()
+    change_tsv(tmp_path / "m" / table.options["file"], lambda rows: rows.__setitem__("image", other))
+    again = load_items(table, tmp_path / "m")
+    assert check.images_of(again[0]) == check.images_of(items[-1]) != check.images_of(items[0])
+
+
+def test_what_is_no_image_or_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"here: not an image"):
+        picture_file(tmp_path, b"no image", "here")
+    assert not (tmp_path / "images").exists()
+    (tmp_path / "images").write_text("a file where the folder should be")
+    table, items = check.mini("MMBench-dev-en", tmp_path / "m", n=1)
+    with pytest.raises(DataError, match=r"cannot be written"):
+        picture_file(tmp_path, check.images_of(items[0])[0].read_bytes(), "here")
+
+
+# scores --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCORED + SERVER)
+def test_a_miniature_is_deterministic_and_its_pictures_open(name: str, tmp_path: Path) -> None:
+    first, again, other = (make_mini(name, tmp_path / str(i), seed=seed) for i, seed in enumerate((1, 1, 2)))
+    assert check.digest(first) == check.digest(again) != check.digest(other)
+    _, items = check.mini(name, first)
+    assert 16 <= len(items) <= 60
+    for item in items:
+        for path in check.images_of(item):
+            Image.open(path).load()
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_perfect_wrong_and_empty_replies_end_to_end(name: str, tmp_path: Path) -> None:
+    table, items = check.mini(name, tmp_path / "m")
+    perfect = check.metrics(table, items, [check.right(item) for item in items])
+    assert perfect[0].value == 100 and perfect[0].n_scored == len(items) and perfect[0].low < 100
+    for reply in ("xylophone", ""):
+        for compat in ("upstream", "fixed"):
+            assert check.metrics(table, items, [reply] * len(items), compat)[0].value == 0
+    lost = check.metrics(table, items, [None] * len(items))
+    assert lost[0].value is None and (lost[0].n_scored, lost[0].n_total) == (0, len(items))
+
+
+@pytest.mark.parametrize("name", CIRCULAR)
+def test_one_wrong_rotation_costs_the_question_and_no_other(name: str, tmp_path: Path) -> None:
+    table, items = check.mini(name, tmp_path / "m", n=4)
+    replies = [item.gold for item in items]
+    replies[-1] = "B" if items[-1].gold == "A" else "A"
+    found = {metric.name: metric.value for metric in check.metrics(table, items, replies)}
+    assert found["circular accuracy (no judge)"] == 75
+    assert found["rows"] == pytest.approx(100 * (len(items) - 1) / len(items))
+
+
+def test_always_the_same_letter_earns_nothing_in_circular_evaluation(tmp_path: Path) -> None:
+    table, items = check.mini("MMBench-dev-en", tmp_path / "m")
+    assert check.metrics(table, items, ["A"] * len(items))[0].value == 0
+
+
+def test_option_texts_and_published_letter_rules(tmp_path: Path) -> None:
+    table, items = check.mini("ScienceQA", tmp_path / "m", n=1)
+    item = items[0]
+    assert score_item(table, item, item.meta["options"][item.gold]).value == 1
+    seed, items = check.mini("SEED-I", tmp_path / "s", n=1)
+    assert score_item(seed, items[0], f"({items[0].gold})").value == 0  # only the first character counts
+    assert score_item(seed, items[0], f"({items[0].gold})", "fixed").value == 1
+
+
+def test_mmmu_shows_domains_and_subjects(tmp_path: Path) -> None:
+    table, items = check.mini("MMMU", tmp_path / "m")
+    found = {metric.name: metric.value for metric in check.metrics(table, items, [check.right(i) for i in items])}
+    assert found["accuracy/Art and Design"] == 100 == found["accuracy/Sociology"] and len(found) == 1 + 6 + 30
+
+
+# what must not get through -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ScienceQA", "SEED-I", *CIRCULAR, "MMBench-test-en", "MMMU", "MMMU-test"])
+def test_a_short_download_is_refused(name: str, tmp_path: Path) -> None:
+    folder = make_mini(name, tmp_path / "m", n=2)
+    options = load_benchmark(name).options
+    if name.startswith("MMMU"):
+        next((folder / "History").iterdir()).unlink()
+    elif "file" in options:
+        change_tsv(folder / options["file"], lambda rows: rows[:-1])
+    else:
+        lines = (folder / options["questions"]).read_text().splitlines(keepends=True)
+        (folder / options["questions"]).write_text("".join(lines[:-1]))
+    with pytest.raises(DataError, match="short download"):
+        load_items(load_benchmark(name), folder)
+
+
+def test_seed_passes_over_videos_and_refuses_unknown_questions(tmp_path: Path) -> None:
+    table, items = check.mini("SEED-I", tmp_path / "m", n=1)
+    official = tmp_path / "m" / "SEED-Bench.json"
+    content = json.loads(official.read_text())
+    content["questions"].append({"question_id": "v1", "question_type_id": 10, "answer": "A"})
+    official.write_text(json.dumps(content))
+    path = tmp_path / "m" / "seed.jsonl"
+    path.write_text(path.read_text() + '{"image": "none.png", "text": "What happens?", "question_id": "v1"}\n')
+    assert load_items(table, tmp_path / "m") == items
+    path.write_text(path.read_text() + '{"image": "none.png", "text": "What happens?", "question_id": "v2"}\n')
+    with pytest.raises(DataError, match=r"seed\.jsonl:11: question id 'v2' is not in"):
+        load_items(table, tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("index", "one", r"tsv:2: index 'one'"),
+        ("image", "@@@", r"tsv:2: index .* image is malformed"),
+        ("image", base64.b64encode(b"no image").decode(), r"tsv:2: not an image"),
+        ("image", "", r"tsv:2: no `image`"),
+        ("answer", "F", r"tsv:2: answer 'F'"),
+        ("question", "", r"tsv:2: no `question`"),
+    ],
+)
+def test_a_bad_mmbench_row_is_named(column: str, value: str, message: str, tmp_path: Path) -> None:
+    folder = make_mini("MMBench-dev-en", tmp_path / "m", n=1)
+    table = load_benchmark("MMBench-dev-en")
+    change_tsv(folder / table.options["file"], lambda rows: rows.__setitem__(column, [value, *rows[column][1:]]))
+    with pytest.raises(DataError, match=message):
+        load_items(table, folder)
+
+
+def test_a_missing_or_broken_table_is_named(tmp_path: Path) -> None:
+    folder = make_mini("MMBench-dev-en", tmp_path / "m", n=1)
+    path = folder / load_benchmark("MMBench-dev-en").options["file"]
+    path.write_text("")
+    with pytest.raises(DataError, match="not a table"):
+        load_items(load_benchmark("MMBench-dev-en"), folder)
+    path.unlink()
+    with pytest.raises(DataError, match="no such file"):
+        load_items(load_benchmark("MMBench-dev-en"), folder)
+
+
+@pytest.mark.parametrize("change", [{"answer": 9}, {"choices": ["a"] * 6}, {"answer": -1}])
+def test_a_scienceqa_answer_that_is_no_choice_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    folder = make_mini("ScienceQA", tmp_path / "m", n=1)
+    path = folder / "scienceqa_test_img.jsonl"
+    path.write_text(json.dumps(jsonl(path)[0] | change))
+    with pytest.raises(DataError, match=r"img\.jsonl:1: answer .* of . choices"):
+        load_items(load_benchmark("ScienceQA"), folder)
+
+
+def test_bad_mmmu_files_are_named(tmp_path: Path) -> None:
+    table, _ = check.mini("MMMU", tmp_path / "m")
+    path = tmp_path / "m" / "Accounting" / "validation-00000-of-00001.parquet"
+    good = pq.read_table(path)
+    pq.write_table(good.set_column(good.column_names.index("options"), "options", [["['a'"]]), path)
+    with pytest.raises(DataError, match=r"parquet:0: `options` is"):
+        load_items(table, tmp_path / "m")
+    pq.write_table(good.drop_columns(["question"]), path)
+    with pytest.raises(DataError, match=r"parquet: cannot be read"):
+        load_items(table, tmp_path / "m")
+    path.write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"parquet: cannot be read"):
+        load_items(table, tmp_path / "m")
+    pq.write_table(good, path)
+    answers = tmp_path / "m" / "answer_dict_val.json"
+    answers.write_text(answers.read_text().replace("validation_Accounting_1", "validation_Accounting_9"))
+    with pytest.raises(DataError, match=r"answer_dict_val\.json: no `validation_Accounting_1`"):
+        load_items(table, tmp_path / "m")
+
+
+# servers -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SERVER)
+def test_a_set_that_a_server_scores_gets_no_number(name: str, tmp_path: Path) -> None:
+    table, items = check.mini(name, tmp_path / "m")
+    assert all(item.gold is None for item in items)
+    found = check.metrics(table, items, ["A"] * len(items))
+    assert [metric.value for metric in found] == [None] and "submit submission." in found[0].note
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("MMBench-dev-en", ["index", "question", "A", "B", "C", "D", "prediction", "answer", "split"]),
+        ("MMBench-test-cn", ["index", "question", "A", "B", "C", "D", "prediction", "split"]),
+        ("CCBench", ["index", "question", "hint", "A", "B", "C", "D", "answer", "prediction"]),
+    ],
+)
+def test_the_submission_of_mmbench_has_the_columns_its_server_takes(name: str, columns: list[str], tmp_path) -> None:
+    table, items = check.mini(name, tmp_path / "m", n=2)
+    replies = ["B. blue", "=1+1", None, *["(A)"] * (len(items) - 3)]
+    rows = check.rows_of(table, items, replies)
+    path = write_submission(table, rows, tmp_path)
+    header, *lines = check.cells(path)
+    assert header == columns and len(lines) == len(items)
+    at = columns.index("prediction")
+    assert [(line + [None])[at] for line in lines[:4]] == ["B", "=1+1", None, "(A)"]
+    assert [line[0] for line in lines] == [float(item.id) for item in items]
+    assert lines[0][columns.index("A")] == items[0].meta["options"]["A"]
+    before = path.read_bytes()
+    assert write_submission(table, rows, tmp_path).read_bytes() == before
+
+
+def test_the_submission_of_mmmu_maps_ids_to_letters_and_open_replies(tmp_path: Path) -> None:
+    table, items = check.mini("MMMU-test", tmp_path / "m")
+    replies = ["B. a circle", "It is 7.", "", *["A"] * 27]
+    path = write_submission(table, check.rows_of(table, items, replies), tmp_path)
+    found = json.loads(path.read_text())
+    assert list(found) == [item.id for item in items]
+    assert list(found.values())[:4] == ["B", "It is 7.", "", "A"]
