@@ -1,8 +1,8 @@
 """Attention of a packed row: one segment for each document, against a dense block-diagonal mask; forward and backward.
 
 The peer's mask is made outside the clock, once. Useful work: pairs of tokens of one document, in n x n pairs.
-A ratio on a CPU shows the algorithm, not the speed on a GPU. Companion: peak bytes that torch's allocator held beyond the
-inputs, in all and for each token.
+A ratio on a CPU shows the algorithm, not the speed on a GPU. Companion: peak bytes that torch's allocator held beyond
+the inputs, in all and for each token.
 """
 
 import torch

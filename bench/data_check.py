@@ -1,8 +1,9 @@
 """`vlm data check` of 20,000 conversations about 2,000 pictures, against encoding them for training.
 
 Records have one picture and two rounds (questions of 12, answers of 24 words, half of the questions from a list of 40,
-as in instruction data); dynamic tiles and the InternLM2 template, with the small SentencePiece model of the tests. The
-peer is the training encoder, which decodes and cuts the pictures; it runs on 400 of the records and must count the same.
+as in instruction data); dynamic tiles and the InternLM2 template, with the small SentencePiece model of the tests.
+The peer is the training encoder, which decodes and cuts the pictures; it runs on 400 of the records and must count the
+same.
 Companion: headers read, pictures decoded, and whether torch is imported.
 """
 

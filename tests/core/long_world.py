@@ -1,6 +1,7 @@
 """A small world to build long documents from: pictures of noise and stripes, prose, a tokenizer and its rules."""
 
 import random
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +43,13 @@ def make_world(root: Path, *, images: int = 24) -> Path:
     return root
 
 
+@lru_cache
 def ruler(root: Path) -> Ruler:
     """Rules of a V2PE-like miniature: 4 tokens a tile."""
     return Ruler(root / "tokenizer", "internlm2-chat", RULE, K)
 
 
+@lru_cache
 def encoder(root: Path) -> Encoder:
     """The same rules, as a model would apply them to the written files."""
     tokenizer = load_tokenizer(root / "tokenizer")

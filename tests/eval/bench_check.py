@@ -1,4 +1,4 @@
-"""What the tests of benchmarks share: miniatures, prompts, rows as the runner writes them, and cells of an XLSX file."""
+"""What the tests of benchmarks share: miniatures, prompts, rows as the runner writes them, cells of an XLSX file."""
 
 import hashlib
 import zipfile

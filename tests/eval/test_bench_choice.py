@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from vlm.core.errors import DataError
+from vlm.core.media import image_size
 from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items
 from vlm.eval.loaders.pictures import picture_file
@@ -103,15 +104,15 @@ def test_mmmu_prompts_by_kind_of_question(tmp_path: Path) -> None:
 
 
 def test_mmmu_images_follow_each_published_evaluator(tmp_path: Path) -> None:
-    """V2PE names the images, doubles the first and leaves one tile of the others; InternVL-Chat-V1-2 takes the first."""
+    """V2PE names images, doubles the first and leaves one tile of the others; InternVL-Chat-V1-2 takes the first."""
     named = check.mini("MMMU", tmp_path / "m", family="internvl2")[1]
     start = "The <image 1> is <image>, The <image 2> is <image>\nHow does the color change"
     assert check.text_of(named[2]).startswith(start)
     assert check.text_of(named[1]).startswith("The <image 1> is <image>\nWhich number")
-    assert [Image.open(path).size for path in check.images_of(named[2])] == [(128, 128), (448, 448)]
+    assert [image_size(path) for path in check.images_of(named[2])] == [(128, 128), (448, 448)]
     first = check.mini("MMMU", tmp_path / "m", family="internvl-chat-v1-2")[1]
     assert check.text_of(first[2]).startswith("<image>\nHow does the color")
-    assert [Image.open(path).size for path in check.images_of(first[2])] == [(64, 64)]
+    assert [image_size(path) for path in check.images_of(first[2])] == [(64, 64)]
 
 
 # images inside tables ------------------------------------------------------------------------------------------------
@@ -141,7 +142,7 @@ def test_what_is_no_image_or_cannot_be_written_is_an_error(tmp_path: Path) -> No
         picture_file(tmp_path, b"no image", "here")
     assert not (tmp_path / "images").exists()
     (tmp_path / "images").write_text("a file where the folder should be")
-    table, items = check.mini("MMBench-dev-en", tmp_path / "m", n=1)
+    _, items = check.mini("MMBench-dev-en", tmp_path / "m", n=1)
     with pytest.raises(DataError, match=r"cannot be written"):
         picture_file(tmp_path, check.images_of(items[0])[0].read_bytes(), "here")
 
@@ -320,7 +321,7 @@ def test_the_submission_of_mmbench_has_the_columns_its_server_takes(name: str, c
     header, *lines = check.cells(path)
     assert header == columns and len(lines) == len(items)
     at = columns.index("prediction")
-    assert [(line + [None])[at] for line in lines[:4]] == ["B", "=1+1", None, "(A)"]
+    assert [[*line, None][at] for line in lines[:4]] == ["B", "=1+1", None, "(A)"]
     assert [line[0] for line in lines] == [float(item.id) for item in items]
     assert lines[0][columns.index("A")] == items[0].meta["options"]["A"]
     before = path.read_bytes()

@@ -36,7 +36,7 @@ def flash_attn_varlen_func(
     return_attn_probs=False,
     block_table=None,
 ):
-    """Stand-in: q [tokens, H, D], k and v [tokens, H_kv, D]; segments by int32 borders; causal towards the lower right."""
+    """Stand-in: q [tokens, H, D], k and v [tokens, H_kv, D]; int32 borders of segments; causal to the lower right."""
     assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
     assert (len(q), len(k)) == (cu_seqlens_q[-1], cu_seqlens_k[-1]) and causal
     lengths_q, lengths_k = cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist()
@@ -251,7 +251,7 @@ def test_dynamic_scaling_of_a_batch_goes_by_each_row(tiny, prompt):
 @pytest.mark.parametrize("borders", [[0, 4, 8], [1, 9], [0, 5, 5, 9], [0, 6, 3, 9], []])
 def test_borders_that_do_not_cut_the_row_are_refused(borders, tiny, prompt):
     model = tiny()
-    with pytest.raises(DataError, match="cu_seqlens .* for 1 rows of 9 tokens"):
+    with pytest.raises(DataError, match=r"cu_seqlens .* for 1 rows of 9 tokens"):
         model(prompt(model, 9), cu_seqlens=torch.tensor(borders, dtype=torch.int32))
 
 
@@ -290,7 +290,7 @@ def test_auto_takes_flash_attention_where_it_can_run_and_never_for_float32(monke
 def test_a_cache_with_room_ahead_is_refused_where_no_mask_says_so(tiny, prompt):
     model = tiny()
     model.set_attention("varlen")
-    with pytest.raises(ConfigError, match="a cache of .* places"):
+    with pytest.raises(ConfigError, match=r"a cache of .* places"):
         model.generate(prompt(model, 5), max_new_tokens=3, cache_implementation="static")
 
 

@@ -52,7 +52,7 @@ def test_the_position_table_at_its_own_size_is_itself():
 
 @pytest.mark.parametrize(("height", "width"), [(6, 6), (2, 7), (8, 3)])
 def test_the_position_table_at_other_sizes_is_the_published_resize(height, width):
-    """Each channel resized on its own in float32, bicubic, align_corners false, no antialias; the class entry as it is."""
+    """Each channel on its own in float32, bicubic, align_corners false, no antialias; the class entry as it is."""
     embeddings = InternVit(vision("tiny-internvl2")).embeddings
     table = embeddings.position_embedding.detach()
     got = embeddings.positions(height, width)

@@ -63,6 +63,7 @@ class Meter(Encoder):
         )
         self.rules = rules
         self.counted = lru_cache(1 << 16)(self._counted)
+        self.covered = lru_cache(1 << 12)(self._covered)
         self.header = lru_cache(1 << 18)(header)
         form = [*self.template.headers.values(), *self.template.ends.values(), *self.template.stop]
         markers = {*self.tokenizer.specials, *(text.strip() for text in form)} - GROUNDING - {""}
@@ -71,9 +72,30 @@ class Meter(Encoder):
             self.markers.setdefault(marker[0], []).append(marker)
 
     def _counted(self, run: Run) -> tuple[int, int]:
-        """Tokens and supervised tokens of a run of text."""
+        """Tokens and supervised tokens of a run of text: each belongs to the piece in which it begins.
+
+        Where the question is only where an answer begins, the ids tell it: if those of the text before it, alone, open
+        the run, the next token begins with the answer.
+        """
+        text = "".join(piece for piece, _ in run.pieces)
+        flags = [supervised for _, supervised in run.pieces]
+        cut = flags.index(True) if True in flags else len(flags)
+        if all(flags[cut:]):
+            ids = [i for i, _ in self.tokenizer.tokenise(text, run.start, places=False)]
+            if cut == len(flags):
+                return len(ids), 0
+            before = self.covered("".join(piece for piece, _ in run.pieces[:cut]), run.start)
+            if before is not None and ids[: len(before)] == before:
+                return len(ids), len(ids) - len(before)
         supervised = self.tokenised(run)[1]
         return len(supervised), sum(supervised)
+
+    def _covered(self, text: str, start: bool) -> list[int] | None:
+        """Ids of a text alone; None if a blank at its end might be in none of them."""
+        tokens = self.tokenizer.tokenise(text, start)
+        if text and text[-1].isspace() and (not tokens or tokens[-1][1] != len(text) - 1):
+            return None
+        return [i for i, _ in tokens]
 
     def read_size(self, path: str | Path) -> tuple[int, int]:  # type: ignore[override]
         return self.header(str(path))[0]

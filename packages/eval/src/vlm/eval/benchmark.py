@@ -4,6 +4,7 @@ table = load_benchmark("POPE").for_family("internvl2")
 items = load_items(table, home() / "dataset" / table.folder)      # vlm.eval.loaders
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,9 +148,15 @@ def tables(home: Path | None = None) -> dict[str, tuple[Path, str | None]]:
         paths |= {p.stem: p for p in sorted((home / "benchmarks").glob("*.yaml"))}
     found: dict[str, tuple[Path, str | None]] = {}
     for stem, path in paths.items():
-        variants = (load_yaml(path) or {}).get("variants") or [None]
+        variants = _variants(path, path.stat().st_mtime_ns)
         found |= {f"{stem}-{variant}" if variant else stem: (path, variant) for variant in variants}
     return found
+
+
+@cache
+def _variants(path: Path, modified: int) -> list[str | None]:
+    """Of a table as it was `modified` last: each look-up of a name needs those of every table."""
+    return (load_yaml(path) or {}).get("variants") or [None]
 
 
 def load_benchmark(name: str, home: Path | None = None) -> Benchmark:

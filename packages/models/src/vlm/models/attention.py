@@ -33,9 +33,9 @@ PACKED = torch.ones(1, 1, 1, 1)
 class Backend:
     """`attend(query, key, value, mask, cu_seqlens, scale)` -> [B, H, Lq, D].
 
-    query [B, H, Lq, D]; key, value [B, H_kv, Lk, D]. `cu_seqlens` int32 [documents + 1] of a packed row (B = 1, Lq = Lk),
-    or None. `mask` is None where plain causal is right, else bool: [B, 1, Lq, Lk] what each query sees (`dense`), or
-    [B, Lk] which keys are tokens.
+    query [B, H, Lq, D]; key, value [B, H_kv, Lk, D]. `cu_seqlens` int32 [documents + 1] of a packed row (B = 1,
+    Lq = Lk), or None. `mask` is None where plain causal is right, else bool: [B, 1, Lq, Lk] what each query sees
+    (`dense`), or [B, Lk] which keys are tokens.
     """
 
     attend: Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, float | None], Tensor]
@@ -142,7 +142,7 @@ def flash_kernel(device: torch.device, dtype: torch.dtype) -> Callable[..., Tens
 
 
 def choose(name: str, packed: bool, device: torch.device | str, dtype: torch.dtype) -> str:
-    """The backend that runs: `auto` is flash attention where it can run, else varlen for packed rows, sdpa for padded."""
+    """What runs: `auto` is flash attention where it can run, else varlen for packed rows and sdpa for padded ones."""
     if name != "auto":
         return name
     if flash_problem(device, dtype) is None:

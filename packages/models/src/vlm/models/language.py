@@ -64,7 +64,7 @@ class Attention(LlamaAttention):
     Stock transformers rotates in the dtype of the weights: in bfloat16 neighbouring image tokens become one.
     """
 
-    def forward(
+    def forward(  # type: ignore[override]  # no attention weights are returned
         self,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
@@ -85,7 +85,7 @@ class Attention(LlamaAttention):
 
 
 def document_positions(cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """0, 1, 2, ... from anew in each document of a packed row, and the length of each token's document, int64 [1, L]."""
+    """0, 1, 2, ... from anew in each document of a packed row; the length of each token's document; int64 [1, L]."""
     lengths = cu_seqlens.diff().long()
     start, length = (t.repeat_interleave(lengths) for t in (cu_seqlens[:-1].long(), lengths))
     return (torch.arange(len(start), device=start.device) - start)[None], length[None]
@@ -108,7 +108,7 @@ def make_language_model(spec: LanguageSpec) -> LlamaForCausalLM:
         bos_token_id=None,
         eos_token_id=None,
         attn_implementation=NAME,  # type: ignore[call-arg]
-        vlm_attention="auto",  # type: ignore[call-arg]
+        vlm_attention="auto",
     )
     model = LlamaForCausalLM(config)
     head = spec.width // spec.heads

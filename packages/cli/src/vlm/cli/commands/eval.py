@@ -47,6 +47,13 @@ def evaluate(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     data: Annotated[Path | None, typer.Option(help="Folder of the benchmark's files. Default: below dataset/.")] = None,
     mini: Annotated[bool, typer.Option(help="Generated miniature data in dataset/mini/, made when absent.")] = False,
+    judge_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible endpoint, up to /v1, for benchmarks that a judge scores.")
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="The judge's model name at that endpoint.")] = None,
+    judge_key_env: Annotated[
+        str, typer.Option(help="Environment variable that holds the judge's key, if it needs one.")
+    ] = "VLM_JUDGE_KEY",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summaries as JSON.")] = False,
 ) -> None:
     """Evaluate a model on benchmarks. The same command resumes after a kill; results do not depend on interruptions.
@@ -79,6 +86,8 @@ def evaluate(
     sweep = _strides(stride)
     parse({**settings, "stride": None}, Options, where="vlm eval")  # faults before torch is imported
 
+    judge = _judge(judge_url, judge_model, judge_key_env, resolve(out) / ".judge")
+
     from vlm.eval.backends import Checkpoint
 
     checkpoint = Checkpoint(path, device=device, dtype=dtype)
@@ -88,7 +97,7 @@ def evaluate(
         for value in sweep:
             options = parse({**settings, "stride": own if value == "model" else value}, Options, where="vlm eval")
             target = resolve(out) / options.name / table.name / options.folder
-            summary = _run(checkpoint, table, folder, options, target, max_length)
+            summary = _run(checkpoint, table, folder, options, target, max_length, judge)
             if summary:
                 summaries.append(summary)
                 if not as_json:
@@ -98,7 +107,13 @@ def evaluate(
 
 
 def _run(
-    checkpoint: Any, table: "Benchmark", folder: Path, options: Any, target: Path, max_length: int | None
+    checkpoint: Any,
+    table: "Benchmark",
+    folder: Path,
+    options: Any,
+    target: Path,
+    max_length: int | None,
+    judge: Any = None,
 ) -> dict[str, Any] | None:
     """One benchmark with one stride, under a progress bar."""
     from rich.console import Console
@@ -112,13 +127,15 @@ def _run(
     )
 
     from vlm.eval.backends import NativeBackend
+    from vlm.eval.forced import TeacherForcedBackend
     from vlm.eval.runner import run
 
     rule = table.image_override(checkpoint.processor.family)
     if options.tiles:
         rule["max_tiles"] = options.tiles
     settings = {"stride": options.stride, "positions": options.positions, "max_length": max_length}
-    backend = NativeBackend(checkpoint, image_rule=rule, **settings)
+    kind = TeacherForcedBackend if table.teacher_forced else NativeBackend
+    backend = kind(checkpoint, image_rule=rule, **settings)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -133,7 +150,7 @@ def _run(
         def progress(done: int, total: int, score: float | None) -> None:
             bar.update(task, completed=done, total=total, score="" if score is None else f"score {100 * score:.1f}")
 
-        return run(table, backend, target, options, data=folder, progress=progress)
+        return run(table, backend, target, options, data=folder, progress=progress, judge=judge)
 
 
 SHOWN = 8
@@ -156,7 +173,7 @@ def _show(summary: dict[str, Any], target: Path) -> None:
     console = Console()
     console.print(table)
     headline = summary["metrics"][0]
-    if headline["value"] is None:
+    if headline["value"] is None or summary.get("judge", {}).get("note"):
         console.print(f"{headline['name']}: {headline['note']}", soft_wrap=True)
     if (more := len(summary["metrics"]) - SHOWN) > 0:
         console.print(f"and {more} more metrics in {target / 'summary.json'}", soft_wrap=True)
@@ -164,6 +181,17 @@ def _show(summary: dict[str, Any], target: Path) -> None:
     if summary["data"]["mini"]:
         console.print("miniature data: not comparable with published numbers")
     console.print(f"results: {target / 'results.jsonl'}", soft_wrap=True)
+
+
+def _judge(url: str | None, model: str | None, key_env: str, cache: Path) -> Any:
+    """The judge that the options name; None without one."""
+    import os
+
+    from vlm.eval.judge import Judge
+
+    if (url is None) != (model is None):
+        raise ConfigError("half a judge", expected="both --judge-url and --judge-model, or neither")
+    return Judge(url, model, cache=cache, key=os.environ.get(key_env)) if url and model else None
 
 
 def _number(value: float | None) -> str:

@@ -29,7 +29,8 @@ class Unit:
 
 
 def place(units: Sequence[Unit], hidden: Sequence[tuple[float, Unit]]) -> list[Unit]:
-    """`units` with each hidden one where its depth (0..1) of all tokens, those of the hidden ones too, lies before it.
+    """`units` with each hidden one in the last gap with less than its depth (0..1) of all tokens before it, those of
+    the hidden ones counted too.
 
     The order of hidden units of equal depth is kept.
     """

@@ -1,5 +1,6 @@
 """Pictures made from sources: views, needles pasted in, pages of prose, and pages of several pictures."""
 
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,6 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageStat
 
 from vlm.core.build.sources import Source
-from vlm.core.home import write_atomic
 from vlm.core.media import load_image
 
 Box = tuple[int, int, int, int]
@@ -56,7 +56,12 @@ class Picture:
             png = self.name.endswith(".png")
             self.draw().save(buffer, "PNG" if png else "JPEG", **({} if png else {"quality": 92}))
             content = buffer.getvalue()
-        write_atomic(folder / self.name, content)
+        path = folder / self.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # renamed but not flushed: thousands of flushes take minutes, and whoever resumes checks every hash
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_bytes(content)
+        temporary.replace(path)
 
 
 def whole(source: Source) -> Picture:

@@ -89,7 +89,7 @@ def build_shards(folder: Path, job: Job, *, workers: int, purpose: str) -> str:
                 shutil.rmtree(work, ignore_errors=True)
                 write_json(plan, described)
             shards = job.shards(SHARD)
-            _run(job, [shard for shard in shards if _marker(work, folder, shard) is None], work, workers)
+            _run(job, _missing(shards, work, folder), work, workers)
             staged = _join(job, shards, work, folder)
             install(folder, staged, name=described["kind"], source=described)
     return "built"
@@ -162,6 +162,16 @@ def _build(job: Job, shard: Shard, work: Path) -> None:
     write_json(target / "done.json", {"lines": sorted(lines), "files": files})
 
 
+def _missing(shards: list[Shard], work: Path, folder: Path) -> list[Shard]:
+    """Shards to build; staged pictures that no finished shard vouches for are removed, whole or not."""
+    markers = {shard: _marker(work, folder, shard) for shard in shards}
+    kept = {work / "tree" / name for marker in markers.values() if marker for name in marker["files"]}
+    for path in (work / "tree").rglob("*"):
+        if path.is_file() and path not in kept:
+            path.unlink()
+    return [shard for shard, marker in markers.items() if marker is None]
+
+
 def _marker(work: Path, folder: Path, shard: Shard) -> dict[str, Any] | None:
     """The marker of a finished shard whose files are all there: staged, or moved into place by a build killed late."""
     target = work / "shards" / shard.key
@@ -172,7 +182,7 @@ def _marker(work: Path, folder: Path, shard: Shard) -> dict[str, Any] | None:
     complete = all((target / name).is_file() for name in marker["lines"])
     for name, digest in marker["files"].items():
         path = _where(work, folder, name)
-        complete = complete and path.is_file() and (path.is_relative_to(work) or sha256_of(path) == digest)
+        complete = complete and path.is_file() and sha256_of(path) == digest
     return marker if complete else None
 
 

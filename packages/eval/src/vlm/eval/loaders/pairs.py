@@ -11,7 +11,7 @@ from vlm.eval.loaders.common import CountTokens, Item, Items, inside, user
 
 
 def load_mme(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """`Your_Results/<task>.txt` (image, question, Yes or No, by tabs), images in `MME_Benchmark_release_version/<task>/`
+    """`Your_Results/<task>.txt` (image, question, Yes or No), images in `MME_Benchmark_release_version/<task>/`
     or in `images/` there. The group is the task, the set the image.
 
     Source: the published evaluators

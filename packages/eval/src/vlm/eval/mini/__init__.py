@@ -15,11 +15,14 @@ from vlm.core.errors import DataError, UnknownName
 from vlm.eval.benchmark import Benchmark, load_benchmark
 from vlm.eval.loaders.common import MARKER
 from vlm.eval.mini.choice import make_mmbench, make_scienceqa, make_seed
-from vlm.eval.mini.haystack import make_digit_haystack, make_mmniah
+from vlm.eval.mini.haystack import make_digit_haystack, make_mmniah, make_mmniah_long
 from vlm.eval.mini.longvqa import make_longvqa
 from vlm.eval.mini.milebench import make_milebench
 from vlm.eval.mini.mmmu import make_mmmu
+from vlm.eval.mini.open import make_mathvista, make_mmvet, make_ocrbench, make_realworldqa
+from vlm.eval.mini.pairs import make_mme, make_mmvp, make_refcoco
 from vlm.eval.mini.questions import make_chartqa, make_easyvqa, make_pope
+from vlm.eval.mini.video import make_mvbench, make_videomme
 from vlm.eval.mini.vqa import make_vqa
 
 MAKERS: dict[str, Callable[[Benchmark, Path, random.Random, int | None], dict[str, int]]] = {
@@ -47,6 +50,18 @@ MAKERS: dict[str, Callable[[Benchmark, Path, random.Random, int | None], dict[st
     "CCBench": make_mmbench,
     "MMMU": make_mmmu,
     "MMMU-test": make_mmmu,
+    "MM-NIAH-long": make_mmniah_long,
+    "MME": make_mme,
+    "MMVP": make_mmvp,
+    "RefCOCO": make_refcoco,
+    "RefCOCO+": make_refcoco,
+    "RefCOCOg": make_refcoco,
+    "MM-Vet": make_mmvet,
+    "MathVista": make_mathvista,
+    "RealWorldQA": make_realworldqa,
+    "OCRBench": make_ocrbench,
+    "MVBench": make_mvbench,
+    "Video-MME": make_videomme,
     "digit-haystack": make_digit_haystack,
 }
 """Benchmark (without variant) -> function(table, folder, random numbers, size or None) -> items per group."""

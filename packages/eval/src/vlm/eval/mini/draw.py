@@ -1,4 +1,4 @@
-"""Small pictures: coloured shapes on white, bar charts, digits, lines of text. All PNG, all deterministic."""
+"""Small pictures: coloured shapes on white, bar charts, digits, lines of text. All deterministic."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -71,9 +71,9 @@ def digit(value: int, size: int = 64) -> Picture:
 
 
 def save(picture: Picture, path: Path) -> None:
-    """Write a PNG, making its folder."""
+    """Write a PNG (a JPEG where the name says so), making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, format="PNG")
+    picture.save(path, format="JPEG" if path.suffix == ".jpg" else "PNG")
 
 
 def write_lines(path: Path, lines: str) -> None:

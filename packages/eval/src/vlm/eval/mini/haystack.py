@@ -1,10 +1,12 @@
-"""Miniatures of MM-NIAH (six tasks) and sets of digit-haystack."""
+"""Miniatures of MM-NIAH (six tasks), of its long variants (four), and sets of digit-haystack."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vlm.eval.benchmark import Benchmark
+from vlm.eval.loaders.haystack import annotation_file
 from vlm.eval.mini.draw import COLORS, SHAPES, digit, save, shapes, write_lines
 from vlm.eval.mini.questions import jsonl
 
@@ -56,18 +58,36 @@ def make_mmniah(benchmark: Benchmark, folder: Path, rng: random.Random, n: int |
     """`n` samples (usually 6) of each task, in turn at every length and depth."""
     n, tasks = n or 6, benchmark.options["tasks"]
     for task in tasks:
-        rows = []
-        for k in range(n):
-            length, depth = LENGTHS[k % len(LENGTHS)], DEPTHS[k % len(DEPTHS)]
-
-            def draw(name: str, things: list[tuple[str, str]], task: str = task, k: int = k) -> str:
-                path = f"{task}/{k}_{name}.png"
-                save(shapes(things), folder / benchmark.options["images"] / path)
-                return path
-
-            rows.append(TASKS[task](k, length, depth, rng, draw))
-        write_lines(folder / benchmark.options["annotations"] / f"{task}.jsonl", jsonl(rows))
+        _write_task(
+            task, annotation_file(benchmark, folder, task), folder / benchmark.options["images"], LENGTHS, rng, n
+        )
     return dict.fromkeys(tasks, n)
+
+
+def make_mmniah_long(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
+    """`n` samples (usually 5) of each task, at one 256th of the published lengths: 0.25k to 4.7k tokens."""
+    n, tasks = n or 5, benchmark.options["tasks"]
+    low, high = benchmark.options["lengths"][benchmark.name.rsplit("-", 1)[1]].split("_")
+    lengths = (4 * int(low), 3 * (int(low) + int(high)) // 2, 4 * int(high))
+    for task in tasks:
+        _write_task(
+            task, annotation_file(benchmark, folder, task), folder / benchmark.options["images"][0], lengths, rng, n
+        )
+    return dict.fromkeys(tasks, n)
+
+
+def _write_task(task: str, annotations: Path, images: Path, lengths: Sequence[int], rng: random.Random, n: int) -> None:
+    rows = []
+    for k in range(n):
+        length, depth = lengths[k % len(lengths)], DEPTHS[k % len(DEPTHS)]
+
+        def draw(name: str, things: list[tuple[str, str]], k: int = k) -> str:
+            path = f"{task}/{k}_{name}.png"
+            save(shapes(things), images / path)
+            return path
+
+        rows.append(TASKS[task](k, length, depth, rng, draw))
+    write_lines(annotations, jsonl(rows))
 
 
 def _fill(length: int, n_images: int) -> int:

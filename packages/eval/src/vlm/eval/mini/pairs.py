@@ -59,9 +59,8 @@ def make_refcoco(benchmark: Benchmark, folder: Path, rng: random.Random, n: int 
     """`n` sentences (usually 20), two on each picture of three shapes; the box is that of the shape's square."""
     n = n or 20
     dataset, _, split = benchmark.name.rpartition("-")
-    rows = []
+    rows, size, at = [], 80, 0
     for k in range(n):
-        size = 80
         if k % 2 == 0:
             things = rng.sample(THINGS, 3)
             name = f"train2014/COCO_train2014_{k // 2:012d}.jpg"

@@ -26,7 +26,7 @@ def scene(rng: random.Random, kind: int, n_frames: int) -> tuple[list[Picture], 
     if kind == 1:
         half = n_frames // 2
         frames = still([(color, shape)], half) + still([(other, shape)], n_frames - half)
-        colors = rng.sample([name for name in COLORS if name not in (color, other)], 2) + [color, other]
+        colors = [color, *rng.sample([name for name in COLORS if name not in (color, other)], 2), other]
         return frames, (f"What is the color of the {shape} at the end?", rng.sample(colors, 4), other)
     if kind == 2:
         number = rng.randint(1, 4)
@@ -76,7 +76,12 @@ def make_videomme(benchmark: Benchmark, folder: Path, rng: random.Random, n: int
             ][k % 3]
             options = [f"{letter}. {name}" for letter, name in zip("ABCD", names, strict=True)]
             row = {"video_id": video, "duration": group, "domain": "Knowledge", "sub_category": "Geography"}
-            row |= {"url": "", "videoID": video, "question_id": f"{video}-{k % 3 + 1}", "task_type": "Attribute Perception"}
+            row |= {
+                "url": "",
+                "videoID": video,
+                "question_id": f"{video}-{k % 3 + 1}",
+                "task_type": "Attribute Perception",
+            }
             rows.append(row | {"question": question, "options": options, "answer": "ABCD"[names.index(answer)]})
     path = folder / "videomme" / "test-00000-of-00001.parquet"
     path.parent.mkdir(parents=True)

@@ -1,6 +1,6 @@
 """ConvNeXt on timm's trunk and stages: four stages and any number more (ConvLLaVA's fifth); any timm encoder by name.
 
-Unusual: the output is the last stage itself, without a final norm; any height and width that are multiples of the stride.
+Unusual: the output is the last stage itself, without a final norm; height and width are any multiples of the stride.
 """
 
 from typing import Any
