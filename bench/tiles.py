@@ -97,7 +97,7 @@ def main() -> None:
                 "max_difference_lsb": int(difference.max()),
                 "mean_difference_lsb": float(difference.mean()),
                 "max_difference_normalised": (call() - values).abs().max().item(),
-                **paired(call, peer, 7),
+                **paired(call, peer, 15),
             }
             rows.append(row)
     report("tiles", rows)

@@ -89,7 +89,7 @@ def test_a_short_download_and_a_broken_box_are_refused(tmp_path: Path) -> None:
     folder = make_mini("RefCOCO+-testA", tmp_path / "m", n=4)
     path = folder / "refcoco+_testA.jsonl"
     rewrite(path, lambda rows: rows.pop())
-    with pytest.raises(DataError, match="short download.*testA: 3 of 4"):
+    with pytest.raises(DataError, match=r"short download.*testA: 3 of 4"):
         load_items(load_benchmark("RefCOCO+-testA"), folder)
     (folder / "mini.json").unlink()
     with pytest.raises(DataError, match="testA: 3 of 5726"):

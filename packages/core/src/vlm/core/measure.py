@@ -81,12 +81,12 @@ class Meter(Encoder):
         flags = [supervised for _, supervised in run.pieces]
         cut = flags.index(True) if True in flags else len(flags)
         if all(flags[cut:]):
-            ids = [i for i, _ in self.tokenizer.tokenise(text, run.start, places=False)]
+            tokens = self.tokenizer.tokenise(text, run.start, places=False)
             if cut == len(flags):
-                return len(ids), 0
+                return len(tokens), 0
             before = self.covered("".join(piece for piece, _ in run.pieces[:cut]), run.start)
-            if before is not None and ids[: len(before)] == before:
-                return len(ids), len(ids) - len(before)
+            if before is not None and [i for i, _ in tokens[: len(before)]] == before:
+                return len(tokens), len(tokens) - len(before)
         supervised = self.tokenised(run)[1]
         return len(supervised), sum(supervised)
 

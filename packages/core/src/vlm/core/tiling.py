@@ -56,6 +56,7 @@ def grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(found, key=lambda grid: grid[0] * grid[1]))
 
 
+@lru_cache(maxsize=1 << 14)
 def plan_tiles(
     width: int,
     height: int,

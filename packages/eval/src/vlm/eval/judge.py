@@ -25,6 +25,7 @@ from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.common import Item
 from vlm.eval.outcomes import content_key
 from vlm.eval.scorers.judged import judge_grade
+from vlm.eval.scorers.mmbench import vlmevalkit_can_infer
 
 Kind = Literal["judged", "rule", "not judged", "down", "nonsense"]
 
@@ -131,7 +132,9 @@ def _cached(path: Path, read: Read) -> str | None:
 
 
 def judge_reply(benchmark: Benchmark, item: Item, completion: str, judge: Judge | None) -> Verdict:
-    """The verdict on one reply. A reply that needs no judge (a bare option or number) is read by rule, as published."""
+    """The verdict on one reply. What needs no judge (a bare number, an option that is named) is read by rule, as
+    published.
+    """
     rule = benchmark.judge
     if rule is None:
         raise ConfigError(f"{benchmark.name} has no judge", expected="a table with `judge`")
@@ -211,7 +214,7 @@ def _extract(item: Item, completion: str) -> tuple[str, Read] | None:
 
 def _choose(item: Item, completion: str) -> tuple[str, Read] | None:
     options = item.meta["options"]
-    if completion.strip().rstrip(".") in options:
+    if vlmevalkit_can_infer(completion, options):
         return None
 
     def read(reply: str) -> str | None:

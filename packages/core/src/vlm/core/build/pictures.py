@@ -216,9 +216,13 @@ def font(name: str, points: int) -> ImageFont.FreeTypeFont:
 def wrap(text: str, face: ImageFont.FreeTypeFont, width: int) -> list[str]:
     """Lines of at most `width` pixels; a longer word keeps its line."""
     lines: list[str] = []
+    left, blank = 0.0, face.getlength(" ")
     for word in text.split():
-        if lines and face.getlength(f"{lines[-1]} {word}") <= width:
+        needed = face.getlength(word)
+        if lines and needed + blank <= left:
             lines[-1] += f" {word}"
+            left -= needed + blank
         else:
             lines.append(word)
+            left = width - needed
     return lines

@@ -2,6 +2,7 @@
 
 import base64
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def load_mmbench(benchmark: Benchmark, folder: Path, *, count_tokens: CountToken
         table = pd.read_csv(path, sep="\t", dtype=str)
     except ValueError as error:  # pandas' parser errors, and text that is not UTF-8
         raise DataError(f"{path}: not a table: {error}", fix="fetch the file again") from error
+    sizes: Counter[str] = Counter()
     for row, cells in enumerate(table.to_dict(orient="records"), 2):
         where = f"{path}:{row}"
         record: dict[str, Any] = {str(k): v for k, v in cells.items() if not (isinstance(v, float) and math.isnan(v))}
@@ -108,7 +110,10 @@ def load_mmbench(benchmark: Benchmark, folder: Path, *, count_tokens: CountToken
         image = picture_file(folder, data, where)
         kept = {name: record.get(name) for name in table.columns if name not in benchmark.options["dropped"]}
         circular = str(number % ROTATION)
+        sizes[circular] += 1
         meta = {"cluster": circular, "set": circular, "options": options, "row": kept}
         item = Item(index, user(prompt, [image], where), gold, benchmark.options["split"], meta)
         items.add(item, where=where, images=[image], needs_answer=scored)
+    for item in items.items:
+        item.meta["set_size"] = sizes[item.meta["set"]]
     return items.finish(benchmark, folder)

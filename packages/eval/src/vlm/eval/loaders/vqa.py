@@ -72,7 +72,8 @@ def load_vqa(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | 
         where = f"{path}:{line}"
         name = get(record, "image", str, where)
         image, number = inside(folder, name, where), get(record, "question_id", (int, str), where)
-        gold, about = (get(record, "answer", (str, list), where), {}) if scored and known is None else (None, {})
+        gold = get(record, "answer", (str, list), where) if scored and known is None else None
+        about: dict[str, Any] = {}
         if known is not None:
             if str(number) not in known:
                 raise DataError(f"{where}: question id {number!r} is not in the annotations", fix="fetch both again")

@@ -1,6 +1,6 @@
 """Aggregates in which rows count together: MME images, MMVP pairs, circular groups, MMMU domains.
 
-Rows name their set in `meta["set"]`. A set with a row that was not answered is not scored.
+Rows name their set in `meta["set"]`. A set with a row that was not asked or not answered is not scored.
 """
 
 from collections import defaultdict
@@ -23,10 +23,15 @@ def set_of(row: Row) -> str:
 
 
 def complete_sets(rows: Sequence[Row], answers: Answers) -> dict[str, float]:
-    """Set -> 1.0 if all its rows are right, else 0.0; only sets of which every row was answered."""
+    """Set -> 1.0 if all its rows are right, else 0.0; only sets of which every row was asked and answered.
+
+    A row that knows how many rows its set has (`meta["set_size"]`) keeps a set that --limit cut from counting.
+    """
     size: dict[str, int] = defaultdict(int)
     for row in rows:
         size[set_of(row)] += 1
+    for row in rows:
+        size[set_of(row)] = max(size[set_of(row)], (row.get("meta") or {}).get("set_size", 0))
     found: dict[str, list[float]] = defaultdict(list)
     for row, value in zip(answers.rows, answers.values, strict=True):
         found[set_of(row)].append(value)
@@ -44,7 +49,7 @@ def whole_sets(benchmark: Benchmark, rows: Sequence[Row], compat: Compat) -> lis
         return [answers.metric(name, None, note="no set was answered as a whole"), *plain(rows, compat, "rows")]
     values = list(sets.values())
     left_out = len({set_of(row) for row in rows}) - len(sets)
-    note = f"{left_out} sets with rows that were not answered are left out" if left_out else ""
+    note = f"{left_out} sets with rows that were not asked or not answered are left out" if left_out else ""
     headline = answers.metric(name, float(np.mean(values)), mean_interval(values, list(sets)), note)
     return [headline, *plain(rows, compat, "rows")]
 
