@@ -24,7 +24,7 @@ spec = importlib.util.spec_from_file_location("long_world", Path(__file__).with_
 world_module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(world_module)
 
-OPTIONS = LongVqaOptions("noise", (Budget(500, 500), Budget(550, 650)), train=9, val=5, val_share=0.45)
+OPTIONS = LongVqaOptions("noise", (Budget(800, 800), Budget(850, 950)), train=9, val=5, val_share=0.45)
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +46,11 @@ def tree(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-@pytest.mark.parametrize("paste", [1, 6])
+@pytest.mark.parametrize("paste", [1, 3])
 def test_each_question_is_about_one_picture_among_many_of_the_same_split(world, tmp_path, paste):
     out = tmp_path / "out"
-    assert build(world, out, replace(OPTIONS, paste=paste)) == "built"
+    budgets = OPTIONS.budgets if paste == 1 else (Budget(600, 600), Budget(650, 750))
+    assert build(world, out, replace(OPTIONS, paste=paste, budgets=budgets)) == "built"
     answers = {}
     for i in range(90):
         path = world / "images" / f"{i}.png"
@@ -93,7 +94,7 @@ def test_each_question_is_about_one_picture_among_many_of_the_same_split(world, 
 
 
 def test_positions_of_the_asked_picture_spread_and_pictures_are_the_very_files(world, tmp_path):
-    options = LongVqaOptions("noise", (Budget(500, 500),), train=24, val=0, val_share=0.1)
+    options = LongVqaOptions("noise", (Budget(800, 800),), train=24, val=0, val_share=0.1)
     build(world, tmp_path / "out", options)
     depths = sorted(row["metadata"]["placed_depth"][0] for _, row in records(tmp_path / "out", "train"))
     assert depths[0] < 0.35
@@ -106,13 +107,13 @@ def test_positions_of_the_asked_picture_spread_and_pictures_are_the_very_files(w
 
 
 def test_names_follow_the_published_tree_and_workers_do_not_matter(world, tmp_path):
-    options = LongVqaOptions("chartqa", (Budget(512, 1024),), train=9, val=1, val_share=0.45)
+    options = LongVqaOptions("chartqa", (Budget(768, 1024),), train=9, val=1, val_share=0.45)
     build(world, tmp_path / "one", options)
     build(world, tmp_path / "two", options, workers=2)
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
     names = tree(tmp_path / "one")
-    assert "val/long_vqa_1k/val_long_vqa_chartqa_512_1.jsonl" in names
-    assert "annotation/long_vqa_1k/train_long_vqa_chartqa_512_1.jsonl" in names
+    assert "val/long_vqa_1k/val_long_vqa_chartqa_768_1.jsonl" in names
+    assert "annotation/long_vqa_1k/train_long_vqa_chartqa_768_1.jsonl" in names
     assert any(name.startswith("image/long_vqa/image/chartqa/val/") for name in names)
     assert build(world, tmp_path / "one", options) == "present"
     row = records(tmp_path / "one", "val")[0][1]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from vlm.cli.commands.eval import _judge
 from vlm.core.errors import ConfigError
 from vlm.eval.benchmark import Benchmark, JudgeRule, load_benchmark
 from vlm.eval.judge import PATIENCE, Judge, Verdict, judge_all, judge_reply, judge_summary
@@ -139,6 +140,8 @@ def test_without_a_judge_there_is_no_grade_and_mathvista_names_its_rule() -> Non
     assert score.value == 1 and "quick extract" in score.why
     with pytest.raises(ConfigError, match="has no judge"):
         judge_reply(load_benchmark("POPE"), vet(), "x", None)
+    with pytest.raises(ConfigError, match="half a judge"):
+        _judge("http://localhost:1/v1", None, "VLM_JUDGE_KEY", Path())
     with pytest.raises(ConfigError, match="judge endpoint 'localhost:1'"):
         Judge("localhost:1", "m", cache=Path())
 

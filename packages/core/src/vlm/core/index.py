@@ -20,7 +20,7 @@ from vlm.core.home import home
 MAGIC = b"vlmlines"
 HEADER = struct.Struct("<8sQQ16s")
 EDGE = 1 << 16
-CHUNK = 1 << 24
+CHUNK = 1 << 22
 IN_MEMORY = 1 << 20
 """Up to this many items an order is a table; beyond, it is computed item by item."""
 

@@ -97,10 +97,10 @@ class Meter(Encoder):
             return None
         return [i for i, _ in tokens]
 
-    def read_size(self, path: str | Path) -> tuple[int, int]:  # type: ignore[override]
+    def read_size(self, path: str | Path) -> tuple[int, int]:
         return self.header(str(path))[0]
 
-    def load_frames(self, path: str | Path, segments: int, clip: Any = None) -> list[Image.Image]:  # type: ignore[override]
+    def load_frames(self, path: str | Path, segments: int, clip: Any = None) -> list[Image.Image]:
         """Stand-ins for the frames: each is one tile, whatever it shows."""
         return [Image.new("RGB", (1, 1))] * segments
 

@@ -1,11 +1,15 @@
 """Which samples share a row: best-fit-decreasing within a look-ahead window, or the published buffer."""
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
 import numpy as np
 
 from vlm.core.errors import DataError
+
+BOTH = 4096
+"""Samples that are packed together at most where both limits may bind: there each sample looks at every open pack."""
 
 
 def _check(lengths: Sequence[int], tiles: Sequence[int], max_tokens: int, max_tiles: int) -> None:
@@ -27,8 +31,8 @@ def pack(
     """Indices of the samples of each pack (ours).
 
     Each `window` of consecutive samples is packed on its own, longest first, each into the pack that it fills best.
-    Where the limit of tiles may bind too, size and fit count both, and the published buffer is tried beside it.
-    Deterministic; every sample is in exactly one pack. O(n log n), or O(n x packs) with tiles that may bind.
+    Where the limit of tiles may bind too, size and fit count both, the published buffer is tried beside it, and at most
+    BOTH samples are looked at together. Deterministic; every sample is in exactly one pack; O(n log n).
 
     >>> pack([5, 3, 6, 2], [1, 1, 1, 1], max_tokens=8, max_tiles=4)
     [[2, 3], [0, 1]]
@@ -44,11 +48,13 @@ def pack(
         # with at most r tiles a token, a pack of max_tokens holds at most r * max_tokens tiles
         if (t * max_tokens <= n * max_tiles).all():
             packs += _by_tokens(n, t, max_tokens, first)
-        else:
+            continue
+        for part in range(0, len(n), BOTH):
+            group = n[part : part + BOTH], t[part : part + BOTH]
             # two limits that bind have no order that is best everywhere: whichever needs fewer packs
-            mixed = pack_greedy(n.tolist(), t.tolist(), max_tokens, max_tiles)
-            found = min(_by_both(n, t, max_tokens, max_tiles), mixed, key=len)
-            packs += [[first + i for i in group] for group in found]
+            buffered = pack_greedy(*(values.tolist() for values in group), max_tokens, max_tiles)
+            found = min(_by_both(*group, max_tokens, max_tiles), buffered, key=len)
+            packs += [[first + part + i for i in members] for members in found]
     return packs
 
 
@@ -82,22 +88,25 @@ def _by_tokens(lengths: np.ndarray, tiles: np.ndarray, max_tokens: int, first: i
 
 def _by_both(lengths: np.ndarray, tiles: np.ndarray, max_tokens: int, max_tiles: int) -> list[list[int]]:
     """Largest share of tokens plus tiles first, each into the pack whose free room has most nearly its proportions."""
-    items = np.stack([lengths / max_tokens, tiles / max_tiles])
+    items = np.stack([lengths / max_tokens, tiles / max_tiles], axis=1)
+    sizes = np.stack([lengths, tiles], axis=1).tolist()
     packs: list[list[int]] = []
-    free = np.empty((2, len(lengths)), np.int64)
-    for i in np.argsort(-items.sum(0), kind="stable").tolist():
-        room = free[:, : len(packs)]
-        fits = np.flatnonzero((room[0] >= lengths[i]) & (room[1] >= tiles[i]))
+    free_tokens, free_tiles = np.empty((2, len(lengths)), np.int64)
+    directions = np.empty((len(lengths), 2))  # unit vectors of the free shares
+    for i in np.argsort(-items.sum(1), kind="stable").tolist():
+        n, t = sizes[i]
+        fits = np.flatnonzero((free_tokens[: len(packs)] >= n) & (free_tiles[: len(packs)] >= t))
         if len(fits):
-            shares = room[:, fits] / ((max_tokens,), (max_tiles,))
-            cosine = (items[:, i] @ shares) / np.maximum(np.hypot(*shares), 1e-300)
-            chosen = int(fits[cosine.argmax()])
+            k = int(fits[(directions[fits] @ items[i]).argmax()])
         else:
-            chosen = len(packs)
+            k = len(packs)
             packs.append([])
-            free[:, chosen] = max_tokens, max_tiles
-        packs[chosen].append(i)
-        free[:, chosen] -= (lengths[i], tiles[i])
+            free_tokens[k], free_tiles[k] = max_tokens, max_tiles
+        packs[k].append(i)
+        free_tokens[k] -= n
+        free_tiles[k] -= t
+        share = free_tokens[k] / max_tokens, free_tiles[k] / max_tiles
+        directions[k] = np.divide(share, math.hypot(*share) or 1)
     return packs
 
 

@@ -216,7 +216,7 @@ def _finish(
         out_dir / "results.jsonl", "".join(json.dumps(r, ensure_ascii=False, sort_keys=True) + "\n" for r in rows)
     )
     counts = Counter(row["outcome"] for row in rows)
-    summary = {
+    summary: dict[str, Any] = {
         "benchmark": benchmark.name,
         "title": benchmark.title,
         "model": options.name,

@@ -153,7 +153,7 @@ def score_item(
         if judged is not None and name in JUDGED:
             inputs[JUDGED[name]] = judged
         reads = judged is not None and name in READERS
-        result = judged if reads else SCORERS[name](**inputs, compat=compat)
+        result: Any = judged if reads else SCORERS[name](**inputs, compat=compat)
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
         if compat == "fixed":
             raise

@@ -262,8 +262,8 @@ def ledger(
             console.print(f"[bold]{a.recipe}[/bold] after {a.steps:,} steps: {counts}: {closes}")
             if a.reasons:
                 table = Table("what", "stage", "reason", "samples")
-                for (what, stage, reason), n in a.reasons.items():
-                    table.add_row(what, stage, reason, f"{n:,}")
+                for key, n in a.reasons.items():
+                    table.add_row(*key, f"{n:,}")
                 console.print(table)
     if any(a.open for _, a in accounts):
         raise DataError("the counts of a run do not close", expected="in = used + dropped + truncated + replaced")

@@ -33,7 +33,7 @@ class Pool:
 
         `exclude`: content hashes of sources that must not be shown.
         """
-        images = [source for source in self.sources.images if source.content not in exclude]
+        images: list[Source | None] = [source for source in self.sources.images if source.content not in exclude]
         shown = set()
         for k in count():
             for source in rng.sample(images, len(images)) or [None]:

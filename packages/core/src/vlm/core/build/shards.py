@@ -106,7 +106,8 @@ def _run(job: Job, missing: list[Shard], work: Path, workers: int) -> None:
 def _results(job: Job, missing: list[Shard], work: Path, workers: int) -> Iterable[None]:
     if workers == 1 or len(missing) < 2:
         for shard in missing:
-            yield _build(job, shard, work)
+            _build(job, shard, work)
+            yield None
         return
     # spawn: the command may have started threads, which do not survive a fork
     context = multiprocessing.get_context("spawn")

@@ -249,5 +249,6 @@ def _text(path: Path, name: str, licence: str | None, val_share: float) -> tuple
 def _package_licence(package: Distribution) -> str | None:
     about = package.metadata
     classifiers = [c.split(" :: ")[-1] for c in about.get_all("Classifier") or [] if c.startswith("License ::")]
-    stated = (about.get("License-Expression") or "", *classifiers, (about.get("License") or "").split("\n")[0])
+    expression, text = ((about.get_all(name) or [""])[0] for name in ("License-Expression", "License"))
+    stated = (expression, *classifiers, text.split("\n")[0])
     return next((licence for licence in stated if licence), None)

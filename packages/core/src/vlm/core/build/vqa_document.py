@@ -1,8 +1,9 @@
 """One Long-VQA record: a question about one picture, and as many others as the budget holds."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -126,22 +127,9 @@ class Document:
         return self._first(page) + self.pages[page].keys.index(key)
 
     def notes(self, rng: random.Random, target: int) -> list[str]:
-        """Lines of about `target` tokens: other questions of the set with their answers, then everyday sentences."""
+        """Lines of `target` tokens: other questions of the set with their answers, then everyday sentences, the last
+        of them cut at a word."""
         lines: list[str] = []
-        for line in self._lines(rng):
-            if target < self._shortest:
-                break
-            cost = self.ruler.tokens(line)
-            if cost <= target:
-                lines.append(line)
-                target -= cost
-        return lines
-
-    @property
-    def _shortest(self) -> int:
-        return self.ruler.tokens("Note: It rains.\n")
-
-    def _lines(self, rng: random.Random) -> Iterator[str]:
         known = [
             f"Note on Image {self._first(k) + j}: {question} {answer}\n"
             for k, page in enumerate(self.pages)
@@ -149,9 +137,18 @@ class Document:
             if key != self.key
             for question, answer in self.data.turns[key]
         ]
-        yield from rng.sample(known, len(known))
-        while True:
-            yield f"Note: {rng.choice(SENTENCES)}\n"
+        everyday = iter(lambda: f"Note: {rng.choice(SENTENCES)}\n", None)
+        for line in chain(rng.sample(known, len(known)), everyday):
+            cost = self.ruler.tokens(line)
+            if cost <= target:
+                lines.append(line)
+                target -= cost
+            elif line.startswith("Note: "):
+                words = line.split()
+                while len(words) > 1 and self.ruler.tokens(" ".join(words) + "\n") > target:
+                    words.pop()
+                return [*lines, " ".join(words) + "\n"] if len(words) > 1 else lines
+        return lines
 
     def _question(self, number: int) -> str:
         question = self.turn[0]

@@ -1,0 +1,65 @@
+"""The preview in a real browser: needles are found on request, and only then. Screenshots go to tmp_path, or to
+$VLM_SCREENSHOTS."""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vlm.core.build.budget import Budget
+from vlm.core.build.long_mr import LongMrOptions, build_long_mr
+from vlm.core.build.preview import preview
+
+pytestmark = pytest.mark.browser
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+if not (CHROMIUM and DRIVER):
+    pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)", allow_module_level=True)
+webdriver = pytest.importorskip("selenium.webdriver", reason="needs the selenium package")
+
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+
+spec = importlib.util.spec_from_file_location("long_world", Path(__file__).with_name("long_world.py"))
+world_module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(world_module)
+
+
+@pytest.fixture(scope="module")
+def driver():
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.mark.parametrize("task", ["counting-text", "counting-image"])
+def test_needles_are_shown_on_request_and_next_goes_to_each(driver, task, tmp_path):
+    world = world_module.make_world(tmp_path / "world")
+    options = LongMrOptions((Budget.parse("4K"),), (task,), train=2, val=0, val_share=0.3)
+    folders = {"images": [world / "images"], "texts": [world / "text"]}
+    build_long_mr(tmp_path / "set", options, world_module.ruler(world), **folders)
+    preview(tmp_path / "set" / "train" / "annotations" / f"{task}.jsonl", tmp_path / "page.html")
+    driver.get((tmp_path / "page.html").as_uri())
+    needles = driver.find_elements(By.CSS_SELECTOR, ".needle")
+    assert needles
+    seen = ".shot i" if task == "counting-image" else ".bar"
+    assert not any(element.is_displayed() for element in driver.find_elements(By.CSS_SELECTOR, seen))
+    for k in range(len(needles)):
+        driver.find_element(By.ID, "next").click()
+        here = driver.find_element(By.CSS_SELECTOR, ".at")
+        assert here == needles[k]
+        box = driver.execute_script("const r=arguments[0].getBoundingClientRect();return [r.top,r.bottom]", here)
+        assert box[0] < driver.execute_script("return innerHeight")
+        assert box[1] > 0
+    assert all(element.is_displayed() for element in driver.find_elements(By.CSS_SELECTOR, seen))
+    folder = Path(os.environ.get("VLM_SCREENSHOTS", tmp_path))
+    assert driver.save_screenshot(str(folder / f"preview-{task}.png"))
+    driver.find_element(By.ID, "show").click()
+    assert not any(element.is_displayed() for element in driver.find_elements(By.CSS_SELECTOR, seen))
+    assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
