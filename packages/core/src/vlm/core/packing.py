@@ -50,10 +50,10 @@ def pack(
             packs += _by_tokens(n, t, max_tokens, first)
             continue
         for part in range(0, len(n), BOTH):
-            group = n[part : part + BOTH], t[part : part + BOTH]
+            some, their = n[part : part + BOTH], t[part : part + BOTH]
             # two limits that bind have no order that is best everywhere: whichever needs fewer packs
-            buffered = pack_greedy(*(values.tolist() for values in group), max_tokens, max_tiles)
-            found = min(_by_both(*group, max_tokens, max_tiles), buffered, key=len)
+            buffered = pack_greedy(some.tolist(), their.tolist(), max_tokens, max_tiles)
+            found = min(_by_both(some, their, max_tokens, max_tiles), buffered, key=len)
             packs += [[first + part + i for i in members] for members in found]
     return packs
 
