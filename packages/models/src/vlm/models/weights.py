@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlm.core.errors import CheckpointError
 from vlm.core.home import pretrained, resolve, write_json
+from vlm.models.attention import check_name
 from vlm.models.layouts import Layout, read_layout
 from vlm.models.placement import Devices, make_placement
 from vlm.models.source import Source, Vision
@@ -53,6 +54,7 @@ def load_model(
     offload: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     vision: Vision | None = None,
+    attention: str = "auto",
 ) -> VisionLanguageModel:
     """A model in eval mode from a folder in any known layout (ours, InternVL, its `-hf` form, LLaVA / ConvLLaVA).
 
@@ -66,11 +68,13 @@ def load_model(
         offload: `cpu` or `disk`: where the decoder layers wait for their turn.
         progress: called with (parameters read, all parameters).
         vision: `tower` or `checkpoint`: which vision weights of a LLaVA folder to take, if the two copies differ.
+        attention: `auto`, `sdpa`, `varlen` or `flash_attention_2`; see `vlm.models.attention`.
 
     Raises:
         CheckpointError: missing or unknown tensors, wrong shapes or dtypes, damaged files, before a tensor is read.
         ConfigError, HardwareError: a placement that is impossible, before anything is read.
     """
+    check_name(attention)
     folder = find_checkpoint(path)
     layout = read_layout(folder)
     placement = make_placement(layout.spec, device, dtype, quantize=quantize, offload=offload)
@@ -88,6 +92,7 @@ def load_model(
         if progress:
             progress(done, total)
     placement.finish(model)
+    model.set_attention(attention)
     return model.eval()
 
 
