@@ -5,9 +5,11 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -341,42 +343,55 @@ def test_a_build_that_stops_while_files_move_into_place_goes_on_to_the_same_tree
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+def main():
+    from long_world import ruler
+    from vlm.core.build.budget import Budget
+    from vlm.core.build.long_mr import LongMrOptions, build_long_mr
+    world = Path(sys.argv[1])
+    options = LongMrOptions((Budget(900, 900),), ("retrieval-image", "counting-text"), train=40, val=10,
+                            val_share=0.4, image_share=0.3)
+    folders = {"images": [world / "images"], "texts": [world / "text"]}
+    build_long_mr(Path(sys.argv[2]), options, ruler(world), **folders, workers=2)
+if __name__ == "__main__":
+    main()
+"""
+
+
+def files_in(folder: Path) -> int:
+    """How far a build has come."""
+    return sum(len(names) for _, _, names in os.walk(folder))
+
+
 @pytest.mark.slow
 def test_thirty_kills_at_random_points_with_two_workers_end_in_the_same_tree(world, tmp_path):
-    options = LongMrOptions((Budget.parse("4K"),), train=24, val=8, val_share=0.4)
-    build(world, tmp_path / "whole", options)
-    out = tmp_path / "killed"
-    code = (
-        "import sys\nfrom pathlib import Path\nsys.path.insert(0, sys.argv[3])\n"
-        "def main():\n"
-        "    from long_world import ruler\n"
-        "    from vlm.core.build.long_mr import LongMrOptions, build_long_mr\n"
-        "    from vlm.core.build.budget import Budget\n"
-        "    world = Path(sys.argv[1])\n"
-        "    options = LongMrOptions((Budget.parse('4K'),), train=24, val=8, val_share=0.4)\n"
-        "    build_long_mr(Path(sys.argv[2]), options, ruler(world), images=[world / 'images'],\n"
-        "                  texts=[world / 'text'], workers=2)\n"
-        "if __name__ == '__main__':\n    main()\n"
-    )
     script = tmp_path / "run.py"
-    script.write_text(code)
+    script.write_text(KILLED)
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    command = [sys.executable, str(script), str(world)]
+    subprocess.run([*command, str(whole), str(Path(__file__).parent)], check=True)
     rng = np.random.default_rng(0)
-    kills = 0
-    for _ in range(200):
-        process = subprocess.Popen([sys.executable, str(script), str(world), str(out), str(Path(__file__).parent)])
-        try:
-            process.wait(timeout=float(rng.uniform(0.5, 4.0)))
-        except subprocess.TimeoutExpired:
+    kills = finished = 0
+    while kills < 30:
+        process = subprocess.Popen([*command, str(out), str(Path(__file__).parent)])
+        start, more = files_in(out), int(rng.integers(0, 60))
+        while process.poll() is None and files_in(out) < start + more:
+            time.sleep(0.02)
+        time.sleep(float(rng.uniform(0, 0.2)))
+        if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
-            process.wait()
             kills += 1
-            continue
-        if process.returncode == 0 and kills >= 30:
-            break
-        if process.returncode == 0:
-            (out / ".vlm-manifest.json").unlink()
-    assert kills >= 30
-    assert tree(out) == tree(tmp_path / "whole")
+        elif process.returncode == 0:  # it was quicker: once more from the start
+            finished += 1
+            shutil.rmtree(out)
+        process.wait()
+        if finished > 40:
+            pytest.fail("the builds are too quick to be killed")
+    subprocess.run([*command, str(out), str(Path(__file__).parent)], check=True)
+    assert tree(out) == tree(whole)
 
 
 def test_bad_input_is_refused_before_anything_is_written(world, tmp_path):
