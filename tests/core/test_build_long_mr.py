@@ -164,6 +164,7 @@ def test_the_right_option_is_the_pasted_picture_and_no_other_source_of_an_option
         tints = [np.asarray(load_image(images / name), float).mean((0, 1)) for name in meta["choices_image_path"]]
         distance = [np.abs(tint - np.asarray(pasted, float).mean((0, 1))).sum() for tint in tints]
         assert int(np.argmin(distance)) == record["answer"]
+        assert min(distance) < 15
         options = {s for part in parts[record["id"]] if part["kind"] == "option" for s in part["sources"]}
         assert len(options) == 4
         shown = [s for part in parts[record["id"]] if part["kind"] == "image" for s in part["sources"]]

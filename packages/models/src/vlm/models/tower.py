@@ -7,7 +7,7 @@ from typing import Any
 
 from vlm.core.errors import CheckpointError
 from vlm.models import adapters
-from vlm.models.stored import Stored, WeightReader, read_config
+from vlm.models.stored import Stored, WeightReader, has_weights, read_config
 
 
 def tower_folder(folder: Path, tower: str) -> Path:
@@ -36,10 +36,11 @@ def tower_config(folder: Path, tower: str) -> tuple[Path, dict[str, Any], dict[s
         vision, pre = read_config(path), path / "preprocessor_config.json"
         rule = json.loads(pre.read_text(encoding="utf-8")) if pre.exists() else {}
         return path, vision, {"crop_size": {"height": vision["image_size"]}, **rule}
-    vision, size = stages_of(WeightReader(folder).items), re.search(r"-(\d{3,4})$", Path(tower).name)
+    items = WeightReader(folder).items if has_weights(folder) else {}
+    vision, size = stages_of(items), re.search(r"-(\d{3,4})$", Path(tower).name)
     if not vision["depths"] or not size:
         raise CheckpointError(
-            f"{folder}: no vision tower at {path}, and no copy of it (with a resolution in its name) in the checkpoint",
+            f"{folder} holds no copy of its vision tower (with a resolution in its name), and there is none at {path}",
             expected=f"the folder that config.json names: mm_vision_tower {tower!r}",
             fix=f"vlm download {Path(tower).name}, or put the tower's folder beside or into the checkpoint",
         )

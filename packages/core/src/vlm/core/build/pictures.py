@@ -134,7 +134,8 @@ def paste(base: Picture, needles: Sequence[tuple[Picture, Box]], name: str) -> P
     """`base` with each needle in its box, in a thin white frame."""
 
     def draw() -> Image.Image:
-        picture = base.draw().copy()
+        picture = Image.new("RGB", base.size)  # a page of prose is grey, the needle is not
+        picture.paste(base.draw())
         for needle, box in needles:
             picture.paste("white", box)
             side = box[2] - box[0] - 4
