@@ -307,7 +307,7 @@ def test_without_the_towers_weights_the_copy_is_read(with_copy, golden_data):
 def test_without_the_towers_folder_the_copy_tells_its_shape(with_copy, golden_data):
     folder = with_copy()
     shutil.rmtree(folder / "vision_tower")
-    with pytest.raises(CheckpointError, match=r"no vision tower at .*\n.*\n  fix: vlm download vision_tower"):
+    with pytest.raises(CheckpointError, match=r"none at .*\n.*\n  fix: vlm download vision_tower"):
         load_model(folder)
     config = json.loads((folder / "config.json").read_text())
     config["mm_vision_tower"] = "ConvLLaVA/ConvLLaVA-ConvNeXt-768"
