@@ -215,11 +215,15 @@ def test_a_conversation_in_a_terminal(files, checkpoint):
         history = terminal.ask("/history")
         assert f"user: [{files / 'blue image.png'}]\nWhat is it?\nassistant: {answer.strip()}" in history
 
-        terminal.type("And now?\n")
-        terminal.read("And now?\n")
-        assert os.read(terminal.screen, 1)  # the answer has begun
-        terminal.type("\x03")
-        assert "(stopped; this turn is not in the conversation)" in "".join(terminal.read("\n> "))
+        for _ in range(5):  # on a busy machine an answer of this tiny model can end before the signal arrives
+            terminal.type("And now?\n")
+            terminal.read("And now?\n")
+            assert os.read(terminal.screen, 1)  # the answer has begun
+            terminal.type("\x03")
+            if stopped := "(stopped; this turn is not in the conversation)" in "".join(terminal.read("\n> ")):
+                break
+            terminal.ask("/reset")
+        assert stopped
         assert "And now?" not in terminal.ask("/history")
 
         assert "saved kept.json" in terminal.ask("/save kept.json")

@@ -21,7 +21,7 @@ from PIL import Image
 from vlm.core.build import shards as shards_module
 from vlm.core.build.budget import Budget
 from vlm.core.build.document import Unit, place
-from vlm.core.build.long_mr import LongMrOptions, build_long_mr
+from vlm.core.build.long_mr import LONG_TASKS, LongMrOptions, build_long_mr
 from vlm.core.build.mr_document import conversation, prompt
 from vlm.core.build.needles import TASKS
 from vlm.core.build.preview import preview
@@ -102,6 +102,21 @@ def test_the_mm_niah_loader_reads_the_set_and_asks_as_the_training_records_do(bu
             )
 
 
+def test_a_published_length_is_read_by_the_long_benchmark(world, tmp_path):
+    from vlm.eval.benchmark import load_benchmark
+    from vlm.eval.loaders import load_items
+
+    options = LongMrOptions(
+        (Budget.parse("64K-128K"),), tuple(LONG_TASKS), train=0, val=1, val_share=0.4, image_share=0.02
+    )
+    build(world, tmp_path / "long", options)
+    items = load_items(load_benchmark("MM-NIAH-long-128k"), tmp_path / "long")
+    assert {item.group for item in items} == set(LONG_TASKS)
+    assert all(65536 <= item.meta["context_length"] <= 131072 for item in items)
+    file = tmp_path / "long" / "val" / "long_mr_128k" / "test_long_mr_image_retrieval_64_128.jsonl"
+    assert preview(file, tmp_path / "page.html") == 1
+
+
 def cost(world: Path, images: Path, record: dict, text: str | None = None) -> int:
     """Tokens of the beginning `text` of the document, or of all of it."""
     rule = world_module.ruler(world)
@@ -154,7 +169,7 @@ def test_text_answers_follow_from_the_needles(built):
 
 def test_the_right_option_is_the_pasted_picture_and_no_other_source_of_an_option_is_shown(built):
     images = built / "mm_niah_test" / "images"
-    parts = {row["id"]: row["parts"] for row in rows(built / "mm_niah_test" / "parts" / "retrieval-image.jsonl")}
+    parts = {row["id"]: row["parts"] for row in rows(built / "parts" / "val" / "retrieval-image.jsonl")}
     for record in rows(built / "mm_niah_test" / "annotations" / "retrieval-image.jsonl"):
         meta = record["meta"]
         (carrier,) = meta["needles"]
@@ -188,7 +203,7 @@ def test_counts_of_pasted_pictures_follow_the_order_of_the_document(built):
 
 def test_a_missing_piece_fits_and_the_camera_moves_as_answered(built):
     images = built / "mm_niah_test" / "images"
-    parts = {row["id"]: row["parts"] for row in rows(built / "mm_niah_test" / "parts" / "reasoning-image.jsonl")}
+    parts = {row["id"]: row["parts"] for row in rows(built / "parts" / "val" / "reasoning-image.jsonl")}
     for record in rows(built / "mm_niah_test" / "annotations" / "reasoning-image.jsonl"):
         needles = [part for part in parts[record["id"]] if part["kind"] == "needle"]
         if record["meta"]["choices"]:
@@ -225,9 +240,9 @@ def test_train_and_val_share_no_source_and_every_part_has_one(built):
     listed = json.loads((built / "sources.json").read_text())["sources"]
     split = {source["sha256"]: source["split"] for source in listed}
     assert {source["licence"] for source in listed} == {None}
-    for name, folder in (("train", "train"), ("val", "mm_niah_test")):
+    for name in ("train", "val"):
         for task in TASKS:
-            for row in rows(built / folder / "parts" / f"{task}.jsonl"):
+            for row in rows(built / "parts" / name / f"{task}.jsonl"):
                 assert {"text", "image", "needle"} >= {p["kind"] for p in row["parts"]} - {"question", "option"}
                 for part in row["parts"]:
                     made_of = part.get("sources", [part["source"]] if "source" in part else [])
@@ -239,7 +254,7 @@ def test_train_and_val_share_no_source_and_every_part_has_one(built):
 
 def test_parts_tell_the_exact_characters_and_tokens(world, built):
     encoder = world_module.encoder(world)
-    parts = {row["id"]: row["parts"] for row in rows(built / "mm_niah_test" / "parts" / "retrieval-text.jsonl")}
+    parts = {row["id"]: row["parts"] for row in rows(built / "parts" / "val" / "retrieval-text.jsonl")}
     for record in rows(built / "mm_niah_test" / "annotations" / "retrieval-text.jsonl"):
         sample = read_record(conversation(record, "x"), root=built / "mm_niah_test" / "images")
         spans = [[first - 1, first + n + 1] for first, n, _ in encoder.encode(sample, pixels=False).image_spans]
@@ -351,7 +366,7 @@ sys.path.insert(0, sys.argv[3])
 def main():
     from long_world import ruler
     from vlm.core.build.budget import Budget
-    from vlm.core.build.long_mr import LongMrOptions, build_long_mr
+    from vlm.core.build.long_mr import LONG_TASKS, LongMrOptions, build_long_mr
     world = Path(sys.argv[1])
     options = LongMrOptions((Budget(900, 900),), ("retrieval-image", "counting-text"), train=40, val=10,
                             val_share=0.4, image_share=0.3)

@@ -41,6 +41,10 @@ def records(out: Path, split: str) -> list[tuple[Path, dict]]:
     return [(path, row) for path, row in found if "parts" not in path.parts]
 
 
+def images(out: Path, split: str) -> Path:
+    return out / "image" / "long_vqa" / "paste" / "noise" / split
+
+
 def tree(folder: Path) -> dict[str, str]:
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock"]
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
@@ -63,7 +67,7 @@ def test_each_question_is_about_one_picture_among_many_of_the_same_split(world, 
         parts = {row["id"]: row["parts"] for p in out.glob(f"parts/{split}_*") for _, row in iter_jsonl(p)}
         for _, record in found:
             meta = record["metadata"]
-            encoded = encoder.encode(read_record(record, root=out), pixels=False)
+            encoded = encoder.encode(read_record(record, root=images(out, split)), pixels=False)
             assert len(encoded) == meta["context_length"]
             assert 0.99 * meta["budget"] <= len(encoded) <= meta["budget"]
             human, answer = (turn["value"] for turn in record["conversations"])
@@ -83,7 +87,7 @@ def test_each_question_is_about_one_picture_among_many_of_the_same_split(world, 
             (name,) = meta["needles"]
             assert name.endswith(asked["file"])
             tint = np.asarray(load_image(path), float).mean((0, 1))
-            picture = load_image(out / name)
+            picture = load_image(images(out, split) / name)
             if "box" in asked:
                 picture = picture.crop(asked["box"])
             assert np.abs(np.asarray(picture, float).mean((0, 1)) - tint).max() < 6
@@ -114,13 +118,30 @@ def test_names_follow_the_published_tree_and_workers_do_not_matter(world, tmp_pa
     names = tree(tmp_path / "one")
     assert "val/long_vqa_1k/val_long_vqa_chartqa_768_1.jsonl" in names
     assert "annotation/long_vqa_1k/train_long_vqa_chartqa_768_1.jsonl" in names
-    assert any(name.startswith("image/long_vqa/image/chartqa/val/") for name in names)
+    assert any(name.startswith("image/long_vqa/paste/chartqa/val/") for name in names)
     assert build(world, tmp_path / "one", options) == "present"
     row = records(tmp_path / "one", "val")[0][1]
     assert set(row) == {"id", "image", "conversations", "metadata"}
     assert isinstance(row["image"], list)
     assert preview(records(tmp_path / "one", "val")[0][0], tmp_path / "page.html") == 1
     assert (tmp_path / "page.html").read_text().count("shot needle") == 1
+
+
+def test_several_sets_in_one_folder_are_read_by_the_long_vqa_benchmark(world, tmp_path):
+    from vlm.eval.benchmark import load_benchmark
+    from vlm.eval.loaders import load_items
+
+    for task, paste in (("chartqa", 9), ("docvqa", 1)):
+        budgets = (Budget.parse("16K-32K"),)
+        options = LongVqaOptions(task, budgets, train=0, val=2, val_share=0.45, paste=paste, repeat_images=True)
+        assert build(world, tmp_path, options) == "built"
+        assert build(world, tmp_path, options) == "present"
+    assert build(world, tmp_path, replace(options, task="chartqa", paste=9)) == "present"
+    table = load_benchmark("Long-VQA-32k")
+    table = table.model_copy(update={"options": table.options | {"tasks": ["chartqa", "docvqa"]}})
+    items = load_items(table, tmp_path)
+    assert [item.group for item in items] == ["chartqa", "chartqa", "docvqa", "docvqa"]
+    assert all(16384 <= item.meta["context_length"] <= 32768 for item in items)
 
 
 def test_too_little_is_said_and_nothing_is_written(world, tmp_path):
@@ -145,7 +166,7 @@ def test_more_distractors_come_from_folders_or_from_repeats_on_request(world, tm
     write_jsonl(few, [vqa_record(f"q{i}", f"../images/{i}.png", [("What?", "x")]) for i in range(8)])
     options = LongVqaOptions("few", (Budget(900, 900),), train=2, val=0, val_share=0.0)
     build(world, tmp_path / "more", options, [few], images=[world / "images"])
-    sources = json.loads((tmp_path / "more" / "sources.json").read_text())["sources"]
+    sources = json.loads((tmp_path / "more" / "sources-few.json").read_text())["sources"]
     assert len(sources) == 90
     build(world, tmp_path / "again", replace(options, repeat_images=True), [few])
     for _, row in iter_jsonl(next((tmp_path / "again" / "parts").iterdir())):

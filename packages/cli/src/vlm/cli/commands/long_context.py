@@ -41,7 +41,7 @@ def long_mr(
 ) -> None:
     """Interleaved documents that hide text or image needles: retrieval, counting, reasoning (MM-NIAH's records)."""
     from vlm.core.build.budget import Budget
-    from vlm.core.build.long_mr import LongMrOptions, build_long_mr
+    from vlm.core.build.long_mr import LONG, LongMrOptions, build_long_mr
     from vlm.core.build.needles import TASKS
 
     budgets = tuple(Budget.parse(length) for length in tokens)
@@ -52,7 +52,9 @@ def long_mr(
     outcome = build_long_mr(folder, options, ruler, **sources, workers=workers)
     typer.echo(f"{outcome}: {folder}")
     if val:
-        typer.echo(f"evaluate: vlm eval MM-NIAH --data {folder} --model {model}")
+        long = LONG.get(budgets[0].name) if len(budgets) == 1 else None
+        bench = f"MM-NIAH-long-{long}" if long else "MM-NIAH"
+        typer.echo(f"evaluate: vlm eval {bench} --data {folder}")
 
 
 def long_vqa(

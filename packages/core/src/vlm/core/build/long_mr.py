@@ -4,8 +4,9 @@
 
     train/annotations/TASK.jsonl            conversations, images relative to train/images
     mm_niah_test/annotations/TASK.jsonl     MM-NIAH records, images relative to mm_niah_test/images
-    */images/pool/…, */images/TASK/…        haystack pictures, pictures with needles
-    */parts/TASK.jsonl                      where each part of each record came from
+    val/long_mr_128k/test_long_mr_*.jsonl   instead, for one length that is published; images in image/long_mr/val
+    …/pool/…, …/TASK/…                      haystack pictures, pictures with needles
+    parts/SPLIT/TASK.jsonl                  where each part of each record came from
     sources.json, mini.json                 sources with SHA-256, licence and split; the loader's marker
 
 Sample i of a task is a function of (options, sources, i) alone. Why it is made so: docs/long-context-data.md.
@@ -28,8 +29,20 @@ from vlm.core.build.ruler import Ruler
 from vlm.core.build.shards import Shard, build_shards, described_ruler
 from vlm.core.build.sources import Sources, Split, find_sources
 from vlm.core.errors import ConfigError, UnknownName
+from vlm.core.manifest import MANIFEST
 
 FOLDERS: dict[Split, str] = {"train": "train", "val": "mm_niah_test"}
+LONG = {"64_128": "128k", "128_256": "256k", "256_512": "512k", "512_1200": "1m"}
+"""Published lengths of Long-MR's validation files, in thousands of tokens -> name of the length."""
+
+LONG_TASKS = {
+    "retrieval-image": "image_retrieval",
+    "retrieval-text": "text_retrieval",
+    "reasoning-image": "image_reasoning",
+    "reasoning-text": "text_reasoning",
+}
+"""Tasks that Long-MR's validation has -> how its files are named."""
+
 SHORTFALL = 0.003
 """Documents aim at this part below their budget, which no sample exceeds: `max_length` must not cut an answer."""
 
@@ -118,20 +131,42 @@ class LongMr:
 
     def rows(self, shard: Shard) -> Iterator[tuple[dict[str, Any], list[Picture], Path]]:
         """(line of each file, pictures, their folder) for each record of a shard."""
-        base = FOLDERS[shard.split]
+        file, images = self.places(shard.split, shard.name)
         for i in range(shard.start, shard.end):
             record, parts, pictures = self.sample(shard.split, shard.name, i)
             if shard.split == "train":
                 record = conversation(record, f"long-mr/{self.options.seed}/{shard.name}/{i}")
-            lines = {f"{base}/annotations/{shard.name}.jsonl": record, f"{base}/parts/{shard.name}.jsonl": parts}
-            yield lines, pictures, Path(base) / "images"
+            yield {file: record, f"parts/{shard.split}/{shard.name}.jsonl": parts}, pictures, images
+
+    def places(self, split: Split, task: str) -> tuple[str, Path]:
+        """(file of records, folder of images) of a task, below the folder of the set."""
+        if split == "val" and self.long and task in LONG_TASKS:
+            name = f"test_long_mr_{LONG_TASKS[task]}_{self.options.budgets[0].name}.jsonl"
+            return f"val/long_mr_{self.long}/{name}", Path("image/long_mr/val")
+        return f"{FOLDERS[split]}/annotations/{task}.jsonl", Path(FOLDERS[split]) / "images"
+
+    @property
+    def long(self) -> str | None:
+        """The published length that the set is made for, if it is one."""
+        return LONG.get(self.options.budgets[0].name) if len(self.options.budgets) == 1 else None
+
+    @property
+    def benchmark(self) -> str:
+        """The benchmark that reads the validation records."""
+        return f"MM-NIAH-long-{self.long}" if self.long else "MM-NIAH"
+
+    @property
+    def manifest(self) -> str:
+        """Name of the manifest."""
+        return MANIFEST
 
     def extras(self) -> dict[str, Any]:
         """More JSON files of the set."""
         extras: dict[str, Any] = {"sources.json": self.sources.described()}
         if "val" in self.counts:
-            counts = dict.fromkeys(self.options.tasks, self.options.val)
-            extras["mini.json"] = {"benchmark": "MM-NIAH", "seed": self.options.seed, "counts": counts}
+            tasks = [task for task in self.options.tasks if not self.long or task in LONG_TASKS]
+            counts = dict.fromkeys(tasks, self.options.val)
+            extras["mini.json"] = {"benchmark": self.benchmark, "seed": self.options.seed, "counts": counts}
         return extras
 
     def sample(self, split: Split, task: str, i: int) -> tuple[dict[str, Any], dict[str, Any], list[Picture]]:

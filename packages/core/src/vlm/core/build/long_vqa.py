@@ -4,12 +4,14 @@
 
     annotation/long_vqa_32k/train_long_vqa_TASK_16_32.jsonl    for a budget of 16K-32K
     val/long_vqa_32k/val_long_vqa_TASK_16_32.jsonl
-    image/long_vqa/{image|paste}/TASK/{train,val}/…             image paths are relative to the folder itself
-    parts/…, sources.json                                       where each part came from
+    image/long_vqa/{image|paste}/TASK/{train,val}/…             image names are relative to this, as published
+    parts/…, sources-TASK.json                                  where each part came from
 
-With `paste` above 1, that many pictures share one labelled page. Why it is made so: docs/long-context-data.md.
+`image` holds the six sets of documents, `paste` all others, as published; a folder takes any number of sets. With
+`paste` above 1, that many pictures share one labelled page. Why it is made so: docs/long-context-data.md.
 """
 
+import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,8 +29,15 @@ from vlm.core.build.sources import Split, find_images
 from vlm.core.build.vqa_document import Document
 from vlm.core.build.vqa_set import VqaSet, read_vqa
 from vlm.core.errors import ConfigError, DataError
+from vlm.core.home import write_json
 
 GOLDEN = 0.6180339887498949
+DOCUMENTS = ("deepform", "docvqa", "infovqa", "kleistercharity", "svqa", "visualmrc")
+"""Sets whose images lie in `image/`, the others' in `paste/`. Source: OpenGVLab/V2PE."""
+
+LENGTHS = ("16_32", "32_40", "40_48", "48_56", "56_64")
+"""Published lengths in thousands of tokens."""
+
 NAMES: dict[Split, str] = {"train": "annotation", "val": "val"}
 
 
@@ -76,7 +85,22 @@ def build_long_vqa(
     for shard in job.shards(1):  # before anything is written
         if shard.start == 0:
             job.sample(shard.split, shard.name, 0)
-    return build_shards(folder, job, workers=workers, purpose=f"vlm data build long-vqa --out {folder}")
+    outcome = build_shards(folder, job, workers=workers, purpose=f"vlm data build long-vqa --out {folder}")
+    _mark(folder, options)
+    return outcome
+
+
+def _mark(folder: Path, options: LongVqaOptions) -> None:
+    """Tell the benchmark of the one length how many questions of each set the folder holds."""
+    names = [budget.name for budget in options.budgets]
+    if not options.val or len(names) > 1 or names[0] not in LENGTHS:
+        return
+    marker = {"benchmark": f"Long-VQA-{names[0][3:]}k", "seed": options.seed, "counts": {options.task: options.val}}
+    path = folder / "mini.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if before.get("benchmark") == marker["benchmark"]:
+        marker["counts"] = before["counts"] | marker["counts"]
+    write_json(path, marker)
 
 
 @dataclass(frozen=True)
@@ -112,8 +136,13 @@ class LongVqa:
             yield {file: record, f"parts/{name}": parts}, pictures, self._images(shard.split)
 
     def _images(self, split: Split) -> Path:
-        kind = "image" if self.options.paste == 1 else "paste"
+        kind = "image" if self.options.task in DOCUMENTS else "paste"
         return Path("image/long_vqa") / kind / self.options.task / split
+
+    @property
+    def manifest(self) -> str:
+        """Name of the manifest: one folder holds many sets."""
+        return f".vlm-manifest-{self.options.task}.json"
 
     def extras(self) -> dict[str, Any]:
         """More JSON files of the set."""
@@ -121,7 +150,7 @@ class LongVqa:
             {"file": s.name, "sha256": s.sha256, "pixels": key, "licence": s.licence, "split": s.split}
             for key, s in sorted(self.data.sources.items())
         ]
-        return {"sources.json": {"sources": listed, "records_not_used": self.data.unused}}
+        return {f"sources-{self.options.task}.json": {"sources": listed, "records_not_used": self.data.unused}}
 
     def sample(self, split: Split, name: str, i: int) -> tuple[dict[str, Any], dict[str, Any], list[Picture]]:
         """A Long-VQA record, where its parts came from, and its pictures (not drawn yet)."""
@@ -152,6 +181,5 @@ class LongVqa:
         if empty > tokens or empty < 0.99 * tokens:
             what = f"Long-VQA record {where}"
             notes = fit(tokens, round((1 - SHORTFALL) * tokens) - empty, make, what=what, over=False)
-        folder = self._images(split)
-        record = document.record(where.replace("/", "-"), folder, notes, tokens)
+        record = document.record(where.replace("/", "-"), notes, tokens)
         return record, {"id": record["id"], "parts": document.parts(notes)}, document.pictures

@@ -155,6 +155,10 @@ def _frame(box: list[int], size: tuple[int, int]) -> str:
 
 
 def _root(path: Path, names: list[str]) -> Path:
-    """The nearest folder above `path`, or an `images` folder in it, that holds the first image of a record."""
-    nearest = [folder / below for folder in list(path.parents)[:4] for below in ("", "images")]
+    """The nearest folder above `path` that holds the first image of a record, or a folder in it where the published
+    trees keep their images."""
+    above = list(path.absolute().parents)[:4]
+    nearest = [folder / below for folder in above for below in ("", "images")]
+    for pattern in ("image/long_mr/*", "image/long_vqa/*/*/*"):
+        nearest += [found for folder in above for found in sorted(folder.glob(pattern))]
     return next((folder for folder in nearest if names and (folder / names[0]).is_file()), path.parent)

@@ -27,6 +27,9 @@ from vlm.core.home import locked, write_atomic, write_json
 from vlm.core.manifest import PARTIAL, damaged_files, files_below, install, read_manifest, sha256_of
 from vlm.core.transfer import disk_errors
 
+CONSTRUCTION = 1
+"""Version of how documents are made: a higher number builds existing sets anew."""
+
 SHARD = 8
 """Records in a shard: what a kill can cost."""
 
@@ -47,7 +50,10 @@ class Shard:
 
 
 class Job(Protocol):
-    """What is to be built; picklable, and each shard a function of the job alone."""
+    """What is to be built; picklable, and each shard a function of the job alone. `manifest`: name of its manifest."""
+
+    @property
+    def manifest(self) -> str: ...
 
     def described(self) -> dict[str, Any]: ...
 
@@ -63,6 +69,7 @@ def described_ruler(ruler: Ruler) -> dict[str, Any]:
     folder = ruler.tokenizer
     files = [folder / name for name in ("tokenizer.model", "tokenizer.json") if (folder / name).is_file()]
     return {
+        "construction": CONSTRUCTION,
         "tokenizer": sha256_of(files[0]) if files else None,
         "template": ruler.template,
         "tokens_per_tile": ruler.tokens_per_tile,
@@ -80,7 +87,7 @@ def build_shards(folder: Path, job: Job, *, workers: int, purpose: str) -> str:
             raise DataError(f"cannot make {folder}: {error.strerror}", fix="name a folder you can write to") from error
         with locked(folder, purpose):
             work = folder / PARTIAL / "build"
-            manifest = read_manifest(folder)
+            manifest = read_manifest(folder, job.manifest)
             if manifest and manifest["source"] == described and not damaged_files(folder, manifest):
                 shutil.rmtree(folder / PARTIAL, ignore_errors=True)
                 return "present"
@@ -91,7 +98,7 @@ def build_shards(folder: Path, job: Job, *, workers: int, purpose: str) -> str:
             shards = job.shards(SHARD)
             _run(job, _missing(shards, work, folder), work, workers)
             staged = _join(job, shards, work, folder)
-            install(folder, staged, name=described["kind"], source=described)
+            install(folder, staged, name=described["kind"], source=described, manifest=job.manifest)
     return "built"
 
 

@@ -3,8 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
-from pathlib import Path
+from itertools import accumulate, chain
 from typing import Any
 
 from vlm.core.build.pictures import Picture, original, page_size, together
@@ -43,6 +42,7 @@ class Document:
     suffix: str
     name: str
     pages: list[Page] = field(default_factory=list)
+    firsts: list[int] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
 
     def choose(self, rng: random.Random, keys: Sequence[str], tokens: int, *, paste: int, repeat: bool) -> list[Page]:
@@ -108,6 +108,7 @@ class Document:
             before += others[ahead].cost
             ahead += 1
         self.pages = [*others[:ahead], asked, *others[ahead:]]
+        self.firsts = list(accumulate((len(page.keys) for page in self.pages), initial=1))
         self.pictures = []
         for k, page in enumerate(self.pages):
             members = [original(self.data.sources[key]) for key in page.keys]
@@ -120,7 +121,7 @@ class Document:
 
     def _first(self, k: int) -> int:
         """Number of the first picture of page `k`."""
-        return 1 + sum(len(page.keys) for page in self.pages[:k])
+        return self.firsts[k]
 
     def _number(self, key: str) -> int:
         page = next(k for k, page in enumerate(self.pages) if key in page.keys)
@@ -166,12 +167,12 @@ class Document:
         sizes = [picture.size for picture in self.pictures]
         return self.ruler.measure(self._human(notes), sizes, self.turn[1], texts)
 
-    def record(self, record_id: str, folder: Path, notes: Sequence[str], budget: int) -> dict[str, Any]:
+    def record(self, record_id: str, notes: Sequence[str], budget: int) -> dict[str, Any]:
         """The published schema; `metadata` holds more than its `context_length`."""
         human = self._human(notes)
         measured = self.measure(notes, [self._question(self._number(self.key))])
         at = next(k for k, page in enumerate(self.pages) if self.key in page.keys)
-        name = str(folder / self.pictures[at].name)
+        name = self.pictures[at].name
         first = measured.images[at][0]
         boxes = []
         if not self.pages[at].whole:
@@ -190,7 +191,7 @@ class Document:
         }
         return {
             "id": record_id,
-            "image": [str(folder / picture.name) for picture in self.pictures],
+            "image": [picture.name for picture in self.pictures],
             "conversations": [{"from": "human", "value": human}, {"from": "gpt", "value": self.turn[1]}],
             "metadata": metadata,
         }
