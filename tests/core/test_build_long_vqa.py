@@ -131,12 +131,12 @@ def test_several_sets_in_one_folder_are_read_by_the_long_vqa_benchmark(world, tm
     from vlm.eval.benchmark import load_benchmark
     from vlm.eval.loaders import load_items
 
-    for task, paste in (("chartqa", 9), ("docvqa", 1)):
+    for task in ("chartqa", "docvqa"):
         budgets = (Budget.parse("16K-32K"),)
-        options = LongVqaOptions(task, budgets, train=0, val=2, val_share=0.45, paste=paste, repeat_images=True)
+        options = LongVqaOptions(task, budgets, train=0, val=2, val_share=0.45, repeat_images=True)
         assert build(world, tmp_path, options) == "built"
         assert build(world, tmp_path, options) == "present"
-    assert build(world, tmp_path, replace(options, task="chartqa", paste=9)) == "present"
+    assert build(world, tmp_path, replace(options, task="chartqa")) == "present"
     table = load_benchmark("Long-VQA-32k")
     table = table.model_copy(update={"options": table.options | {"tasks": ["chartqa", "docvqa"]}})
     items = load_items(table, tmp_path)
