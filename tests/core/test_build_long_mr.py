@@ -448,7 +448,7 @@ def test_lengths_and_their_names():
 
 def test_two_builds_in_one_folder_are_refused(world, tmp_path):
     with locked(tmp_path / "out", "vlm data build long-mr --out out"):
-        process = multiprocessing.get_context("spawn").Process(target=_try, args=(world, tmp_path / "out"))
+        process = multiprocessing.get_context("fork").Process(target=_try, args=(world, tmp_path / "out"))
         process.start()
         process.join(60)
     assert process.exitcode == LockedError.exit_code
