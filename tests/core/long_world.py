@@ -1,13 +1,16 @@
 """A small world to build long documents from: pictures of noise and stripes, prose, a tokenizer and its rules."""
 
+import hashlib
 import random
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from vlm.core.build.jsonl import vqa_record, write_jsonl
+from vlm.core.build.long_mr import LongMrOptions, build_long_mr
 from vlm.core.build.ruler import Ruler
 from vlm.core.build.sentences import SENTENCES
 from vlm.core.build.tokenizer import train_tokenizer
@@ -54,3 +57,14 @@ def encoder(root: Path) -> Encoder:
     """The same rules, as a model would apply them to the written files."""
     tokenizer = load_tokenizer(root / "tokenizer")
     return Encoder(tokenizer, "internlm2-chat", RULE, K, ImageTokens.internvl(tokenizer))
+
+
+def build(world: Path, out: Path, options: LongMrOptions, **more: Any) -> str:
+    """A Long-MR set of that world: "built", or "present" if it is there already."""
+    return build_long_mr(out, options, ruler(world), images=[world / "images"], texts=[world / "text"], **more)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Name -> SHA-256 of every file but the lock."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock"]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}

@@ -3,7 +3,6 @@ $VLM_SCREENSHOTS."""
 
 import importlib.util
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,29 +12,13 @@ from vlm.core.build.long_mr import LongMrOptions, build_long_mr
 from vlm.core.build.preview import preview
 
 pytestmark = pytest.mark.browser
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-if not (CHROMIUM and DRIVER):
-    pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)", allow_module_level=True)
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs the selenium package")
+pytest.importorskip("selenium", reason="needs the selenium package")
 
-from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 
 spec = importlib.util.spec_from_file_location("long_world", Path(__file__).with_name("long_world.py"))
 world_module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(world_module)
-
-
-@pytest.fixture(scope="module")
-def driver():
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.mark.parametrize("task", ["counting-text", "counting-image"])

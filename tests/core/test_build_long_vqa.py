@@ -23,6 +23,7 @@ from vlm.core.records import iter_jsonl, read_record
 spec = importlib.util.spec_from_file_location("long_world", Path(__file__).with_name("long_world.py"))
 world_module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(world_module)
+tree = world_module.tree
 
 OPTIONS = LongVqaOptions("noise", (Budget(800, 800), Budget(850, 950)), train=5, val=3, val_share=0.45)
 
@@ -43,11 +44,6 @@ def records(out: Path, split: str) -> list[tuple[Path, dict]]:
 
 def images(out: Path, split: str) -> Path:
     return out / "image" / "long_vqa" / "paste" / "noise" / split
-
-
-def tree(folder: Path) -> dict[str, str]:
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock"]
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 @pytest.mark.parametrize("paste", [1, 3])

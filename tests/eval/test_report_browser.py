@@ -3,7 +3,6 @@ or to $VLM_SCREENSHOTS."""
 
 import importlib.util
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,8 @@ import pytest
 from vlm.eval.report.page import write_report
 
 pytestmark = pytest.mark.browser
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-if not (CHROMIUM and DRIVER):
-    pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)", allow_module_level=True)
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs the selenium package")
+pytest.importorskip("selenium", reason="needs the selenium package")
 
-from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
@@ -33,18 +28,6 @@ def page(tmp_path_factory):
     write_report([run], run / "report" / "index.html")
     (root / "media").rename(root / "media.moved")  # the page must not need the images any more
     return (run / "report" / "index.html").as_uri()
-
-
-@pytest.fixture(scope="module")
-def driver():
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
 
 
 def open_page(driver, page, width=1280, height=900, dark=False):

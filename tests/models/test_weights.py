@@ -9,9 +9,10 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
 from vlm.core.errors import CheckpointError
+from vlm.models.folders import find_checkpoint
 from vlm.models.layouts import read_layout
 from vlm.models.specs import load_preset
-from vlm.models.weights import find_checkpoint, fingerprint, initialised, load_model, save_model
+from vlm.models.weights import fingerprint, initialised, load_model, save_model
 
 
 def edit_config(folder, **changes):

@@ -114,21 +114,6 @@ def read_record(record: dict[str, Any], *, root: Path, where: str = "") -> Sampl
     return Sample(str(record.get("id", where)), messages, where, {k: v for k, v in record.items() if k not in known})
 
 
-def write_record(sample: Sample, *, root: Path) -> dict[str, Any]:
-    """The published form of a Sample; media paths become relative to `root`."""
-    names = {"user": "human", "assistant": "gpt", "system": "system"}
-    conversations = []
-    for message in sample.messages:
-        value = "".join(p["text"] if p["type"] == "text" else f"<{p['type']}>" for p in message["content"])
-        conversations.append({"from": names[message["role"]], "value": value})
-    record: dict[str, Any] = {"id": sample.id, "conversations": conversations, **sample.meta}
-    for kind in ("image", "video"):
-        paths = [str(Path(p["path"]).relative_to(root)) for p in sample.media if p["type"] == kind]
-        if paths:
-            record[kind] = paths[0] if len(paths) == 1 else paths
-    return record
-
-
 def iter_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) of a JSONL file. Raises DataError naming file and line."""
     path = Path(path)

@@ -82,8 +82,9 @@ class Checkpoint:
     def __init__(self, path: str | Path, *, device: str = "auto", dtype: str = "float32"):
         import torch
 
+        from vlm.models.folders import find_checkpoint
         from vlm.models.processor import load_processor
-        from vlm.models.weights import find_checkpoint, fingerprint
+        from vlm.models.weights import fingerprint
 
         self.path = find_checkpoint(path)
         self.processor = load_processor(self.path)

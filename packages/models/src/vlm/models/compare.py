@@ -22,12 +22,13 @@ from vlm.core.errors import ConfigError
 from vlm.core.media import load_image
 from vlm.core.positions import positions
 from vlm.core.records import image, text
+from vlm.models.folders import find_checkpoint
 from vlm.models.layouts import read_layout
 from vlm.models.processor import load_processor
 from vlm.models.source import Source
 from vlm.models.specs import ModelSpec
 from vlm.models.vlm import VisionLanguageModel
-from vlm.models.weights import find_checkpoint, load_model
+from vlm.models.weights import load_model
 
 WORDS = 12  # random ids before and behind the image
 

@@ -15,13 +15,14 @@ from vlm.core.home import resolve, write_json
 from vlm.core.progress import Report, human_bytes, silent
 from vlm.core.tokenizer import load_tokenizer
 from vlm.models import adapters, schemas
+from vlm.models.folders import find_checkpoint, read_config
 from vlm.models.fused import forms
 from vlm.models.layouts import read_layout
 from vlm.models.schemas import Facts, Folder
 from vlm.models.source import Source, Vision
 from vlm.models.specs import ModelSpec
-from vlm.models.stored import SHARD_SIZE, nbytes, read_config, write_shards
-from vlm.models.weights import TOKENIZER_FILES, copy_tokenizer, find_checkpoint
+from vlm.models.stored import SHARD_SIZE, nbytes, write_shards
+from vlm.models.weights import TOKENIZER_FILES, copy_tokenizer
 
 CARRIED = ("generation_config.json", "chat_template.jinja")
 """Files that mean the same beside every layout."""

@@ -10,6 +10,7 @@ from vlm.core.config import parse
 from vlm.core.errors import CheckpointError
 from vlm.core.tiling import CLIP, IMAGENET, ImageRule
 from vlm.models import adapters
+from vlm.models.folders import read_config
 from vlm.models.specs import (
     ConvNextSpec,
     ImageTokens,
@@ -20,7 +21,7 @@ from vlm.models.specs import (
     RopeScaling,
     UnshuffleSpec,
 )
-from vlm.models.stored import has_weights, read_config
+from vlm.models.stored import has_weights
 from vlm.models.tower import projector_depth, tower_config
 
 CONTEXT_FROM_END = 7

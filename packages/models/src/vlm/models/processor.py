@@ -15,10 +15,10 @@ from vlm.core.errors import ConfigError
 from vlm.core.records import Message, Sample
 from vlm.core.tiling import ImageRule
 from vlm.core.tokenizer import load_tokenizer
+from vlm.models.folders import find_checkpoint
 from vlm.models.layouts import read_layout
 from vlm.models.specs import ModelSpec
 from vlm.models.vlm import make_model
-from vlm.models.weights import find_checkpoint
 
 FROM_MODEL = "model"
 """Value of `strides` that means: what the checkpoint was trained for."""

@@ -32,19 +32,6 @@ DTYPES = {
 """The names of dtypes in safetensors headers."""
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a checkpoint folder. Raises CheckpointError when absent or not JSON."""
-    path = Path(folder) / "config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"no config.json in {folder}", expected="a checkpoint folder", fix="`vlm list weights` shows what is here"
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}", fix="download the checkpoint again") from error
-
-
 def indexed_files(index: Path) -> list[Path]:
     """The shards that an index names. Raises CheckpointError for a damaged index and for missing shards."""
     try:

@@ -7,7 +7,8 @@ from typing import Any
 
 from vlm.core.errors import CheckpointError
 from vlm.models import adapters
-from vlm.models.stored import Stored, WeightReader, has_weights, read_config
+from vlm.models.folders import read_config
+from vlm.models.stored import Stored, WeightReader, has_weights
 
 
 def tower_folder(folder: Path, tower: str) -> Path:

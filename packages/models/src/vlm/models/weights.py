@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from vlm.core.errors import CheckpointError
-from vlm.core.home import pretrained, resolve, write_json
+from vlm.core.home import write_json
 from vlm.models.attention import check_name
+from vlm.models.folders import find_checkpoint
 from vlm.models.layouts import Layout, read_layout
 from vlm.models.placement import Devices, make_placement
 from vlm.models.source import Source, Vision
@@ -18,18 +19,6 @@ from vlm.models.specs import ModelSpec
 from vlm.models.stored import tensors as tensors
 from vlm.models.stored import weight_files, write_shards
 from vlm.models.vlm import VisionLanguageModel, make_model
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """A checkpoint by path or by its name below `pretrained/`. Raises CheckpointError with the line that fetches it."""
-    for candidate in (resolve(path), pretrained() / str(path), pretrained() / Path(path).name):
-        if (candidate / "config.json").exists():
-            return candidate
-    raise CheckpointError(
-        f"no checkpoint at {path}",
-        expected=f"a folder with config.json, here or below {pretrained()}",
-        fix=f"vlm download {Path(path).name}",
-    )
 
 
 def renamed_tensors(layout: Layout, folder: Path, vision: Vision | None = None) -> Iterator[tuple[str, Tensor]]:

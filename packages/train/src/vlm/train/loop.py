@@ -16,8 +16,9 @@ import torch
 
 from vlm.core.errors import ConfigError, DataError, Preempted, VlmError
 from vlm.core.home import locked, write_json
+from vlm.models.folders import find_checkpoint
 from vlm.models.processor import Processor
-from vlm.models.weights import find_checkpoint, fingerprint, load_model, save_state
+from vlm.models.weights import fingerprint, load_model, save_state
 from vlm.train import checkpoint
 from vlm.train.data import StepData, Stream, deal, to_tensors
 from vlm.train.engine import Engine, seed_step

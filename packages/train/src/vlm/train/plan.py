@@ -10,10 +10,10 @@ from vlm.core.catalogue import load_catalogue
 from vlm.core.errors import CheckpointError, HardwareError, VlmError
 from vlm.core.home import home, resolve
 from vlm.core.organise import ORGANISERS
+from vlm.models.folders import find_checkpoint
 from vlm.models.layouts import read_layout
 from vlm.models.specs import ModelSpec, load_preset
 from vlm.models.vlm import make_model
-from vlm.models.weights import find_checkpoint
 from vlm.train.checkpoint import free_gb
 from vlm.train.optim import freeze
 from vlm.train.recipe import DataEntry, Model, Recipe

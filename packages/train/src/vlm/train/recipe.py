@@ -11,7 +11,6 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from vlm.core.config import Strict, find_table, load_yaml, package_tables, parse
 from vlm.core.errors import ConfigError
-from vlm.core.home import resolve
 from vlm.core.positions import STRIDES
 
 
@@ -227,8 +226,3 @@ def mapping(path: Path) -> dict[str, Any]:
 def recipe_names() -> list[str]:
     """Names of the shipped recipes."""
     return sorted(package_tables("vlm.train", "recipes"))
-
-
-def missing_files(recipe: Recipe) -> list[str]:
-    """Annotation files that are not here."""
-    return [str(resolve(d.file)) for d in recipe.data if not resolve(d.file).exists()]

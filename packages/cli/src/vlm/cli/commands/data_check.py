@@ -135,19 +135,11 @@ def find_model(recipe: "Recipe | None", model: str | None, preset: str | None) -
 def checkpoint(name: str) -> "tuple[ModelSpec, Path]":
     """Spec and folder of a checkpoint. Our own layout is read without torch, published ones with the models' reader."""
     from vlm.core.config import parse
-    from vlm.core.errors import CheckpointError
-    from vlm.core.home import pretrained, resolve
+    from vlm.models.folders import find_checkpoint, read_config
     from vlm.models.specs import ModelSpec
 
-    places = (resolve(name), pretrained() / name, pretrained() / Path(name).name)
-    folder = next((p for p in places if (p / "config.json").is_file()), None)
-    if folder is None:
-        raise CheckpointError(
-            f"no checkpoint at {name}",
-            expected=f"a folder with config.json, here or below {pretrained()}",
-            fix=f"vlm download {Path(name).name}",
-        )
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    folder = find_checkpoint(name)
+    config = read_config(folder)
     if "spec" in config:
         return parse(config["spec"], ModelSpec, where=f"{folder}/config.json: spec"), folder
     from vlm.models.layouts import read_layout

@@ -64,10 +64,10 @@ def inspect(
     """
     import torch
 
+    from vlm.models.folders import find_checkpoint
     from vlm.models.layouts import read_layout
     from vlm.models.stored import weight_files
     from vlm.models.vlm import make_model
-    from vlm.models.weights import find_checkpoint
 
     folder = find_checkpoint(path)
     layout = read_layout(folder)

@@ -11,6 +11,7 @@ from vlm.core.records import Message
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.choice import choice_question
 from vlm.eval.loaders.common import CountTokens, Item, Items, get, read_json, user
+from vlm.eval.loaders.parquet import read_parquet
 from vlm.eval.loaders.pictures import picture_file
 
 COLUMNS = ["id", "question", "options", "question_type", *[f"image_{i}" for i in range(1, 8)]]
@@ -28,8 +29,7 @@ def load_mmmu(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens |
     answers = read_json(official) if scored else {}
     for subject in benchmark.counts.groups if benchmark.counts else []:
         for path in sorted((folder / subject).glob(f"{split}-*.parquet")):
-            for row, record in enumerate(_rows(path)):
-                where = f"{path}:{row}"
+            for where, record in read_parquet(path, COLUMNS):
                 number = get(record, "id", str, where)
                 answer = get(answers, number, dict, str(official)) if scored else {"ground_truth": None}
                 gold = answer.get("ground_truth")
@@ -42,16 +42,6 @@ def load_mmmu(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens |
                 item = Item(number, _message(benchmark, prompt, images, where), gold, subject, meta)
                 items.add(item, where=where, images=images, needs_answer=scored)
     return items.finish(benchmark, folder)
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path, columns=COLUMNS).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read: {error}", fix="fetch the file again") from error
 
 
 def _options(record: dict[str, Any], where: str) -> dict[str, str]:

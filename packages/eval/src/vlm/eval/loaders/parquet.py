@@ -16,21 +16,26 @@ def parquet_rows(folder: Path, pattern: str, columns: Sequence[str]) -> Iterator
     Raises:
         DataError: no such file, or one that lacks a column or cannot be read.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     paths = sorted(folder.glob(pattern))
     if not paths:
         raise DataError(f"no file {folder / pattern}", fix="`vlm download` fetches the benchmark")
     for path in paths:
-        try:
-            table = pq.read_table(path, columns=list(columns))
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: cannot be read: {error}", fix="fetch the file again") from error
-        if missing := set(columns) - set(table.column_names):
-            raise DataError(f"{path} has no column {', '.join(sorted(missing))}", expected=", ".join(columns))
-        records = (record for batch in table.to_batches(max_chunksize=64) for record in batch.to_pylist())
-        yield from ((f"{path}:{row}", record) for row, record in enumerate(records))
+        yield from read_parquet(path, columns)
+
+
+def read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file:row, record) of one file. Raises DataError: it lacks a column or cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read: {error}", fix="fetch the file again") from error
+    if missing := set(columns) - set(table.column_names):
+        raise DataError(f"{path} has no column {', '.join(sorted(missing))}", expected=", ".join(columns))
+    records = (record for batch in table.to_batches(max_chunksize=64) for record in batch.to_pylist())
+    yield from ((f"{path}:{row}", record) for row, record in enumerate(records))
 
 
 def load_realworldqa(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:

@@ -1,0 +1,33 @@
+"""Checkpoint folders: where they are and what their config says. Imports no torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vlm.core.errors import CheckpointError
+from vlm.core.home import pretrained, resolve
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """A checkpoint by path or by its name below `pretrained/`. Raises CheckpointError with the line that fetches it."""
+    for candidate in (resolve(path), pretrained() / str(path), pretrained() / Path(path).name):
+        if (candidate / "config.json").exists():
+            return candidate
+    raise CheckpointError(
+        f"no checkpoint at {path}",
+        expected=f"a folder with config.json, here or below {pretrained()}",
+        fix=f"vlm download {Path(path).name}",
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a checkpoint folder. Raises CheckpointError when absent or not JSON."""
+    path = Path(folder) / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"no config.json in {folder}", expected="a checkpoint folder", fix="`vlm list weights` shows what is here"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}", fix="download the checkpoint again") from error
