@@ -2,8 +2,8 @@
 
 The peer's mask is made outside the clock, once. Useful work: pairs of tokens of one document, in n x n pairs. Packs are
 of the size that the published recipes train on (4,096 and 8,192 tokens, even and ragged); the last two are shorter than
-any of them, where a CPU kernel's smaller blocks cost more for each pair. A ratio on a CPU shows the algorithm, not the speed on a GPU. Companion: peak bytes that torch's allocator held beyond
-the inputs, in all and for each token.
+any of them, where a CPU kernel's smaller blocks cost more for each pair. A ratio on a CPU shows the algorithm, not the
+speed on a GPU. Companion: peak bytes that torch's allocator held beyond the inputs, in all and for each token.
 """
 
 import torch

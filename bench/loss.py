@@ -19,15 +19,17 @@ def main() -> None:
     for length in (4096, 8192):
         torch.manual_seed(0)
         hidden = torch.randn(1, length, D, requires_grad=True)
-        weight = (torch.randn(V, D) * 0.02).requires_grad_()
+        head = torch.nn.Linear(D, V, bias=False)
+        weight = head.weight
+        torch.nn.init.normal_(weight, std=0.02)
         target = torch.randint(0, V, (1, length))
         target[torch.rand(1, length) < 0.7] = -100
         target[:, -1] = -100  # targets are shifted already: the last position has none
         weights = (target != -100).float()
 
-        def ours(hidden=hidden, weight=weight, target=target, weights=weights):
-            loss = weighted_cross_entropy(hidden, lambda h: F.linear(h, weight), target, weights) / weights.sum()
-            return loss, *torch.autograd.grad(loss, (hidden, weight))
+        def ours(hidden=hidden, head=head, target=target, weights=weights):
+            loss = weighted_cross_entropy(hidden, head, target, weights) / weights.sum()
+            return loss, *torch.autograd.grad(loss, (hidden, head.weight))
 
         def peer(hidden=hidden, weight=weight, target=target):
             logits = F.linear(hidden, weight).float()

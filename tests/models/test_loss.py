@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from vlm.models.loss import shifted, weighted_cross_entropy
+from vlm.models.loss import is_plain, shifted, weighted_cross_entropy
 
 
 def inputs(batch: int = 2, length: int = 11, vocab: int = 17):
@@ -17,11 +18,22 @@ def inputs(batch: int = 2, length: int = 11, vocab: int = 17):
     return hidden, head, labels, weights
 
 
+def linear(head: torch.Tensor) -> nn.Linear:
+    """A head whose gradients are made beside the loss."""
+    module = nn.Linear(*reversed(head.shape), bias=False)
+    module.weight = nn.Parameter(head.detach())
+    return module
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 4, 1000])
-def test_chunked_loss_equals_full_cross_entropy_in_value_and_gradients(chunk):
+@pytest.mark.parametrize("plain", [True, False])
+def test_chunked_loss_equals_full_cross_entropy_in_value_and_gradients(chunk, plain):
     hidden, head, labels, weights = inputs()
+    module = linear(head)
+    assert is_plain(module) and not is_plain(module.forward)
+    head = module.weight
     target, weight = shifted(labels, weights, None)
-    ours = weighted_cross_entropy(hidden, lambda h: h @ head.T, target, weight, chunk) / weight.sum()
+    ours = weighted_cross_entropy(hidden, module if plain else module.forward, target, weight, chunk) / weight.sum()
     logits = (hidden @ head.T)[:, :-1].flatten(0, 1)
     each = F.cross_entropy(logits, labels[:, 1:].flatten(), reduction="none")
     shifted_weights = weights[:, 1:].flatten() * (labels[:, 1:].flatten() != -100)
@@ -29,6 +41,28 @@ def test_chunked_loss_equals_full_cross_entropy_in_value_and_gradients(chunk):
     torch.testing.assert_close(ours, full, rtol=1e-6, atol=0)
     for a, b in zip(torch.autograd.grad(ours, (hidden, head)), torch.autograd.grad(full, (hidden, head)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "head"])
+def test_a_frozen_side_gets_no_gradient_and_the_other_the_same(frozen):
+    hidden, head, labels, weights = inputs()
+    target, weight = shifted(labels, weights, None)
+    module = linear(head)
+    (hidden if frozen == "hidden" else module.weight).requires_grad_(False)
+    trained = module.weight if frozen == "hidden" else hidden
+    ours, other = (weighted_cross_entropy(hidden, call, target, weight) for call in (module, module.forward))
+    torch.testing.assert_close(*(torch.autograd.grad(loss, trained)[0] for loss in (ours, other)))
+
+
+def test_a_head_that_is_more_than_one_product_is_called():
+    hidden, head, labels, weights = inputs()
+    target, weight = shifted(labels, weights, None)
+    module, calls = linear(head), []
+    module.register_forward_hook(lambda *_: calls.append(1))
+    assert not is_plain(module)
+    weighted_cross_entropy(hidden, module, target, weight).backward()
+    assert calls
+    assert not is_plain(nn.Linear(3, 3)) and not is_plain(nn.Sequential(nn.Linear(3, 3, bias=False)))
 
 
 def test_no_chunk_builds_more_rows_of_logits_than_it_has():

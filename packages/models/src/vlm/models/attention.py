@@ -21,6 +21,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from vlm.core.errors import ConfigError, DataError, UnknownName
+from vlm.models.sequence.parallel import SequenceGroup
+from vlm.models.sequence.ring import ring
+from vlm.models.sequence.ulysses import ulysses
 
 NAME = "vlm"
 """What transformers knows the function by; which backend runs stands in the config as `vlm_attention`."""
@@ -35,10 +38,10 @@ class Backend:
 
     query [B, H, Lq, D]; key, value [B, H_kv, Lk, D]. `cu_seqlens` int32 [documents + 1] of a packed row (B = 1,
     Lq = Lk), or None. `mask` is None where plain causal is right, else bool: [B, 1, Lq, Lk] what each query sees
-    (`dense`), or [B, Lk] which keys are tokens.
+    (`dense`), or [B, Lk] which keys are tokens. `ring` and `ulysses` also take the `group` that holds the row.
     """
 
-    attend: Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, float | None], Tensor]
+    attend: Callable[..., Tensor]
     dense: bool
 
 
@@ -117,8 +120,10 @@ BACKENDS: dict[str, Backend] = {
     "sdpa": Backend(sdpa, dense=True),
     "varlen": Backend(varlen, dense=False),
     "flash_attention_2": Backend(flash, dense=False),
+    "ring": Backend(ring, dense=False),
+    "ulysses": Backend(ulysses, dense=False),
 }
-"""By name, next to `auto`: see `choose`."""
+"""By name, next to `auto`: see `choose`. The last two are for rows that a group of processes holds: see `sequence`."""
 
 
 def flash_problem(device: torch.device | str, dtype: torch.dtype) -> str | None:
@@ -177,12 +182,14 @@ def attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     cu_seqlens: Tensor | None = None,
+    group: SequenceGroup | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls in each layer; -> [B, Lq, H, D]."""
     name = choose(backend_of(module.config), cu_seqlens is not None, query.device, query.dtype)
     mask = attention_mask if cu_seqlens is None else None
-    return BACKENDS[name].attend(query, key, value, mask, cu_seqlens, scaling).transpose(1, 2), None
+    more = {} if group is None else {"group": group}
+    return BACKENDS[name].attend(query, key, value, mask, cu_seqlens, scaling, **more).transpose(1, 2), None
 
 
 def make_mask(
