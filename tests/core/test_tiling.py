@@ -60,6 +60,32 @@ def test_tiles_stay_within_the_limits_and_cover_the_resized_image(width, height,
     assert (covered == 1).all() and plan.resized == (columns * 32, rows * 32)
 
 
+def reference_grid(width: int, height: int, most: int) -> tuple[int, int]:
+    """The rule of the fact sheet (v2pe, tiling) read once more: all grids of up to `most` tiles, fewest tiles first;
+    the nearest ratio, and of equally near ones the last whose pixels the image fills by more than half."""
+    by_tiles = sorted(((i, j) for i in range(1, most + 1) for j in range(1, most + 1) if i * j <= most), key=np.prod)
+    i, j = np.array(by_tiles).T
+    distance = abs(width / height - i / j)
+    ties = np.flatnonzero(distance == distance.min())
+    filled = [k for k in ties[1:] if width * height > 0.5 * 448 * 448 * i[k] * j[k]]
+    best = filled[-1] if filled else ties[0]
+    return int(i[best]), int(j[best])
+
+
+@pytest.mark.parametrize("examples", [500, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_grids_are_those_of_the_reference_rule(examples):
+    near_ties = st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(1, 700), st.integers(-1, 1)).map(
+        lambda x: (x[0] * x[2], max(1, x[1] * x[2] + x[3]))
+    )
+
+    @settings(deadline=None, max_examples=examples, database=None)
+    @given(near_ties | st.tuples(st.integers(1, 20_000), st.integers(1, 20_000)), st.integers(1, 24))
+    def agree(size, most):
+        assert plan_tiles(*size, max_tiles=most).grid == reference_grid(*size, most)
+
+    agree()
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 90), st.integers(1, 90), st.sampled_from(["tiles", "square", "pad", "crop"]))
 def test_count_from_the_size_equals_the_tiles_made(width, height, kind):
