@@ -7,6 +7,24 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+DOT = """digraph snakemake_dag {
+    graph[bgcolor=white, margin=0];
+    node[shape=box, style=rounded];
+    0[label = "all", color = "0.3 0.6 0.85", style="rounded"];
+    1[label = "report", color = "0.1 0.6 0.85", style="rounded"];
+    2[label = "train", color = "0.2 0.6 0.85", style="rounded"];
+    3[label = "evaluate", color = "0.4 0.6 0.85", style="rounded"];
+    4[label = "organize", color = "0.5 0.6 0.85", style="rounded"];
+    1 -> 0
+    2 -> 1
+    3 -> 1
+    2 -> 3
+    2 -> 2
+    4 -> 2
+    4 -> 3
+}
+"""
+
 COLOURS = {"red": "#c8443c", "green": "#4c9a5a", "blue": "#3f6fb5", "gold": "#dcae32"}
 
 
@@ -36,11 +54,22 @@ def row(benchmark: str, id_: str, images: list[str], prompt: str, gold, answer, 
         "gold": gold,
         "meta": extra.pop("meta", {}),
         "key": "k" + id_,
+        **extra,
     }
 
 
 def evaluation(
-    folder: Path, rows: list[dict], title: str, model: str, *, stride=None, shuffle=False, published=(), **data
+    folder: Path,
+    rows: list[dict],
+    title: str,
+    model: str,
+    *,
+    stride=None,
+    shuffle=False,
+    published=(),
+    metric="accuracy",
+    template="internlm2-chat",
+    **data,
 ):
     folder.mkdir(parents=True)
     (folder / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -48,8 +77,8 @@ def evaluation(
     mean = 100 * sum(r["score"] for r in scored) / max(1, len(scored))
     strict = 100 * sum(r["strict_score"] for r in scored) / max(1, len(scored))
     half = 98 * math.sqrt(mean / 100 * (1 - mean / 100) / max(1, len(scored))) * 2
-    metric = {
-        "name": "accuracy",
+    names = {
+        "name": metric,
         "low": max(0, mean - half),
         "high": min(100, mean + half),
         "scored": len(scored),
@@ -60,15 +89,21 @@ def evaluation(
         "title": title,
         "model": model,
         "variant": {"stride": stride, "positions": "exact", "tiles": None, "shuffle_images": shuffle},
-        "metrics": [{**metric, "value": mean}],
-        "strict_metrics": [{**metric, "value": strict}],
+        "metrics": [{**names, "value": mean}],
+        "strict_metrics": [{**names, "value": strict}],
         "published": list(published),
         "outcomes": {k: sum(r["outcome"] == k for r in rows) for k in sorted({r["outcome"] for r in rows})},
         "data": {"items": len(rows), "available": len(rows), "limit": None, "mini": True, **data},
         "provenance": {
             "weights": "9f2c" * 16,
             "scorers": "17ab" * 16,
-            "decode": {"stride": stride, "dtype": "float32"},
+            "decode": {
+                "stride": stride,
+                "dtype": "float32",
+                "template": template,
+                "image_rule": {"kind": "tiles", "size": 448, "max_tiles": 6},
+                "beams": 1,
+            },
         },
     }
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -96,10 +131,7 @@ def make_run(root: Path) -> Path:
         files[i] = (str(media / f"{i:02}.jpg"), colour)
         draw(media / f"{i:02}.jpg", colour, f"page {i}")
     run = root / "demo"
-    v2pe = [{"system": "InternVL2-2B", "metric": "accuracy", "value": 86.9, "source": "V2PE, table 4"}]
-    v2pe += [{"system": "V2PE-32K", "metric": "accuracy", "value": 83.9, "source": "V2PE, released"}]
-    v2pe += [{"system": "ConvLLaVA-1536", "metric": "accuracy", "value": 65.0, "source": "ConvLLaVA, table 5"}]
-    for model, skill in (("v2pe-tiny", 0.8), ("convllava-tiny", 0.55)):
+    for model, skill, template in (("v2pe-tiny", 0.8, "internlm2-chat"), ("convllava-tiny", 0.55, "llava_v1")):
         for shuffle in (False, True):
             rows = []
             for i in range(120):
@@ -111,7 +143,7 @@ def make_run(root: Path) -> Path:
                 strict = 0.0 if good and i % 19 == 0 else float(good)
                 rows.append(
                     row(
-                        "docvqa-val",
+                        "DocVQA",
                         f"doc-{i:03}",
                         [path],
                         prompt,
@@ -122,12 +154,9 @@ def make_run(root: Path) -> Path:
                         strict=strict,
                     )
                 )
-            name = "default-shuffled" if shuffle else "default"
-            evaluation(
-                run / "eval" / model / "docvqa-val" / name, rows, "DocVQA val", model, shuffle=shuffle, published=v2pe
-            )
-    niah = [{"system": "InternVL2-2B", "metric": "accuracy", "value": 23.0, "source": "V2PE, table 5"}]
-    niah += [{"system": "V2PE-32K", "metric": "accuracy", "value": 78.1, "source": "V2PE, released"}]
+            about = {"shuffle": shuffle, "metric": "ANLS", "template": template}
+            folder = run / "eval" / model / "DocVQA" / ("default-shuffled" if shuffle else "default")
+            evaluation(folder, rows, "DocVQA (validation)", model, **about)
     for stride in (1, 16, 64, 256):
         rows = []
         for i, length in enumerate([600, 1500, 3000, 6000, 9000, 14000, 20000, 28000, 36000, 44000, 70000] * 12):
@@ -137,24 +166,15 @@ def make_run(root: Path) -> Path:
             images = [files[(i + k) % 24][0] for k in range(3 + i % 9)]
             prompt = "Context. <image> " * len(images) + "A long page of text. " * 40 + "What is in the needle?"
             meta = {"context_length": length, "placed_depth": depth}
-            rows.append(
-                row(
-                    "mm-niah-retrieval-image",
-                    f"niah-{i}",
-                    images,
-                    prompt,
-                    1,
-                    "B" if good else "A",
-                    float(good),
-                    meta=meta,
-                )
-            )
-        folder = run / "eval" / "v2pe-tiny" / "mm-niah-retrieval-image" / f"stride{stride}"
-        evaluation(folder, rows, "MM-NIAH retrieval-image", "v2pe-tiny", stride=stride, published=niah)
+            answer, last = "B" if good else "A", length * (0.4 + 0.6 * stride / 256)
+            about = {"meta": meta, "group": "retrieval-image", "tokens": length, "max_position": last}
+            rows.append(row("MM-NIAH", f"niah-{i}", images, prompt, 1, answer, float(good), **about))
+        folder = run / "eval" / "v2pe-tiny" / "MM-NIAH" / f"stride{stride}"
+        evaluation(folder, rows, "MM-NIAH (test)", "v2pe-tiny", stride=stride, metric="image")
     text = '</script><b>not markup</b> & "quotes"'
     rows = [
         row(
-            "pope",
+            "POPE",
             f"pope/{i}",
             [files[i][0]],
             f"<image>\n{text} Is there a disc?",
@@ -164,7 +184,7 @@ def make_run(root: Path) -> Path:
         )
         for i in range(12)
     ]
-    evaluation(run / "eval" / "v2pe-tiny" / "pope" / "default", rows, "POPE", "v2pe-tiny", mini=False)
+    evaluation(run / "eval" / "v2pe-tiny" / "POPE" / "default", rows, "POPE", "v2pe-tiny", metric="F1", mini=False)
     for stage, start, end in (("1-projector", 5.2, 2.4), ("2-instruction", 2.6, 0.9)):
         folder = run / "train" / stage
         folder.mkdir(parents=True)
@@ -180,7 +200,24 @@ def make_run(root: Path) -> Path:
                     "tokens_per_s": 900 + rng.random(),
                     "useful_tokens": 4000,
                     "padding_share": 0.012,
+                    "seconds": 4.4,
+                    "rss_gb": 1.2,
                 }
             )
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        lost = [
+            {"step": n, "id": f"a:{n}", "what": "dropped", "reason": f"/data/{n}.jpg: no such file"} for n in (3, 9)
+        ]
+        (folder / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lost))
+        ledger = {"in": 9600, "used": 9598, "dropped": 2, "truncated": 0, "replaced": 0}
+        (folder / "summary.json").write_text(json.dumps({"recipe": stage, "ledger": ledger}))
+    for name, line in (
+        ("train/1-projector", "61.5 1034.6 70.1"),
+        ("train/2-instruction", "130.0 1200.9 NA"),
+        ("report", "2.1 88.0 1.9"),
+    ):
+        path = run / "benchmarks" / f"{name}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("s\tmax_rss\tcpu_time\n" + line.replace(" ", "\t") + "\n")
+    (run / "rulegraph.dot").write_text(DOT)
     return run

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm.eval.report.page import write_report
+from vlm.eval.report.write import write_report
 
 pytestmark = pytest.mark.browser
 pytest.importorskip("selenium", reason="needs the selenium package")
@@ -71,7 +71,7 @@ def test_the_page_loads_without_errors_or_requests(driver, page, tmp_path):
 
 def test_filters_and_search_narrow_the_samples(driver, page, tmp_path):
     open_page(driver, page)
-    choose(driver, "benchmark", "DocVQA val")
+    choose(driver, "benchmark", "DocVQA (validation)")
     assert_matches(driver, "60 of 132 samples")
     choose(driver, "run", "v2pe-tiny · plain positions")
     choose(driver, "verdict", "wrong")
@@ -90,7 +90,7 @@ def test_filters_and_search_narrow_the_samples(driver, page, tmp_path):
 
 def test_a_sample_opens_in_a_panel_with_everything_about_it(driver, page, tmp_path):
     open_page(driver, page)
-    choose(driver, "benchmark", "MM-NIAH retrieval-image")
+    choose(driver, "benchmark", "MM-NIAH (test)")
     assert_matches(driver, "60 of 132 samples")
     cards(driver)[0].click()
     panel = driver.find_element(By.ID, "panel")
@@ -113,14 +113,36 @@ def test_more_samples_come_on_request(driver, page):
     assert len(cards(driver)) == 48
 
 
-def test_a_phone_never_scrolls_sideways_and_the_panel_fills_it(driver, page, tmp_path):
-    open_page(driver, page, 390, 844, dark=True)
-    screenshot(driver, tmp_path, "phone")
+SECTIONS = ("accuracy", "published", "haystack", "length", "training", "workflow", "times")
+
+
+def test_published_averages_that_do_not_add_up_are_marked_in_their_rows(driver, page, tmp_path):
+    open_page(driver, page)
+    driver.execute_script("document.querySelectorAll('details.published').forEach(d => d.open = true)")
+    marked = [cell.text.split() for cell in driver.find_elements(By.CSS_SELECTOR, ".published td.off")]
+    numbers = [(words[0][:4], words[-1]) for words in marked]
+    assert numbers == [("72.5", "72.7"), ("81.8", "81.9"), ("72.5", "73.0"), ("82.3", "82.5")]
+    ours = driver.find_elements(By.CSS_SELECTOR, ".published td.mine.marked")
+    assert ours and all(cell.find_elements(By.TAG_NAME, "sup") for cell in ours)
+    for section in SECTIONS:
+        driver.execute_script(f"document.getElementById('{section}').scrollIntoView()")
+        screenshot(driver, tmp_path, section)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_phone_never_scrolls_sideways_and_the_panel_fills_it(driver, page, tmp_path, dark):
+    shade = "-dark" if dark else ""
+    open_page(driver, page, 390, 844, dark=dark)
+    screenshot(driver, tmp_path, f"phone{shade}")
+    driver.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert driver.execute_script("return document.documentElement.scrollWidth") == 390
-    cards(driver)[0].click()
+    for section in SECTIONS:
+        driver.execute_script(f"document.getElementById('{section}').scrollIntoView()")
+        screenshot(driver, tmp_path, f"phone-{section}{shade}")
+    driver.execute_script("arguments[0].click()", cards(driver)[0])
     panel = driver.find_element(By.ID, "panel")
     assert panel.rect["width"] == 390 and panel.rect["height"] >= 840
-    screenshot(driver, tmp_path, "phone-panel")
+    screenshot(driver, tmp_path, f"phone-panel{shade}")
 
 
 def test_dark_and_light_follow_the_system_and_the_button(driver, page):

@@ -1,4 +1,4 @@
-"""`vlm report`: one self-contained page from training runs and evaluations."""
+"""`vlm report`: training runs and evaluations beside the published numbers, as a page, tables and figures."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,23 +13,34 @@ def report(
     folders: Annotated[
         list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders with training runs or evaluations.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page; report.json is written beside it.")] = Path(
-        "report/index.html"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="A file (.html .md .csv .json .png .pdf), or a folder for every format."),
+    ] = Path("report/index.html"),
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", "-f", help="html, md, csv, json, png or pdf, beside --out; repeatable."),
+    ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Samples shown per benchmark.")] = 60,
     seed: Annotated[int, typer.Option(help="Seed of the choice of samples.")] = 0,
-    markdown: Annotated[bool, typer.Option(help="Also write report.md.")] = False,
-    csv: Annotated[bool, typer.Option(help="Also write accuracy.csv.")] = False,
 ) -> None:
-    """Write one self-contained page: losses, accuracy, published numbers, blind control, haystacks, samples.
+    """Write one self-contained page: published tables with our column, haystacks, lengths, losses, samples.
+
+    report.json is written beside a page. The same runs give the same bytes, times aside.
 
     \b
     vlm report runs/demo -o runs/demo/report/index.html
+    vlm report runs/demo -o runs/demo/report            # page, Markdown, CSV, JSON, PNG and PDF figures
+    vlm report runs/a runs/b -o both.md
     """
     from vlm.core.home import resolve
-    from vlm.eval.report.page import write_report
+    from vlm.eval.report.write import write_report
 
-    paths = [resolve(folder) for folder in folders]
     target = resolve(out)
-    tables = write_report(paths, target, samples_per_benchmark=samples, seed=seed, markdown=markdown, table=csv)
-    typer.echo(f"{len(tables['accuracy'])} evaluations, {len(tables['training'])} training stages: {target}")
+    made, files = write_report(
+        [resolve(folder) for folder in folders], target, formats=formats or (), samples_per_benchmark=samples, seed=seed
+    )
+    for warning in made.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
+    typer.echo(f"{len(made.accuracy)} evaluations, {len(made.training)} training stages: {files[0]}{more}")

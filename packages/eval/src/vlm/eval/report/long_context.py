@@ -1,21 +1,21 @@
-"""Tables of long-context benchmarks: score by length and depth, by length, and by V2PE stride."""
+"""Tables of long-context benchmarks: score by length and depth, by length, by last position, and by V2PE stride."""
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from vlm.eval.report.collect import Evaluation, interval_of
+import numpy as np
 
-THOUSANDS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64, 128, 256, 512)
-EDGES = (0, 125, 250, 500, *(1000 * k for k in THOUSANDS))
+from vlm.eval.report.collect import Evaluation, Row, interval_of
+from vlm.eval.report.reasons import table_of
+from vlm.eval.scorers.mmniah import DEPTHS, cells, column_scores
+from vlm.eval.scorers.mmniah import EDGES as PUBLISHED
+
+EDGES = (0, 125, 250, 500, *PUBLISHED, *(1000 * k for k in (128, 256, 512)))
 """Lower edges of the context-length columns: the published eleven from 1k to 64k (MM-NIAH), continued both ways."""
-
-DEPTHS = 5
-"""Depth rows of a haystack, as published; depth 1.0 belongs to the last."""
-
 
 LENGTH_VARIANT = re.compile(r"(.+?)[ -]\d+x$")
 """Benchmarks that are one set at several lengths: `digit-haystack 1x`, `digit-haystack 2x`, …"""
@@ -34,39 +34,84 @@ def lengths_together(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 def haystacks(e: Evaluation) -> list[dict[str, Any]]:
-    """Mean score by context length (columns) and depth (rows) per group; an empty cell is None, never 0."""
-    groups: dict[str, dict[tuple[int, int], list[float]]] = defaultdict(lambda: defaultdict(list))
+    """Mean score by context length (columns) and depth (rows) per group; an empty cell is None, never 0.
+
+    MM-NIAH has the published eleven columns, and the published column score below them (an empty cell counts 0 there);
+    other sets have the columns they fill. `plain` is the accuracy of all items of a column.
+    """
+    table = table_of(e)
+    published = table is not None and table.aggregate == "mmniah"
+    groups: dict[str, list[Row]] = defaultdict(list)
     for row in e.rows:
-        if row.context_length is not None and row.depth is not None and row.score is not None:
-            depth = min(int(row.depth * DEPTHS), DEPTHS - 1)
-            groups[row.group][depth, column(row.context_length)].append(row.score)
-    result = []
-    for group, cells in sorted(groups.items()):
-        used = [c for _, c in cells]
-        columns = range(min(used), max(used) + 1)
-        grid = [[cells.get((depth, c), []) for c in columns] for depth in range(DEPTHS)]
-        result.append(
-            {
-                **e.who,
-                "group": group if len(groups) > 1 else "",
-                "lengths": [EDGES[c] for c in columns],
-                "scores": [[fmean(cell) if cell else None for cell in line] for line in grid],
-                "counts": [[len(cell) for cell in line] for line in grid],
-            }
-        )
-    return result
+        if row.context_length is not None and row.depth is not None and 0 <= row.depth <= 1 and row.score is not None:
+            groups[row.group].append(row)
+    found = [(group, _published(rows) if published else _own(rows)) for group, rows in sorted(groups.items())]
+    several = len(found) > 1
+    return [{**e.who, "group": group if several else "", **cell} for group, cell in found if cell]
+
+
+def _published(rows: Sequence[Row]) -> dict[str, Any]:
+    """The published bins; samples below 1k tokens are in no column, as published. Empty when none is left."""
+    where = cells([row.context_length or 0 for row in rows], [row.depth or 0 for row in rows])
+    n = (len(PUBLISHED) + 1) * DEPTHS
+    sums = np.bincount(where, weights=[row.score or 0 for row in rows], minlength=n)
+    counts = np.bincount(where, minlength=n)
+    left_out = int(counts[:DEPTHS].sum())
+    if left_out == len(rows):
+        return {}
+    columns = [round(float(score), 6) for score in column_scores(sums, counts.astype(float))]
+    grids = [x.reshape(-1, DEPTHS)[1:].T for x in (sums, counts)]
+    return _grid(PUBLISHED, *grids) | {"columns": columns, "left_out": left_out}
+
+
+def _own(rows: Sequence[Row]) -> dict[str, Any]:
+    where = [(min(int((r.depth or 0) * DEPTHS), DEPTHS - 1), column(r.context_length or 0)) for r in rows]
+    sums, counts = np.zeros((DEPTHS, len(EDGES))), np.zeros((DEPTHS, len(EDGES)), dtype=int)
+    for at, row in zip(where, rows, strict=True):
+        sums[at] += row.score or 0
+        counts[at] += 1
+    used = slice(min(c for _, c in where), max(c for _, c in where) + 1)
+    return _grid(EDGES[used], sums[:, used], counts[:, used]) | {"columns": None, "left_out": 0}
+
+
+def _grid(lengths: Sequence[int], sums: np.ndarray, counts: np.ndarray) -> dict[str, Any]:
+    """[5, columns] sums and counts as lists: means, counts, and the plain accuracy of each column."""
+
+    def means(total: np.ndarray, n: np.ndarray) -> list[float | None]:
+        return [float(a / b) if b else None for a, b in zip(total, n, strict=True)]
+
+    return {
+        "lengths": list(lengths),
+        "scores": [means(a, b) for a, b in zip(sums, counts, strict=True)],
+        "counts": counts.tolist(),
+        "plain": means(sums.sum(axis=0), counts.sum(axis=0)),
+    }
 
 
 def by_length(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """Mean score per context-length column, for benchmarks whose items know their length."""
+    """Mean score per context-length column, for benchmarks whose items know their length in tokens."""
+    return _curves(evaluations, "length", lambda row: row.context_length)
+
+
+def by_position(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """Mean score per column of the prompt's last position, for the same benchmarks where the runner recorded it.
+
+    With a V2PE stride below the tokens of a tile the last position lies below the length.
+    """
+    long = [e for e in evaluations if any(row.context_length is not None for row in e.rows)]
+    return _curves(long, "position", lambda row: row.max_position)
+
+
+def _curves(evaluations: Sequence[Evaluation], key: str, of: Callable[[Row], float | None]) -> list[dict[str, Any]]:
     result = []
     for e in evaluations:
         bins: dict[int, list[float]] = defaultdict(list)
         for row in e.rows:
-            if row.context_length is not None and row.score is not None:
-                bins[column(row.context_length)].append(row.score)
+            x = of(row)
+            if x is not None and x >= 0 and row.score is not None:
+                bins[column(x)].append(row.score)
         if bins:
-            points = [{"length": EDGES[c], "value": 100 * fmean(bins[c]), "items": len(bins[c])} for c in sorted(bins)]
+            points = [{key: EDGES[c], "value": 100 * fmean(bins[c]), "items": len(bins[c])} for c in sorted(bins)]
             result.append({**e.who, "points": points})
     return result
 

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
+
+from vlm.eval.report.charts import Chart
 
 WIDTH, HEIGHT = 440, 240
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 12, 40
@@ -11,30 +12,15 @@ STOPS = ((0xDC, 0x14, 0x3C), (0xFF, 0xD7, 0x00), (0x3C, 0xB3, 0x71))
 """Crimson, gold, seagreen: the published heat-map colours for 0, 0.5 and 1."""
 
 
-@dataclass(frozen=True)
-class Series:
-    """A named line; a point is (x, y) or (x, y, low, high)."""
-
-    name: str
-    points: Sequence[tuple[float, ...]]
-
-
-def line_chart(
-    series: Sequence[Series],
-    x_label: str,
-    y_label: str,
-    *,
-    log2: bool = False,
-    y_range: tuple[float, float] | None = None,
-    markers: bool = True,
-) -> str:
-    """An SVG line chart. With `log2` the x axis is log2(1 + x) and its ticks are the data's own x values."""
+def line_chart(chart: Chart) -> str:
+    """An SVG line chart; empty without a point."""
+    series, log2 = chart.series, chart.log2
     xs = sorted({p[0] for s in series for p in s.points})
     ys = [y for s in series for p in s.points for y in p[1:]]
     if not xs:
         return ""
-    x_ticks = _thin(xs) if log2 else ticks(xs[0], xs[-1])
-    low, high = y_range or (min(ys), max(ys))
+    x_ticks = log2_ticks(xs) if log2 else ticks(xs[0], xs[-1])
+    low, high = chart.y_range or (min(ys), max(ys))
     y_ticks = ticks(low, high)
     low, high = min(low, y_ticks[0]), max(high, y_ticks[-1])
 
@@ -48,7 +34,7 @@ def line_chart(
         up = (y - low) / (high - low) if high > low else 0.5
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
-    title = f"{y_label} against {x_label}: " + ", ".join(s.name for s in series)
+    title = f"{chart.y_label} against {chart.x_label}: " + ", ".join(s.name for s in series)
     out = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
     for tick in y_ticks:
         y = at(xs[0], tick)[1]
@@ -59,7 +45,7 @@ def line_chart(
             x = at(tick, low)[0]
             out.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{short(tick)}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
-    out.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>')
+    out.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(chart.x_label)}</text>')
     for number, s in enumerate(series):
         out.append(f'<g class="c{number % 6}"><title>{escape(s.name)}</title>')
         points = [at(p[0], p[1]) for p in s.points]
@@ -68,7 +54,7 @@ def line_chart(
             if len(p) == 4:
                 (_, y_low), (_, y_high) = at(p[0], p[2]), at(p[0], p[3])
                 out.append(f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{y_low:.1f}" y2="{y_high:.1f}"/>')
-            if markers:
+            if chart.markers:
                 tip = f"{escape(s.name)}: {short(p[1])} at {short(p[0])}"
                 out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2"><title>{tip}</title></circle>')
         out.append("</g>")
@@ -98,8 +84,18 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _thin(values: Sequence[float], most: int = 8) -> list[float]:
-    return list(values[:: math.ceil(len(values) / most)])
+def log2_ticks(values: Sequence[float], most: int = 9) -> list[float]:
+    """Of sorted values those that lie far enough apart on an axis of log2(1 + x) for their labels.
+
+    >>> log2_ticks([1, 16, 64, 256])
+    [1, 16, 64, 256]
+    """
+    span = math.log2(1 + values[-1]) - math.log2(1 + values[0])
+    kept = [values[0]]
+    for value in values[1:]:
+        if math.log2(1 + value) - math.log2(1 + kept[-1]) >= span / most:
+            kept.append(value)
+    return kept
 
 
 def colour(score: float) -> str:

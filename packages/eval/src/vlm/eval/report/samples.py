@@ -32,7 +32,7 @@ def pick(evaluations: Sequence[Evaluation], per_benchmark: int = 60, seed: int =
     samples: list[dict[str, Any]] = []
     images: dict[str, str] = {}
     shown = []
-    for name, group in groups.items():
+    for name, group in groups.items() if per_benchmark else ():
         chosen = _choose(group, max(1, per_benchmark // len(group)), f"{seed}/{name}")
         before = len(samples)
         for e in group:

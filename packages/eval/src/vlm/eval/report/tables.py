@@ -1,40 +1,19 @@
-"""The numbers of a report, as one JSON-ready dict. Whatever depends on the clock sits below `timing`."""
+"""Tables of evaluations: accuracies, scorers that differ, blind control, provenance, and what to be warned of."""
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
-from statistics import fmean, median
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from vlm.eval.outcomes import KINDS
-from vlm.eval.report.collect import Evaluation, Stage, interval_of
-from vlm.eval.report.long_context import by_length, by_stride, haystacks, lengths_together
+from vlm.eval.report.collect import Evaluation, incomparable, interval_of
+from vlm.eval.report.published import in_tables
 from vlm.eval.stats import cluster_sums, interval, ratio, replicates
 
-Table = list[dict[str, Any]]
-
-CURVE_POINTS = 400
-
-
-def build(evaluations: Sequence[Evaluation], stages: Sequence[Stage]) -> dict[str, Any]:
-    """All tables of the report."""
-    return {
-        "models": sorted({e.summary["model"] for e in evaluations}),
-        "benchmarks": sorted({e.summary["title"] for e in evaluations}),
-        "ran": ran(evaluations),
-        "training": [training(stage) for stage in stages],
-        "accuracy": [accuracy(e) for e in evaluations],
-        "differences": [d for e in evaluations if (d := differences(e))],
-        "published": published(evaluations),
-        "blind": blind(evaluations),
-        "haystacks": [h for e in lengths_together(evaluations) for h in haystacks(e)],
-        "by_length": by_length(lengths_together(evaluations)),
-        "by_stride": by_stride(evaluations),
-        "provenance": [provenance(e) for e in evaluations],
-        "timing": {"evaluations": [timing(e) for e in evaluations], "training": [speed(stage) for stage in stages]},
-    }
+Rows = list[dict[str, Any]]
 
 
 def ran(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
@@ -49,49 +28,41 @@ def ran(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     return {
         "models": [{"model": model, "weights": weights[model]} for model in sorted(weights)],
         "versions": {name: version for name, version in versions.items() if version},
-        "mini": sorted({e.summary["title"] for e in evaluations if e.summary.get("data", {}).get("mini")}),
+        "mini": sorted({e.summary["title"] for e in evaluations if e.summary["data"].get("mini")}),
     }
 
 
-def training(stage: Stage) -> dict[str, Any]:
-    """Loss curve (at most 400 points, evenly thinned, last one kept) and totals of a stage."""
-    records = [r for r in stage.records if _finite(r.get("loss"))]
-    step = max(1, math.ceil(len(records) / CURVE_POINTS))
-    thin = records[::step] + (records[-1:] if records and (len(records) - 1) % step else [])
-    padding = [r["padding_share"] for r in records if _finite(r.get("padding_share"))]
-    return {
-        "run": stage.run,
-        "stage": stage.name,
-        "steps": stage.records[-1]["step"] if stage.records else 0,
-        "first_loss": records[0]["loss"] if records else None,
-        "last_loss": fmean(r["loss"] for r in records[-10:]) if records else None,
-        "useful_tokens": sum(r.get("useful_tokens") or 0 for r in stage.records),
-        "padding_share": fmean(padding) if padding else None,
-        "not_finite": len(stage.records) - len(records),
-        "curve": [[r["step"], r["loss"]] for r in thin],
-    }
+def warnings(evaluations: Sequence[Evaluation], unfinished: Sequence[Path]) -> list[str]:
+    """What a reader must know before comparing two numbers of this report: mixed versions, other scorers, other weights
+    under one name, evaluations without results."""
+    found = []
+    versions: dict[str, set[str]] = defaultdict(set)
+    weights: dict[str, set[str]] = defaultdict(set)
+    for e in evaluations:
+        about = e.summary.get("provenance", {})
+        weights[e.summary["model"]].add(str(about.get("weights"))[:12])
+        versions["scorers"].add(str(about.get("scorers"))[:12])
+        for name, version in {**(e.run.get("versions") or {}), "commit": e.run.get("git_commit")}.items():
+            versions[name].add(str(version))
+        if e.not_numbers:
+            found.append(f"{e.folder}: {e.not_numbers:,} scores that are not numbers; they count as unscored")
+    mixed = {name: ", ".join(sorted(known)) for name, known in sorted(versions.items()) if len(known) > 1}
+    if "scorers" in mixed:
+        known = mixed.pop("scorers")
+        found.append(f"scored by different versions of the scorers ({known}); the same `vlm eval` scores afresh")
+    found += [f"mixed versions of {name}: {known}" for name, known in mixed.items()]
+    found += [f"{n} names several weights: {', '.join(sorted(w))}" for n, w in sorted(weights.items()) if len(w) > 1]
+    return found + [f"begun and not finished: {folder}; run the same `vlm eval` again" for folder in unfinished]
 
 
 def accuracy(e: Evaluation) -> dict[str, Any]:
     """All metrics of an evaluation, upstream and strict, with outcomes and why it may not be comparable."""
-    strict = {m["name"]: m["value"] for m in e.summary.get("strict_metrics", [])}
-    metrics = [{**m, "strict": strict.get(m["name"])} for m in e.summary.get("metrics", [])]
-    caveats = incomparable(e)
-    counts = e.summary.get("outcomes", {})
+    strict = {m["name"]: m["value"] for m in e.summary["strict_metrics"]}
+    metrics = [{**m, "strict": strict.get(m["name"])} for m in e.summary["metrics"]]
+    counts = e.summary["outcomes"]
     outcomes = {kind: counts[kind] for kind in KINDS if kind in counts}
-    return {**e.who, "metrics": metrics, "outcomes": outcomes, "caveats": caveats, "items": len(e.rows)}
-
-
-def incomparable(e: Evaluation) -> list[str]:
-    """Reasons why the number must not be set against a published one; empty when none is known."""
-    data = e.summary.get("data", {})
-    reasons = ["miniature data"] if data.get("mini") else []
-    if data.get("limit") and data["limit"] < data.get("available", math.inf):
-        reasons.append(f"first {data['limit']:,} of {data.get('available', 0):,} items")
-    if e.variant.get("shuffle_images"):
-        reasons.append("images exchanged on purpose")
-    unscored = sum(n for kind, n in e.summary.get("outcomes", {}).items() if kind in ("oom", "error", "refused"))
-    return reasons + ([f"{unscored:,} items unscored"] if unscored else [])
+    about = {"caveats": incomparable(e), "items": len(e.rows), "empty_answers": e.summary.get("empty_answers", 0)}
+    return {**e.who, "metrics": metrics, "outcomes": outcomes, **about}
 
 
 def differences(e: Evaluation) -> dict[str, Any] | None:
@@ -110,11 +81,12 @@ def differences(e: Evaluation) -> dict[str, Any] | None:
     }
 
 
-def published(evaluations: Sequence[Evaluation]) -> Table:
-    """Per benchmark and metric the published numbers, and beside them our metric of the same name."""
+def other_published(evaluations: Sequence[Evaluation]) -> Rows:
+    """Published numbers of benchmarks outside the three tables (a user's own), and our metric of the same name."""
     groups: dict[str, list[Evaluation]] = defaultdict(list)
+    shown = in_tables()
     for e in evaluations:
-        if e.summary.get("published"):
+        if e.summary.get("published") and e.summary["benchmark"].lower() not in shown:
             groups[e.summary["benchmark"]].append(e)
     result = []
     for name, group in groups.items():
@@ -128,7 +100,7 @@ def published(evaluations: Sequence[Evaluation]) -> Table:
     return result
 
 
-def _ours(group: Sequence[Evaluation], metric: str) -> Table:
+def _ours(group: Sequence[Evaluation], metric: str) -> Rows:
     return [
         {"system": f"{e.summary['model']} · {e.label}", **interval_of(m), "caveats": incomparable(e)}
         for e in group
@@ -138,18 +110,15 @@ def _ours(group: Sequence[Evaluation], metric: str) -> Table:
     ]
 
 
-def blind(evaluations: Sequence[Evaluation]) -> Table:
+def blind(evaluations: Sequence[Evaluation]) -> Rows:
     """Mean item score with the right images and with exchanged ones, and their paired difference.
 
     Its 95 % interval is a bootstrap over clusters of items; None when no resample differs.
     """
 
     def setting(e: Evaluation) -> tuple:
-        return (
-            e.summary["benchmark"],
-            e.summary["model"],
-            *(str(e.variant.get(k)) for k in ("stride", "positions", "tiles")),
-        )
+        values = (str(e.variant.get(key)) for key in ("stride", "positions", "tiles"))
+        return (e.summary["benchmark"], e.summary["model"], *values)
 
     sighted = {setting(e): e for e in evaluations if not e.variant.get("shuffle_images")}
     result = []
@@ -170,8 +139,8 @@ def blind(evaluations: Sequence[Evaluation]) -> Table:
 
 def provenance(e: Evaluation) -> dict[str, Any]:
     """What produced an evaluation."""
-    run = e.run
-    recorded = {k: run.get(k) for k in ("command", "data", "git_commit", "python", "platform", "versions")}
+    keys = ("command", "data", "git_commit", "python", "platform", "versions")
+    recorded = {key: e.run.get(key) for key in keys}
     return {**e.who, "folder": str(e.folder), **recorded, **e.summary.get("provenance", {})}
 
 
@@ -179,13 +148,3 @@ def timing(e: Evaluation) -> dict[str, Any]:
     """Seconds and items over all runs of an evaluation."""
     runs = e.timing.get("runs", [])
     return {**e.who, "seconds": sum(r["seconds"] for r in runs), "computed": sum(r["computed"] for r in runs)}
-
-
-def speed(stage: Stage) -> dict[str, Any]:
-    """Median tokens per second of a stage."""
-    rates = [r["tokens_per_s"] for r in stage.records if _finite(r.get("tokens_per_s"))]
-    return {"run": stage.run, "stage": stage.name, "tokens_per_s": median(rates) if rates else None}
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

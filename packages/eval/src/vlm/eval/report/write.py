@@ -1,0 +1,81 @@
+"""From run folders to files: HTML, Markdown, CSV, JSON, PNG and PDF from one report.
+
+write_report([Path("runs/demo")], Path("report/index.html"))          # the page, and report.json beside it
+write_report([Path("runs/demo")], Path("report"))                     # every format
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlm.core.errors import ConfigError
+from vlm.core.home import write_atomic
+from vlm.eval.report import figures
+from vlm.eval.report.build import Report, build
+from vlm.eval.report.markdown import as_markdown
+from vlm.eval.report.page import html
+from vlm.eval.report.tidy import as_csv
+
+NAMES = {
+    "html": "index.html",
+    "json": "report.json",
+    "md": "report.md",
+    "csv": "report.csv",
+    "png": "figures",
+    "pdf": "figures",
+}
+"""Format -> what it is called in a folder; figures are a folder of files."""
+
+
+def write_report(
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    formats: Sequence[str] = (),
+    samples_per_benchmark: int = 60,
+    seed: int = 0,
+) -> tuple[Report, list[Path]]:
+    """Write the report and return it with the files written.
+
+    `out` with a known suffix is that one file (the page brings `report.json` along), `formats` come beside it; any
+    other `out` is a folder for `formats`, all of them unless told. Nothing is written unless everything could be made.
+
+    Raises:
+        DataError: nothing to report below `folders`, or a damaged file; names it.
+        ConfigError: an unknown format.
+    """
+    targets = plan(Path(out), formats)
+    report = build(folders, samples_per_benchmark=samples_per_benchmark, seed=seed)
+    made: dict[Path, str | bytes] = {}
+    for path, kind in targets:
+        if path.suffix:
+            made[path] = _one_file(report, kind)
+        else:
+            made |= {path / name: data for name, data in figures.files(report, kind).items()}
+    for path, content in made.items():
+        write_atomic(path, content)
+    return report, list(made)
+
+
+def plan(out: Path, formats: Sequence[str]) -> list[tuple[Path, str]]:
+    """Paths and formats of what is to be written; a path without suffix is a folder of figures."""
+    kind = "" if out.is_dir() else out.suffix.lower().removeprefix(".")
+    wrong = [name for name in [*formats, *filter(None, [kind])] if name not in NAMES]
+    if wrong:
+        expected = f"one of: {', '.join(NAMES)}; or a folder without a suffix"
+        raise ConfigError(f"no report format {wrong[0]!r}", expected=expected)
+    if not kind:
+        return [(out / NAMES[name], name) for name in dict.fromkeys(formats or NAMES)]
+    beside = dict.fromkeys([*(["json"] if kind == "html" else []), *formats])
+    return [(out, kind), *((out.parent / NAMES[name], name) for name in beside if name != kind)]
+
+
+def _one_file(report: Report, kind: str) -> str | bytes:
+    makers = {"html": html, "md": as_markdown, "csv": as_csv, "json": as_json}
+    binary = {"png": figures.sheet, "pdf": figures.pages}
+    return makers[kind](report) if kind in makers else binary[kind](report)
+
+
+def as_json(report: Report) -> str:
+    """The tables as sorted, indented JSON without NaN."""
+    return json.dumps(report.as_json(), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
