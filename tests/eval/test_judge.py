@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vlm.cli.commands.eval import _judge
+from vlm.cli.commands.eval_model import make_judge as _judge
 from vlm.core.errors import ConfigError
 from vlm.eval.benchmark import Benchmark, JudgeRule, load_benchmark
 from vlm.eval.judge import PATIENCE, Judge, Verdict, judge_all, judge_reply, judge_summary

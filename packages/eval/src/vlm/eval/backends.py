@@ -12,14 +12,27 @@ from typing import Any, Protocol
 
 from vlm.core.chat import prompt_text
 from vlm.core.encode import Encoded
-from vlm.core.errors import DataError, MediaError
+from vlm.core.errors import DataError, HardwareError, MediaError, VlmError
 from vlm.core.media import image_size
 from vlm.core.positions import positions
 from vlm.core.records import Message
 
 
-class TooLong(DataError):
-    """A prompt longer than the limit in force; its outcome is `refused`."""
+class Stopped(Exception):
+    """The model can answer nothing (any more). No VlmError on purpose: it ends the run, with its answers kept, instead
+    of becoming the outcome of each item. `error` is what to show."""
+
+    def __init__(self, error: VlmError):
+        super().__init__(str(error))
+        self.error = error
+
+
+class Refused(DataError):
+    """A question that is not answered on purpose; its outcome is `refused`."""
+
+
+class TooLong(Refused):
+    """A prompt longer than the limit in force."""
 
 
 class Reply(Protocol):
@@ -76,28 +89,56 @@ class Checkpoint:
     """A checkpoint folder shared by several backends. Importing torch happens here; the weights are read at the first
     question, so a run that finds all its answers on the disk never loads them.
 
-    `device` "auto" is CUDA where there is one.
+    `device` "auto" is CUDA where there is one. `quantize`, `offload`, `attention`: as of `load_model`; all but those
+    that were left alone are in `settings`.
+
+    Raises:
+        CheckpointError: no such folder, or no tokenizer in it. ConfigError, HardwareError: an impossible placement.
     """
 
-    def __init__(self, path: str | Path, *, device: str = "auto", dtype: str = "float32"):
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        quantize: str | None = None,
+        offload: str | None = None,
+        attention: str = "auto",
+    ):
         import torch
 
+        from vlm.models.attention import check_name
         from vlm.models.folders import find_checkpoint
+        from vlm.models.placement import make_placement
         from vlm.models.processor import load_processor
         from vlm.models.weights import fingerprint
 
+        check_name(attention)
         self.path = find_checkpoint(path)
         self.processor = load_processor(self.path)
         self.fingerprint = fingerprint(self.path)
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.dtype = dtype
+        self.how: dict[str, Any] = {"quantize": quantize, "offload": offload, "attention": attention}
+        make_placement(self.processor.spec, self.device, dtype, quantize=quantize, offload=offload)  # only to check it
+        # what is not named is no part of the key: answers of earlier runs stay valid
+        self.settings = {"dtype": dtype} | {name: how for name, how in self.how.items() if how not in (None, "auto")}
 
     @cached_property
     def model(self) -> Any:
-        """The model in evaluation mode."""
+        """The model in evaluation mode. Raises Stopped when it cannot be loaded."""
         from vlm.models.weights import load_model
 
-        return load_model(self.path, device=self.device, dtype=self.dtype).eval()
+        try:
+            return load_model(self.path, device=self.device, dtype=self.dtype, **self.how)
+        except VlmError as error:
+            raise Stopped(error) from error
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            found = f"{self.path} does not fit into the memory of {self.device}"
+            raise Stopped(HardwareError(found, fix="--dtype bfloat16, --quantize 4bit or --offload cpu")) from error
 
 
 class NativeBackend:
@@ -129,8 +170,8 @@ class NativeBackend:
             "stride": stride,
             "positions": positions,
             "max_length": max_length,
-            "dtype": checkpoint.dtype,
             "beams": 1,
+            **checkpoint.settings,
         }
 
     def count_tokens(self, text: str) -> int:

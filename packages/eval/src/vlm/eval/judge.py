@@ -9,7 +9,6 @@ judge that fails is no wrong answer of the model: its items are typed (`KINDS`),
 
 import json
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx
-
 from vlm.core.errors import ConfigError
 from vlm.core.home import write_json
 from vlm.eval.benchmark import Benchmark
+from vlm.eval.endpoint import Endpoint, Nonsense, Unanswered, content_of
 from vlm.eval.loaders.common import Item
 from vlm.eval.outcomes import content_key
 from vlm.eval.scorers.judged import judge_grade
@@ -43,7 +41,6 @@ PATIENCE = 3
 """After so many items in a row that the judge did not answer, the others are not sent any more."""
 
 SETTINGS: dict[str, Any] = {"temperature": 0, "max_tokens": 64}
-RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
 Read = Callable[[str], str | None]
 """A judge's answer -> what it means, None when it means nothing."""
 
@@ -62,8 +59,8 @@ class Verdict:
 
 
 class Judge:
-    """`url`: the endpoint up to `/v1`; `key`: sent as bearer token; `wait`: seconds before the first repetition,
-    doubled each time. Answers are kept in `cache`, a file for each (model, settings, prompt); failures are not."""
+    """`url`: the endpoint up to `/v1`; `key`, `attempts`, `wait`, `timeout`: as of `Endpoint`. Answers are kept in
+    `cache`, a file for each (model, settings, prompt); failures are not."""
 
     def __init__(
         self,
@@ -77,11 +74,8 @@ class Judge:
         timeout: float = 60.0,
         workers: int = 4,
     ):
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"judge endpoint {url!r}", expected="http://… or https://…, up to /v1")
-        self.url, self.model, self.cache = url.rstrip("/") + "/chat/completions", model, Path(cache)
-        self.attempts, self.wait, self.workers = attempts, wait, workers
-        self._client = httpx.Client(timeout=timeout, headers={"Authorization": f"Bearer {key}"} if key else {})
+        self.endpoint = Endpoint(url, key=key, attempts=attempts, wait=wait, timeout=timeout, purpose="judge")
+        self.model, self.cache, self.workers = model, Path(cache), workers
         self._down, self._lock = 0, threading.Lock()
 
     def ask(self, prompt: str, read: Read) -> Verdict:
@@ -91,37 +85,27 @@ class Judge:
             return Verdict("judged", known)
         if self._down >= PATIENCE:
             return Verdict("down", detail=f"not sent: the judge did not answer {PATIENCE} items in a row")
-        verdict = Verdict("down", detail="not asked")
-        for attempt in range(self.attempts):
-            if attempt:
-                time.sleep(self.wait * 2 ** (attempt - 1))
-            verdict, final, reply = self._once(prompt, read)
-            if verdict.kind == "judged":
-                write_json(path, {"model": self.model, "prompt": prompt, "reply": reply})
-            if final:
-                break
+        body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], **SETTINGS}
+        try:
+            reply, meaning = self.endpoint.chat(body, lambda answer: _meaning(answer, read))
+        except Nonsense as error:
+            verdict = Verdict("nonsense", detail=error.found)
+        except Unanswered as error:
+            verdict = Verdict("down", detail=error.found)
+        else:
+            verdict = Verdict("judged", meaning)
+            write_json(path, {"model": self.model, "prompt": prompt, "reply": reply})
         with self._lock:
             self._down = self._down + 1 if verdict.kind == "down" else 0
         return verdict
 
-    def _once(self, prompt: str, read: Read) -> tuple[Verdict, bool, str]:
-        """(verdict, whether asking again is useless, the judge's words)."""
-        body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], **SETTINGS}
-        try:
-            response = self._client.post(self.url, json=body)
-        except httpx.HTTPError as error:
-            return Verdict("down", detail=f"{type(error).__name__}: {error}"), False, ""
-        if response.status_code != 200:
-            detail = f"HTTP {response.status_code}: {response.text[:200]}"
-            return Verdict("down", detail=detail), response.status_code not in RETRIED, ""
-        try:
-            reply = response.json()["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError):
-            return Verdict("nonsense", detail=f"no chat completion: {response.text[:200]!r}"), False, ""
-        meaning = read(reply) if isinstance(reply, str) else None
-        if meaning is None:
-            return Verdict("nonsense", detail=f"the judge said {str(reply)[:100]!r}"), False, ""
-        return Verdict("judged", meaning), True, reply
+
+def _meaning(answer: Any, read: Read) -> tuple[str, str]:
+    """(the judge's words, what they mean). Raises Nonsense when they mean nothing."""
+    reply = content_of(answer)
+    if (meaning := read(reply)) is None:
+        raise Nonsense(f"the judge said {reply[:100]!r}")
+    return reply, meaning
 
 
 def _cached(path: Path, read: Read) -> str | None:

@@ -1,201 +1,226 @@
 """`vlm eval`: evaluate a model on benchmarks; the same command resumes, and with everything done computes nothing."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from vlm.core.errors import ConfigError, DataError
+from vlm.cli.commands.eval_model import data_folder, find_model, make_judge, model_name, native, run_one, server
+from vlm.cli.commands.eval_score import score
+from vlm.cli.commands.eval_show import show, show_all
+from vlm.core.errors import ConfigError, FetchError, UnknownName, VlmError
 
-if TYPE_CHECKING:
-    from vlm.eval.benchmark import Benchmark
+__all__ = ["app", "evaluate", "find_model", "model_name"]
 
-app = typer.Typer()
+
+class FallBack(TyperGroup):
+    """`vlm eval score …` is a command of its own; whatever else follows `vlm eval` goes to `evaluate`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args if args[:1] == ["score"] else ["", *args])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, *rest = args
+        return name, self.commands[name or "evaluate"], rest
+
+
+app = typer.Typer(cls=FallBack, add_completion=False)
+app.command()(score)
+
+NATIVE = "Native backend"
+SERVER = "Server (--backend openai)"
+JUDGE = "Judge"
 
 
 @app.command()
 def evaluate(
     benchmarks: Annotated[
-        list[str], typer.Argument(metavar="BENCH...", help="Names in any case; `vlm list benchmarks`.")
+        list[str], typer.Argument(metavar="BENCH...", help="Names in any case, or `all`; `vlm list benchmarks`.")
     ],
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", "-m", help="Checkpoint folder, or a name below pretrained/. Default: the newest below runs/."
+            "--model",
+            "-m",
+            help="Checkpoint folder, or a name below pretrained/. Default: the newest below runs/. "
+            "Of a server: the model's name there.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Results go to OUT/NAME/BENCH/VARIANT/.")] = Path("runs/eval"),
     name: Annotated[str | None, typer.Option(help="Name of the model in results. Default: from its path.")] = None,
-    stride: Annotated[
-        str | None, typer.Option(help="V2PE stride of all images, or `none`; several with commas are a sweep.")
-    ] = None,
-    positions: Annotated[str, typer.Option(help="exact, or float32 as published.")] = "exact",
-    tiles: Annotated[
-        int | None, typer.Option(help="Tile budget per image. Default: the benchmark's for the family.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the benchmark's files. Default: below dataset/.")] = None,
+    mini: Annotated[bool, typer.Option(help="Generated miniature data in dataset/mini/, made when absent.")] = False,
     limit: Annotated[int | None, typer.Option(help="Only the first N items; reported as such.")] = None,
     shuffle_images: Annotated[bool, typer.Option(help="Blind control: images of other questions.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of --shuffle-images.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Items asked at once; does not change answers.")] = 8,
-    max_length: Annotated[int | None, typer.Option(help="Refuse prompts of more tokens.")] = None,
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="This worker's share, 0/4 … 3/4. The last one to end writes the results.")
     ] = "0/1",
     retry_failed: Annotated[bool, typer.Option(help="Ask again where the outcome was oom or error.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    data: Annotated[Path | None, typer.Option(help="Folder of the benchmark's files. Default: below dataset/.")] = None,
-    mini: Annotated[bool, typer.Option(help="Generated miniature data in dataset/mini/, made when absent.")] = False,
-    judge_url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible endpoint, up to /v1, for benchmarks that a judge scores.")
-    ] = None,
-    judge_model: Annotated[str | None, typer.Option(help="The judge's model name at that endpoint.")] = None,
-    judge_key_env: Annotated[
-        str, typer.Option(help="Environment variable that holds the judge's key, if it needs one.")
-    ] = "VLM_JUDGE_KEY",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summaries as JSON.")] = False,
+    backend: Annotated[str, typer.Option(help="native: in this process; openai: a server.")] = "native",
+    stride: Annotated[
+        str | None,
+        typer.Option(
+            help="V2PE stride of all images, or `none`; several with commas are a sweep.", rich_help_panel=NATIVE
+        ),
+    ] = None,
+    positions: Annotated[str, typer.Option(help="exact, or float32 as published.", rich_help_panel=NATIVE)] = "exact",
+    tiles: Annotated[
+        int | None,
+        typer.Option(help="Tile budget per image. Default: the benchmark's for the family.", rich_help_panel=NATIVE),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Refuse prompts of more tokens.", rich_help_panel=NATIVE)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …", rich_help_panel=NATIVE)] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=NATIVE)] = "float32",
+    quantize: Annotated[str | None, typer.Option(help="8bit or 4bit (bitsandbytes).", rich_help_panel=NATIVE)] = None,
+    offload: Annotated[
+        str | None, typer.Option(help="cpu or disk: where layers wait for their turn.", rich_help_panel=NATIVE)
+    ] = None,
+    attention: Annotated[
+        str, typer.Option(help="auto, sdpa, varlen or flash_attention_2.", rich_help_panel=NATIVE)
+    ] = "auto",
+    base_url: Annotated[
+        str | None, typer.Option(help="Address of the server, up to /v1.", rich_help_panel=SERVER)
+    ] = None,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(help="Environment variable with its key. Default: VLM_API_KEY, if set.", rich_help_panel=SERVER),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.", rich_help_panel=SERVER)] = 8,
+    rate: Annotated[float | None, typer.Option(help="Requests a minute at most.", rich_help_panel=SERVER)] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.", rich_help_panel=SERVER)] = 300.0,
+    family: Annotated[
+        str, typer.Option(help="Ask as this family is asked, e.g. internvl2.", rich_help_panel=SERVER)
+    ] = "",
+    judge_url: Annotated[
+        str | None,
+        typer.Option(
+            help="OpenAI-compatible endpoint, up to /v1, for benchmarks that a judge scores.", rich_help_panel=JUDGE
+        ),
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option(help="The judge's model name at that endpoint.", rich_help_panel=JUDGE)
+    ] = None,
+    judge_key_env: Annotated[
+        str | None,
+        typer.Option(help="Environment variable with its key. Default: VLM_JUDGE_KEY, if set.", rich_help_panel=JUDGE),
+    ] = None,
 ) -> None:
     """Evaluate a model on benchmarks. The same command resumes after a kill; results do not depend on interruptions.
 
+    `vlm eval score --help`: score predictions that were saved, by us or by others.
+
     \b
     vlm eval pope --model runs/demo/train/sft/export --mini
+    vlm eval all --model V2PE-32K
     vlm eval mm-niah --model V2PE-32K --stride 1,16,64,256 --shard 0/8
+    vlm eval pope --backend openai --base-url http://localhost:8000/v1 --model my-model
     """
     from vlm.core.config import parse
     from vlm.core.home import home, resolve
-    from vlm.eval.benchmark import load_benchmark
+    from vlm.eval.benchmark import load_benchmark, tables
     from vlm.eval.runner import Options
 
-    tables = [load_benchmark(bench, home()) for bench in benchmarks]
-    if data and len(tables) > 1:
+    everything = "all" in [bench.lower() for bench in benchmarks]
+    names = list(tables(home())) if everything else benchmarks
+    if data and len(names) > 1:
         raise ConfigError("--data with several benchmarks", expected="one benchmark, or no --data")
-    folders = [_data_folder(table, data, mini) for table in tables]
-    path = find_model(model)
+    if not everything:  # what was named is looked for before anything is computed
+        for bench in names:
+            data_folder(load_benchmark(bench, home()), data, mini)
+    how: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype,
+        "quantize": quantize,
+        "offload": offload,
+        "attention": attention,
+    }
+    here = {"stride": stride, "positions": positions, "tiles": tiles, "max_length": max_length, **how}
+    _check_backend(backend, base_url, here)
+    path = find_model(model) if backend == "native" else None
     settings: dict[str, Any] = {
-        "name": name or model_name(path),
         "positions": positions,
         "tiles": tiles,
         "shuffle_images": shuffle_images,
         "seed": seed,
         "limit": limit,
-        "batch_size": batch_size,
+        "batch_size": batch_size if path else concurrency,
         "shard": _shard(shard),
         "retry_failed": retry_failed,
     }
     sweep = _strides(stride)
     parse({**settings, "stride": None}, Options, where="vlm eval")  # faults before torch is imported
+    judge = make_judge(judge_url, judge_model, judge_key_env, resolve(out) / ".judge")
+    if path:
+        asked = native(path, max_length=max_length, **how)
+    else:
+        about: dict[str, Any] = {"family": family, "concurrency": concurrency, "rate": rate, "timeout": timeout}
+        asked = server(base_url, model, key_env=api_key_env, **about)
 
-    judge = _judge(judge_url, judge_model, judge_key_env, resolve(out) / ".judge")
-
-    from vlm.eval.backends import Checkpoint
-
-    checkpoint = Checkpoint(path, device=device, dtype=dtype)
-    own = checkpoint.processor.spec.strides
-    summaries = []
-    for table, folder in zip(tables, folders, strict=True):
+    def evaluate_one(bench: str) -> Done:
+        table = load_benchmark(bench, home())
+        found: Done = []
+        folder = data_folder(table, data, mini)
         for value in sweep:
-            options = parse({**settings, "stride": own if value == "model" else value}, Options, where="vlm eval")
+            stride_of_it = asked.stride if value == "model" else value
+            options = parse({**settings, "name": name or asked.name, "stride": stride_of_it}, Options, where="vlm eval")
             target = resolve(out) / options.name / table.name / options.folder
-            summary = _run(checkpoint, table, folder, options, target, max_length, judge)
-            if summary:
-                summaries.append(summary)
-                if not as_json:
-                    _show(summary, target)
+            if summary := run_one(asked, table, folder, options, target, judge):
+                found.append((summary, options.folder))
+                if not (everything or as_json):
+                    show(summary, target)
+        return found
+
+    summaries, failed = _each(names, evaluate_one, go_on=everything)
     if as_json:
-        typer.echo(json.dumps(summaries, indent=1, sort_keys=True, ensure_ascii=False))
+        typer.echo(json.dumps([s for s, _ in summaries], indent=1, sort_keys=True, ensure_ascii=False))
+    elif everything:
+        show_all(summaries, failed)
+    if failed:
+        codes = {error.exit_code for error in failed.values()}
+        raise typer.Exit(codes.pop() if len(codes) == 1 else 1)
 
 
-def _run(
-    checkpoint: Any,
-    table: "Benchmark",
-    folder: Path,
-    options: Any,
-    target: Path,
-    max_length: int | None,
-    judge: Any = None,
-) -> dict[str, Any] | None:
-    """One benchmark with one stride, under a progress bar."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    from vlm.eval.backends import NativeBackend
-    from vlm.eval.forced import TeacherForcedBackend
-    from vlm.eval.runner import run
-
-    rule = table.image_override(checkpoint.processor.family)
-    if options.tiles:
-        rule["max_tiles"] = options.tiles
-    settings = {"stride": options.stride, "positions": options.positions, "max_length": max_length}
-    kind = TeacherForcedBackend if table.teacher_forced else NativeBackend
-    backend = kind(checkpoint, image_rule=rule, **settings)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[score]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"{table.title} · {options.folder}", total=None, score="")
-
-        def progress(done: int, total: int, score: float | None) -> None:
-            bar.update(task, completed=done, total=total, score="" if score is None else f"score {100 * score:.1f}")
-
-        return run(table, backend, target, options, data=folder, progress=progress, judge=judge)
+Done = list[tuple[dict[str, Any], str]]
+"""Summaries, each with the folder name of its variant."""
 
 
-SHOWN = 8
-"""Metrics printed after a benchmark, the headline first; the rest is in the files."""
+def _each(names: list[str], one: Callable[[str], Done], *, go_on: bool) -> tuple[Done, dict[str, VlmError]]:
+    """The results of `one` for each name, and the errors of those that failed; without `go_on` an error is raised.
+
+    A server that stopped answering ends it in any case.
+    """
+    summaries: Done = []
+    failed: dict[str, VlmError] = {}
+    for bench in names:
+        try:
+            summaries += one(bench)
+        except VlmError as error:
+            if not go_on:
+                raise
+            failed[bench] = error
+            if isinstance(error, FetchError):
+                break
+    return summaries, failed
 
 
-def _show(summary: dict[str, Any], target: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{summary['title']} · {summary['model']} · {target.name}", title_justify="left")
-    for column in ("metric", "score", "95 % interval", "strict", "scored / total"):
-        table.add_column(column, justify="left" if column == "metric" else "right")
-    strict = {m["name"]: m["value"] for m in summary["strict_metrics"]}
-    for m in summary["metrics"][:SHOWN]:
-        low_high = "" if m["low"] is None else f"{m['low']:.1f} – {m['high']:.1f}"
-        table.add_row(
-            m["name"], _number(m["value"]), low_high, _number(strict.get(m["name"])), f"{m['scored']} / {m['total']}"
-        )
-    console = Console()
-    console.print(table)
-    headline = summary["metrics"][0]
-    if headline["value"] is None or summary.get("judge", {}).get("note"):
-        console.print(f"{headline['name']}: {headline['note']}", soft_wrap=True)
-    if (more := len(summary["metrics"]) - SHOWN) > 0:
-        console.print(f"and {more} more metrics in {target / 'summary.json'}", soft_wrap=True)
-    console.print("outcomes: " + ", ".join(f"{kind} {n}" for kind, n in summary["outcomes"].items()))
-    if summary["data"]["mini"]:
-        console.print("miniature data: not comparable with published numbers")
-    console.print(f"results: {target / 'results.jsonl'}", soft_wrap=True)
-
-
-def _judge(url: str | None, model: str | None, key_env: str, cache: Path) -> Any:
-    """The judge that the options name; None without one."""
-    import os
-
-    from vlm.eval.judge import Judge
-
-    if (url is None) != (model is None):
-        raise ConfigError("half a judge", expected="both --judge-url and --judge-model, or neither")
-    return Judge(url, model, cache=cache, key=os.environ.get(key_env)) if url and model else None
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
+def _check_backend(backend: str, base_url: str | None, here: dict[str, Any]) -> None:
+    """Raises ConfigError for flags of the other backend: none is passed over without a word."""
+    if backend not in ("native", "openai"):
+        raise UnknownName("backend", backend, ("native", "openai"))
+    if backend == "native" and base_url:
+        raise ConfigError("--base-url with the native backend", expected="--backend openai")
+    usual = {"positions": "exact", "device": "auto", "dtype": "float32", "attention": "auto"}
+    given = [f"--{key.replace('_', '-')}" for key, value in here.items() if value != usual.get(key)]
+    if backend == "openai" and given:
+        raise ConfigError(f"{', '.join(given)} with --backend openai", expected="settings of the server, made there")
 
 
 def _shard(value: str) -> tuple[int, int]:
@@ -215,71 +240,3 @@ def _strides(value: str | None) -> list[float | str | None]:
         raise ConfigError(
             f"--stride {value}", expected="numbers or `none`, with commas, for example 1,16,64"
         ) from error
-
-
-def _data_folder(table: "Benchmark", data: Path | None, mini: bool) -> Path:
-    """Where the benchmark's files lie; makes the miniature when asked.
-
-    Raises:
-        DataError: no files; with the lines that fetch, organise or generate them.
-    """
-    from vlm.core.home import dataset, resolve
-
-    if mini:
-        from vlm.eval.mini import make_mini
-
-        folder = dataset() / "mini" / table.name
-        make_mini(table.name, folder)
-        return folder
-    folder = resolve(data) if data else dataset() / table.folder
-    if not folder.is_dir():
-        ways = [
-            f"vlm download {table.name}",
-            f"vlm data organize {table.name}   (archives that were fetched by hand)",
-            f"vlm eval {table.name} --mini   (generated miniature, not comparable with published numbers)",
-        ]
-        raise DataError(
-            f"no data for {table.name} in {folder}",
-            expected="the published files there, or another folder by --data DIR",
-            fix="\n   or: ".join(ways),
-        )
-    return folder
-
-
-SKIPPED = {"checkpoints", "eval", "report"}
-"""Folders below runs/ that hold no exported model."""
-
-
-def find_model(model: str | None) -> Path:
-    """The named checkpoint, or the newest exported one below runs/.
-
-    Raises:
-        ConfigError: nothing named and nothing trained; lists the --model lines that would work.
-    """
-    from vlm.core.home import home, pretrained, resolve, runs
-
-    if model:
-        return next((p for p in (resolve(model), pretrained() / model) if (p / "config.json").exists()), Path(model))
-    exported = [p.parent for p in runs().rglob("config.json") if next(p.parent.glob("*.safetensors"), None)]
-    exported = [p for p in exported if not SKIPPED & set(p.relative_to(runs()).parts)]
-    if exported:
-        newest = max(exported, key=lambda p: (p / "config.json").stat().st_mtime)
-        typer.echo(f"--model {newest.relative_to(home())} (the newest below runs/)", err=True)
-        return newest
-    local = sorted(p.parent.relative_to(home()) for p in pretrained().rglob("config.json"))
-    raise ConfigError(
-        "no --model, and no exported model below runs/",
-        expected="one of: " + ", ".join(f"--model {p}" for p in local) if local else "weights below pretrained/",
-        fix="`vlm list weights` shows what can be downloaded; then `vlm download NAME` and `--model NAME`",
-    )
-
-
-def model_name(path: Path) -> str:
-    """A short name from a checkpoint path: generic folder names are left out.
-
-    >>> model_name(Path("/h/runs/demo/train/2-sft/export"))
-    'demo-2-sft'
-    """
-    generic = {"runs", "train", "export", "exported", "model", "pretrained", "checkpoint", "final", "latest", "hf"}
-    parts = [part for part in path.parts if part.lower() not in generic]
-    return "-".join(parts[-2:]) if "runs" in path.parts else parts[-1]

@@ -1,0 +1,210 @@
+"""Which model `vlm eval` asks, by which backend, and where the benchmark's files lie."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from vlm.core.errors import ConfigError, DataError, UnknownName
+
+if TYPE_CHECKING:
+    from vlm.eval.backends import Backend
+    from vlm.eval.benchmark import Benchmark
+    from vlm.eval.judge import Judge
+    from vlm.eval.runner import Options
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model that can be asked: its name in results, its own strides, and the backend for a benchmark and options."""
+
+    name: str
+    stride: float | None
+    backend: "Callable[[Benchmark, Options], Backend]"
+
+
+def native(
+    path: Path,
+    *,
+    max_length: int | None,
+    device: str,
+    dtype: str,
+    quantize: str | None,
+    offload: str | None,
+    attention: str,
+) -> Asked:
+    """A checkpoint in this process; the weights are read once, at the first question."""
+    from vlm.eval.backends import Checkpoint, NativeBackend
+    from vlm.eval.forced import TeacherForcedBackend
+
+    how: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype,
+        "quantize": quantize,
+        "offload": offload,
+        "attention": attention,
+    }
+    checkpoint = Checkpoint(path, **how)
+
+    def backend(table: "Benchmark", options: "Options") -> "Backend":
+        rule = table.image_override(checkpoint.processor.family)
+        if options.tiles:
+            rule["max_tiles"] = options.tiles
+        kind = TeacherForcedBackend if table.teacher_forced else NativeBackend
+        settings: dict[str, Any] = {"stride": options.stride, "positions": options.positions, "max_length": max_length}
+        return kind(checkpoint, image_rule=rule, **settings)
+
+    return Asked(model_name(path), checkpoint.processor.spec.strides, backend)
+
+
+def server(
+    url: str | None,
+    model: str | None,
+    *,
+    key_env: str | None,
+    family: str,
+    concurrency: int,
+    rate: float | None,
+    timeout: float,
+) -> Asked:
+    """A model behind an OpenAI-compatible server.
+
+    Raises:
+        FetchError: no answer. ConfigError: no address, no such model or family, or no key where one is named.
+    """
+    from vlm.eval.endpoint import Endpoint
+    from vlm.eval.openai_server import OpenAIBackend, ServerDown
+
+    if url is None:
+        raise ConfigError("--backend openai without --base-url", expected="--base-url http://HOST:PORT/v1")
+    check_family(family)
+    endpoint = Endpoint(url, key=key_of(key_env, "VLM_API_KEY"), timeout=timeout, rate=rate)
+    try:
+        found = OpenAIBackend(endpoint, model, family=family, concurrency=concurrency)
+    except ServerDown as stop:
+        raise stop.error from stop
+
+    def backend(table: "Benchmark", options: "Options") -> "Backend":
+        if table.teacher_forced:
+            raise ConfigError(f"{table.name} reads what a model makes of a given answer", expected="--backend native")
+        return found
+
+    return Asked(found.model.rsplit("/", 1)[-1], None, backend)
+
+
+def run_one(
+    asked: Asked, table: "Benchmark", folder: Path, options: "Options", target: Path, judge: "Judge | None" = None
+) -> dict[str, Any] | None:
+    """One benchmark with one stride, under a progress bar; None for a shard that leaves items to others.
+
+    Raises:
+        FetchError: a server stopped answering; what was answered is kept. CheckpointError, HardwareError: weights that
+            cannot be loaded.
+    """
+    from vlm.cli.commands.eval_show import progress_bar
+    from vlm.eval.backends import Stopped
+    from vlm.eval.runner import run
+
+    backend = asked.backend(table, options)
+    try:
+        with progress_bar(f"{table.title} · {options.folder}") as progress:
+            return run(table, backend, target, options, data=folder, progress=progress, judge=judge)
+    except Stopped as stop:
+        raise stop.error from stop
+
+
+def make_judge(url: str | None, model: str | None, key_env: str | None, cache: Path) -> "Judge | None":
+    """The judge that the options name; None without one."""
+    from vlm.eval.judge import Judge
+
+    if (url is None) != (model is None):
+        raise ConfigError("half a judge", expected="both --judge-url and --judge-model, or neither")
+    return Judge(url, model, cache=cache, key=key_of(key_env, "VLM_JUDGE_KEY")) if url and model else None
+
+
+def key_of(variable: str | None, usual: str) -> str | None:
+    """The key in an environment variable; a variable that was named must be set."""
+    if variable is not None and variable not in os.environ:
+        raise ConfigError(f"the environment variable {variable} is not set", fix=f"export {variable}=…")
+    return os.environ.get(variable or usual)
+
+
+def check_family(family: str) -> None:
+    """Raises UnknownName for a family that no table names; "" is the tables' own."""
+    from vlm.core.home import home
+    from vlm.eval.benchmark import load_benchmark, tables
+
+    known = {name for bench in tables(home()) for name in load_benchmark(bench, home()).families} if family else {""}
+    if family not in known:
+        raise UnknownName("family", family, known)
+
+
+def data_folder(table: "Benchmark", data: Path | None, mini: bool) -> Path:
+    """Where the benchmark's files lie; makes the miniature when asked.
+
+    Raises:
+        DataError: no files; with the lines that fetch, organise or generate them.
+    """
+    from vlm.core.home import dataset, resolve
+
+    if mini:
+        from vlm.eval.mini import make_mini
+
+        folder = dataset() / "mini" / table.name
+        make_mini(table.name, folder)
+        return folder
+    folder = resolve(data) if data else dataset() / table.folder
+    if not folder.is_dir():
+        ways = [
+            f"vlm download {table.name}",
+            f"vlm data organize {table.name}   (archives that were fetched by hand)",
+            f"vlm eval {table.name} --mini   (generated miniature, not comparable with published numbers)",
+        ]
+        raise DataError(
+            f"no data for {table.name} in {folder}",
+            expected="the published files there, or another folder by --data DIR",
+            fix="\n   or: ".join(ways),
+        )
+    return folder
+
+
+SKIPPED = {"checkpoints", "eval", "report"}
+"""Folders below runs/ that hold no exported model."""
+
+
+def find_model(model: str | None) -> Path:
+    """The named checkpoint, or the newest exported one below runs/.
+
+    Raises:
+        ConfigError: nothing named and nothing trained; lists the --model lines that would work.
+    """
+    from vlm.core.home import home, pretrained, resolve, runs
+
+    if model:
+        return next((p for p in (resolve(model), pretrained() / model) if (p / "config.json").exists()), Path(model))
+    exported = [p.parent for p in runs().rglob("config.json") if next(p.parent.glob("*.safetensors"), None)]
+    exported = [p for p in exported if not SKIPPED & set(p.relative_to(runs()).parts)]
+    if exported:
+        newest = max(exported, key=lambda p: (p / "config.json").stat().st_mtime)
+        typer.echo(f"--model {newest.relative_to(home())} (the newest below runs/)", err=True)
+        return newest
+    local = sorted(p.parent.relative_to(home()) for p in pretrained().rglob("config.json"))
+    raise ConfigError(
+        "no --model, and no exported model below runs/",
+        expected="one of: " + ", ".join(f"--model {p}" for p in local) if local else "weights below pretrained/",
+        fix="`vlm list weights` shows what can be downloaded; then `vlm download NAME` and `--model NAME`",
+    )
+
+
+def model_name(path: Path) -> str:
+    """A short name from a checkpoint path: generic folder names are left out.
+
+    >>> model_name(Path("/h/runs/demo/train/2-sft/export"))
+    'demo-2-sft'
+    """
+    generic = {"runs", "train", "export", "exported", "model", "pretrained", "checkpoint", "final", "latest", "hf"}
+    parts = [part for part in path.parts if part.lower() not in generic]
+    return "-".join(parts[-2:]) if "runs" in path.parts else parts[-1]

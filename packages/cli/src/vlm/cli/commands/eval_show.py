@@ -1,0 +1,92 @@
+"""What `vlm eval` shows: a progress bar while it asks, a table when it is done."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vlm.core.errors import VlmError
+
+SHOWN = 8
+"""Metrics printed after a benchmark, the headline first; the rest is in the files."""
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int, float | None], None]]:
+    """A bar on the error stream, and the function that moves it: items done, items in all, mean score so far."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[score]}"))
+    with Progress(*columns, TimeElapsedColumn(), Remaining(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=None, score="")
+
+        def progress(done: int, total: int, score: float | None) -> None:
+            bar.update(task, completed=done, total=total, score="" if score is None else f"score {100 * score:.1f}")
+
+        yield progress
+
+
+def show(summary: dict[str, Any], target: Path) -> None:
+    """The metrics of one evaluation, its outcomes, and what stands in the way of a comparison."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{summary['title']} · {summary['model']} · {target.name}", title_justify="left")
+    for column in ("metric", "score", "95 % interval", "strict", "scored / total"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    strict = {m["name"]: m["value"] for m in summary["strict_metrics"]}
+    for m in summary["metrics"][:SHOWN]:
+        table.add_row(m["name"], *_numbers(m)[:2], number(strict.get(m["name"])), _numbers(m)[2])
+    console = Console()
+    console.print(table)
+    headline = summary["metrics"][0]
+    if headline["value"] is None or summary.get("judge", {}).get("note"):
+        console.print(f"{headline['name']}: {headline['note']}", soft_wrap=True)
+    if (more := len(summary["metrics"]) - SHOWN) > 0:
+        console.print(f"and {more} more metrics in {target / 'summary.json'}", soft_wrap=True)
+    console.print("outcomes: " + ", ".join(f"{kind} {n}" for kind, n in summary["outcomes"].items()))
+    if empty := summary.get("empty_answers"):
+        console.print(f"{empty} of the answers are empty: scored as published, wrong in the strict column")
+    if summary["data"]["mini"]:
+        console.print("miniature data: not comparable with published numbers")
+    console.print(f"results: {target / 'results.jsonl'}", soft_wrap=True)
+
+
+def show_all(summaries: list[tuple[dict[str, Any], str]], failed: dict[str, VlmError]) -> None:
+    """One line for each evaluation (summary, folder name), and for each benchmark that could not be run."""
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{len(summaries)} evaluations, {len(failed)} benchmarks failed"
+    table = Table(title=title, title_justify="left")
+    for column in ("benchmark", "variant", "metric", "score", "95 % interval", "scored / total", "not answered"):
+        numbers = column in ("score", "95 % interval", "scored / total")
+        table.add_column(column, justify="right" if numbers else "left", no_wrap=column in ("benchmark", "score"))
+    for summary, variant in summaries:
+        headline = summary["metrics"][0]
+        lost = {kind: n for kind, n in summary["outcomes"].items() if kind not in ("ok", "truncated")}
+        about = ", ".join(f"{kind} {n}" for kind, n in lost.items())
+        table.add_row(summary["benchmark"], variant, headline["name"], *_numbers(headline), about)
+    for name, error in failed.items():
+        table.add_row(name, "", f"[red]failed: {_first_line(error)}")
+    Console().print(table)
+    for name, error in failed.items():
+        Console(stderr=True).print(f"{name}: {error}", style="red", markup=False, soft_wrap=True)
+
+
+def number(value: float | None) -> str:
+    """One decimal; a dash for nothing."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _numbers(metric: dict[str, Any]) -> tuple[str, str, str]:
+    low_high = "" if metric["low"] is None else f"{metric['low']:.1f} – {metric['high']:.1f}"
+    return number(metric["value"]), low_high, f"{metric['scored']} / {metric['total']}"
+
+
+def _first_line(error: VlmError) -> str:
+    from rich.markup import escape
+
+    return escape(error.found.splitlines()[0][:60])
