@@ -134,9 +134,15 @@ def attention_kernel(rows: str, device: str, dtype: "torch.dtype") -> str:
 def slurm() -> Check:
     if shutil.which("sinfo") is None:
         return "Slurm", None, "no sinfo on PATH"
-    result = subprocess.run(
-        ["sinfo", "--noheader", "--format=%P %D %t"], capture_output=True, text=True, timeout=20, check=False
-    )
+    configured = "SLURM_CONF" in os.environ or Path("/etc/slurm/slurm.conf").exists()
+    try:
+        result = subprocess.run(
+            ["sinfo", "--noheader", "--format=%P %D %t"], capture_output=True, text=True, timeout=20, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "Slurm", False, "sinfo gave no answer in 20 s"
+    if result.returncode and not configured:
+        return "Slurm", None, "sinfo is installed, but this machine belongs to no cluster (no slurm.conf)"
     lines = "; ".join(result.stdout.split("\n")[:4]).strip("; ")
     return "Slurm", result.returncode == 0, lines or result.stderr.strip().splitlines()[0]
 
