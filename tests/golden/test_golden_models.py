@@ -164,11 +164,13 @@ def check_train(model, folder, case, tensors, ours, golden) -> None:
     out = compare_outputs(model, case, tensors, batch_of(model, folder, tensors))
     assert out.loss.item() == pytest.approx(case["loss"], rel=1e-5)
     out.loss.backward()
-    total = math.sqrt(sum(p.grad.norm().item() ** 2 for p in model.parameters()))
+    total = math.sqrt(sum(p.grad.norm().item() ** 2 for p in model.parameters() if p.grad is not None))
     assert total == pytest.approx(case["grad_norm_total"], rel=1e-4)
     for name, norm in case["grad_norms"].items():
         if name in case["params_without_grad"]:
-            assert gradient_of(model, folder, name) is None
+            # where upstream leaves a part out, ours may run it on a dummy: its gradients are zero
+            got = gradient_of(model, folder, name)
+            assert got is None or not got.any(), name
         else:
             # norms below a millionth of the total are rounding noise
             got = gradient_of(model, folder, name).norm().item()

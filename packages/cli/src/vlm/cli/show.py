@@ -1,6 +1,6 @@
 """Tables on the terminal."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 console = Console(stderr=True)
 
 
-def show_plan(recipe: "Recipe", plan: "Plan") -> None:
+def show_plan(recipe: "Recipe", plan: "Plan", to: Console = console) -> None:
     """A recipe resolved and planned: parameters, states, steps, disagreements, what is lacking."""
     optimizer = recipe.optimizer
     table = Table(title=f"{recipe.name}: {recipe.title}", title_justify="left", show_header=False)
@@ -40,4 +40,29 @@ def show_plan(recipe: "Recipe", plan: "Plan") -> None:
         table.add_row("differs", f"{d.key}: ours {d.ours}, published {d.published}. {d.why}")
     for lack in plan.lacking:
         table.add_row(f"[yellow]lacks {lack['what']}", f"{lack['found']}\n[bold]{lack['fix']}")
-    console.print(table)
+    to.print(table)
+
+
+def show_dry_run(facts: dict[str, Any]) -> None:
+    """What `vlm train --dry-run` found, on standard output: the recipe, its mixture, and the lines that start it."""
+    import yaml
+
+    out = Console()
+    apart = ("data", "sources", "differences")  # they have tables of their own
+    resolved = {key: value for key, value in facts["recipe"].items() if key not in apart}
+    out.print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), markup=False, highlight=False)
+    table = Table(title="data mixture", title_justify="left")
+    for column in ("set", "records", "repeat", "samples an epoch", "share"):
+        table.add_column(column, justify="left" if column == "set" else "right")
+    for row in facts["mixture"]:
+        numbers = [f"{row[key]:,}" if row[key] is not None else "not here yet" for key in ("records", "samples")]
+        share = "" if row["share"] is None else f"{row['share']:.1%}"
+        table.add_row(row["name"], numbers[0], f"{row['repeat']:g}", numbers[1], share)
+    out.print(table)
+    step = facts["step"]
+    rows = f"{step['samples']} samples, at most {step['tokens']:,} tokens"
+    each = f"up to {step['samples_a_group']} for each of {step['groups']} groups of {step['group_size']} GPUs"
+    steps = f"{step['steps']:,} steps" if step["steps"] else "steps unknown until the data is here"
+    out.print(f"a step: {rows}; {each}; {steps}", highlight=False, soft_wrap=True)
+    for line in facts["launch"]:
+        out.print(f"[bold]{line}[/bold]", highlight=False, soft_wrap=True)

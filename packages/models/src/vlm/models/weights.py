@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -44,6 +45,7 @@ def load_model(
     progress: Callable[[int, int], None] | None = None,
     vision: Vision | None = None,
     attention: str = "auto",
+    adjust: Callable[[ModelSpec], ModelSpec] | None = None,
 ) -> VisionLanguageModel:
     """A model in eval mode from a folder in any known layout (ours, InternVL, its `-hf` form, LLaVA / ConvLLaVA).
 
@@ -58,6 +60,7 @@ def load_model(
         progress: called with (parameters read, all parameters).
         vision: `tower` or `checkpoint`: which vision weights of a LLaVA folder to take, if the two copies differ.
         attention: `auto`, `sdpa`, `varlen` or `flash_attention_2`; see `vlm.models.attention`.
+        adjust: the spec to build instead of the checkpoint's, e.g. with drop path; its tensors must be the same.
 
     Raises:
         CheckpointError: missing or unknown tensors, wrong shapes or dtypes, damaged files, before a tensor is read.
@@ -66,6 +69,8 @@ def load_model(
     check_name(attention)
     folder = find_checkpoint(path)
     layout = read_layout(folder)
+    if adjust is not None:
+        layout = replace(layout, spec=adjust(layout.spec))
     placement = make_placement(layout.spec, device, dtype, quantize=quantize, offload=offload)
     with torch.device("meta"):
         model = make_model(layout.spec)

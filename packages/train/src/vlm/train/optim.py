@@ -26,34 +26,55 @@ def freeze(model: nn.Module, trainable: tuple[str, ...]) -> dict[str, int]:
     for name, parameter in model.named_parameters():
         parameter.requires_grad = any(fnmatch.fnmatchcase(name, p) for p in trainable)
         if parameter.requires_grad:
-            key = (
-                ".".join(name.split(".")[: 3 if name.startswith("encoder.stages") else 2])
-                if name.startswith(("encoder", "language"))
-                else "projector"
-            )
-            counts[key] = counts.get(key, 0) + parameter.numel()
+            part = part_of(name)
+            counts[part] = counts.get(part, 0) + parameter.numel()
     return counts
+
+
+def part_of(name: str) -> str:
+    """The part of the model that a parameter is counted under, such as `encoder.stages.4` or `projector`."""
+    pieces = name.split(".")
+    if any(piece.startswith("lora_") for piece in pieces):
+        return f"{pieces[0]} (LoRA)"
+    if pieces[0] == "projector":
+        return "projector"
+    return ".".join(pieces[: 3 if name.startswith("encoder.stages") else 2])
 
 
 NO_DECAY = ("norm", "bias", "ls1", "ls2", "gamma", "embed", "embedding", "bn")
 
 
-def decays(name: str, parameter: torch.Tensor, rule: str) -> bool:
-    """Whether weight decay applies. `intended`: matrices only, never embeddings. `published`: everything (V2PE's
-    DeepSpeed optimiser got one flat list, so norms, biases and embeddings were decayed too)."""
+def decays(name: str, parameter: torch.Tensor, rule: str, owner: nn.Module | None = None) -> bool:
+    """Whether weight decay applies to a parameter of the module `owner`, by `Optimizer.decay`.
+
+    `intended`: matrices only, never embeddings. `trainer`: all but biases, torch's own LayerNorm and Llama's norm, the
+    ones that transformers' Trainer knew. `published`: everything (V2PE's DeepSpeed optimiser got one flat list).
+    """
     if rule == "published":
         return True
+    if rule == "trainer":
+        return "bias" not in name and type(owner) is not nn.LayerNorm and type(owner).__name__ != "LlamaRMSNorm"
     return parameter.dim() > 1 and not any(part in piece for piece in name.split(".") for part in NO_DECAY)
 
 
 def parameter_groups(model: nn.Module, spec: Optimizer) -> list[dict]:
-    """AdamW groups by (learning rate, decay); `spec.groups` gives patterns their own rate, first match wins."""
+    """AdamW groups by (learning rate, decay); `spec.groups` gives patterns their own rate, first match wins.
+
+    Raises ConfigError for a pattern of `groups` that matches no trained parameter: its rate would go nowhere.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if idle := [pattern for pattern in spec.groups if not fnmatch.filter(trained, pattern)]:
+        raise ConfigError(
+            f"optimizer.groups: no trained parameter matches {', '.join(idle)}",
+            fix="add what it means to `trainable`, or take it out",
+        )
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         lr = next((rate for pattern, rate in spec.groups.items() if fnmatch.fnmatchcase(name, pattern)), spec.lr)
-        decay = spec.weight_decay if decays(name, parameter, spec.decay) else 0.0
+        owner = model.get_submodule(name.rpartition(".")[0])
+        decay = spec.weight_decay if decays(name, parameter, spec.decay, owner) else 0.0
         groups.setdefault((lr, decay), []).append(parameter)
     return [{"params": p, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
 

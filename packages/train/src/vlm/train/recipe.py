@@ -6,83 +6,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from vlm.core.config import Strict, find_table, load_yaml, package_tables, parse
 from vlm.core.errors import ConfigError
 from vlm.core.positions import STRIDES
-
-
-class DataEntry(Strict):
-    """One annotation file. `root`: where its media paths start; `repeat`: how often an epoch holds it (0.5 = half)."""
-
-    name: str
-    file: str
-    root: str
-    repeat: float = 1.0
-    count: int | None = None
-
-
-class Model(Strict):
-    """`start`: the checkpoint to train from, a path below the home, a name below `pretrained/`, or `{run}/...`;
-    `preset`: the published shape, used to plan before the weights are here."""
-
-    start: str
-    preset: str
-
-
-class Optimizer(Strict):
-    """AdamW. `decay`: `intended` spares norms, biases, LayerScale, embeddings; `published` does as the scripts did."""
-
-    lr: float
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    clip: float = 1.0
-    schedule: Literal["cosine", "constant", "linear"] = "cosine"
-    warmup: float = 0.03
-    decay: Literal["intended", "published"] = "intended"
-    groups: dict[str, float] = Field(default_factory=dict)
-
-
-class Batch(Strict):
-    """A step takes `samples` consecutive samples of the epoch's order and packs them into rows of at most
-    `max_tokens` tokens and `max_tiles` tiles: `best_fit` (ours), `greedy` (the published buffer of 20 open packs), or
-    `none`, where each sample has a row of its own."""
-
-    samples: int
-    max_tokens: int
-    max_tiles: int = 1_000_000
-    packing: Literal["best_fit", "greedy", "none"] = "best_fit"
-
-
-class Zero(Strict):
-    """DeepSpeed ZeRO stage and whether optimiser states stay on the CPU."""
-
-    stage: Literal[0, 1, 2, 3] = 0
-    offload: bool = False
-
-
-class Hardware(Strict):
-    """What the published run used; `vlm train` refuses to start with less unless `--force`."""
-
-    gpus: int
-    memory_gb: int
-    note: str = ""
-
-
-class Difference(Strict):
-    """A place where published sources disagree, or where we differ from them on purpose."""
-
-    key: str
-    ours: str
-    published: str
-    why: str
+from vlm.models.specs import ModelSpec, load_preset
+from vlm.train.settings import Batch as Batch
+from vlm.train.settings import DataEntry as DataEntry
+from vlm.train.settings import Difference as Difference
+from vlm.train.settings import Hardware as Hardware
+from vlm.train.settings import Lora as Lora
+from vlm.train.settings import Model as Model
+from vlm.train.settings import Optimizer as Optimizer
+from vlm.train.settings import SequenceParallel as SequenceParallel
+from vlm.train.settings import Zero as Zero
 
 
 class Recipe(Strict):
-    """One stage. `trainable`: module patterns such as `encoder.stages.4.*`; everything else is frozen.
+    """One stage. `trainable`: module patterns such as `encoder.stages.4.*`; everything else is frozen, except the
+    adapters of `lora`. `jpeg_quality`: tiles are compressed anew at a quality drawn between the two.
 
     `sources` maps a dotted key (or a prefix of one) to where its number comes from; `""` covers the rest.
     """
@@ -92,6 +36,7 @@ class Recipe(Strict):
     model: Model
     data: tuple[DataEntry, ...]
     trainable: tuple[str, ...]
+    lora: Lora | None = None
     optimizer: Optimizer
     batch: Batch
     epochs: float | None = None
@@ -100,8 +45,10 @@ class Recipe(Strict):
     stride_choices: tuple[float, ...] = STRIDES
     loss: Literal["token", "sample", "square"] = "token"
     max_length: int
+    jpeg_quality: tuple[int, int] | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     zero: Zero = Zero()
+    sequence_parallel: SequenceParallel = SequenceParallel()
     gradient_checkpointing: bool = False
     save_every: int = 500
     keep: int = 2
@@ -149,7 +96,7 @@ def whole_faults(recipe: dict[str, Any]) -> list[tuple[str, Any]]:
     if (recipe.get("epochs") is None) == (recipe.get("steps") is None):
         faults.append(("epochs", "give exactly one of `epochs` and `steps`"))
     sources = recipe.get("sources")
-    given = {k: v for k, v in recipe.items() if k != "sources"}
+    given = {k: v for k, v in recipe.items() if k not in ("sources", "differences")}  # a difference says who says it
     if bare := [k for k in numbers(given) if not covered(k, sources if isinstance(sources, dict) else {})]:
         faults.append(("sources", f"numbers without a source: {', '.join(bare)}"))
     batch, longest = recipe.get("batch"), recipe.get("max_length")
@@ -157,7 +104,20 @@ def whole_faults(recipe: dict[str, Any]) -> list[tuple[str, Any]]:
         room = batch.get("max_tokens")
         if isinstance(longest, int) and isinstance(room, int) and longest > room:
             faults.append(("max_length", f"a sample of max_length tokens fits in no row of batch.max_tokens = {room}"))
+    if not recipe.get("trainable", True) and not recipe.get("lora"):
+        faults.append(("trainable", "nothing is trained: give patterns, or `lora`"))
+    model = recipe.get("model")
+    if isinstance(model, dict) and model.get("spec") and isinstance(model.get("preset"), str):
+        try:
+            training_spec(Model(**model), load_preset(model["preset"]))
+        except (ConfigError, ValidationError) as error:
+            faults.append(("model.spec", str(error).splitlines()[0]))
     return faults
+
+
+def training_spec(model: Model, spec: ModelSpec) -> ModelSpec:
+    """The spec of a checkpoint with the keys that a recipe sets anew. Raises ConfigError for keys it does not have."""
+    return parse(merged(spec.model_dump(), model.spec), ModelSpec, where="model.spec") if model.spec else spec
 
 
 def numbers(value: Any, key: str = "") -> list[str]:
@@ -182,8 +142,11 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def load_recipe(name: str, *, run: str | None = None, overrides: tuple[str, ...] = ()) -> Recipe:
-    """A shipped recipe by name, or a YAML file. `{run}` in paths becomes `run`; overrides are `key.path=value` (YAML).
+def load_recipe(
+    name: str, *, run: str | None = None, overrides: tuple[str, ...] = (), published: bool = False
+) -> Recipe:
+    """A shipped recipe by name, or a YAML file. `{run}` in paths becomes `run`; overrides are `key.path=value` (YAML);
+    `published` puts in what the published scripts did wherever ours differs (`differences`).
 
     Raises:
         UnknownName: with the nearest recipes. ConfigError: every fault at once.
@@ -199,20 +162,38 @@ def load_recipe(name: str, *, run: str | None = None, overrides: tuple[str, ...]
             raise ConfigError(f"{path.name}: base {base} has a base itself", expected="one level of `base:`")
         data = merged(below, data)
     data.setdefault("name", path.stem)
+    if published:
+        data = as_published(data)
     for override in overrides:
         key, _, value = override.partition("=")
         try:
-            nested: Any = yaml.safe_load(value)
+            parsed: Any = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"override {override!r} is not valid YAML", expected="key.path=value") from error
         if not value or not key:
             raise ConfigError(f"override {override!r}", expected="key.path=value")
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        data = merged(data, nested)
-        data = merged(data, {"sources": {key: "override on the command line"}})
+        data = with_value(data, key, parsed, "override on the command line")
     text = json.dumps(data, default=str).replace("{run}", run or "runs/" + str(data["name"]).split("-")[0])
     return parse(json.loads(text), Recipe, where=path.name)
+
+
+def with_value(data: dict[str, Any], key: str, value: Any, source: str) -> dict[str, Any]:
+    """`data` with the value at a dotted key, and the source of that key."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return merged(merged(data, value), {"sources": {key: source}})
+
+
+def as_published(data: dict[str, Any]) -> dict[str, Any]:
+    """`data` with the published values of its differences; those that no key can express stay listed."""
+    left = []
+    for difference in data.get("differences") or ():
+        changes = difference.get("set") or {}
+        for key, value in changes.items():
+            data = with_value(data, key, value, f"published ({difference['published']})")
+        if not changes:
+            left.append(difference)
+    return {**data, "differences": left}
 
 
 def mapping(path: Path) -> dict[str, Any]:

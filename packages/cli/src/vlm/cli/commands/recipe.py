@@ -1,9 +1,13 @@
-"""`vlm recipe`: show and validate recipes."""
+"""`vlm recipe`: show, validate and verify recipes."""
 
 import json
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from vlm.train.verify import Report
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -11,6 +15,9 @@ app = typer.Typer(no_args_is_help=True)
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
+    published: Annotated[
+        bool, typer.Option("--published", help="With the published values wherever ours differ.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """The resolved recipe: base merged, every key, every source.
@@ -21,7 +28,7 @@ def show(
 
     from vlm.train.recipe import load_recipe
 
-    value = load_recipe(name).model_dump(mode="json")
+    value = load_recipe(name, published=published).model_dump(mode="json")
     typer.echo(json.dumps(value, indent=1) if as_json else yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
 
 
@@ -46,3 +53,62 @@ def check(
             typer.echo(f"ok  {name}")
     if faults:
         raise ConfigError("\n".join(faults))
+
+
+@app.command()
+def verify(
+    name: Annotated[str, typer.Argument(help="A recipe, or a launch script (.sh) to compare with the nearest one.")],
+    against: Annotated[
+        Path | None, typer.Option("--against", "-a", help="Launch script (.sh), README (.md) or meta file (.json).")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Column or row of the README's table.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Compare a recipe with what was published: contradictions, dead paths, variables and arguments that go nowhere.
+
+    Exit code 2 when a contradiction is in no `differences` entry of the recipe. Nothing is executed.
+
+    Example: vlm recipe verify convllava-stage2 --against scripts/stage_2.sh
+    """
+    from vlm.core.errors import ConfigError
+    from vlm.train import verify as work
+
+    if against is not None:
+        report = work.verify(name, against, label=label)
+    elif name.endswith(".sh"):
+        report = work.verify_script(Path(name))
+    else:
+        raise ConfigError(
+            f"nothing to compare {name} with", fix=f"vlm recipe verify {name} --against FILE.sh|.md|.json"
+        )
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), indent=1))
+    else:
+        show_report(report)
+    if report.contradictions:
+        raise typer.Exit(2)
+
+
+def show_report(report: "Report") -> None:
+    """The findings, those that need a decision first."""
+    typer.secho(f"{report.recipe or 'no recipe is near'}  against  {report.source}", bold=True)
+    for title, findings, colour in (
+        ("contradicts, and no difference says why", report.contradictions, "red"),
+        ("differs on purpose (--published does as they did, where a key can)", report.noted, "yellow"),
+    ):
+        if findings:
+            typer.secho(f"{title}:", fg=colour)
+        for f in findings:
+            why = f"\n      {f.noted}" if f.noted else ""
+            typer.echo(f"  {f.key}: ours {f.ours}, theirs {f.theirs} ({f.said}){why}")
+    for title, lines in (
+        ("paths that are not here", report.dead_paths),
+        ("variables worked out and never used", report.unused),
+        ("variables that a caller may set and that do not reach the program", report.unforwarded),
+        ("arguments we do not know", report.unknown),
+        ("pieces that make no sense", report.broken),
+        ("keys of ours that it says nothing about", report.only_ours),
+    ):
+        if lines:
+            typer.echo(f"{title}:\n  " + "\n  ".join(lines))
+    typer.secho(f"{len(report.agree)} keys agree: {', '.join(report.agree)}", fg="green")

@@ -1,0 +1,183 @@
+"""Adapters: where they sit, that they start as nothing, and that merged, saved and read again they compute the same."""
+
+import json
+import shutil
+
+import peft
+import pytest
+import torch
+
+from vlm.core.errors import CheckpointError, ConfigError, DataError
+from vlm.models import load_model, load_preset, make_model
+from vlm.models.weights import tensors
+from vlm.train.loop import check_recipe
+from vlm.train.lora import add_adapters, is_adapter, load_adapters, merge, prepare, save_adapters
+from vlm.train.recipe import Lora, load_recipe
+
+SPEC = Lora(
+    rank=4, alpha=8, targets=("language_model.*_proj", "encoder.*.attn.qkv", "encoder.*.attn.proj", "encoder.*.mlp.fc?")
+)
+
+
+def fresh(dtype=torch.float32):
+    torch.manual_seed(0)
+    return make_model(load_preset("tiny-internvl2")).eval().to(dtype)
+
+
+def trained(dtype=torch.float32):
+    """A model whose adapters are not zero."""
+    model = fresh(dtype)
+    layers = add_adapters(model, SPEC, seed=0)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model, layers
+
+
+def answer(model, dtype=torch.float32):
+    torch.manual_seed(1)
+    ids = torch.randint(0, 300, (1, 24))
+    ids[0, 3 : 3 + model.tokens_per_tile] = model.spec.image_tokens.context_id
+    pixels = torch.randn(1, 3, model.image_size, model.image_size, dtype=dtype)
+    with torch.no_grad():
+        return model(ids, pixel_values=pixels).logits
+
+
+def test_fresh_adapters_change_nothing_and_sit_on_every_target_of_both_towers():
+    model = fresh()
+    before = answer(model)
+    layers = add_adapters(model, SPEC, seed=0)
+    assert torch.equal(answer(model), before)
+    assert len(layers) == 2 * 7 + 2 * 4 and {name.split(".")[0] for name in layers} == {"language_model", "encoder"}
+
+
+def test_first_matrices_depend_on_the_seed_alone():
+    def first(seed, global_seed):
+        model = fresh()
+        torch.manual_seed(global_seed)
+        add_adapters(model, SPEC, seed)
+        return next(p for n, p in model.named_parameters() if ".lora_A." in n)
+
+    assert torch.equal(first(0, 1), first(0, 2)) and not torch.equal(first(0, 1), first(1, 1))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-10)])
+def test_merged_weights_compute_what_the_adapters_compute(dtype, tolerance):
+    model, _ = trained(dtype)
+    state = merge(model.state_dict(), SPEC)
+    plain = fresh(dtype)
+    assert state.keys() == plain.state_dict().keys()
+    distance = (answer(model, dtype) - answer(plain, dtype)).abs().max()
+    assert distance > 0.01, "the adapters do something"
+    plain.load_state_dict(state)
+    assert (answer(model, dtype) - answer(plain, dtype)).abs().max() < tolerance
+
+
+def test_merging_is_what_peft_merges():
+    model, _ = trained()
+    state = merge(model.state_dict(), SPEC)
+    for name, module in model.named_modules():
+        if isinstance(module, peft.tuners.lora.LoraLayer):
+            module.merge()
+            torch.testing.assert_close(module.base_layer.weight, state[f"{name}.weight"], atol=1e-7, rtol=0)
+
+
+def test_adapters_alone_are_saved_small_and_read_again_to_the_same_answer(tmp_path):
+    model, _ = trained()
+    with torch.no_grad():
+        model.projector[1].weight += 0.01
+    folder = tmp_path / "adapter"
+    save_adapters(model.state_dict(), SPEC, folder, trained=("projector.*",), base="pretrained/x")
+    whole = sum(t.numel() * 4 for n, t in model.state_dict().items() if not is_adapter(n))
+    assert (folder / "adapter_model.safetensors").stat().st_size < whole / 2
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "pretrained/x"
+    other = fresh()
+    spec = load_adapters(other, folder)
+    assert (spec.rank, spec.alpha) == (4, 8)
+    assert torch.equal(answer(other), answer(model))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_peft_reads_the_adapters(tmp_path):
+    model, _ = trained()
+    save_adapters(model.state_dict(), SPEC, tmp_path / "adapter")
+    other = peft.PeftModel.from_pretrained(fresh(), tmp_path / "adapter")
+    torch.testing.assert_close(answer(other), answer(model))
+
+
+def test_adapters_of_another_model_are_refused(tmp_path):
+    model, _ = trained()
+    save_adapters(model.state_dict(), SPEC, tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match="another model"):
+        load_adapters(make_model(load_preset("tiny-convllava")), tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match=r"no adapter_config\.json"):
+        load_adapters(fresh(), tmp_path)
+
+
+def test_a_target_that_is_no_linear_layer_is_named():
+    with pytest.raises(ConfigError, match=r"no linear layer: encoder\.\*\.norm1"):
+        add_adapters(fresh(), SPEC.model_copy(update={"targets": ("encoder.*.norm1", "*_proj")}), seed=0)
+
+
+def test_only_adapters_and_what_is_trainable_get_gradients(recipe):
+    spec = {"rank": 2, "alpha": 4, "targets": ["language_model.*.q_proj"]}
+    model = fresh().train()
+    counts = prepare(model, recipe(lora=spec, trainable=["projector.*"]))
+    assert set(counts) == {"language_model (LoRA)", "projector"}
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (is_adapter(name) or name.startswith("projector.")), name
+    torch.manual_seed(1)
+    ids = torch.randint(0, 300, (1, 24))
+    model(ids, labels=ids).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_the_published_lora_of_v1_2_has_122_880_000_parameters():
+    with torch.device("meta"):
+        model = make_model(load_preset("internvl-chat-v1-2"))
+    assert prepare(model, load_recipe("internvl-chat-v1-2-finetune-lora")) == {"language_model (LoRA)": 122_880_000}
+
+
+def test_a_run_writes_model_and_adapters_and_goes_on_from_a_checkpoint(vlm, recipe_file, recipe, home, tmp_path, curve):
+    entry = {**recipe().data[0].model_dump(), "max_tiles": 1}
+    sets = {
+        "lora": {"rank": 2, "alpha": 4, "dropout": 0.1, "targets": ["language_model.*.q_proj", "encoder.*.attn.qkv"]},
+        "trainable": [],
+        "data": [entry],
+        "model.spec": {"vision": {"drop_path": 0.2}},
+        "jpeg_quality": [75, 90],
+        "batch.packing": "none",
+        "batch.grouping": "modality",
+        "steps": 4,
+        "save_every": 2,
+    }
+    words = [word for key, value in sets.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    command = ("train", "-r", recipe_file, "--run", tmp_path, "--quiet", *words)
+    first = vlm(*command)
+    assert first.wait(120) == 0, first.said
+    out = tmp_path / "train/tiny"
+    before, after = (dict(tensors(folder)) for folder in (home / "pretrained/tiny-internvl2", out / "model"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.endswith(("q_proj.weight", "attn.qkv.weight")) for name in changed)
+    model = load_model(home / "pretrained/tiny-internvl2")
+    spec = load_adapters(model, out / "adapter")
+    assert all(torch.equal(t, after[n]) for n, t in merge(model.state_dict(), spec).items())
+    whole = curve(out)
+    shutil.rmtree(out / "model")
+    again = vlm(*command)
+    assert again.wait(120) == 0, again.said
+    assert curve(out) == whole and len(whole) == 4, "it goes on from step 2 to the same bits"
+
+
+def test_a_data_set_that_became_shorter_stops_a_run_that_was_begun(recipe, home, tmp_path):
+    entry = recipe().data[0]
+    short = home / "dataset/tiny/short.jsonl"
+    short.write_text((home / entry.file).read_text())
+    begun = recipe(data=[{**entry.model_dump(), "file": "dataset/tiny/short.jsonl"}])
+    check_recipe(begun, tmp_path, False)
+    check_recipe(begun, tmp_path, False)
+    short.write_text("".join(short.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(DataError, match=r"short\.jsonl: 24 -> 23"):
+        check_recipe(begun, tmp_path, False)
+    check_recipe(begun, tmp_path, True)
