@@ -8,9 +8,10 @@ from typer.testing import CliRunner
 from vlm.cli.commands import plan as plan_command
 from vlm.cli.commands import train as train_command
 from vlm.core.catalogue import find_entry, load_catalogue
-from vlm.core.errors import HardwareError, VlmError
-from vlm.core.organise import ORGANISERS
-from vlm.train.plan import make_plan, refuse_lacking
+from vlm.core.errors import HardwareError, UnknownName, VlmError
+from vlm.core.organise import can_organise
+from vlm.train.plan import estimate_on, make_plan, refuse_lacking
+from vlm.train.plan_fit import refuse_misfit
 from vlm.train.recipe import load_recipe, recipe_names
 
 STAGE3 = "convllava-stage3"
@@ -125,7 +126,7 @@ def test_every_shipped_recipe_plans_and_the_lines_it_prints_exist(empty_home, na
                 case ["vlm", "download"]:
                     assert all(find_entry(word, catalogue) for word in words[2:])
                 case ["vlm", "data"]:
-                    assert words[2] == "organize" and words[3] in ORGANISERS
+                    assert words[2] == "organize" and can_organise(find_entry(words[3], catalogue))
                 case ["vlm", "train"]:
                     assert words[2] == "--recipe" and words[3] in recipe_names()
                 case ["vlm", "weights"]:
@@ -141,3 +142,91 @@ def test_a_start_that_lacks_its_encoder_names_the_encoder(empty_home):
     (folder / "config.json").write_text(json.dumps(config))
     weights = next(x for x in make_plan(load_recipe(STAGE3)).lacking if x["what"] == "weights")
     assert weights["fix"] == "vlm download ConvLLaVA-ConvNeXt-768"
+
+
+SMALL = {"bf16_tflops": 100, "fp32_tflops": 10, "link_gbs": 100, "net_gbs": 10, "source": "test"}
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """`machine(0.01)`: the plan's machines have that many GB."""
+    from vlm.train import plan as module
+    from vlm.train.machines import Machine
+
+    return lambda gb: monkeypatch.setattr(module, "get_machine", lambda name: Machine(memory_gb=gb, **SMALL))
+
+
+def test_states_and_transfers_follow_the_zero_stage(recipe, machine):
+    machine(80)
+    trained = sum(make_plan(recipe()).trainable.values())
+    found = {
+        stage: estimate_on(recipe(f"zero.stage={stage}", "batch.samples=64"), "x", nodes=2, gpus_per_node=4)
+        for stage in range(4)
+    }
+    states = {s: [f.gb[k] * 1e9 for k in ("weights", "gradients", "optimizer")] for s, f in found.items()}
+    full = [4 * trained, 4 * trained, 8 * trained]
+    divided = {0: (1, 1, 1), 1: (1, 1, 8), 2: (1, 8, 8), 3: (8, 8, 8)}
+    for stage, by in divided.items():
+        assert states[stage] == pytest.approx([x / d for x, d in zip(full, by, strict=True)])
+    sent = {s: f.gb_sent["zero"] for s, f in found.items()}
+    assert sent[0] == pytest.approx(2 * 7 / 8 * 4 * trained / 1e9) and sent[0] == sent[1] < sent[2] < sent[3]
+
+
+def test_what_is_active_is_said_in_words(recipe, machine):
+    machine(80)
+    alone = estimate_on(recipe("batch.samples=8"), "x", gpus_per_node=8)
+    assert "no ring" in alone.parallel and "data 8 x sequence 1" in alone.parallel and alone.gb_sent["sequence"] == 0
+    ring = estimate_on(recipe("batch.samples=8", "sequence_parallel.size=4", "zero.stage=3"), "x", gpus_per_node=8)
+    assert "data 2 x sequence 4 (ring over 4 GPUs)" in ring.parallel and "ZeRO-3" in ring.parallel
+    assert ring.gb_sent["sequence"] > 0
+    assert max(ring.gb_activation_phases.values()) < max(alone.gb_activation_phases.values())
+
+
+def test_what_does_not_fit_is_refused_with_the_smallest_change_that_does(recipe, machine):
+    machine(80)
+    plain = estimate_on(recipe("batch.samples=64"), "x", gpus_per_node=4)
+    saved = estimate_on(recipe("batch.samples=64", "gradient_checkpointing=true"), "x", gpus_per_node=4)
+    assert saved.gb_needed < plain.gb_needed and saved.flops_run > plain.flops_run
+    machine((saved.gb_needed + plain.gb_needed) / 2)
+    tight = estimate_on(recipe("batch.samples=64"), "x", gpus_per_node=4)
+    assert tight.problems and tight.fix.startswith("--set gradient_checkpointing=true ")
+    with pytest.raises(HardwareError, match="does not run on 4 x x") as error:
+        refuse_misfit("tiny", tight)
+    assert error.value.exit_code == 7
+    machine(1e-6)
+    assert estimate_on(recipe("batch.samples=64"), "x", gpus_per_node=4).fix is None
+
+
+def test_impossible_meshes_are_refused(recipe, machine):
+    machine(80)
+    assert "does not divide" in estimate_on(recipe("sequence_parallel.size=3"), "x", gpus_per_node=4).problems[0]
+    assert "would idle" in estimate_on(recipe("batch.samples=2"), "x", gpus_per_node=4).problems[0]
+    heads = recipe("sequence_parallel={size: 8, kind: ulysses}", "batch.samples=8")
+    assert "attention heads" in estimate_on(heads, "x", gpus_per_node=8).problems[0]
+
+
+def test_hours_are_steps_times_seconds_and_an_unknown_machine_is_named(recipe, machine):
+    with pytest.raises(UnknownName, match="a100-8"):
+        estimate_on(recipe(), "a100-8O")
+    machine(80)
+    found = estimate_on(recipe(), "x", gpus_per_node=2, steps=100)
+    assert found.gpu_hours == pytest.approx(2 * found.hours) and found.hours == pytest.approx(found.seconds / 36)
+
+
+def test_plan_exits_with_7_where_it_does_not_fit_and_0_where_only_weights_lack(recipe_file, empty_home):
+    common = [str(recipe_file), "--machine", "a100-40", "--nodes", "1", "--gpus-per-node", "2", "--json"]
+    result = CliRunner().invoke(plan_command.app, common)
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    assert {x["what"] for x in plan["lacking"]} >= {"weights", "data"} and plan["estimate"]["problems"] == []
+    result = CliRunner().invoke(plan_command.app, [*common, "--set", "sequence_parallel.size=4"])
+    assert isinstance(result.exception, HardwareError) and json.loads(result.stdout)["estimate"]["problems"]
+
+
+@pytest.mark.slow
+def test_published_hours_are_within_the_bounds_that_the_docs_state():
+    from vlm.train.plan_published import published_points
+
+    ratios = {p["recipe"]: p["ratio"] for p in published_points()}
+    assert 1 < ratios["internvl-chat-v1-2-sft"] < 1.6 and 0.7 < ratios["v2pe-32k"] < 1.4
+    assert ratios["convllava-stage3"] > 1, "an upper bound: every sample at max_length"

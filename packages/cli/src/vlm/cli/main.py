@@ -19,8 +19,11 @@ VERBS = {
     "recipe": "Show and validate training recipes.",
     "plan": "What a recipe costs, before anything is loaded.",
     "train": "Train one stage from a recipe; the same command resumes.",
+    "launch": "Train on several GPUs or nodes: prints and runs the srun or torchrun line.",
     "eval": "Evaluate a model on benchmarks; the same command resumes.",
+    "diff": "Which samples moved between two evaluations, and why.",
     "report": "One self-contained page from training runs and evaluations.",
+    "reproduce": "A published system from weights to report through the DAG, or what it would take.",
     "chat": "Talk to a model about images and videos.",
 }
 """Verb -> one line of help. `vlm.cli.commands.<verb>` holds an `app` (Typer); the file is imported when used."""

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,23 +120,30 @@ def load(engine: Engine, folder: Path, world: World) -> dict[str, Any] | None:
     """Load the newest whole checkpoint; None when there is none. Says so when it has to go back to an older one.
 
     Raises:
-        CheckpointError: all are damaged, or another number of processes wrote it.
+        CheckpointError: all are damaged, or another number of processes wrote it in slices (ZeRO-1 to 3).
     """
+    whole = complete(folder)
     if world.first:
         for half_written in folder.glob(".step-*.tmp"):
             shutil.rmtree(half_written)
-    for path in reversed(complete(folder)):
+            sys.stderr.write(f"removed {half_written}: a kill or a full disk came before it was finished\n")
+        for odd in sorted(set(folder.glob("step-*")) - set(whole)):
+            text = f"{odd}: half-written, it has no {MANIFEST}; going back to the checkpoint before it"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+    for path in reversed(whole):
         wrong = fault(path)
         if wrong is None:
             processes = json.loads((path / MANIFEST).read_text())["state"]["processes"]
-            if processes != world.size:
+            if processes != world.size and engine.deepspeed.zero_optimization_stage():
                 raise CheckpointError(
                     f"{path} was written by {processes} processes, now there are {world.size}",
+                    expected=f"{processes} processes: ZeRO-{engine.deepspeed.zero_optimization_stage()} has its states "
+                    "in that many slices (ZeRO-0 goes on with any number)",
                     fix=f"go on with {processes} processes, or start in a new folder",
                 )
             _, state = engine.deepspeed.load_checkpoint(str(folder), tag=path.name, load_module_strict=False)
             return state
         warnings.warn(f"{path}: {wrong}; going back to the checkpoint before it", RuntimeWarning, stacklevel=2)
-    if complete(folder):
+    if whole:
         raise CheckpointError(f"{folder}: every checkpoint is damaged", fix="delete the folder to start again")
     return None

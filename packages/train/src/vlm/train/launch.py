@@ -5,6 +5,7 @@ Not torchrun: it takes `--run` for an abbreviation of its own flag, and puts its
 
 import ctypes
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from vlm.core.errors import ConfigError
+
 LAUNCHER = "VLM_LAUNCHER"
 GRACE = 10.0  # seconds for the other ranks to end by themselves once one has failed
 
@@ -24,6 +27,41 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def launch_line(
+    options: list[str], *, nodes: int, gpus_per_node: int, launcher: str, inside: bool = False
+) -> tuple[list[str], dict[str, str]]:
+    """(command, environment) that starts `vlm train OPTIONS` on `nodes` x `gpus_per_node` processes.
+
+    `launcher`: `srun`; `torchrun`, a line for each node, with NODE_RANK and MASTER_ADDR in the environment; or `vlm`,
+    our own, on one node. `inside` an allocation srun takes its GPUs from the job; outside it asks for them.
+    """
+    total, train = nodes * gpus_per_node, ["vlm", "train", *options]
+    expect = {"VLM_EXPECT_WORLD": str(total)}
+    if launcher == "srun":
+        shape = [f"--nodes={nodes}", f"--ntasks-per-node={gpus_per_node}", "--kill-on-bad-exit=1"]
+        return ["srun", *shape, *([] if inside else [f"--gpus-per-node={gpus_per_node}"]), *train], expect
+    if launcher == "torchrun":
+        shape = [f"--nproc-per-node={gpus_per_node}"]
+        if nodes > 1:
+            shape += [
+                f"--nnodes={nodes}",
+                "--node-rank=$NODE_RANK",
+                "--master-addr=$MASTER_ADDR",
+                "--master-port=29500",
+            ]
+        # behind `--`, because torchrun reads `--run` as one of its own
+        return ["torchrun", *shape, "-m", "--", "vlm.cli.main", "train", *options], expect
+    if nodes > 1:
+        raise ConfigError(f"{nodes} nodes without srun", expected="--launcher srun or torchrun", fix="run inside Slurm")
+    return [*train, *(["--processes", str(gpus_per_node)] if gpus_per_node > 1 else [])], {}
+
+
+def as_typed(command: list[str], env: dict[str, str]) -> str:
+    """A command with its environment, for a shell; `$NAME` stays a variable."""
+    words = [w if "$" in w else shlex.quote(w) for w in command]
+    return " ".join([f"{key}={value}" for key, value in env.items()] + words)
 
 
 def launch(command: list[str], processes: int) -> int:

@@ -1,22 +1,24 @@
 """What a recipe costs and what it lacks here, from meta-device models and headers alone: nothing is loaded."""
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
-from vlm.core.catalogue import load_catalogue
+from vlm.core.catalogue import find_file, load_catalogue
 from vlm.core.errors import CheckpointError, HardwareError, VlmError
 from vlm.core.home import home, resolve
-from vlm.core.organise import ORGANISERS
+from vlm.core.organise import ORGANISERS, can_organise
 from vlm.models.folders import find_checkpoint
 from vlm.models.layouts import read_layout
 from vlm.models.specs import ModelSpec, load_preset
 from vlm.models.vlm import make_model
 from vlm.train.checkpoint import free_gb
-from vlm.train.optim import freeze
-from vlm.train.recipe import DataEntry, Model, Recipe
+from vlm.train.lora import prepare
+from vlm.train.machines import get_machine
+from vlm.train.plan_fit import Estimate, estimate, smallest_change
+from vlm.train.recipe import DataEntry, Model, Recipe, training_spec
 
 GB = 1e9
 
@@ -50,11 +52,12 @@ class Plan:
 
 
 def spec_of(recipe: Recipe) -> ModelSpec:
-    """The spec of the start checkpoint when it is here, else of the preset."""
+    """The spec of the start checkpoint when it is here, else of the preset, with what the recipe sets anew."""
     try:
-        return read_layout(find_checkpoint(recipe.model.start)).spec
+        spec = read_layout(find_checkpoint(recipe.model.start)).spec
     except CheckpointError:
-        return load_preset(recipe.model.preset)
+        spec = load_preset(recipe.model.preset)
+    return training_spec(recipe.model, spec)
 
 
 def make_plan(recipe: Recipe, *, processes: int = 1) -> Plan:
@@ -62,9 +65,9 @@ def make_plan(recipe: Recipe, *, processes: int = 1) -> Plan:
     spec = spec_of(recipe)
     with torch.device("meta"):
         model = make_model(spec)
+        trainable = prepare(model, recipe)
     parts = {"encoder": model.encoder, "projector": model.projector, "language_model": model.language_model}
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    trainable = freeze(model, recipe.trainable)
     total, trained = sum(parameters.values()), sum(trainable.values())
     stage, half = recipe.zero_stage, recipe.precision == "bfloat16"
     width = 2 if half else 4
@@ -88,6 +91,35 @@ def make_plan(recipe: Recipe, *, processes: int = 1) -> Plan:
         tokens_per_step=recipe.batch.samples * recipe.max_length,
         lacking=lacking(recipe),
     )
+
+
+def estimate_on(
+    recipe: Recipe,
+    machine: str,
+    *,
+    nodes: int = 1,
+    gpus_per_node: int = 1,
+    steps: int | None = None,
+    tokens_per_sample: float | None = None,
+) -> Estimate:
+    """Bytes, FLOPs and hours on a named machine; where it does not fit, with the smallest change that does.
+
+    Raises UnknownName for a machine that the table lacks.
+    """
+    spec, kind = spec_of(recipe), get_machine(machine)
+    found = estimate(
+        recipe,
+        spec,
+        kind,
+        machine,
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        steps=steps,
+        tokens_per_sample=tokens_per_sample,
+    )
+    if not found.problems:
+        return found
+    return replace(found, fix=smallest_change(recipe, spec, kind, machine, nodes, gpus_per_node))
 
 
 def sample_count(recipe: Recipe) -> int | None:
@@ -145,15 +177,12 @@ def weights_fix(model: Model, found: str) -> str:
 
 
 def data_fix(entry: DataEntry) -> str:
-    """The line that fetches a training set, by its name or by the folder it lies in."""
-    catalogue = load_catalogue().values()
-    known = [e for e in catalogue if e.name == entry.name] or [
-        e for e in catalogue if entry.file.startswith(f"{e.folder}/")
-    ]
-    if not known:
+    """The line that fetches and makes a training set, by the file that the recipe reads."""
+    known = find_file(entry.file, load_catalogue())
+    if known is None:
         return "put it there, or correct `data` in the recipe"
-    line = f"vlm download {' '.join(known[0].needs or (known[0].name,))}"
-    return f"{line} && vlm data organize {known[0].name}" if known[0].name in ORGANISERS else line
+    line = f"vlm download {' '.join(known.needs if known.name in ORGANISERS and known.needs else (known.name,))}"
+    return f"{line} && vlm data organize {known.name}" if can_organise(known) else line
 
 
 def refuse_lacking(plan: Plan, *, force: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""`vlm plan`: what a recipe costs, before anything is loaded."""
+"""`vlm plan`: what a recipe costs and whether it fits, before anything is loaded."""
 
 import json
 from typing import Annotated
@@ -10,24 +10,66 @@ app = typer.Typer()
 
 @app.command()
 def plan(
-    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
-    processes: Annotated[int | None, typer.Option(help="GPUs or processes; default: as published, else 1.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="Name of a shipped recipe, or a YAML file.")] = None,
+    machine: Annotated[
+        str | None, typer.Option(help="a100-40, a100-80, a800-80, h100, h200, ... or cpu; default: as published.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Machines; default: as many as published.")] = None,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of each.")] = 8,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="GPUs or processes in all, instead of the two above.")
+    ] = None,
+    tokens_per_sample: Annotated[
+        float | None, typer.Option(help="Mean length of a sample, for the time; default: max_length, an upper bound.")
+    ] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Instead of a recipe: predicted against published hours.")
+    ] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: batch.samples=64.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """Parameters (exact, no weights needed), states per process, steps, and what this machine lacks.
+    """Parameters (exact), bytes of a GPU, FLOPs, transfers, hours, and what this machine lacks. Exit code 7 and the
+    smallest change that helps where it does not fit; missing weights and data are listed, and do not count.
 
-    Example: vlm plan convllava-stage3
+    Example: vlm plan v2pe-32k --machine h100 --nodes 4 --gpus-per-node 8
     """
-    from vlm.train.plan import make_plan
+    from vlm.core.errors import ConfigError
+
+    if published:
+        from vlm.cli.show_plan import show_published
+        from vlm.train.plan_published import published_points
+
+        points = published_points()
+        typer.echo(json.dumps(points, indent=1)) if as_json else show_published(points)
+        return
+    if recipe is None:
+        raise ConfigError("no recipe", expected="its name, or --published", fix="`vlm list recipes` names them")
+    from vlm.train.plan import estimate_on, make_plan
+    from vlm.train.plan_fit import refuse_misfit
     from vlm.train.recipe import load_recipe
 
     resolved = load_recipe(recipe, overrides=tuple(set_ or ()))
     default = resolved.hardware.gpus if resolved.hardware else 1
-    result = make_plan(resolved, processes=processes or default)
+    total = processes or (nodes * gpus_per_node if nodes else default)
+    per_node = min(gpus_per_node, total)
+    if total % per_node:
+        raise ConfigError(f"{total} processes on nodes of {per_node}", expected="whole nodes", fix="--gpus-per-node N")
+    name = machine or ("a100-80" if resolved.hardware else "cpu")
+    result = make_plan(resolved, processes=total)
+    found = estimate_on(
+        resolved,
+        name,
+        nodes=total // per_node,
+        gpus_per_node=per_node,
+        steps=result.steps,
+        tokens_per_sample=tokens_per_sample,
+    )
     if as_json:
-        typer.echo(json.dumps(result.as_dict(), indent=1))
+        typer.echo(json.dumps({**result.as_dict(), "estimate": found.as_dict()}, indent=1))
     else:
         from vlm.cli.show import show_plan
+        from vlm.cli.show_plan import show_estimate
 
         show_plan(resolved, result)
+        show_estimate(found)
+    refuse_misfit(resolved.name, found)

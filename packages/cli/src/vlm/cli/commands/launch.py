@@ -1,0 +1,49 @@
+"""`vlm launch`: `vlm train` on several GPUs or nodes."""
+
+import os
+import shutil
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def launch(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Name of a shipped recipe, or a YAML file.")],
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="Processes on each, one for each GPU.")] = 1,
+    launcher: Annotated[
+        str, typer.Option(help="srun, torchrun or vlm (one node, ours); auto: srun in Slurm, else vlm.")
+    ] = "auto",
+    show: Annotated[bool, typer.Option("--print", "--dry-run", help="Show the line and run nothing.")] = False,
+) -> None:
+    """Train on NODES x GPUS_PER_NODE processes; other options go to `vlm train`. The line is printed, then run.
+
+    Example: vlm launch --recipe v2pe-32k --nodes 4 --gpus-per-node 8
+    """
+    from vlm.core.errors import UnknownName
+    from vlm.train.launch import as_typed, launch_line
+    from vlm.train.recipe import load_recipe
+
+    if launcher not in ("auto", "srun", "torchrun", "vlm"):
+        raise UnknownName("launcher", launcher, ("auto", "srun", "torchrun", "vlm"))
+    inside = "SLURM_JOB_ID" in os.environ
+    if launcher == "auto":
+        launcher = "srun" if inside or (nodes > 1 and shutil.which("srun")) else "torchrun" if nodes > 1 else "vlm"
+    load_recipe(recipe)  # a wrong name is told here, once
+    options = ["--recipe", recipe, *context.args]
+    command, env = launch_line(options, nodes=nodes, gpus_per_node=gpus_per_node, launcher=launcher, inside=inside)
+    typer.echo(as_typed(command, env), err=not show)
+    if show:
+        return
+    command = [os.path.expandvars(word) for word in command]
+    os.environ.update(env)
+    try:
+        os.execvp(command[0], command)
+    except FileNotFoundError as error:
+        from vlm.core.errors import HardwareError
+
+        raise HardwareError(f"no {command[0]} on this machine", fix="--launcher vlm, or install it") from error

@@ -1,0 +1,105 @@
+"""Training with rows that several processes hold gives the losses of one process, under every ZeRO stage."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vlm.core.errors import ConfigError
+from vlm.train import checkpoint
+from vlm.train.launch import free_port
+from vlm.train.loop import train
+from vlm.train.parallel import check_mesh
+
+
+def numbers(out, key="loss"):
+    return [json.loads(line)[key] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def spread(ranks, recipe_file, tmp_path):
+    """Train the tiny recipe with a sequence group of two in `n` processes; its stage folder."""
+
+    def spread(name, *sets, n=2, **kw):
+        given = [x for s in ("sequence_parallel.size=2", *sets) for x in ("--set", s)]
+        ranks(n, "train", "-r", recipe_file, "--run", tmp_path / name, "--quiet", *given, **kw)
+        return tmp_path / name / "train/tiny"
+
+    return spread
+
+
+@pytest.fixture
+def alone(recipe, tmp_path):
+    """The same with one process."""
+
+    def alone(*sets):
+        train(recipe(*sets), tmp_path / "alone", quiet=True)
+        return tmp_path / "alone"
+
+    return alone
+
+
+def same_run(out, reference):
+    """Losses, gradient norms and the exported weights."""
+    assert numbers(out) == pytest.approx(numbers(reference), rel=2e-6)
+    assert numbers(out, "grad_norm") == pytest.approx(numbers(reference, "grad_norm"), rel=1e-4)
+    expected = load_file(reference / "model/model.safetensors")
+    model = load_file(out / "model/model.safetensors")
+    assert model.keys() == expected.keys()
+    for name, tensor in model.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize(
+    "stage", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
+)
+def test_a_ring_of_two_trains_as_one_process_under_every_zero_stage(alone, spread, stage):
+    reference, out = alone(), spread("ring", f"zero.stage={stage}")
+    same_run(out, reference)
+    assert numbers(out, "rows") == numbers(reference, "rows")
+    assert 0 < max(numbers(out, "padding_share")) < 0.1
+
+
+def test_ulysses_trains_alike(alone, spread):
+    same_run(spread("ulysses", "sequence_parallel.kind=ulysses", "zero.stage=2"), alone())
+
+
+def test_recomputed_activations_train_alike(alone, spread):
+    same_run(spread("again", "gradient_checkpointing=true", "zero.stage=3"), alone())
+
+
+def test_two_rings_side_by_side_share_out_the_rows(alone, spread):
+    sets = ("batch.packing=none", "steps=3")  # six rows a step, three for each ring
+    reference = alone(*sets)
+    same_run(spread("mesh", "zero.stage=2", *sets, n=4), reference)
+
+
+def test_a_ring_without_rows_adds_nothing(alone, spread):
+    sets = ("batch.samples=1", "steps=3")
+    same_run(spread("few", "zero.stage=3", *sets, n=4), alone(*sets))
+
+
+def test_a_killed_ring_goes_on_with_the_same_losses(vlm, spread, recipe_file, tmp_path, curve):
+    sets = ("steps=8", "save_every=2", "zero.stage=2")
+    whole = spread("whole", *sets)
+    given = [x for s in ("sequence_parallel.size=2", *sets) for x in ("--set", s)]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    args = ("train", "-r", recipe_file, "--run", tmp_path / "cut", "--quiet", *given)
+    pair = [vlm(*args, env={**shared, "RANK": r, "LOCAL_RANK": r}) for r in "01"]
+    out = tmp_path / "cut/train/tiny"
+    pair[0].until(lambda: checkpoint.complete(out / "checkpoints"))
+    for child in pair:
+        child.process.kill()
+        child.process.join()
+    assert not (out / "model").exists()
+    assert spread("cut", *sets) == out
+    assert curve(out) == curve(whole)
+
+
+def test_a_size_that_does_not_divide_the_processes_is_refused(recipe, tmp_path):
+    with pytest.raises(ConfigError, match=r"sequence_parallel.size is 3 with 4 processes"):
+        check_mesh(4, 3)
+    with pytest.raises(ConfigError, match="with 1 processes"):
+        train(recipe("sequence_parallel.size=2"), tmp_path / "never", quiet=True)
+    assert not (tmp_path / "never/recipe.json").exists()
