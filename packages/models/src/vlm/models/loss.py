@@ -1,7 +1,7 @@
 """Mask first, then chunk: cross-entropy that never builds [tokens x vocabulary] logits for more than one chunk."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,7 @@ def weighted_cross_entropy(
     return total
 
 
-def is_plain(head: Callable[[Tensor], Tensor]) -> bool:
+def is_plain(head: Callable[[Tensor], Tensor]) -> TypeGuard[nn.Linear]:
     """Whether calling the head is one product with a weight that is wholly here: no bias, hook, adapter or shard."""
     if type(head) is not nn.Linear or head.bias is not None or "forward" in vars(head):
         return False

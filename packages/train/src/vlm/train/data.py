@@ -6,8 +6,9 @@ rows to the ranks. What cannot be used is told to the ledger by name, never repl
 
 import json
 import random
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -22,6 +23,9 @@ from vlm.core.packing import pack, pack_greedy
 from vlm.core.positions import draw_strides
 from vlm.core.records import Sample, read_record
 from vlm.models.processor import Processor
+from vlm.models.sequence.layout import LAYOUTS
+from vlm.train.augment import compress
+from vlm.train.grouping import has_media, modality_order
 from vlm.train.metrics import Lost, Stage
 from vlm.train.recipe import DataEntry, Recipe
 
@@ -90,6 +94,9 @@ class Stream:
 
     def __init__(self, recipe: Recipe, processor: Processor):
         self.recipe, self.processor = recipe, processor
+        limits = [entry.max_tiles for entry in recipe.data]
+        self.processors = [processor if n is None else processor.with_image_rule(max_tiles=n) for n in limits]
+        self.grouped: dict[int, list[int]] = {}
         self.files = [Lines(entry) for entry in recipe.data]
         self.index = Mixture([len(f) for f in self.files], [entry.repeat for entry in recipe.data], recipe.seed)
         if not len(self.index):
@@ -103,9 +110,20 @@ class Stream:
         assert self.recipe.epochs is not None  # the recipe's validator has seen to it
         return max(1, int(self.recipe.epochs * len(self.index) / self.recipe.batch.samples))
 
-    def order(self, epoch: int) -> Shuffle:
+    def order(self, epoch: int) -> Sequence[int]:
         """The order of one epoch, seeded by (seed, epoch)."""
-        return _order(self.recipe.seed, epoch, len(self.index))
+        if self.recipe.batch.grouping == "none":
+            return _order(self.recipe.seed, epoch, len(self.index))
+        if epoch not in self.grouped:
+            samples = self.recipe.batch.samples
+            self.grouped = {epoch: modality_order(self.media, samples, self.recipe.seed, epoch).tolist()}
+        return self.grouped[epoch]
+
+    @cached_property
+    def media(self) -> list[bool]:
+        """Whether each sample of an epoch, before shuffling, has an image or a video: one pass over the files."""
+        flags = [[has_media(file.index[i]) for i in range(len(file))] for file in self.files]
+        return [flags[number][line] for number, line in self.index]
 
     def picks(self, step: int) -> list[tuple[int, int, int]]:
         """(epoch, file, line) of each sample of a step. Epochs follow one another without a gap."""
@@ -135,7 +153,7 @@ class Stream:
             try:
                 sample = self.files[number][line]
                 stage = "encode"
-                one = self.processor.encode(
+                one = self.processors[number].encode(
                     sample.messages,
                     strides=self.strides_for(epoch, number, line),
                     generation_prompt=False,
@@ -153,6 +171,9 @@ class Stream:
                 why = f"{one.n_tiles} tiles, batch.max_tiles is {self.recipe.batch.max_tiles}"
                 data.lost.append(Lost(name, "dropped", "pack", why))
                 continue
+            if self.recipe.jpeg_quality and one.pixels is not None:
+                rng = random.Random(f"{self.recipe.seed}/{epoch}/{number}/{line}/jpeg")
+                one = replace(one, pixels=compress(one.pixels, self.recipe.jpeg_quality, rng))
             if one.truncated:
                 data.lost.append(Lost(name, "truncated", "encode", f"cut to {self.recipe.max_length} tokens"))
             encoded.append(one)
@@ -202,7 +223,8 @@ def _order(seed: int, epoch: int, total: int) -> Shuffle:
 
 
 def deal(rows: list[Row], rank: int, world: int) -> list[Row]:
-    """The rows of one rank: longest first, each to the least loaded rank."""
+    """The rows of one of `world` sequence groups (of one process each without sequence parallelism): longest first,
+    each to the least loaded."""
     loads, mine = [0] * world, []
     for row in sorted(rows, key=lambda r: -len(r.input_ids)):
         target = loads.index(min(loads))
@@ -212,8 +234,15 @@ def deal(rows: list[Row], rank: int, world: int) -> list[Row]:
     return mine
 
 
-def to_tensors(row: Row, processor: Processor, device: torch.device) -> dict[str, Tensor | None]:
-    """Arguments of the model's forward for a row (batch of one). Positions stay float64."""
+def computed(row: Row, kind: str, size: int) -> int:
+    """Tokens of a row with the padding that `size` processes need to hold it together."""
+    return size * len(LAYOUTS[kind](torch.from_numpy(row.cu_seqlens), 0, size).places) if size > 1 else len(row.labels)
+
+
+def to_tensors(
+    row: Row, processor: Processor, device: torch.device, pixels_on: torch.device | None = None
+) -> dict[str, Tensor | None]:
+    """Arguments of the model's forward for a row (batch of one). Positions stay float64; pixels may stay elsewhere."""
 
     def batch(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device)[None]
@@ -224,5 +253,5 @@ def to_tensors(row: Row, processor: Processor, device: torch.device) -> dict[str
         "loss_weights": batch(row.weights),
         "position_ids": batch(row.position_ids),
         "cu_seqlens": torch.from_numpy(row.cu_seqlens).to(device),
-        "pixel_values": None if row.pixels is None else processor.pixels(row.pixels).to(device),
+        "pixel_values": None if row.pixels is None else processor.pixels(row.pixels).to(pixels_on or device),
     }

@@ -59,7 +59,7 @@ class Engine:
         """Forward and backward of one row; returns its share of the step's loss."""
         self.deepspeed.set_gradient_accumulation_boundary(last)
         loss = self.deepspeed(**batch, loss_denominator=denominator, logits=False).loss
-        # DeepSpeed averages gradients over processes; the denominator already counts all of them
+        # DeepSpeed averages gradients over all processes, data x sequence; the losses are shares of one sum over them
         self.deepspeed.backward(loss * self.world.size, scale_wrt_gas=False)
         return loss.item()
 

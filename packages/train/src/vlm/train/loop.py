@@ -8,24 +8,30 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vlm.core.errors import ConfigError, DataError, Preempted, VlmError
-from vlm.core.home import locked, write_json
+from vlm.core.home import locked, resolve, write_json
+from vlm.core.index import LineIndex
 from vlm.models.folders import find_checkpoint
 from vlm.models.processor import Processor
+from vlm.models.sequence.spread import spread
 from vlm.models.weights import fingerprint, load_model, save_state
 from vlm.train import checkpoint
-from vlm.train.data import StepData, Stream, deal, to_tensors
+from vlm.train.boards import Boards, is_spike
+from vlm.train.data import StepData, Stream, computed, deal, to_tensors
 from vlm.train.engine import Engine, seed_step
+from vlm.train.lora import merge, prepare, save_adapters
+from vlm.train.meter import Meter
 from vlm.train.metrics import Ledger, Log, Show
-from vlm.train.optim import freeze, lr_factor
-from vlm.train.parallel import World, world
-from vlm.train.recipe import Recipe
+from vlm.train.optim import lr_factor
+from vlm.train.parallel import World, check_mesh, meshed, world
+from vlm.train.recipe import Recipe, training_spec
 
 
 @contextmanager
@@ -80,6 +86,7 @@ def train(recipe: Recipe, out: Path, *, quiet: bool = False, resume_changed: boo
         if me.first:
             try:
                 held.enter_context(locked(out, f"vlm train --recipe {recipe.name}"))
+                check_mesh(me.size, recipe.sequence_parallel.size)
                 check_recipe(recipe, out, resume_changed)
             except VlmError as error:
                 refused = error
@@ -89,28 +96,37 @@ def train(recipe: Recipe, out: Path, *, quiet: bool = False, resume_changed: boo
             return out / "model"  # the first process says why
         if me.agree(me.first and (out / "model/config.json").exists()):
             return out / "model"
-        return run(recipe, out, me, quiet)
+        return run(recipe, out, meshed(me, recipe.sequence_parallel.size), quiet)
 
 
 def check_recipe(recipe: Recipe, out: Path, resume_changed: bool) -> None:
     """Refuse to go on with a run of another recipe, or from a start checkpoint that is no longer the same."""
     file = out / "recipe.json"
+    files = [entry.file for entry in recipe.data if resolve(entry.file).is_file()]
+    lines = {name: len(LineIndex(resolve(name))) for name in files}
     start = fingerprint(find_checkpoint(recipe.model.start))
     if file.exists():
         before = json.loads(file.read_text())
-        now = recipe.model_dump(mode="json")
         if before["digest"] != recipe.digest and not resume_changed:
-            changed = changes(before["recipe"], now)
+            changed = changes(before["recipe"], recipe.model_dump(mode="json"))
             raise ConfigError(
                 f"{out} holds a run of another recipe:\n" + "\n".join(changed),
                 fix="use another --run, delete the folder, or pass --allow-change",
+            )
+        was = {name: before.get("lines", {}).get(name, n) for name, n in lines.items()}
+        if was != lines and not resume_changed:
+            raise DataError(
+                f"the data is not what {out} was begun with (records):\n" + "\n".join(changes(was, lines)),
+                expected="files with as many records as at the start, or the order of samples changes",
+                fix="restore the files, use another --run, or pass --allow-change",
             )
         if before["start"] != start and not resume_changed:
             raise ConfigError(
                 f"{recipe.model.start} is not the checkpoint that {out} was trained from",
                 fix=f"delete {out} to train it anew, or pass --allow-change",
             )
-    write_json(file, {"digest": recipe.digest, "start": start, "recipe": recipe.model_dump(mode="json")})
+    now = recipe.model_dump(mode="json")
+    write_json(file, {"digest": recipe.digest, "start": start, "lines": lines, "recipe": now})
 
 
 def changes(before: Any, now: Any, key: str = "") -> list[str]:
@@ -124,12 +140,14 @@ def changes(before: Any, now: Any, key: str = "") -> list[str]:
 def run(recipe: Recipe, out: Path, me: World, quiet: bool) -> Path:
     """All steps that are left, then the export."""
     start = find_checkpoint(recipe.model.start)
-    model = load_model(start, str(me.device), "float32")
+    model = load_model(start, str(me.device), "float32", adjust=partial(training_spec, recipe.model))
     processor = Processor(model.spec, start)
     stream = Stream(recipe, processor)
-    counts = freeze(model, recipe.trainable)
+    counts = prepare(model, recipe)
     if recipe.gradient_checkpointing:
         model.set_gradient_checkpointing(True)
+    if me.sequence is not None:
+        spread(model, me.sequence, recipe.sequence_parallel.kind)
     engine = Engine(model, recipe, me)
     engine.deepspeed.train()
     state = checkpoint.load(engine, out / "checkpoints", me) or {"step": 0, "ledger": None}
@@ -139,23 +157,32 @@ def run(recipe: Recipe, out: Path, me: World, quiet: bool) -> Path:
         metrics.cut(first)
         ledger.log.cut(first)
     me.barrier()
+    losses = [line["loss"] for line in metrics.read()]
+    meter = Meter(model.spec, recipe, me.size) if me.first else None
+    boards = Boards(out, recipe.log if me.first else (), first, recipe.name)
 
     def save(step: int) -> None:
         checkpoint.save(engine, out / "checkpoints", {"step": step, "ledger": ledger.counts}, recipe.keep, me)
 
-    with stop_requests() as stop, Show(recipe.name, total, me.first and not quiet) as show:
+    with stop_requests() as stop, Show(recipe.name, total, me.first and not quiet) as show, closing(boards):
+        asked = time.perf_counter()
         for step, data in enumerate(prefetch(stream, first, total), first):
+            waited = time.perf_counter() - asked
             ledger.add(step, data.n_samples, data.lost)
             note = "no usable sample"
             if data.rows:
                 line = one_step(engine, recipe, processor, data, step, total, me)
                 note = f"loss {line['loss']:.4f}  {line['tokens_per_s']:.0f} tok/s"
-                if me.first:
+                if meter is not None:
+                    line |= meter.line(data.rows, line["seconds"], waited)
                     metrics.write(**line)
-                if not math.isfinite(line["loss"]):
+                    boards.write(line)
+                if not math.isfinite(line["loss"]) or is_spike(losses, line["loss"]):
                     ids = sorted({i for row in data.rows for i in row.ids})
                     fix = f"look at samples {ids}"
-                    raise DataError(f"loss is {line['loss']} at step {step}", expected="a finite loss", fix=fix)
+                    wanted = "a finite loss, not far above those before"
+                    raise DataError(f"loss is {line['loss']} at step {step}", expected=wanted, fix=fix)
+                losses.append(line["loss"])
             show.update(step + 1, note)
             if too_many := lost_too_many(recipe, ledger, total):
                 save(step + 1)
@@ -168,6 +195,7 @@ def run(recipe: Recipe, out: Path, me: World, quiet: bool) -> Path:
                 raise Preempted(done, fix="run the same command to go on")
             if (step + 1) % recipe.save_every == 0 and step + 1 < total:
                 save(step + 1)
+            asked = time.perf_counter()
     return export(engine, recipe, out, me, start, counts, ledger)
 
 
@@ -186,24 +214,27 @@ def lost_too_many(recipe: Recipe, ledger: Ledger, total: int) -> DataError | Non
 def one_step(
     engine: Engine, recipe: Recipe, processor: Processor, data: StepData, step: int, total: int, me: World
 ) -> dict[str, Any]:
-    """Forward, backward and update of one step over this rank's rows; the line for metrics.jsonl."""
+    """Forward, backward and update of one step over this rank's rows, or its share of them; the line for
+    metrics.jsonl."""
     began = time.perf_counter()
     seed_step(recipe.seed, step, me.rank)
-    rows = deal(data.rows, me.rank, me.size)
-    most = max(len(deal(data.rows, r, me.size)) for r in range(me.size))
+    rows = deal(data.rows, me.data_rank, me.data_size)
+    most = max(len(deal(data.rows, r, me.data_size)) for r in range(me.data_size))
     weight = sum(row.weight for row in data.rows)
+    pixels_on = torch.device("cpu") if me.sequence else me.device  # of a shared row, a share of the tiles is moved
     lr = engine.set_lr_factor(lr_factor(step, total, recipe.optimizer))
     loss = 0.0
     for i in range(most):  # ranks with fewer rows repeat one with weight 0, so that collectives stay in step
         row = rows[i] if i < len(rows) else data.rows[0]
-        batch = to_tensors(row, processor, me.device)
+        batch = to_tensors(row, processor, me.device, pixels_on)
         if i >= len(rows):
             batch["loss_weights"] = torch.zeros_like(batch["loss_weights"])  # type: ignore[arg-type]
         loss += engine.accumulate(batch, weight, last=i == most - 1)
     norm = engine.step()
     loss = me.total(loss)
     tokens = sum(len(row.input_ids) for row in data.rows)
-    repeated = (most * me.size - len(data.rows)) * len(data.rows[0].input_ids)
+    held = [computed(row, recipe.sequence_parallel.kind, me.sequence_size) for row in data.rows]
+    padding = sum(held) - tokens + (most * me.data_size - len(data.rows)) * held[0]  # beside, rows that are repeated
     seconds = time.perf_counter() - began
     return {
         "step": step,
@@ -211,7 +242,7 @@ def one_step(
         "lr": lr,
         "grad_norm": norm,
         "useful_tokens": tokens,
-        "padding_share": repeated / (tokens + repeated),
+        "padding_share": padding / (tokens + padding),
         "labels": sum(int((row.labels != -100).sum()) for row in data.rows),
         "samples": data.n_samples - data.n_dropped,
         "rows": len(data.rows),
@@ -231,6 +262,9 @@ def export(
         strides = None if recipe.strides == "random" else recipe.strides
         spec = engine.model.spec.model_copy(update={"strides": strides})
         write_json(out / "summary.json", {"recipe": recipe.name, "trained": counts, "ledger": ledger.counts})
+        if recipe.lora:
+            save_adapters(state, recipe.lora, out / "adapter", trained=recipe.trainable, base=recipe.model.start)
+            state = merge(state, recipe.lora)
         save_state(state, spec, out / "model", tokenizer=start)
     me.barrier()
     return out / "model"

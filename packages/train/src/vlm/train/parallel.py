@@ -1,21 +1,45 @@
-"""Processes: who we are, and the few collectives of the loop. Here and in attention alone is torch.distributed used."""
+"""Processes: who we are, and the few collectives of the loop.
+
+Processes form a mesh of data x sequence: `sequence_parallel.size` neighbours hold each row together, and the rows of a
+step are dealt to these groups. Only here and in `vlm.models.sequence.parallel` is torch.distributed used.
+"""
 
 import atexit
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from vlm.core.errors import ConfigError
+from vlm.models.sequence.parallel import SequenceGroup
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers."""
+    """This process among its peers. `sequence`: those it holds its rows with, None where it holds them alone."""
 
     rank: int
     size: int
     local_rank: int
     device: torch.device
+    sequence: SequenceGroup | None = None
+
+    @property
+    def sequence_size(self) -> int:
+        """Processes that hold a row together."""
+        return self.sequence.size if self.sequence else 1
+
+    @property
+    def data_rank(self) -> int:
+        """Which rows are ours: the same for all processes of a sequence group."""
+        return self.rank // self.sequence_size
+
+    @property
+    def data_size(self) -> int:
+        """Sequence groups."""
+        return self.size // self.sequence_size
 
     @property
     def first(self) -> bool:
@@ -57,3 +81,23 @@ def world() -> World:
         dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=size, store=store)
         atexit.register(dist.destroy_process_group)
     return World(rank, size, local, torch.device("cuda", local) if cuda else torch.device("cpu"))
+
+
+def check_mesh(size: int, sequence: int) -> None:
+    """Raise ConfigError unless groups of `sequence` processes make up a world of `size`."""
+    if size % sequence:
+        raise ConfigError(
+            f"sequence_parallel.size is {sequence} with {size} processes",
+            expected=f"a size that divides {size}",
+            fix=f"start a multiple of {sequence} processes, or set another size",
+        )
+
+
+def meshed(me: World, sequence: int) -> World:
+    """The same process in a mesh whose groups of `sequence` neighbours hold rows together. All processes call this."""
+    check_mesh(me.size, sequence)
+    if sequence == 1:
+        return me
+    shape = (me.size // sequence, sequence)
+    mesh = init_device_mesh(me.device.type, shape, mesh_dim_names=("data", "sequence"))
+    return replace(me, sequence=SequenceGroup(mesh.get_group("sequence")))

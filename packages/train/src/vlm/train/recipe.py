@@ -54,6 +54,7 @@ class Recipe(Strict):
     keep: int = 2
     seed: int = 0
     max_lost: float = 0.01
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
     hardware: Hardware | None = None
     differences: tuple[Difference, ...] = ()
     sources: dict[str, str]
@@ -85,7 +86,7 @@ class Recipe(Strict):
     @property
     def digest(self) -> str:
         """sha256 of everything that changes the numbers (titles, sources, limits and saving habits do not)."""
-        habits = {"title", "sources", "save_every", "keep", "max_lost", "hardware", "differences"}
+        habits = {"title", "sources", "save_every", "keep", "max_lost", "log", "hardware", "differences"}
         kept = self.model_dump(mode="json", exclude=habits)
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 

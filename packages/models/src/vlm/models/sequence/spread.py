@@ -56,7 +56,8 @@ class SpreadModel(VisionLanguageModel):
         cu_seqlens: Tensor | None = None,
         logits: bool = True,
     ) -> Output:
-        """This process's share of a packed row; the arguments are those of the whole row.
+        """This process's share of a packed row; the arguments are those of the whole row. `pixel_values` may stay on
+        the CPU: what is encoded here is moved.
 
         `loss` is the share of the row's: without `loss_denominator`, of sum(w * CE) / sum(w) over the whole row.
         `logits` [1, n, V] are of the held tokens (`layout.Shard.places`), padding among them.
@@ -122,8 +123,8 @@ class SpreadModel(VisionLanguageModel):
         placeholder = (input_ids == self.spec.image_tokens.context_id)[0].cpu()
         share = max(1, -(-tiles // size))
         if pixel_values is None:
-            pixel_values = torch.zeros(0, 3, self.image_size, self.image_size, device=input_ids.device)
-        mine = pixel_values[rank * share : (rank + 1) * share]
+            pixel_values = torch.zeros(0, 3, self.image_size, self.image_size)
+        mine = pixel_values[rank * share : (rank + 1) * share].to(input_ids.device)
         mine = F.pad(mine, (0, 0) * (mine.dim() - 1) + (0, share - len(mine)))
         features = self.encode_images(mine)
         tokens, features = features.shape[1], features.flatten(0, 1)
