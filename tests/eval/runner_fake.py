@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from vlm.core.records import image, text
-from vlm.eval import runner
+from vlm.eval import results, runner
 from vlm.eval.backends import TooLong
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders import Item
@@ -128,8 +128,8 @@ def aggregate(benchmark: Benchmark, rows: list, compat: str) -> list[Metric]:
 def install(set_attribute=setattr) -> None:
     """Let the runner use the fake loader and scorer. Tests pass `monkeypatch.setattr`."""
     set_attribute(runner, "load_items", lambda benchmark, folder, count_tokens: make_items(folder))
-    set_attribute(runner, "score_item", score_item)
-    set_attribute(runner, "aggregate", aggregate)
+    set_attribute(results, "score_item", score_item)
+    set_attribute(results, "aggregate", aggregate)
 
 
 if __name__ == "__main__":

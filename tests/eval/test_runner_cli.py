@@ -79,11 +79,7 @@ def test_report_writes_page_and_tables(home, capsys):
     stage = home / "runs" / "demo" / "train" / "1"
     stage.mkdir(parents=True)
     (stage / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}) + "\n")
-    report([Path("runs/demo")], out=Path("runs/demo/report/index.html"), samples=60, seed=0, markdown=True, csv=True)
-    assert {p.name for p in (home / "runs/demo/report").iterdir()} == {
-        "index.html",
-        "report.json",
-        "report.md",
-        "accuracy.csv",
-    }
+    report([Path("runs/demo")], out=Path("runs/demo/report/index.html"), formats=["md", "csv"], samples=60, seed=0)
+    written = {"index.html", "report.json", "report.md", "report.csv"}
+    assert {p.name for p in (home / "runs/demo/report").iterdir()} == written
     assert "0 evaluations, 1 training stages" in capsys.readouterr().out

@@ -31,13 +31,18 @@ RETRY: set[Kind] = {"oom", "error"}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What happened to one item. `completion` is None unless the model answered; `detail` says what went wrong."""
+    """What happened to one item. `completion` is None unless the model answered; `detail` says what went wrong.
+
+    `tokens` and `max_position`: length and last position of the prompt, where the backend encodes it here.
+    """
 
     key: str
     id: str
     outcome: Kind
     completion: str | None = None
     detail: str = ""
+    tokens: int | None = None
+    max_position: float | None = None
 
     @property
     def answered(self) -> bool:

@@ -7,6 +7,7 @@ the ideal time (Graham 1969), in practice within a percent.
 
 import heapq
 from collections.abc import Hashable, Sequence
+from math import inf
 
 
 def assign(costs: Sequence[float], n_shards: int) -> list[list[int]]:
@@ -33,23 +34,37 @@ def makespan(costs: Sequence[float], shards: list[list[int]]) -> float:
 
 
 def batches(
-    costs: Sequence[float], shared: Sequence[Hashable], batch_size: int, *, max_waste: float = 0.5
+    costs: Sequence[float],
+    shared: Sequence[Hashable | None],
+    batch_size: int,
+    *,
+    max_waste: float = 0.5,
+    max_tokens: float = inf,
 ) -> list[list[int]]:
     """Item numbers in batches of similar cost, dearest first, so that running out of memory shows at once.
 
-    Items with equal `shared` (the same media, the same long document) stay neighbours. A batch closes when it is full
-    or when the next item costs less than `1 - max_waste` of the batch's first: padding never wastes more than that.
+    Items with equal `shared` ask about one document: it is alone in its batches, so that generation computes it once,
+    and is cut only when it has more than `batch_size` of them. The others (None, or a key of their own) fill batches in
+    order of cost. A batch closes when it is full, when the next item costs less than `1 - max_waste` of the batch's
+    first (padding never wastes more than that), or at `max_tokens`, padding counted; a single item may cost more.
+
+    >>> batches([9, 2, 9, 8, 2], ["a", None, "a", None, None], 2)
+    [[0, 2], [3], [1, 4]]
     """
-    dearest: dict[Hashable, float] = {}
-    first: dict[Hashable, int] = {}
-    for i, (cost, key) in enumerate(zip(costs, shared, strict=True)):
-        dearest[key] = max(cost, dearest.get(key, 0.0))
-        first.setdefault(key, i)
-    order = sorted(range(len(costs)), key=lambda i: (-dearest[shared[i]], first[shared[i]], -costs[i], i))
+    groups: dict[Hashable, list[int]] = {}
+    for i, (_, key) in enumerate(zip(costs, shared, strict=True)):
+        groups.setdefault(key, []).append(i)
+    documents = [group for key, group in groups.items() if key is not None and len(group) > 1]
+    together = {i for group in documents for i in group}
+    singles = [i for i in range(len(costs)) if i not in together]
     result: list[list[int]] = []
-    for i in order:
-        full = not result or len(result[-1]) >= batch_size
-        if full or costs[i] < (1 - max_waste) * max(costs[j] for j in result[-1]):
-            result.append([])
-        result[-1].append(i)
-    return result
+    for group in (singles, *documents):
+        batch: list[int] = []
+        for i in sorted(group, key=lambda i: (-costs[i], i)):
+            full = len(batch) >= batch_size
+            heavy = group is singles and batch and (len(batch) + 1) * costs[batch[0]] > max_tokens
+            if not batch or full or heavy or costs[i] < (1 - max_waste) * costs[batch[0]]:
+                batch = []
+                result.append(batch)
+            batch.append(i)
+    return sorted(result, key=lambda batch: (-costs[batch[0]], batch[0]))

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,13 +18,15 @@ MARKER = "mini.json"
 @dataclass(frozen=True)
 class Item:
     """One question. `messages` is one user message with absolute image paths; `meta` is JSON and small, and may hold
-    `cluster` (items that share it are not independent) and `max_new_tokens`."""
+    `cluster` (items that share it are not independent) and `max_new_tokens`. An item with a `fault` is never asked: its
+    outcome is `error`, and the fault is why."""
 
     id: str
     messages: list[Message]
     gold: Any
     group: str
     meta: dict[str, Any] = field(default_factory=dict)
+    fault: str = ""
 
 
 def approximate_tokens(value: str) -> int:
@@ -75,11 +77,11 @@ class Items:
     def add(
         self, item: Item, *, where: str, images: Iterable[Path], needs_image: bool = True, needs_answer: bool = True
     ) -> None:
-        """Append `item` that was read at `where` (file:row) and shows `images`. A set that a server scores needs no
-        answers.
+        """Append `item` that was read at `where` (file:row) and shows `images`; a row without one is kept, with its
+        fault. A set that a server scores needs no answers.
 
         Raises:
-            DataError: duplicate id, no answer, no image, or an image file that is not there.
+            DataError: duplicate id, no answer, or an image file that is not there.
         """
         if item.id in self._where:
             raise DataError(
@@ -91,7 +93,7 @@ class Items:
             raise DataError(f"{where}: empty answer", expected="a reference answer in every row")
         images = list(images)
         if needs_image and not images:
-            raise DataError(f"{where}: no image", expected="at least one image in every row")
+            item = replace(item, fault=f"{Path(where).name}: the row has no image")
         for path in images:
             if path not in self._present and not path.is_file():
                 raise DataError(f"{where}: image {path} is missing", fix="fetch or unpack the images again")

@@ -1,0 +1,203 @@
+"""Our models in lmms-eval and VLMEvalKit, each in its own virtual environment: the same answers as our own runner.
+
+The environments see the packages of this one (torch is not installed again) and are kept in pytest's cache.
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vlm.core.errors import ConfigError, DataError
+from vlm.core.records import image, text
+from vlm.eval.harness.native import NativeModel, greedy, in_front
+
+ROOT = Path(__file__).parents[2]
+TOKENIZER = ROOT / "tests" / "golden" / "data" / "tokenizers" / "internlm2"
+BUDGET = 10
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    from vlm.models.parts import build
+    from vlm.models.specs import load_preset
+    from vlm.models.weights import save_model
+
+    folder = tmp_path_factory.mktemp("weights") / "tiny"
+    save_model(build(load_preset("tiny-internvl2"), tokenizer=TOKENIZER, seed=0), folder, tokenizer=TOKENIZER)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ours(checkpoint, tmp_path_factory):
+    """Items of a miniature POPE, and what our runner answers to each."""
+    from vlm.eval.backends import Checkpoint, NativeBackend
+    from vlm.eval.benchmark import load_benchmark
+    from vlm.eval.loaders import load_items
+    from vlm.eval.mini import make_mini
+    from vlm.eval.runner import Options, run
+
+    folder = tmp_path_factory.mktemp("pope")
+    data, table = make_mini("POPE", folder / "data", n=4), load_benchmark("pope")
+    generation = table.generation.model_copy(update={"max_new_tokens": BUDGET})
+    table = table.model_copy(update={"generation": generation, "families": {}})
+    run(table, NativeBackend(Checkpoint(checkpoint, device="cpu")), folder / "out", Options(), data=data)
+    rows = [json.loads(line) for line in (folder / "out" / "results.jsonl").read_text().splitlines()]
+    answers = {row["id"]: row["completion"] for row in rows}
+    assert len(set(answers.values())) > 1, "equal answers to all questions would prove nothing"
+    return load_items(table, data), answers
+
+
+def parts_of(item):
+    """Image path and words of a question, as a harness has them: apart."""
+    picture, words = item.messages[0]["content"]
+    return picture["path"], words["text"].removeprefix("\n")
+
+
+def environment(cache, package):
+    """The Python of a virtual environment with that package, made once; skips where it cannot be installed."""
+    folder = Path(cache.mkdir("harness-" + package.replace("==", "-")))
+    python, done = folder / "bin" / "python", folder / "done"
+    if not done.exists():
+        venv.create(folder, clear=True, with_pip=True)
+        site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+        parent = sysconfig.get_path("purelib")
+        (site / "parent.pth").write_text(f"import site; site.addsitedir({parent!r})\n")
+        for wanted in ([package], ["--no-deps", "-e", str(ROOT / "packages" / "eval")]):
+            command = [str(python), "-m", "pip", "install", "--quiet", *wanted]
+            result = subprocess.run(command, capture_output=True, text=True)
+            if result.returncode:
+                pytest.skip(f"{wanted[-1]} cannot be installed here: {result.stderr.strip().splitlines()[-1]}")
+        done.touch()
+    return python
+
+
+def call(python, home, *arguments, **variables):
+    fixed = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home / "hf"), "OMP_NUM_THREADS": "1"}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("COV", "PYTEST"))}
+    command = [str(python), *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=home, env={**inherited, **fixed, **variables})
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result
+
+
+LMMS_TASK = """
+task: mini_pope
+dataset_path: json
+dataset_kwargs: {data_files: {test: ROWS}}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function mini_pope.picture
+doc_to_text: "{{question}}"
+doc_to_target: "{{gold}}"
+generation_kwargs: {max_new_tokens: 10, temperature: 0, do_sample: false}
+process_results: !function mini_pope.scores
+metric_list: [{metric: exact, aggregation: mean, higher_is_better: true}]
+metadata: [{version: 0}]
+"""
+LMMS_CODE = """
+from PIL import Image
+
+def picture(doc):
+    return [Image.open(doc["path"])]
+
+def scores(doc, results):
+    return {"exact": float(results[0] == doc["gold"])}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_lmms_eval_gets_the_answers_of_our_runner(tmp_path, checkpoint, ours, request):
+    python = environment(request.config.cache, "lmms-eval==0.7.3")
+    items, expected = ours
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    rows = tmp_path / "rows.jsonl"
+    lines = [dict(zip(("path", "question"), parts_of(i), strict=True), id=i.id, gold=i.gold) for i in items]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tasks / "mini_pope.yaml").write_text(LMMS_TASK.replace("ROWS", str(rows)))
+    (tasks / "mini_pope.py").write_text(LMMS_CODE)
+    model = f"pretrained={checkpoint},device=cpu"
+    arguments = ["--model", "vlm", "--model_args", model, "--tasks", "mini_pope", "--include_path", tasks]
+    call(python, tmp_path, "-m", "lmms_eval", *arguments, "--output_path", tmp_path / "out", "--log_samples")
+    (samples,) = (tmp_path / "out").rglob("*samples_mini_pope.jsonl")
+    found = [json.loads(line) for line in samples.read_text().splitlines()]
+    answers = {items[sample["doc_id"]].id: sample["filtered_resps"] for sample in found}
+    assert answers == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_vlmevalkit_gets_the_answers_of_our_runner(tmp_path, checkpoint, ours, request):
+    python = environment(request.config.cache, "ms-vlmeval==0.0.20")
+    items, expected = ours
+    with (tmp_path / "MiniPope.tsv").open("w", newline="") as file:
+        table = csv.writer(file, delimiter="\t")
+        table.writerow(["index", "image_path", "question", "answer"])
+        table.writerows([number, *parts_of(item), item.gold] for number, item in enumerate(items))
+    arguments = ["--weights", checkpoint, "--name", "tiny", "--device", "cpu", "--max-new-tokens", BUDGET]
+    arguments += ["--data", "MiniPope", "--mode", "infer", "--work-dir", tmp_path / "out"]
+    variables = {"LMUData": str(tmp_path), "PRED_FORMAT": "json"}
+    call(python, tmp_path, "-m", "vlm.eval.harness.vlmevalkit", *arguments, **variables)
+    (predictions,) = (p for p in (tmp_path / "out").rglob("tiny_MiniPope.json") if p.is_file())
+    found = json.loads(predictions.read_text())
+    assert {items[row["index"]].id: row["prediction"] for row in found} == expected
+
+
+def test_the_entry_point_that_lmms_eval_reads_is_declared():
+    import tomllib
+
+    declared = tomllib.loads((ROOT / "packages" / "eval" / "pyproject.toml").read_text())
+    (target,) = declared["project"]["entry-points"]["lmms_eval.models"].values()
+    module, function = target.split(":")
+    source = ROOT / "packages/eval/src" / (module.replace(".", "/") + ".py")
+    assert f"def {function}()" in source.read_text()
+
+
+def test_pictures_in_memory_get_the_answers_of_the_files_they_came_from(checkpoint, ours):
+    items, expected = ours
+    model = NativeModel(checkpoint, device="cpu")
+    questions = []
+    for item in items:
+        path, words = parts_of(item)
+        with Image.open(path) as picture:
+            content = in_front([image(model.stored(picture)), text(words)])
+        questions.append(([{"role": "user", "content": content}], BUDGET))
+    assert model.answer(questions) == list(expected.values())
+
+
+def test_an_answer_that_failed_is_an_error_and_no_text_for_a_harness_to_score(checkpoint, tmp_path):
+    model = NativeModel(checkpoint, device="cpu")
+    content = [image(tmp_path / "lost.png"), text("\nWhat?")]
+    with pytest.raises(DataError, match=r"question 0: error: .*lost\.png"):
+        model.answer([([{"role": "user", "content": content}], 4)])
+
+
+def test_media_stand_in_front_of_the_words_or_where_the_words_say():
+    a, b = image("/a"), image("/b")
+    assert in_front([a, b, text("Which?")]) == [a, text("\n"), b, text("\nWhich?")]
+    assert in_front([a, b, text("In <image> and <image>?")]) == [text("In "), a, text(" and "), b, text("?")]
+    assert in_front([text("See"), a, text("?")]) == [text("See"), a, text("?")]
+    assert in_front([text("Why?")]) == [text("Why?")]
+    with pytest.raises(DataError, match="without words"):
+        in_front([a])
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.7}, {"temperature": 1, "do_sample": True}, {"num_beams": 5}])
+def test_anything_but_greedy_decoding_is_refused(settings):
+    with pytest.raises(ConfigError, match="greedy"):
+        greedy(settings, 16)
+
+
+def test_the_budget_is_that_of_the_task():
+    assert greedy({"max_new_tokens": 7, "temperature": 0, "do_sample": False}, 16) == 7
+    assert greedy({"temperature": 0.7, "do_sample": False}, 16) == 16
+    assert sys.modules.get("lmms_eval") is None  # our own process never imports a harness
