@@ -24,7 +24,7 @@ spec.loader.exec_module(fake)
 
 
 FIELDS = {"benchmark", "id", "group", "outcome", "prompt", "images", "completion", "extracted"}
-FIELDS |= {"score", "strict_score", "why", "gold", "meta", "key"}
+FIELDS |= {"score", "strict_score", "why", "gold", "meta", "key", "tokens", "max_position"}
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """The native backend on a tiny untrained model: the same bytes at every batch size, settings that take effect."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,14 @@ def test_results_do_not_depend_on_the_batch_size(tmp_path, pope, checkpoint):
         options = Options(batch_size=size, stride=16)
         run(benchmark, NativeBackend(checkpoint, stride=16), tmp_path / str(size), options, data=data)
     one, five = ((tmp_path / size / "results.jsonl").read_bytes() for size in ("1", "5"))
-    assert one == five and one.count(b"\n") == len(load_items(benchmark, data))
+    items = load_items(benchmark, data)
+    assert one == five and one.count(b"\n") == len(items)
+    first, row = (
+        NativeBackend(checkpoint, stride=16).encode(items[0].id, items[0].messages),
+        json.loads(one.splitlines()[0]),
+    )
+    assert (row["tokens"], row["max_position"]) == (len(first), first.position_ids[-1])
+    assert row["max_position"] != row["tokens"] - 1
 
 
 def test_stride_rounding_and_tiles_reach_the_input(pope, checkpoint):
