@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from harness import paired, peak_bytes, report
 
-from vlm.models.loss import weighted_cross_entropy
+from vlm.models.loss import LossHead, weighted_cross_entropy
 
 V, D = 92_553, 512
 
@@ -19,7 +19,7 @@ def main() -> None:
     for length in (4096, 8192):
         torch.manual_seed(0)
         hidden = torch.randn(1, length, D, requires_grad=True)
-        head = torch.nn.Linear(D, V, bias=False)
+        head = LossHead(D, V, bias=False)
         weight = head.weight
         torch.nn.init.normal_(weight, std=0.02)
         target = torch.randint(0, V, (1, length))

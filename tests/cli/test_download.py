@@ -21,7 +21,15 @@ def vlm(tmp_path: Path):
         known | {"name": "tiny", "folder": "pretrained/tiny", "source": source, "size": len(content), "groups": ["g"]},
         known | {"name": "hubby", "folder": "pretrained/h", "source": {"kind": "hub", "repo": "o/r", "revision": None}},
         known | {"name": "hand", "folder": "pretrained/m", "source": {"kind": "manual", "instructions": "ask Ada"}},
-    ]
+        {
+            "name": "mixed", "kind": "data", "title": "t", "licence": "MIT", "terms": "be kind", "groups": ["m"],
+            "folder": "dataset/mixed",
+            "source": [source | {"path": "w.zip"}, {"kind": "manual", "instructions": "ask Bob", "paths": ["x/*"]}],
+            "organise": [{"jpeg": {"folder": "x"}}],
+        },
+        known | {"name": "gone", "folder": "pretrained/gone", "groups": ["m"],
+                 "source": {"kind": "url", "url": (tmp_path / "gone").as_uri(), "mirror": "the other one"}},
+    ]  # fmt: skip
     (tmp_path / "mine.yaml").write_text(json.dumps({"entries": entries}))
 
     def run(*words: str) -> subprocess.CompletedProcess:
@@ -72,6 +80,56 @@ def test_the_quickstart_plan_names_six_packages(vlm):
     assert all(row["state"] == "absent" and row["action"].startswith("fetch ") for row in rows)
 
 
+def test_what_a_person_must_fetch_is_said_after_the_rest_is_here_and_the_next_step_too(vlm):
+    first = vlm("download", "mixed", *vlm.catalogue)
+    assert first.returncode == 4
+    assert "ask Bob" in first.stderr
+    assert "x/*" in first.stderr
+    assert (vlm.home / "dataset/mixed/w.zip").exists()
+    (vlm.home / "dataset/mixed/x").mkdir()
+    (vlm.home / "dataset/mixed/x/a.txt").write_text("by hand")
+    second = vlm("download", "mixed", *vlm.catalogue)
+    assert second.stdout == "mixed: already complete in dataset/mixed; next: vlm data organize mixed\n"
+    assert vlm("data", "organize", "--all", "m", *vlm.catalogue).returncode == 0
+    third = vlm("download", "mixed", "--dry-run", *vlm.catalogue)
+    assert third.stdout == "mixed: nothing to do\n"
+
+
+def test_of_several_downloads_the_others_go_on_and_the_failed_are_named_at_the_end(vlm):
+    plan = vlm("download", "gone", "hand", "hubby", "tiny", "--dry-run", *vlm.catalogue)
+    assert plan.stdout.splitlines()[-5:] == [
+        "in sum: 1.3 kB for 3 downloads",
+        "and of unknown size: gone, hubby",
+        "licence CC0: gone, hand, hubby, tiny",
+        "by hand: hand",
+        "not pinned, one at a time with --revision: hubby",
+    ]
+    done = vlm("download", "gone", "tiny", "hubby", *vlm.catalogue)
+    assert done.returncode == 4, done.stderr
+    assert "2 of 3 were not fetched" in done.stderr
+    assert "no such file" in done.stderr
+    assert "or: the other one" in done.stderr
+    assert "hubby: the catalogue knows no revision" in done.stderr
+    assert "tiny: fetched in pretrained/tiny" in done.stdout
+
+
+def test_a_recipe_and_a_benchmark_bring_their_data_and_what_it_needs(vlm):
+    names = [
+        row["name"] for row in json.loads(vlm("download", "--recipe", "smol-v2pe-sft", "--dry-run", "--json").stdout)
+    ]
+    assert {"scikit-image", "scikit-learn", "photographs", "digits"} <= set(names)
+    rows = json.loads(vlm("download", "--recipe", "convllava-stage3", "--dry-run", "--json").stdout)
+    names = [row["name"] for row in rows]
+    assert {"ConvLLaVA-pretrain-768", "llava-instruct", "coco-train2017", "GQA", "ocr-vqa", "convllava-stage3"} <= set(
+        names
+    )
+    assert names.index("llava-instruct") < names.index("convllava-stage3")
+    assert next(row for row in rows if row["name"] == "ocr-vqa")["by_hand"]
+    long = json.loads(vlm("download", "--benchmark", "MM-NIAH-long-1m", "--dry-run", "--json").stdout)
+    assert [row["name"] for row in long] == ["V2PE-Data", "MM-NIAH", "MM-NIAH-long"]
+    assert len(json.loads(vlm("download", "--benchmark", "all", "--dry-run", "--json").stdout)) >= 25
+
+
 @pytest.mark.parametrize("what", ["weights", "data", "benchmarks", "recipes"])
 def test_lists_have_names_and_states(vlm, what):
     done = vlm("list", what, "--json")
@@ -81,6 +139,13 @@ def test_lists_have_names_and_states(vlm, what):
     assert all(row["name"] in shown for row in rows)
     if what in ("weights", "data"):
         assert {row["state"] for row in rows} == {"absent"}
+    if what == "weights":
+        assert next(row for row in rows if row["name"] == "vicuna-7b-v1.5")["from"] == "hub, not pinned"
+        assert "not pinned" in shown
+        assert "about 4.4 GB" in shown
+    if what == "benchmarks":
+        row = next(row for row in rows if row["name"] == "Long-VQA-40k")
+        assert (row["entry"], row["licence"], row["bytes"]) == ("V2PE-Data", "MIT", "at least 981.0 GB")
 
 
 def test_data_says_what_is_missing_and_makes_a_tokenizer_and_a_page(vlm, tmp_path):

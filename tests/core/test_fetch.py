@@ -1,15 +1,13 @@
 """URLs and hub snapshots against a real local server: resume, retries, damage, kills, locks."""
 
 import errno
-import hashlib
+import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -21,111 +19,17 @@ from vlm.core.home import locked
 from vlm.core.manifest import MANIFEST, read_manifest, state
 from vlm.core.transfer import Patience, disk_errors, fetch_url
 
-CONTENT = bytes(range(256)) * 4000
-SHA = hashlib.sha256(CONTENT).hexdigest()
-COMMIT = "a" * 40
+spec = importlib.util.spec_from_file_location("local_hub", Path(__file__).with_name("local_hub.py"))
+hub = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(hub)
+CONTENT, SHA, COMMIT, HUB_FILES, tree = hub.CONTENT, hub.SHA, hub.COMMIT, hub.HUB_FILES, hub.tree
 QUICK = Patience(tries=3, backoff=0.01, timeout=5)
-HUB_FILES = {"config.json": b'{"a": 1}\n', "weights/model.bin": CONTENT}
-
-
-class Handler(BaseHTTPRequestHandler):
-    """The first part of the path chooses the behaviour; `server.asked` notes (path, Range)."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        asked = self.headers.get("Range")
-        self.server.asked.append((self.path, asked))
-        behaviour = self.path.split("/")[1]
-        start = int(asked.split("=")[1].split("-")[0]) if asked and behaviour != "norange" else 0
-        seen = [p for p, _ in self.server.asked].count(self.path)
-        if behaviour in ("api", "org"):
-            self.hub(start)
-        elif behaviour in ("429", "503") and seen < 3:
-            self.reply(int(behaviour), {"Retry-After": "0", "Content-Length": "0"}, b"")
-        elif behaviour in ("404", "403"):
-            self.reply(int(behaviour), {"Content-Length": "0"}, b"")
-        elif behaviour == "corrupt":
-            self.send_from(bytes(len(CONTENT)), start)
-        elif behaviour in ("truncated", "norange") and seen < 3:
-            self.send_from(CONTENT, start, stop=start + 300_000 if behaviour == "truncated" else 200_000 * seen)
-        elif behaviour == "slow":
-            self.send_from(CONTENT, start, pause=0.05)
-        else:
-            self.send_from(CONTENT, start)
-
-    def hub(self, start: int) -> None:
-        name = self.path.split(f"/resolve/{COMMIT}/")[-1]
-        if self.path.startswith("/api/") and COMMIT not in self.path:
-            self.reply(404, {"X-Error-Code": "RevisionNotFound"}, b"")
-        elif self.path.startswith("/api/models/org/model/revision/"):
-            siblings = [{"rfilename": n, "size": len(c)} for n, c in HUB_FILES.items()]
-            body = {
-                "id": "org/model",
-                "sha": COMMIT,
-                "siblings": siblings,
-                "private": False,
-                "downloads": 0,
-                "tags": [],
-            }
-            self.reply(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
-        elif self.path.startswith("/api/models/org/model/tree/"):
-            tree = [{"type": "file", "path": n, "size": len(c), "oid": "0" * 40} for n, c in HUB_FILES.items()]
-            self.reply(200, {"Content-Type": "application/json"}, json.dumps(tree).encode())
-        elif name in HUB_FILES:
-            content = HUB_FILES[name]
-            etag = hashlib.sha256(content).hexdigest()
-            wrong = bytes(len(content)) if self.server.damaged else content
-            self.send_from(wrong, start, headers={"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
-        else:
-            self.reply(404, {"X-Error-Code": "EntryNotFound"}, b"")
-
-    def send_from(self, content: bytes, start: int, stop: int | None = None, pause: float = 0.0, headers=None) -> None:
-        self.send_response(206 if start else 200)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content) - start))
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        for at in range(start, stop or len(content), 50_000):
-            self.wfile.write(content[at : min(at + 50_000, stop or len(content))])
-            time.sleep(pause)
-        self.close_connection = True
-
-    def reply(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass  # clients are killed on purpose
 
 
 @pytest.fixture
 def server():
-    server = Server(("127.0.0.1", 0), Handler)
-    server.asked, server.damaged = [], False
-    server.url = f"http://127.0.0.1:{server.server_address[1]}"
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with hub.serving() as server:
+        yield server
 
 
 @pytest.fixture
@@ -137,10 +41,6 @@ def vlm_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def entry_of(url: str, **known: object) -> Entry:
     source = {"kind": "url", "url": url, "sha256": SHA, "size": len(CONTENT), **known}
     return Entry(name="thing", kind="data", title="t", licence="none", folder="dataset/thing", source=source)
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
 def test_a_url_is_fetched_with_a_manifest_and_the_second_run_asks_nothing(server, vlm_home):
@@ -162,6 +62,21 @@ def test_busy_and_cut_answers_are_tried_again_until_the_file_is_whole(server, vl
     assert len(server.asked) >= 3
     if behaviour == "truncated":
         assert [r for _, r in server.asked] == [None, "bytes=300000-", "bytes=600000-"]
+
+
+def test_a_file_that_was_replaced_meanwhile_is_fetched_whole_even_without_a_known_checksum(server, tmp_path):
+    server.files["/file/f"], server.etags["/file/f"] = b"new" * 1000, '"new"'
+    (tmp_path / "f.part").write_bytes(b"old" * 100)
+    (tmp_path / "f.part.etag").write_text('"old"')
+    fetch_url(f"{server.url}/file/f", tmp_path / "f", patience=QUICK)
+    assert (tmp_path / "f").read_bytes() == b"new" * 1000
+    (tmp_path / "f").unlink()
+    (tmp_path / "f.part").write_bytes(b"new" * 100)
+    (tmp_path / "f.part.etag").write_text('"new"')
+    fetch_url(f"{server.url}/file/f", tmp_path / "f", patience=QUICK)
+    assert [r for _, r in server.asked] == ["bytes=300-", "bytes=300-"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f"]
+    assert (tmp_path / "f").read_bytes() == b"new" * 1000
 
 
 def test_a_part_of_another_version_is_thrown_away_after_the_checksum_fails(server, tmp_path):
@@ -307,7 +222,7 @@ def test_manual_built_and_unpinned_entries_say_what_to_do_instead():
         pinned(url, COMMIT)
 
 
-def fetch_from_hub(server: Server, *options: str) -> subprocess.CompletedProcess:
+def fetch_from_hub(server, *options: str) -> subprocess.CompletedProcess:
     """In a process of its own, because the hub client reads its address when it is imported."""
     known = {"name": "m", "kind": "weights", "title": "t", "licence": "-", "folder": "pretrained/m"}
     source = {"kind": "hub", "repo": "org/model", "revision": None}

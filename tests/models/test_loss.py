@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vlm.models.loss import is_plain, shifted, weighted_cross_entropy
+from vlm.models.loss import LossHead, shifted, weighted_cross_entropy
 
 
 def inputs(batch: int = 2, length: int = 11, vocab: int = 17):
@@ -18,22 +18,21 @@ def inputs(batch: int = 2, length: int = 11, vocab: int = 17):
     return hidden, head, labels, weights
 
 
-def linear(head: torch.Tensor) -> nn.Linear:
+def loss_head(head: torch.Tensor) -> LossHead:
     """A head whose gradients are made beside the loss."""
-    module = nn.Linear(*reversed(head.shape), bias=False)
+    module = LossHead(*reversed(head.shape), bias=False)
     module.weight = nn.Parameter(head.detach())
     return module
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 4, 1000])
-@pytest.mark.parametrize("plain", [True, False])
-def test_chunked_loss_equals_full_cross_entropy_in_value_and_gradients(chunk, plain):
+@pytest.mark.parametrize("fused", [True, False])
+def test_chunked_loss_equals_full_cross_entropy_in_value_and_gradients(chunk, fused):
     hidden, head, labels, weights = inputs()
-    module = linear(head)
-    assert is_plain(module) and not is_plain(module.forward)
+    module = loss_head(head)
     head = module.weight
     target, weight = shifted(labels, weights, None)
-    ours = weighted_cross_entropy(hidden, module if plain else module.forward, target, weight, chunk) / weight.sum()
+    ours = weighted_cross_entropy(hidden, module if fused else module.forward, target, weight, chunk) / weight.sum()
     logits = (hidden @ head.T)[:, :-1].flatten(0, 1)
     each = F.cross_entropy(logits, labels[:, 1:].flatten(), reduction="none")
     shifted_weights = weights[:, 1:].flatten() * (labels[:, 1:].flatten() != -100)
@@ -47,22 +46,22 @@ def test_chunked_loss_equals_full_cross_entropy_in_value_and_gradients(chunk, pl
 def test_a_frozen_side_gets_no_gradient_and_the_other_the_same(frozen):
     hidden, head, labels, weights = inputs()
     target, weight = shifted(labels, weights, None)
-    module = linear(head)
+    module = loss_head(head)
     (hidden if frozen == "hidden" else module.weight).requires_grad_(False)
     trained = module.weight if frozen == "hidden" else hidden
     ours, other = (weighted_cross_entropy(hidden, call, target, weight) for call in (module, module.forward))
     torch.testing.assert_close(*(torch.autograd.grad(loss, trained)[0] for loss in (ours, other)))
 
 
-def test_a_head_that_is_more_than_one_product_is_called():
+@pytest.mark.parametrize("n", [0, 1, 9])
+def test_a_loss_head_is_called_once_however_many_labels_there_are(n):
     hidden, head, labels, weights = inputs()
+    labels = labels.flatten().index_fill(0, torch.arange(n, labels.numel()), -100).view(labels.shape)
     target, weight = shifted(labels, weights, None)
-    module, calls = linear(head), []
+    module, calls = loss_head(head), []
     module.register_forward_hook(lambda *_: calls.append(1))
-    assert not is_plain(module)
-    weighted_cross_entropy(hidden, module, target, weight).backward()
-    assert calls
-    assert not is_plain(nn.Linear(3, 3)) and not is_plain(nn.Sequential(nn.Linear(3, 3, bias=False)))
+    weighted_cross_entropy(hidden, module, target, weight, chunk=2).backward()
+    assert calls == [1]
 
 
 def test_no_chunk_builds_more_rows_of_logits_than_it_has():

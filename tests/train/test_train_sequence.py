@@ -65,6 +65,7 @@ def test_ulysses_trains_alike(alone, spread):
     same_run(spread("ulysses", "sequence_parallel.kind=ulysses", "zero.stage=2"), alone())
 
 
+@pytest.mark.slow
 def test_recomputed_activations_train_alike(alone, spread):
     same_run(spread("again", "gradient_checkpointing=true", "zero.stage=3"), alone())
 
@@ -75,6 +76,7 @@ def test_two_rings_side_by_side_share_out_the_rows(alone, spread):
     same_run(spread("mesh", "zero.stage=2", *sets, n=4), reference)
 
 
+@pytest.mark.slow
 def test_a_ring_without_rows_adds_nothing(alone, spread):
     sets = ("batch.samples=1", "steps=3")
     same_run(spread("few", "zero.stage=3", *sets, n=4), alone(*sets))

@@ -1,22 +1,89 @@
-"""Zip, wheel and tar archives, extracted so that nothing can land outside the target."""
+"""Zip, wheel and tar archives, also in split parts: read as a stream, extracted so that nothing lands outside the
+target.
 
+    extract([Path("a.tar.gz.partaa"), Path("a.tar.gz.partab")], {"*": ""}, Path(".partial/0"))
+
+The target is a folder for unfinished work: if the archive is refused, it is removed whole.
+"""
+
+import calendar
+import io
 import lzma
+import os
 import re
 import shutil
 import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import IO
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
-from vlm.core.catalogue import is_inside
 from vlm.core.errors import FetchError
+from vlm.core.paths import is_inside
 
-Member = tuple[str, Callable[[], IO[bytes] | None]]
+RATIO, FREE = 200, 100_000_000
+"""An archive may unpack to 200 times its size plus 100 MB: photographs reach 1, text 20, a bomb millions."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A regular file of an archive. `mtime` is in seconds; `open` works until the next member is asked for."""
+
+    name: str
+    size: int
+    mtime: int
+    open: Callable[[], IO[bytes] | None]
+
+
+class Joined(io.RawIOBase):
+    """Files read as one, in their order: the parts that a publisher split an archive into."""
+
+    def __init__(self, parts: Sequence[Path]):
+        self.sizes = [path.stat().st_size for path in parts]
+        self.size, self.at, self.current = sum(self.sizes), 0, (-1, io.BytesIO())
+        self.parts: list[Path] = list(parts)
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always: a zip is read from its end."""
+        return True
+
+    def tell(self) -> int:
+        """Bytes from the start of the first part."""
+        return self.at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As of any file."""
+        self.at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.size}[whence])
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        """At most to the end of the part that the position is in."""
+        start = 0
+        for number, size in enumerate(self.sizes):
+            if self.at < start + size:
+                if self.current[0] != number:
+                    self.current[1].close()
+                    self.current = (number, self.parts[number].open("rb"))  # type: ignore[assignment]
+                self.current[1].seek(self.at - start)
+                done = self.current[1].readinto(buffer)
+                self.at += done
+                return done
+            start += size
+        return 0
+
+    def close(self) -> None:
+        """Close the part that is open."""
+        self.current[1].close()
+        super().close()
 
 
 def place(name: str, members: dict[str, str]) -> str | None:
@@ -34,67 +101,131 @@ def place(name: str, members: dict[str, str]) -> str | None:
     return None
 
 
-def extract(archive: Path, members: dict[str, str], into: Path) -> list[tuple[Path, str]]:
-    """Extract the wanted members below `into`; the whole archive is refused before anything is written if any of its
-    names leaves the folder or is a link or device.
+def extract(parts: Path | Sequence[Path], members: dict[str, str], into: Path) -> list[tuple[Path, str]]:
+    """Extract the wanted members below `into`, which must be a folder for this work alone.
+
+    A file that an earlier, interrupted run finished (same size and time) is not written again. If any member leaves the
+    folder, is a link or device, or unpacks beyond measure, `into` is removed.
 
     Args:
+        parts: an archive, or its pieces in order.
         members: pattern over member names (`*` crosses folders) -> target path, see `place`.
 
     Returns:
-        (path on disk, name relative to `into`) of each file.
+        (path on disk, name relative to `into`) of each file, sorted by name.
 
     Raises:
         FetchError: not an archive, a damaged one, an unsafe member, or a pattern that fits nothing.
     """
-    with _readable(archive), _opened(archive) as content:
-        found = [(target, read) for name, read in content if (target := place(name, members))]
-        unused = [p for p in members if not any(fnmatchcase(name, p) for name, _ in content)]
+    parts = [parts] if isinstance(parts, Path) else list(parts)
+    name = parts[0].name
+    found: set[str] = set()
+    unused = set(members)
+    try:
+        with _readable(name), Joined(parts) as joined:
+            for member in _members(name, joined):
+                unused -= {pattern for pattern in unused if fnmatchcase(member.name, pattern)}
+                if target := place(member.name, members):
+                    _write(member, into / target, name)
+                    found.add(target)
         if unused:
-            raise FetchError(f"{archive.name} has no member {', '.join(unused)}", fix="correct the catalogue entry")
-        for target, read in found:
-            path = into / target
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stream = read()
-            if stream is None:
-                raise FetchError(f"{archive.name}: {target} cannot be read")
-            with stream, path.open("wb") as f:
-                shutil.copyfileobj(stream, f, 1 << 20)
-    return [(into / target, target) for target in dict(found)]
+            raise FetchError(f"{name} has no member {', '.join(sorted(unused))}", fix="correct the catalogue entry")
+    except FetchError:
+        shutil.rmtree(into, ignore_errors=True)
+        raise
+    return [(into / target, target) for target in sorted(found)]
+
+
+def _write(member: Member, path: Path, archive: str) -> None:
+    if path.exists() and (path.stat().st_size, int(path.stat().st_mtime)) == (member.size, member.mtime):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stream = member.open()
+    if stream is None:
+        raise FetchError(f"{archive}: {member.name} cannot be read")
+    temporary = path.with_name(f"{path.name}.part")
+    with stream, temporary.open("wb") as f:
+        shutil.copyfileobj(stream, f, 1 << 20)
+    os.utime(temporary, (member.mtime, member.mtime))
+    temporary.replace(path)
 
 
 @contextmanager
-def _readable(archive: Path) -> Iterator[None]:
+def _readable(archive: str) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise FetchError(f"{archive}: two members claim {error.filename}") from error
+    except NotImplementedError as error:
+        raise FetchError(f"{archive} is packed in a way that Python cannot read: {error}") from error
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
+        # an encrypted zip is a RuntimeError
         raise FetchError(
-            f"{archive.name} is damaged or not an archive: {error}", fix="run the same command again"
+            f"{archive} is damaged or not an archive: {error}", fix="fetch it again: vlm download NAME --verify"
         ) from error
 
 
-@contextmanager
-def _opened(archive: Path) -> Iterator[list[Member]]:
-    """The regular files of a zip or tar archive with a function that opens each; unsafe archives are refused."""
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as z:
-            for info in z.infolist():
+class _StrictInfo(tarfile.TarInfo):
+    """A tar header. Python's reader takes a bad header, or the end of the file, for the end of the archive: a lost part
+    would go unnoticed. Here only the end mark is the end."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_StrictInfo":
+        """The next header. Raises tarfile.ReadError when there is neither one nor the end mark."""
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {tarfile_.offset}: it is cut short or a part is lost") from error
+
+
+def _members(archive: str, joined: Joined) -> Iterator[Member]:
+    """The regular files of a zip or tar archive, each checked before it is given."""
+    limit = RATIO * joined.size + FREE
+    with ExitStack() as stack:
+        start = joined.read(4)
+        if start in (b"PK\x03\x04", b"PK\x05\x06"):
+            z = stack.enter_context(zipfile.ZipFile(io.BufferedReader(joined)))
+            infos = z.infolist()
+            for info in infos:  # the directory of a zip is known before anything is read
                 kind = stat.S_IFMT(info.external_attr >> 16)
                 _check(archive, info.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
-            yield [(i.filename, lambda i=i: z.open(i)) for i in z.infolist() if not i.is_dir()]  # type: ignore[misc]
-        return
-    with tarfile.open(archive) as t:
-        infos = t.getmembers()
-        for member in infos:
-            _check(archive, member.name, member.isfile() or member.isdir())
-        yield [(m.name, lambda m=m: t.extractfile(m)) for m in infos if m.isfile()]  # type: ignore[misc]
+            _check_size(archive, sum(info.file_size for info in infos), limit)
+            if sum(info.compress_size for info in infos) > joined.size:
+                raise _refused(archive, "its members overlap, or it is cut short")
+            for info in infos:
+                if not info.is_dir():
+                    when = calendar.timegm((*(max(1, n) for n in info.date_time), 0, 0, 0))
+                    yield Member(info.filename, info.file_size, when, lambda i=info: z.open(i))  # type: ignore[misc]
+            return
+        joined.seek(0)
+        total = 0
+        stream = io.BufferedReader(joined, 1 << 20)
+        t = stack.enter_context(tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictInfo))
+        for item in t:
+            _check(archive, item.name, (item.isfile() and not item.issparse()) or item.isdir())
+            total += item.size
+            _check_size(archive, total, limit)
+            if item.isfile():
+                name = str(PurePosixPath(item.name))
+                when = max(0, min(int(item.mtime), 2**31))
+                yield Member(name, item.size, when, lambda i=item: t.extractfile(i))  # type: ignore[misc]
 
 
-def _check(archive: Path, name: str, plain: bool) -> None:
+def _check(archive: str, name: str, plain: bool) -> None:
     if not plain or not is_inside(name):
-        what = "leaves the folder" if plain else "is a link or a device"
-        raise FetchError(
-            f"{archive.name}: member {name!r} {what}; nothing was extracted",
-            expected="only plain files and folders below the target",
-            fix="do not use this archive; tell who published it",
-        )
+        raise _refused(archive, f"member {name!r} {'leaves the folder' if plain else 'is a link or a device'}")
+
+
+def _check_size(archive: str, total: int, limit: int) -> None:
+    if total > limit:
+        raise _refused(archive, f"it unpacks to more than {limit} bytes, {RATIO} times its size: a bomb")
+
+
+def _refused(archive: str, why: str) -> FetchError:
+    return FetchError(
+        f"{archive}: {why}; nothing was extracted",
+        expected="only plain files and folders below the target",
+        fix="do not use this archive; tell who published it",
+    )

@@ -15,45 +15,49 @@ The tables are `vlm/core/tables/*.yaml`; `load_catalogue(extra)` adds a user's o
         records: {train/questions.json: 38575}
 """
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, field_validator
+from pydantic import Field, StringConstraints, field_validator
 
 from vlm.core.config import Strict, load_yaml, package_tables, parse
 from vlm.core.errors import ConfigError, UnknownName
 from vlm.core.home import home
+from vlm.core.layout import Step
+from vlm.core.paths import InsidePath
 
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
-def is_inside(path: str) -> bool:
-    """Whether a relative path names something below its folder: not absolute, no `..`, no backslash or drive."""
-    parts = path.split("/")
-    return not (path.startswith("/") or "\\" in path or ".." in parts or ":" in parts[0] or "\0" in path)
+class Known(Strict):
+    """What is known of a file of a hub repository before it is fetched."""
 
-
-def _inside(path: str) -> str:
-    if not is_inside(path):
-        raise ValueError("must stay below its folder: relative, without `..`")
-    return path
-
-
-InsidePath = Annotated[str, BeforeValidator(_inside)]
+    size: int | None = None
+    sha256: Sha256 | None = None
 
 
 class HubSource(Strict):
-    """A repository of the Hugging Face hub. `revision` is a commit; null means that nobody pinned it yet."""
+    """A repository of the Hugging Face hub. `revision` is a commit; null means that nobody pinned it yet.
+
+    `place`: pattern over names in the repository -> path below the entry's folder (see archive.place); other names
+    stay. `known`: size and checksum of single files, from the repository's own pages.
+    """
 
     kind: Literal["hub"]
     repo: str
     revision: str | None
     repo_type: Literal["model", "dataset"] = "model"
     files: tuple[str, ...] = Field(default=(), description="patterns of the files to take; empty takes all")
+    place: dict[str, InsidePath] = Field(default_factory=dict)
+    known: dict[str, Known] = Field(default_factory=dict)
 
 
 class UrlSource(Strict):
-    """One file, or with `members` an archive of which those parts are kept (`file://` addresses work too)."""
+    """One file, or with `members` an archive of which those parts are kept (`file://` addresses work too).
+
+    `mirror`: where else it is to be found, in words, when the address is dead or slow.
+    """
 
     kind: Literal["url"]
     url: str
@@ -61,6 +65,7 @@ class UrlSource(Strict):
     size: int | None = None
     path: InsidePath = ""
     members: dict[str, InsidePath] = Field(default_factory=dict)
+    mirror: str = ""
 
     @property
     def target(self) -> str:
@@ -83,10 +88,15 @@ class PackageSource(Strict):
 
 
 class ManualSource(Strict):
-    """Something a person must fetch: a licence to accept, a form, or a page without a stable address."""
+    """Something a person must fetch: a licence to accept, a form, or a page without a stable address.
+
+    `paths`: what must then lie below the entry's folder. `mirror`: where else it is to be found.
+    """
 
     kind: Literal["manual"]
     instructions: str
+    paths: tuple[InsidePath, ...] = ()
+    mirror: str = ""
 
 
 class BuiltSource(Strict):
@@ -103,18 +113,29 @@ Source = Annotated[
 
 
 class Entry(Strict):
-    """One thing in the catalogue. `size` is bytes to download (null: unknown); `records` are counts per file."""
+    """One thing in the catalogue.
+
+    `size`: bytes to download (null: unknown), exact unless `size_is` says otherwise. `terms`: what the licence name
+    does not say. `needs`: entries that this one is made from, or that go with it. `benchmarks`: the tables of vlm.eval
+    that read this folder. `records`: counts per file after organising. `tree`: paths (patterns) that must exist then.
+    `organise`: how the download becomes that tree.
+    """
 
     name: str
     kind: Literal["weights", "data", "benchmark"]
     title: str
     licence: str
+    terms: str = ""
     folder: InsidePath
     source: tuple[Source, ...]
     size: int | None = None
+    size_is: Literal["exact", "about", "at least"] = "exact"
     groups: tuple[str, ...] = ()
-    needs: tuple[str, ...] = Field(default=(), description="names of the entries a built one is made from")
+    needs: tuple[str, ...] = ()
+    benchmarks: tuple[str, ...] = ()
     records: dict[str, int] = Field(default_factory=dict)
+    tree: tuple[InsidePath, ...] = ()
+    organise: tuple[Step, ...] = ()
     notes: str = ""
 
     @field_validator("source", mode="before")
@@ -133,6 +154,22 @@ class Entry(Strict):
     def path(self) -> Path:
         """The absolute folder below the home."""
         return home() / self.folder
+
+    @property
+    def automatic(self) -> tuple[Source, ...]:
+        """The sources that can be fetched without a person."""
+        return tuple(s for s in self.source if not isinstance(s, ManualSource | BuiltSource))
+
+    @property
+    def annotation(self) -> set[str]:
+        """Annotation files below the folder that are counted, checked or made."""
+        rules = [step.records for step in self.organise if step.records]
+        return {*self.records, *(rule.to or rule.source for rule in rules)}
+
+    def by_hand(self) -> list[ManualSource]:
+        """The manual sources whose paths are not all here (one that names no paths counts as not here)."""
+        manual = [s for s in self.source if isinstance(s, ManualSource)]
+        return [s for s in manual if not (s.paths and all(any(self.path.glob(p)) for p in s.paths))]
 
 
 class _Table(Strict):
@@ -163,9 +200,60 @@ def find_entry(name: str, catalogue: dict[str, Entry]) -> Entry:
     raise UnknownName("download", name, catalogue, fix="`vlm list weights` and `vlm list data` show them all")
 
 
+KINDS = {"weights": "weights", "data": "data", "benchmarks": "benchmark"}
+
+
 def find_group(group: str, catalogue: dict[str, Entry]) -> list[Entry]:
-    """The entries of a group such as `quickstart`. Raises UnknownName."""
-    found = [entry for entry in catalogue.values() if group in entry.groups]
+    """The entries of a group such as `quickstart`, of a kind (`weights`, `data`, `benchmarks`), or `everything`.
+
+    Raises:
+        UnknownName: no such group.
+    """
+    wanted = KINDS.get(group, group)
+    found = [e for e in catalogue.values() if wanted in (*e.groups, e.kind, "everything")]
     if not found:
-        raise UnknownName("group", group, {g for entry in catalogue.values() for g in entry.groups})
+        groups = {g for entry in catalogue.values() for g in entry.groups}
+        raise UnknownName("group", group, groups | {*KINDS, "everything"})
     return found
+
+
+def find_benchmark(name: str, catalogue: dict[str, Entry]) -> list[Entry]:
+    """The entries that a benchmark (`MMBench-dev-en`, `Long-VQA-32k`) reads, or with `all` those of every benchmark.
+
+    Raises:
+        UnknownName: no entry serves a benchmark of that name.
+    """
+    tables = [(table, entry) for entry in catalogue.values() for table in entry.benchmarks]
+    if name.lower() == "all":
+        return list({entry.name: entry for _, entry in tables}.values())
+    patterns = [(table.lower().replace("{variant}", "*"), entry) for table, entry in tables]
+    found = [entry for pattern, entry in patterns if fnmatchcase(name.lower(), pattern)]
+    if not found:
+        names = [table.removesuffix("-{variant}") for table, _ in tables]
+        raise UnknownName("benchmark", name, names, fix="`vlm list benchmarks` shows them all")
+    return [min(found, key=lambda entry: len(entry.benchmarks)) if len(found) > 1 else found[0]]
+
+
+def find_file(file: str, catalogue: dict[str, Entry]) -> Entry | None:
+    """The entry that a file of a training set (`dataset/digits/train.jsonl`) belongs to: the one that makes or counts
+    it, else the one whose folder it lies in; None when it is nobody's."""
+    below = [entry for entry in catalogue.values() if file.startswith(f"{entry.folder}/")]
+    makers = [entry for entry in below if file.removeprefix(f"{entry.folder}/") in entry.annotation]
+    return next(iter(makers + sorted(below, key=lambda e: (-len(e.folder), not e.automatic))), None)
+
+
+def with_needs(entries: list[Entry], catalogue: dict[str, Entry]) -> list[Entry]:
+    """The entries and all that they need, each once, what is needed first."""
+    ordered: dict[str, Entry] = {}
+    seen: set[str] = set()
+
+    def add(entry: Entry) -> None:
+        if entry.name not in seen:
+            seen.add(entry.name)
+            for need in entry.needs:
+                add(find_entry(need, catalogue))
+            ordered[entry.name] = entry
+
+    for entry in entries:
+        add(entry)
+    return list(ordered.values())

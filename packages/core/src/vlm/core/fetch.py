@@ -11,15 +11,24 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vlm.core.archive import extract
-from vlm.core.catalogue import BuiltSource, Entry, HubSource, ManualSource, PackageSource, Source, UrlSource
+from vlm.core.catalogue import BuiltSource, Entry, HubSource, PackageSource, Source, UrlSource
 from vlm.core.errors import ConfigError, FetchError
 from vlm.core.home import locked, write_json
 from vlm.core.hub import fetch_hub
-from vlm.core.manifest import PARTIAL, count_records, damaged_files, install, read_manifest, sha256_of
-from vlm.core.progress import Report, human_bytes, silent
+from vlm.core.manifest import (
+    PARTIAL,
+    count_records,
+    damaged_files,
+    finish_install,
+    install,
+    read_manifest,
+    sha256_of,
+)
+from vlm.core.progress import Report, Tally, bytes_below, human_bytes, silent
 from vlm.core.transfer import Patience, disk_errors, fetch_url
 
 Staged = list[tuple[Path, str]]
@@ -27,7 +36,8 @@ Staged = list[tuple[Path, str]]
 
 
 def pinned(entry: Entry, revision: str | None = None) -> tuple[Source, ...]:
-    """The sources of `entry` with every hub source pinned to a commit.
+    """The automatic sources of `entry` with every hub source pinned to a commit: `revision` for those that the
+    catalogue does not pin, or for the only one.
 
     Raises:
         ConfigError: a hub source has no revision and none is given, or one is given where none is needed.
@@ -35,6 +45,9 @@ def pinned(entry: Entry, revision: str | None = None) -> tuple[Source, ...]:
     hubs = [s for s in entry.source if isinstance(s, HubSource)]
     if revision and not hubs:
         raise ConfigError(f"{entry.name} does not come from the hub", fix="leave out --revision")
+    open_ones = [s for s in hubs if s.revision is None] or hubs[: len(hubs) == 1]
+    if revision and len(open_ones) != 1:
+        raise ConfigError(f"{entry.name} comes from {len(hubs)} repositories", fix="pin them in --catalogue FILE")
     for source in hubs:
         if not (revision or source.revision):
             raise ConfigError(
@@ -43,8 +56,7 @@ def pinned(entry: Entry, revision: str | None = None) -> tuple[Source, ...]:
                 fix=f"take the commit from the repository's history: vlm download {entry.name} --revision COMMIT",
             )
     return tuple(
-        s.model_copy(update={"revision": revision or s.revision}) if isinstance(s, HubSource) else s
-        for s in entry.source
+        s.model_copy(update={"revision": revision}) if revision and s in open_ones else s for s in entry.automatic
     )
 
 
@@ -54,57 +66,105 @@ def fetch(
     revision: str | None = None,
     find_links: Path | None = None,
     verify: bool = False,
+    jobs: int = 4,
     patience: Patience = Patience(),
     report: Report = silent,
 ) -> str:
-    """Download `entry` and write its manifest; a no-op when it is complete already.
+    """Download what of `entry` needs no person, and write its manifest; a no-op when it is complete already.
 
     Args:
         revision: commit of a hub source that the catalogue does not pin.
         find_links: folder of wheels to use instead of the package index.
         verify: compare the checksums of the files at hand, not only their sizes.
+        jobs: files at a time.
 
     Returns:
-        "present" or "fetched".
+        "present" or "fetched". What is left to do by hand is `entry.by_hand()`.
 
     Raises:
         FetchError, ConfigError: the message says what to do. LockedError: another process works in the folder.
     """
     for source in entry.source:
-        if isinstance(source, ManualSource):
-            raise FetchError(f"{entry.name} must be fetched by hand into {entry.path}", fix=source.instructions)
         if isinstance(source, BuiltSource):
             raise ConfigError(f"{entry.name} is made here, not downloaded", fix=source.command)
-    if revision is None and (manifest := read_manifest(entry.path)) and entry.source[0].kind == "hub":
-        revision = manifest["source"][0].get("revision")  # what is here was pinned when it was fetched
+    if not entry.automatic:
+        refuse_by_hand(entry)
+        return "present"
+    folder = entry.path
+    manifest = read_manifest(folder)
+    if revision is None and manifest:  # what is here was pinned when it was fetched
+        before = {s["repo"]: s["revision"] for s in manifest["source"] if s.get("kind") == "hub"}
+        revision = next((before.get(s.repo) for s in entry.source if isinstance(s, HubSource) and not s.revision), None)
     sources = pinned(entry, revision)
     described = [source.model_dump(mode="json") for source in sources]
-    folder = entry.path
     with disk_errors(folder):
         if _complete(folder, described, verify):
             return "present"
         with locked(folder, f"vlm download {entry.name}"):
+            finished = finish_install(folder)
             if _complete(folder, described, verify):
-                return "present"
+                return "fetched" if finished else "present"
             free = shutil.disk_usage(folder).free
-            if entry.size and entry.size > free:
+            partial = _staging(folder, described)
+            missing = (entry.size or 0) - bytes_below(partial)
+            if missing > free:
                 raise FetchError(
                     f"{folder} has {human_bytes(free)} left",
-                    expected=f"{human_bytes(entry.size)} for {entry.name}",
+                    expected=f"{human_bytes(missing)} more for {entry.name}",
                     fix="free some space or set VLM_HOME to another disk",
                 )
-            partial = _staging(folder, described)
-            staged: Staged = []
-            for i, source in enumerate(sources):
-                work = partial / str(i)
-                work.mkdir(parents=True, exist_ok=True)
-                staged += _fetch_source(source, work, find_links, patience, report)
+            _adopt(folder, sources, partial)
+            staged = _fetch_all(sources, partial, find_links, jobs, patience, report)
             for path, name in staged:
                 expected = entry.records.get(name)
                 if expected is not None and (found := count_records(path)) != expected:
                     raise FetchError(f"{entry.name}: {name} has {found} records", expected=str(expected))
             install(folder, staged, name=entry.name, source=described)
     return "fetched"
+
+
+def refuse_by_hand(entry: Entry) -> None:
+    """Raise a FetchError that says what a person has yet to fetch, if anything."""
+    if left := entry.by_hand():
+        steps = [s.instructions + (f" Mirror: {s.mirror}" if s.mirror else "") for s in left]
+        where = ", ".join(path for s in left for path in s.paths)
+        raise FetchError(
+            f"{entry.name} must be fetched by hand into {entry.path}", expected=where or None, fix=" ".join(steps)
+        )
+
+
+def _adopt(folder: Path, sources: tuple[Source, ...], partial: Path) -> None:
+    """Take files that a person has put where a URL's file belongs, when there is no manifest yet; a known checksum or
+    size still has to be right, or they are fetched."""
+    if read_manifest(folder) is None:
+        for number, source in enumerate(sources):
+            if isinstance(source, UrlSource) and not source.members and (folder / source.target).is_file():
+                staged = partial / str(number) / source.target
+                if not staged.exists():
+                    staged.parent.mkdir(parents=True, exist_ok=True)
+                    (folder / source.target).replace(staged)
+
+
+def _fetch_all(
+    sources: tuple[Source, ...], partial: Path, find_links: Path | None, jobs: int, patience: Patience, report: Report
+) -> Staged:
+    """All sources, `jobs` at a time; the first error stops those that wait, and what is done stays."""
+    tally = Tally(report, parts=len(sources))
+
+    def one(number: int) -> Staged:
+        work = partial / str(number)
+        work.mkdir(parents=True, exist_ok=True)
+        return _fetch_source(sources[number], work, find_links, jobs, patience, tally.part(number))
+
+    if len(sources) == 1 or jobs == 1:
+        return [pair for number in range(len(sources)) for pair in one(number)]
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(one, number) for number in range(len(sources))]
+        try:
+            return [pair for future in futures for pair in future.result()]
+        finally:  # an error or Ctrl-C: the others stop at their next bytes
+            tally.stop()
+            pool.shutdown(cancel_futures=True)
 
 
 def _complete(folder: Path, described: list[dict], verify: bool) -> bool:
@@ -125,13 +185,25 @@ def _staging(folder: Path, described: list[dict]) -> Path:
     return partial
 
 
-def _fetch_source(source: Source, work: Path, find_links: Path | None, patience: Patience, report: Report) -> Staged:
+def _fetch_source(
+    source: Source, work: Path, find_links: Path | None, jobs: int, patience: Patience, report: Report
+) -> Staged:
     if isinstance(source, HubSource):
-        return fetch_hub(source, work, report)
+        return fetch_hub(source, work, report, jobs=jobs)
     if isinstance(source, UrlSource):
-        path = fetch_url(
-            source.url, work / source.target, sha256=source.sha256, size=source.size, patience=patience, report=report
-        )
+        try:
+            path = fetch_url(
+                source.url,
+                work / source.target,
+                sha256=source.sha256,
+                size=source.size,
+                patience=patience,
+                report=report,
+            )
+        except FetchError as error:
+            if not source.mirror:
+                raise
+            raise FetchError(error.found, expected=error.expected, fix=f"{error.fix}; or: {source.mirror}") from error
         return _extracted(path, source.members, work) if source.members else [(path, source.target)]
     assert isinstance(source, PackageSource)
     wheel = work / source.wheel
@@ -141,9 +213,7 @@ def _fetch_source(source: Source, work: Path, find_links: Path | None, patience:
 
 
 def _extracted(archive: Path, members: dict[str, str], work: Path) -> Staged:
-    tree = work / "tree"
-    shutil.rmtree(tree, ignore_errors=True)
-    return extract(archive, members, tree)
+    return extract(archive, members, work / "tree")
 
 
 def pip_command(source: PackageSource, dest: Path, find_links: Path | None) -> list[str]:
@@ -172,7 +242,7 @@ def _fetch_wheel(source: PackageSource, wheel: Path, find_links: Path | None, re
             )
             try:
                 while process.poll() is None:
-                    report(sum(p.stat().st_size for p in Path(temporary).rglob("*.whl") if p.exists()), source.size)
+                    report(bytes_below(Path(temporary), ".whl"), source.size)
                     try:
                         process.wait(0.2)
                     except subprocess.TimeoutExpired:

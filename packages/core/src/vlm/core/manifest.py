@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import DataError
-from vlm.core.home import write_json
+from vlm.core.home import write_atomic, write_json
 
 MANIFEST = ".vlm-manifest.json"
 PARTIAL = ".partial"
 """Folder inside the target where unfinished work waits; removed after the manifest is written."""
+
+INSTALLING = "install.json"
+"""In PARTIAL: the moves that turn unfinished work into the finished folder, written when it is all there."""
 
 
 def sha256_of(path: Path) -> str:
@@ -21,13 +24,19 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
-    """The manifest `name` of `folder`; None when missing or unreadable (then the folder counts as unfinished)."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file of ours; None when it is missing or unreadable."""
     try:
-        manifest = json.loads((folder / name).read_text())
+        value = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) and "files" in manifest else None
+    return value if isinstance(value, dict) else None
+
+
+def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
+    """The manifest `name` of `folder`; None when missing or unreadable (then the folder counts as unfinished)."""
+    manifest = read_json(folder / name)
+    return manifest if manifest and "files" in manifest else None
 
 
 def damaged_files(folder: Path, manifest: dict[str, Any], *, verify: bool = False) -> list[str]:
@@ -54,19 +63,35 @@ def install(
 ) -> None:
     """Move staged files to their names below `folder`, write the manifest last, and remove the unfinished work.
 
-    Files of an earlier manifest that are no longer part of it are removed; other files in the folder stay.
+    Files of an earlier manifest that are no longer part of it are removed; other files in the folder stay. What is to
+    be done is noted first, so that `finish_install` can complete it after a kill.
     """
     before = set((read_manifest(folder, manifest) or {"files": {}})["files"])
-    (folder / manifest).unlink(missing_ok=True)
-    files = {}
+    files, moves = {}, {}
     for path, target in sorted(staged, key=lambda pair: pair[1]):
         files[target] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+        moves[target] = str(path)
+    content = {"name": name, "source": source, "files": files}
+    note = {"manifest": manifest, "moves": moves, "stale": sorted(before - set(files)), "content": content}
+    write_atomic(folder / PARTIAL / INSTALLING, json.dumps(note))
+    finish_install(folder)
+
+
+def finish_install(folder: Path) -> bool:
+    """Complete an `install` that was cut short, if there is one; says whether there was."""
+    note = read_json(folder / PARTIAL / INSTALLING)
+    if note is None:
+        return False
+    (folder / note["manifest"]).unlink(missing_ok=True)
+    for target, path in note["moves"].items():
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
-        path.replace(folder / target)
-    for stale in before - set(files):
+        if Path(path).exists():
+            Path(path).replace(folder / target)
+    for stale in note["stale"]:
         (folder / stale).unlink(missing_ok=True)
-    write_json(folder / manifest, {"name": name, "source": source, "files": files})
+    write_json(folder / note["manifest"], note["content"])
     shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+    return True
 
 
 def files_below(folder: Path) -> list[tuple[Path, str]]:

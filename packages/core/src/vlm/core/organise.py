@@ -1,29 +1,43 @@
 """Turn downloaded sources into training sets: published `conversations` JSONL beside the images.
 
-    organise("digits")      # dataset/digits/{images,train.jsonl,test.jsonl}; the second time "present"
+    organise("digits")          # dataset/digits/{images,train.jsonl,test.jsonl}; the second time "present"
+    organise("V2PE-Data")       # by the steps in the catalogue (vlm.core.organise_tree)
 
 Paths in a record are relative to the folder of its JSONL file. The same options give the same bytes.
 """
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 from vlm.core.catalogue import Entry, find_entry, load_catalogue
 from vlm.core.errors import ConfigError, DataError, UnknownName
 from vlm.core.home import locked
-from vlm.core.manifest import MANIFEST, PARTIAL, count_records, damaged_files, files_below, install, read_manifest
+from vlm.core.manifest import (
+    MANIFEST,
+    PARTIAL,
+    count_records,
+    damaged_files,
+    files_below,
+    finish_install,
+    install,
+    read_manifest,
+)
+from vlm.core.organise_tree import organise_tree
 from vlm.core.transfer import disk_errors
 
 
 @dataclass(frozen=True)
 class OrganiseOptions:
-    """`questions_per_record`: turns in a record of easy-vqa (1: one question a record)."""
+    """`questions_per_record`: turns in a record of easy-vqa (1: one question a record). `verify`, `max_lost`: see
+    organise_tree."""
 
     seed: int = 0
     questions_per_record: int = 4
+    verify: bool = False
+    max_lost: float = 0.01
 
 
 Organiser = Callable[[dict[str, Path], Path, OrganiseOptions], None]
@@ -35,7 +49,7 @@ ORGANISERS = {
     "digits": "vlm.core.build.digits:organise",
     "charts": "vlm.core.build.charts:organise",
 }
-"""Name of the set -> the function that makes it."""
+"""Name of the set -> the function that makes it; all other sets are made by the steps of their entries."""
 
 BESIDE = ".vlm-organised.json"
 """Manifest of files that are added to a downloaded folder, which keeps its own manifest."""
@@ -54,10 +68,22 @@ def organise(
     """
     if options.questions_per_record < 1:
         raise ConfigError(f"{options.questions_per_record} questions per record", expected="at least 1")
-    if name.lower() not in ORGANISERS:
-        raise UnknownName("set", name, ORGANISERS)
     catalogue = catalogue or load_catalogue()
-    entry = find_entry(name, catalogue)
+    known = {entry.name.lower(): entry for entry in catalogue.values() if can_organise(entry)}
+    if name.lower() not in known:
+        raise UnknownName("set", name, known, fix="what is not listed needs no organising")
+    entry = known[name.lower()]
+    if entry.organise:
+        return organise_tree(entry, catalogue, verify=options.verify, max_lost=options.max_lost)
+    return _organise_built(entry, catalogue, options)
+
+
+def can_organise(entry: Entry) -> bool:
+    """Whether `vlm data organize` has something to do for an entry."""
+    return bool(entry.organise) or entry.name in ORGANISERS
+
+
+def _organise_built(entry: Entry, catalogue: dict[str, Entry], options: OrganiseOptions) -> str:
     sources = {need: find_entry(need, catalogue) for need in entry.needs or (entry.name,)}
     made_from = {}
     for need, source in sources.items():
@@ -65,9 +91,11 @@ def organise(
         if manifest is None or damaged_files(source.path, manifest):
             raise DataError(f"{entry.name} is made from {need}, which is not complete", fix=f"vlm download {need}")
         made_from[need] = manifest["source"]
-    described = {"kind": "built", "options": asdict(options), "from": made_from}
+    chosen = {"seed": options.seed, "questions_per_record": options.questions_per_record}
+    described = {"kind": "built", "options": chosen, "from": made_from}
     manifest_name = MANIFEST if entry.needs else BESIDE
     with disk_errors(entry.path), locked(entry.path, f"vlm data organize {entry.name}"):
+        finish_install(entry.path)
         manifest = read_manifest(entry.path, manifest_name)
         if manifest and manifest["source"] == described and not damaged_files(entry.path, manifest):
             return "present"

@@ -1,7 +1,11 @@
 """Progress of long transfers, on standard error so that `--json` output stays clean."""
 
+import os
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -12,6 +16,37 @@ Report = Callable[[int, int | None], None]
 
 def silent(done: int, total: int | None) -> None:
     """A `Report` that shows nothing."""
+
+
+class Tally:
+    """One `Report` of several transfers at once: the sum of what each has said, its total once all totals are known.
+
+    >>> Tally(lambda done, total: print(done, total), parts=2).part(0)(10, 20)
+    10 None
+    """
+
+    def __init__(self, report: Report, *, parts: int, total: int | None = None):
+        self.report, self.total, self.lock = report, total, threading.Lock()
+        self.done: list[int] = [0] * parts
+        self.totals: list[int | None] = [None] * parts
+        self.stopped = False
+
+    def stop(self) -> None:
+        """From now on each transfer that reports is cancelled."""
+        self.stopped = True
+
+    def part(self, number: int) -> Report:
+        """The `Report` of one transfer; any thread may call it. It raises CancelledError after `stop`."""
+
+        def say(done: int, total: int | None) -> None:
+            if self.stopped:
+                raise CancelledError
+            with self.lock:
+                self.done[number], self.totals[number] = done, total
+                known = [t for t in self.totals if t is not None]
+                self.report(sum(self.done), self.total or (sum(known) if len(known) == len(self.totals) else None))
+
+        return say
 
 
 @contextmanager
@@ -32,6 +67,17 @@ def byte_bar(description: str, *, enabled: bool = True) -> Iterator[Report]:
             bar.update(task, completed=done, total=total)
 
         yield report
+
+
+def bytes_below(folder: Path, suffix: str = "") -> int:
+    """Bytes of the files below a folder, also while another process or thread makes, renames and removes them."""
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(suffix):
+                with suppress(FileNotFoundError):
+                    total += (Path(root) / name).stat().st_size
+    return total
 
 
 def human_bytes(size: int | None) -> str:

@@ -77,6 +77,7 @@ def fetch_url(
         else:
             _download(url, part, size, patience, report)
         fault = _fault(part, sha256, size)
+        part.with_name(f"{part.name}.etag").unlink(missing_ok=True)
         if fault is None:
             part.replace(path)
             return path
@@ -130,8 +131,10 @@ def _download(url: str, part: Path, size: int | None, patience: Patience, report
 
 
 def _attempt(client: httpx.Client, url: str, part: Path, size: int | None, report: Report) -> None:
-    have = _length(part)
+    have, note = _length(part), part.with_name(f"{part.name}.etag")
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    if have and note.exists():
+        headers["If-Range"] = note.read_text()  # the server sends the whole file if it is another one now
     with client.stream("GET", url, headers=headers) as response:
         status = response.status_code
         if status == 416:  # what we hold is longer than the file: start over
@@ -147,6 +150,9 @@ def _attempt(client: httpx.Client, url: str, part: Path, size: int | None, repor
         done = have if resumed else 0
         length = response.headers.get("Content-Length", "")
         total = size or (done + int(length) if length.isdigit() else None)
+        note.unlink(missing_ok=True)
+        if (tag := response.headers.get("ETag", "")).startswith('"'):  # weak ones say nothing of the bytes
+            note.write_text(tag)
         with part.open("ab" if resumed else "wb") as f:
             for chunk in response.iter_raw():
                 f.write(chunk)

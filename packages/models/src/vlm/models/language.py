@@ -8,6 +8,7 @@ from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
 
 from vlm.models.attention import NAME, attend
+from vlm.models.loss import LossHead
 from vlm.models.specs import LanguageSpec, RopeScaling
 
 
@@ -111,6 +112,7 @@ def make_language_model(spec: LanguageSpec) -> LlamaForCausalLM:
         vlm_attention="auto",
     )
     model = LlamaForCausalLM(config)
+    model.lm_head.__class__ = LossHead  # the same parameters
     head = spec.width // spec.heads
     published = spec.rotary_tables == "published"
     model.model.rotary_emb = ExactRotary(head, spec.rope_theta, spec.max_positions, spec.rope_scaling, published)

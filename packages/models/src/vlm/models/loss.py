@@ -1,7 +1,7 @@
 """Mask first, then chunk: cross-entropy that never builds [tokens x vocabulary] logits for more than one chunk."""
 
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +30,8 @@ def weighted_cross_entropy(
 ) -> Tensor:
     """Sum over positions of weight * cross-entropy, float32 scalar; 0 (with a graph) where no position has a label.
 
-    hidden [B, L, C]; head maps [n, C] to logits [n, V]; target, weight [B, L] already shifted. The gradients of a plain
-    linear head are made beside the loss; any other head (adapters, ZeRO-3 parts) is called again in the backward pass.
+    hidden [B, L, C]; head maps [n, C] to logits [n, V]; target, weight [B, L] already shifted. A LossHead makes its
+    gradients beside the loss; any other head (adapters, low bits) is called again in the backward pass.
     """
     hidden, target, weight = hidden.flatten(0, 1), target.flatten(), weight.flatten()
     rows = (target != -100).nonzero().squeeze(1)
@@ -40,8 +40,8 @@ def weighted_cross_entropy(
     else:  # one row of weight 0: a rank without labels still calls the head, as its peers do (ZeRO-3 gathers together)
         hidden, target, weight = hidden[:1], torch.zeros_like(target[:1]), torch.zeros_like(weight[:1])
 
-    if is_plain(head) and torch.is_grad_enabled():
-        return LinearCrossEntropy.apply(hidden, head.weight, target, weight, chunk)
+    if isinstance(head, LossHead):
+        return head(hidden, target, weight, chunk)
 
     def part(h: Tensor, t: Tensor, w: Tensor) -> Tensor:
         return (F.cross_entropy(head(h).float(), t, reduction="none") * w).sum()
@@ -52,11 +52,17 @@ def weighted_cross_entropy(
     return total
 
 
-def is_plain(head: Callable[[Tensor], Tensor]) -> TypeGuard[nn.Linear]:
-    """Whether calling the head is one product with a weight that is wholly here: no bias, hook, adapter or shard."""
-    if type(head) is not nn.Linear or head.bias is not None or "forward" in vars(head):
-        return False
-    return head.weight.dim() == 2 and not (head._forward_hooks or head._forward_pre_hooks or head._backward_hooks)
+class LossHead(nn.Linear):
+    """The output head, which also makes the loss: one call for a row, however many labels it has. (ZeRO-3 gathers the
+    weight at each call of a module: ranks that call it unequally often would wait for each other for ever.)"""
+
+    def forward(  # type: ignore[override]
+        self, input: Tensor, target: Tensor | None = None, weight: Tensor | None = None, chunk: int = CHUNK
+    ) -> Tensor:
+        """Logits [..., V] of hidden states [..., C]; with target and weight [n], the sum of weight * cross-entropy."""
+        if target is None or weight is None:
+            return super().forward(input)
+        return LinearCrossEntropy.apply(input, self.weight, target, weight, chunk)
 
 
 class LinearCrossEntropy(torch.autograd.Function):

@@ -7,8 +7,12 @@ from typing import Annotated
 import typer
 
 from vlm.cli.commands import data_check
+from vlm.cli.commands.choose import chosen
 from vlm.cli.commands.long_context import long_mr, long_vqa
+from vlm.core.catalogue import find_entry, load_catalogue
+from vlm.core.errors import ConfigError, DataError
 from vlm.core.home import dataset, resolve
+from vlm.core.local import entry_state, is_built
 
 app = typer.Typer(no_args_is_help=True, help="Organise, build and preview datasets.")
 build = typer.Typer(no_args_is_help=True, help="Build datasets that nobody publishes.")
@@ -28,16 +32,48 @@ class Split(StrEnum):
 
 @app.command()
 def organize(
-    names: Annotated[list[str], typer.Argument(help="easy-vqa, photographs, digits, charts.")],
+    names: Annotated[list[str] | None, typer.Argument(help="Sets: easy-vqa, V2PE-Data, convllava-stage3, …")] = None,
+    group: Annotated[str | None, typer.Option("--all", help="Every set of a group that is downloaded.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="The data of a recipe.")] = None,
+    benchmark: Annotated[str | None, typer.Option(help="The data of a benchmark, or of `all`.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Decode every picture and video, not only headers.")] = False,
+    max_lost: Annotated[float, typer.Option(min=0, max=1, help="Share of records that may be in the ledger.")] = 0.01,
     questions_per_record: Annotated[int, typer.Option(min=1, help="easy-vqa: turns in a record.")] = 4,
     seed: Annotated[int, typer.Option(help="Order of questions, choice and colours of charts.")] = 0,
+    catalogue: Annotated[
+        Path | None, typer.Option(help="A catalogue of your own beside the shipped one (YAML).")
+    ] = None,
 ) -> None:
-    """Make training sets from downloaded sources: dataset/NAME/{images,train.jsonl}."""
-    from vlm.core.organise import OrganiseOptions, organise
+    """Make the published folder tree of a set from what was downloaded: unpack, link, convert, count.
 
-    for name in names:
-        outcome = organise(name, OrganiseOptions(seed=seed, questions_per_record=questions_per_record))
-        typer.echo(f"{name}: {'already there' if outcome == 'present' else 'organised'} in {dataset() / name.lower()}")
+    Interrupted at any moment, the same command goes on. What is missing is all named at once; what cannot be used is in
+    ledger-NAME.jsonl of the set's folder.
+    """
+    from vlm.core.organise import OrganiseOptions, can_organise, organise
+
+    known = load_catalogue(catalogue)
+    if names and not (group or recipe or benchmark):
+        wanted = names
+    else:
+        picked = chosen(known, names=names, group=group, recipe=recipe, benchmark=benchmark)
+        left_alone = ("absent", "partial") if group else ()
+        wanted = [e.name for e in picked if can_organise(e) and (is_built(e) or entry_state(e) not in left_alone)]
+    if not wanted:
+        raise ConfigError("nothing to organise", fix="name a set, or download one first: vlm download NAME")
+    options = OrganiseOptions(seed, questions_per_record, verify, max_lost)
+    failed: list[str] = []
+    for name in wanted:
+        try:
+            outcome = organise(name, options, catalogue=known)
+        except DataError as error:
+            if len(wanted) == 1:
+                raise
+            failed.append(str(error))
+            continue
+        folder = find_entry(name, known).path
+        typer.echo(f"{name}: {'already there' if outcome == 'present' else 'organised'} in {folder}")
+    if failed:
+        raise DataError(f"{len(failed)} of {len(wanted)} were not organised:\n" + "\n".join(failed))
 
 
 @build.command()

@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from vlm.core.catalogue import BuiltSource, Entry, HubSource, ManualSource, find_entry, find_group, load_catalogue
-from vlm.core.errors import ConfigError
-from vlm.core.fetch import fetch
+from vlm.cli.commands.choose import chosen
+from vlm.core.catalogue import BuiltSource, Entry, HubSource, load_catalogue
+from vlm.core.errors import ConfigError, VlmError
+from vlm.core.fetch import fetch, refuse_by_hand
 from vlm.core.home import home
-from vlm.core.manifest import state
+from vlm.core.local import entry_state, is_built
 from vlm.core.progress import byte_bar, human_bytes
 from vlm.core.transfer import Patience
 
@@ -20,9 +21,14 @@ app = typer.Typer()
 @app.command()
 def download(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Names from `vlm list weights` and `vlm list data`.")
+        list[str] | None, typer.Argument(help="Names from `vlm list weights`, `data` and `benchmarks`.")
     ] = None,
-    group: Annotated[str | None, typer.Option("--all", help="Every entry of a group, such as quickstart.")] = None,
+    group: Annotated[
+        str | None,
+        typer.Option("--all", help="Every entry of a group: quickstart, v2pe, weights, benchmarks, everything, …"),
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Start weights and data of a recipe.")] = None,
+    benchmark: Annotated[str | None, typer.Option(help="The data of a benchmark, or of `all`.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and fetch nothing.")] = False,
     revision: Annotated[
         str | None, typer.Option(help="Commit of a hub repository that the catalogue does not pin.")
@@ -36,35 +42,58 @@ def download(
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare checksums of what is here, not only sizes.")
     ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Files at a time.")] = 4,
     retries: Annotated[int, typer.Option(min=1, help="Tries in a row without a new byte before giving up.")] = 6,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list on standard output.")] = False,
 ) -> None:
     """Fetch weights, datasets and benchmarks into the published folder trees.
 
-    Interrupted at any moment, the same command goes on. What is complete is left alone.
+    Interrupted at any moment, the same command goes on. What is complete is left alone. Of several entries, those that
+    cannot be fetched are named at the end.
     """
     known = load_catalogue(catalogue)
-    entries = [find_entry(name, known) for name in names or []] + (find_group(group, known) if group else [])
-    entries = list({entry.name: entry for entry in entries}.values())
+    entries = chosen(known, names=names, group=group, recipe=recipe, benchmark=benchmark)
     if not entries:
         raise ConfigError("nothing to download", fix="name something, or: vlm download --all quickstart")
     if revision and len(entries) > 1:
         raise ConfigError(f"one --revision for {len(entries)} downloads", fix="download them one at a time")
-    rows = []
+    rows: list[dict[str, object]] = []
+    failed: list[tuple[Entry, VlmError]] = []
     for entry in entries:
-        if dry_run:
-            outcome = state(entry.path)
-        else:
-            with byte_bar(entry.name, enabled=not as_json) as report:
-                patience = Patience(tries=retries)
-                outcome = fetch(
-                    entry, revision=revision, find_links=find_links, verify=verify, patience=patience, report=report
-                )
+        outcome = entry_state(entry)
+        if not dry_run:
+            try:
+                if is_built(entry) and len(entries) > 1:
+                    outcome = "to be made"
+                elif outcome == "present" and not verify:
+                    pass  # also when its archives were unpacked and then removed
+                else:
+                    with byte_bar(entry.name, enabled=not as_json) as report:
+                        outcome = fetch(
+                            entry,
+                            revision=revision,
+                            find_links=find_links,
+                            verify=verify,
+                            jobs=jobs,
+                            patience=Patience(tries=retries),
+                            report=report,
+                        )
+                    refuse_by_hand(entry)
+            except VlmError as error:
+                if len(entries) == 1:
+                    raise
+                outcome = "failed"
+                failed.append((entry, error))
         rows.append(_row(entry, outcome, revision))
         if not as_json:
             typer.echo(f"{entry.name}: {_action(entry, outcome, revision)}" if dry_run else _done(entry, outcome))
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
+    elif dry_run:
+        typer.echo(_sum(entries, revision), nl=False)
+    if failed:
+        lines = "\n".join(f"{entry.name}: {error}" for entry, error in failed)
+        raise type(failed[0][1])(f"{len(failed)} of {len(entries)} were not fetched:\n{lines}")
 
 
 def _row(entry: Entry, outcome: str, revision: str | None) -> dict[str, object]:
@@ -74,8 +103,11 @@ def _row(entry: Entry, outcome: str, revision: str | None) -> dict[str, object]:
         "state": outcome,
         "action": _action(entry, outcome, revision),
         "size": entry.size,
+        "size_is": entry.size_is,
         "licence": entry.licence,
+        "terms": entry.terms,
         "folder": str(entry.path),
+        "by_hand": [source.instructions for source in entry.by_hand()],
         "sources": [source.model_dump(mode="json") for source in entry.source],
     }
 
@@ -83,17 +115,57 @@ def _row(entry: Entry, outcome: str, revision: str | None) -> dict[str, object]:
 def _action(entry: Entry, outcome: str, revision: str | None) -> str:
     if outcome in ("present", "fetched"):
         return "nothing to do"
-    if any(isinstance(s, ManualSource) for s in entry.source):
-        return "fetch by hand: `vlm download` without --dry-run says how"
+    if outcome == "downloaded":
+        return f"here; next: vlm data organize {entry.name}"
     for source in entry.source:
         if isinstance(source, BuiltSource):
             return f"make with `{source.command}`"
-        if isinstance(source, HubSource) and not (revision or source.revision):
-            return f"needs --revision (a commit of {source.repo})"
+    hand = " ".join(f"by hand: {source.instructions}" for source in entry.by_hand())
+    if outcome == "by hand" or not entry.automatic:
+        return hand or "nothing to do"
+    if repos := _unpinned(entry, revision):
+        return f"needs --revision (a commit of {repos[0]})" + (f"; {hand}" if hand else "")
     verb = {"partial": "go on fetching", "damaged": "repair"}.get(outcome, "fetch")
-    return f"{verb} {human_bytes(entry.size)} to {entry.folder} ({entry.licence})"
+    return f"{verb} {human_size(entry)} to {entry.folder} ({entry.licence})" + (f"; {hand}" if hand else "")
+
+
+def _unpinned(entry: Entry, revision: str | None) -> list[str]:
+    return [s.repo for s in entry.source if isinstance(s, HubSource) and not (revision or s.revision)]
+
+
+def human_size(entry: Entry) -> str:
+    """`about 4.4 GB`; `?` when unknown."""
+    return human_bytes(entry.size) if entry.size_is == "exact" else f"{entry.size_is} {human_bytes(entry.size)}"
+
+
+def _sum(entries: list[Entry], revision: str | None) -> str:
+    """What all entries to fetch come to: bytes and licences, sizes that nobody knows, what a person must do."""
+    left = [e for e in entries if entry_state(e) in ("absent", "partial", "damaged", "by hand") and not is_built(e)]
+    if len(entries) < 2:
+        return ""
+    open_ones = [entry for entry in left if entry.automatic]
+    unknown = [entry.name for entry in open_ones if entry.size is None]
+    total = sum(entry.size or 0 for entry in open_ones)
+    kinds = {entry.size_is for entry in open_ones if entry.size}
+    lines = [f"in sum: {'' if kinds <= {'exact'} else 'about '}{human_bytes(total)} for {len(open_ones)} downloads"]
+    if unknown:
+        lines.append(f"and of unknown size: {', '.join(unknown)}")
+    licences: dict[str, list[str]] = {}
+    for entry in left:
+        licences.setdefault(entry.licence, []).append(entry.name)
+    lines += [f"licence {licence}: {', '.join(names)}" for licence, names in sorted(licences.items())]
+    lines += [f"terms of {entry.name}: {entry.terms}" for entry in left if entry.terms]
+    if by_hand := [entry.name for entry in left if entry.by_hand()]:
+        lines.append(f"by hand: {', '.join(by_hand)}")
+    if needing := [entry.name for entry in left if _unpinned(entry, revision)]:
+        lines.append(f"not pinned, one at a time with --revision: {', '.join(needing)}")
+    return "\n".join(lines) + "\n"
 
 
 def _done(entry: Entry, outcome: str) -> str:
     where = entry.path.relative_to(home()) if entry.path.is_relative_to(home()) else entry.path
-    return f"{entry.name}: {'already complete' if outcome == 'present' else 'fetched'} in {where}"
+    said = {"present": f"already complete in {where}", "failed": "not fetched", "to be made": "to be made"}
+    line = f"{entry.name}: {said.get(outcome, f'fetched in {where}')}"
+    if outcome == "to be made" or (entry.organise and entry_state(entry) == "downloaded"):
+        line += f"; next: vlm data organize {entry.name}"
+    return line

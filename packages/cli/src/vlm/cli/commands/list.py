@@ -8,11 +8,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vlm.core.catalogue import load_catalogue
+from vlm.cli.commands.download import human_size
+from vlm.core.catalogue import Entry, HubSource, ManualSource, load_catalogue
 from vlm.core.config import load_yaml, package_tables
 from vlm.core.home import dataset
+from vlm.core.local import entry_state
 from vlm.core.manifest import state
-from vlm.core.progress import human_bytes
 
 app = typer.Typer()
 
@@ -39,10 +40,11 @@ def list_(
         typer.echo(json.dumps(rows, indent=1))
         return
     table = Table(title=what.value)
-    keys = [key for key in (rows[0] if rows else ()) if key not in ("folder", "from")]
-    cells = [[human_bytes(row[key]) if key == "size" else str(row[key]) for key in keys] for row in rows]
+    hidden = ("folder", "size", "terms", "notes", "entry")
+    keys = [key for key in (rows[0] if rows else ()) if key not in hidden]
+    cells = [[str(row[key]) for key in keys] for row in rows]
     for i, key in enumerate(keys):  # names stay whole, as they must be typed; `--json` has the other fields
-        whole = max(len(row[i]) for row in cells) if key in ("name", "state", "size") else None
+        whole = max(len(row[i]) for row in cells) if key in ("name", "state", "bytes", "from") else None
         table.add_column(key, min_width=whole)
     for cell in cells:
         table.add_row(*cell)
@@ -51,26 +53,39 @@ def list_(
 
 def _entries(what: What) -> list[dict[str, Any]]:
     kind = {What.weights: "weights", What.data: "data"}[what]
-    return [
-        {
-            "name": entry.name,
-            "state": state(entry.path),
-            "size": entry.size,
-            "licence": entry.licence,
-            "title": entry.title,
-            "folder": entry.folder,
-            "from": ", ".join(source.kind for source in entry.source),
-        }
-        for entry in load_catalogue().values()
-        if entry.kind == kind
-    ]
+    return [_row(entry) for entry in load_catalogue().values() if entry.kind == kind]
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "state": entry_state(entry),
+        "bytes": human_size(entry),
+        "from": ", ".join(dict.fromkeys(_source(source) for source in entry.source)),
+        "licence": entry.licence,
+        "title": entry.title,
+        "size": entry.size,
+        "folder": entry.folder,
+        "terms": entry.terms,
+        "notes": entry.notes,
+    }
+
+
+def _source(source: Any) -> str:
+    """The kind of a source; what nobody pinned and what has a mirror is said so."""
+    if isinstance(source, HubSource) and source.revision is None:
+        return "hub, not pinned"
+    return "by hand" if isinstance(source, ManualSource) else str(source.kind)
 
 
 def _benchmarks(what: What) -> list[dict[str, Any]]:
-    """The benchmark tables, each variant a row; a folder counts as present when its data or marker is there."""
+    """The benchmark tables, each variant a row; a folder counts as present when its data or marker is there. Size,
+    licence and source are those of the catalogue entry that serves the folder."""
+    serving = {table: entry for entry in load_catalogue().values() for table in entry.benchmarks}
     rows = []
     for path in package_tables("vlm.eval", "benchmarks").values():
         table = load_yaml(path)
+        entry = serving.get(str(table.get("name", path.stem)))
         for variant in table.get("variants") or [""]:
             name, title, folder = (
                 str(table.get(key, path.stem)).replace("{variant}", str(variant)) for key in ("name", "title", "folder")
@@ -78,8 +93,13 @@ def _benchmarks(what: What) -> list[dict[str, Any]]:
             place = dataset() / folder
             filled = place.is_dir() and any(not p.name.startswith(".") for p in place.iterdir())
             found = state(place)
+            if entry and entry_state(entry) != "absent":
+                found = entry_state(entry)
             here = "present" if found == "absent" and filled else found
-            rows.append({"name": name, "state": here, "title": title, "folder": f"dataset/{folder}"})
+            about = _row(entry) if entry else dict.fromkeys(("bytes", "from", "licence", "terms"), "") | {"size": None}
+            keys = ("bytes", "from", "licence", "size", "terms")
+            row = {"name": name, "state": here, "title": title, "folder": f"dataset/{folder}"}
+            rows.append(row | {key: about[key] for key in keys} | {"entry": entry.name if entry else ""})
     return rows
 
 
