@@ -14,8 +14,12 @@ console = Console(stderr=True)
 
 def show_plan(recipe: "Recipe", plan: "Plan", to: Console = console) -> None:
     """A recipe resolved and planned: parameters, states, steps, disagreements, what is lacking."""
+    from vlm.train.preflight import by_fix
+
     optimizer = recipe.optimizer
     table = Table(title=f"{recipe.name}: {recipe.title}", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
     table.add_row(
         "parameters",
         ", ".join(f"{k} {v:,}" for k, v in plan.parameters.items()) + f" = {sum(plan.parameters.values()):,}",
@@ -38,8 +42,8 @@ def show_plan(recipe: "Recipe", plan: "Plan", to: Console = console) -> None:
     )
     for d in recipe.differences:
         table.add_row("differs", f"{d.key}: ours {d.ours}, published {d.published}. {d.why}")
-    for lack in plan.lacking:
-        table.add_row(f"[yellow]lacks {lack['what']}", f"{lack['found']}\n[bold]{lack['fix']}")
+    for what, fix, found in by_fix(plan.lacking):
+        table.add_row(f"[yellow]lacks {what}", "\n".join([*found, f"[bold]{fix}"]))
     to.print(table)
 
 

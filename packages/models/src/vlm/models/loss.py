@@ -56,7 +56,7 @@ class LossHead(nn.Linear):
     """The output head, which also makes the loss: one call for a row, however many labels it has. (ZeRO-3 gathers the
     weight at each call of a module: ranks that call it unequally often would wait for each other for ever.)"""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, input: Tensor, target: Tensor | None = None, weight: Tensor | None = None, chunk: int = CHUNK
     ) -> Tensor:
         """Logits [..., V] of hidden states [..., C]; with target and weight [n], the sum of weight * cross-entropy."""

@@ -96,11 +96,18 @@ def refuse(name: str, found: Iterable[Fault], *, force: bool = False) -> None:
         return
     kinds = {fault["what"] for fault in left}
     kind = ConfigError if "recipe" in kinds else HardwareError if kinds == {"hardware"} else VlmError
-    mended: dict[tuple[str, str], list[str]] = {}
-    for fault in left:
-        mended.setdefault((fault["what"], fault["fix"]), []).append(fault["found"])
     lines = []
-    for (what, fix), found_ in mended.items():
-        more = [f"... and {len(found_) - 3} more"] if len(found_) > 3 else []
-        lines += [f"  {what}: {one}" for one in found_[:3] + more] + [f"      {fix}"]
+    for what, fix, found_ in by_fix(left):
+        lines += [*(f"  {what}: {one}" for one in found_), f"      {fix}"]
     raise kind("\n".join([f"{name} cannot start here:", *lines]), fix="mend these, then the same command")
+
+
+def by_fix(faults: Iterable[Fault]) -> list[tuple[str, str, list[str]]]:
+    """(what, fix, the first three found) of faults that one line mends."""
+    mended: dict[tuple[str, str], list[str]] = {}
+    for fault in faults:
+        mended.setdefault((fault["what"], fault["fix"]), []).append(fault["found"])
+    return [
+        (what, fix, [*found[:3], *([f"... and {len(found) - 3} more"] if len(found) > 3 else [])])
+        for (what, fix), found in mended.items()
+    ]
