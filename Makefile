@@ -6,7 +6,7 @@ PACKAGES := $(foreach p,core models train eval cli,-e packages/$(p))
 export PATH := $(BIN):$(PATH)
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup quickstart smol test test-slow check format bench clean
+.PHONY: setup quickstart smol test test-slow test-slurm test-slurm-faults slurm check format bench clean
 
 setup: $(VENV)/.done
 
@@ -30,6 +30,17 @@ test: setup
 
 test-slow: setup
 	pytest -m slow
+
+# the debug DAG on a Slurm of our own, on loopback ports in a temporary folder, taken down at the end
+test-slurm: setup slurm
+	pytest -m slow tests/workflow/test_slurm.py
+
+test-slurm-faults: setup slurm
+	pytest -m slow tests/workflow/test_slurm_faults.py
+
+slurm:
+	@for name in slurmctld slurmd munged sbatch; do command -v $$name; done | wc -l | grep -q 4 || \
+	{ apt-get update -qq && apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null; }
 
 check: setup
 	ruff format --check .

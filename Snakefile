@@ -1,12 +1,19 @@
 # The whole pipeline: weights -> data -> staged training -> evaluation -> report. Each rule is one `vlm` command.
 #
 #   snakemake --profile profiles/local            the quickstart on this machine
-#   snakemake --profile profiles/local -n         what would run
+#   snakemake --profile slurm all                 the published systems on a cluster (slurm -> profiles/slurm)
+#   snakemake --profile slurm -n v2pe             what one system would run
 from snakemake.utils import min_version, validate
 
 min_version("9.0")
 
-if not config:  # --configfile replaces the quickstart; Snakemake would merge the two
+
+# what `make setup` builds on; used with `--sdm apptainer` alone, and then `vlm` must be inside
+container: "docker://python:3.11-bookworm"
+
+
+# --configfile replaces the quickstart; a profile may give the site
+if "run" not in config:
 
     configfile: "workflows/config/quickstart.yaml"
 
@@ -20,10 +27,26 @@ include: "workflows/rules/organize.smk"
 include: "workflows/rules/train.smk"
 include: "workflows/rules/evaluate.smk"
 include: "workflows/rules/report.smk"
+include: "workflows/rules/targets.smk"
 
 
 rule all:
     default_target: True
     input:
         f"{RUN}/report/index.html",
+        # also by name, so that one that was deleted is made again
+        stages_of(*SYSTEMS),
+        evaluations_of(*SYSTEMS),
     localrule: True
+
+
+onstart:
+    guards.enter_context(exclusive(RUN))
+    write_rule_graph(RUN, workflow.dag.jobs)
+    if SITE:
+        cancel_strays()
+        preflight(workflow.dag.needrun_jobs())
+
+
+onsuccess:
+    write_snakemake_report(RUN, workflow.overwrite_configfiles)

@@ -1,70 +1,219 @@
-"""The DAG: it resolves for each configuration, each rule is one `vlm` command, configuration and recipes agree."""
+"""The DAG: it resolves for each configuration, each job is one `vlm` command that parses, configuration and recipes
+agree, and `vlm reproduce` adds it up."""
 
-import shlex
+import json
+import re
+import resource
 import shutil
 import subprocess
 import sys
+import time
+from collections import Counter
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from typer.main import get_command
+from workflow_dag import ROOT, copy_workflow
 
-from vlm.cli.main import VERBS
+from vlm.cli.estimate import HEAD, SHELL, estimate, read_jobs
+from vlm.cli.main import VERBS, app
 from vlm.train.recipe import load_recipe
 
-ROOT = Path(__file__).parent.parent.parent
 CONFIGS = sorted(p.stem for p in (ROOT / "workflows/config").glob("*.yaml") if p.stem != "schema")
 
 
-def snakemake(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "snakemake", "--profile", "profiles/local", *words]
+def snakemake(folder: Path, *words: str, profile: str = "profiles/local") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "snakemake", *words, "--profile", profile, "--nocolor"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """The workflow's files alone, with nothing made yet."""
-    for name in ("Snakefile", "workflows", "profiles"):
-        source, target = ROOT / name, tmp_path / name
-        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
-    return tmp_path
 
 
 def config(name: str) -> dict:
     return yaml.safe_load((ROOT / f"workflows/config/{name}.yaml").read_text())
 
 
+def dry_run(folder: Path, name: str, *targets: str) -> str:
+    file = f"workflows/config/{name}.yaml"
+    done = snakemake(folder, *(targets or ["all"]), "--dry-run", "--printshellcmds", "--configfile", file)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.stdout + done.stderr
+
+
+BLOCKED = """
+import runpy, sys
+for name in ("torch", "transformers", "httpx", "huggingface_hub"):
+    sys.modules[name] = None  # an import of it fails
+runpy.run_module("snakemake", run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
+    """What `snakemake --profile slurm -n all` says, and the seconds of work; torch and the network are out of reach."""
+    folder = copy_workflow(tmp_path_factory.mktemp("paper") / "checkout")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    command = [sys.executable, "-c", BLOCKED, "--profile", "slurm", "-n", "all", "--nocolor"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.stdout + done.stderr, seconds
+
+
+@cache
+def verb(name: str) -> Any:
+    """The command of a verb, imported once."""
+    group = get_command(app)
+    return group.resolve_command(group.make_context("vlm", [name]), [name])[1]
+
+
+def parse(words: list[str]) -> None:
+    """What `vlm …` does up to the point where it would work: the verb is found, every flag and value is taken."""
+    context = verb(words[0]).make_context(words[0], words[1:])
+    while hasattr(context.command, "resolve_command"):
+        name, command, rest = context.command.resolve_command(context, [*context._protected_args, *context.args])
+        context = command.make_context(name, rest, parent=context)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_job_is_one_vlm_command(name: str, checkout: Path) -> None:
-    done = snakemake(
-        checkout, "--configfile", f"workflows/config/{name}.yaml", "-n", "--printshellcmds", "--quiet", "host"
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = (done.stdout + done.stderr).splitlines()
-    shells = [line.split("Shell command: ")[-1].strip() for line in lines if "vlm " in line and " > " in line]
-    jobs = len(config(name)["stages"]) + sum(
-        len(v) for m in config(name)["evaluate"].values() for v in m["benchmarks"].values()
-    )
-    assert len(shells) >= jobs
+def test_every_job_is_one_vlm_command_that_parses(name: str, checkout: Path, paper: tuple[str, float]) -> None:
+    said = paper[0] if name == "paper" else dry_run(checkout, name)
+    jobs = read_jobs(said)
+    shells = [shell[1].split(" > ")[0] for shell in SHELL.finditer(said)]
+    assert sum(bool(job.words) for job in jobs) == len(jobs) - 1  # `all` runs nothing
     for shell in shells:
-        command = shlex.split(shell.split(" > ")[0])
-        assert command[0] == "vlm" and command[1] in VERBS
-        assert not set(";|&") & set(shell.split(" > ")[0])
+        assert not set(";|&") & set(shell)
+        assert re.match(r"vlm |srun --kill-on-bad-exit=1 --nodes=\d+ --ntasks-per-node=\d+ vlm train |None$", shell)
+    for words in {tuple(job.words) for job in jobs if job.words}:
+        assert words[0] in VERBS
+        parse(list(words))
+
+
+def test_a_command_that_would_not_parse_is_noticed() -> None:
+    with pytest.raises(Exception, match=r"(?i)no such option"):
+        parse(["eval", "POPE", "--modle", "x"])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_stages_of_the_configuration_are_those_of_the_recipes(name: str) -> None:
     values = config(name)
     for recipe_name, stage in values["stages"].items():
-        recipe = load_recipe(recipe_name, run=values["run"])
+        sets = tuple(f"{key}={value.format(run=values['run'])}" for key, value in stage.get("set", {}).items())
+        file = str(ROOT / stage["file"]) if "file" in stage else recipe_name
+        recipe = load_recipe(file, run=values["run"], overrides=sets)
+        assert recipe.name == recipe_name
         assert recipe.model.start == stage["start"].format(run=values["run"])
-        needed = {Path(entry.file).parent for entry in recipe.data}
-        assert needed == {Path(file).parent for file in stage["data"]}
+        assert stage.get("gpus") == (recipe.hardware.gpus if recipe.hardware else None)
+        markers = [entry for entry in stage["data"] if "/" in entry]
+        if markers:  # files; names are the catalogue's to place
+            folders = [str(Path(file).parent) for file in markers]
+            assert all(any(entry.file.startswith(folder) for folder in folders) for entry in recipe.data)
 
 
 def test_an_unknown_key_in_the_configuration_is_refused(checkout: Path) -> None:
     bad = checkout / "bad.yaml"
     bad.write_text(yaml.safe_dump({**config("quickstart"), "stagse": {}}))
-    done = snakemake(checkout, "--configfile", str(bad), "-n")
+    done = snakemake(checkout, "-n", "--configfile", str(bad))
     assert done.returncode != 0
     assert "stagse" in done.stdout + done.stderr
+
+
+def test_the_bare_name_slurm_resolves_the_published_systems_without_torch_in_seconds(paper: tuple[str, float]) -> None:
+    said, seconds = paper
+    rules = Counter(HEAD.findall(said))
+    assert rules["train_stage"] == len(config("paper")["stages"])
+    assert rules["evaluate_shard"] > 500 and rules["report"] == rules["all"] == 1
+    assert seconds < 10  # of work; the clock also counts who else is running
+
+
+def test_a_job_of_many_gpus_asks_for_whole_nodes_and_tells_its_ranks_of_the_time_limit(
+    paper: tuple[str, float],
+) -> None:
+    lines = paper[0].splitlines()
+    at = next(i for i, line in enumerate(lines) if "vlm train --recipe v2pe-32k " in line)
+    asked = next(line for line in reversed(lines[:at]) if line.startswith("    resources:"))
+    for resource_ in ("nodes=4", "tasks_per_node=8", "gres=gpu:h100:8", "mpi=srun", "slurm_partition=gpu"):
+        assert resource_ in asked
+    assert "--signal=USR1@600" in asked and "--processes 32" in lines[at]
+
+
+def test_each_target_resolves_to_its_part_of_the_dag(checkout: Path) -> None:
+    rules = set(HEAD.findall(dry_run(checkout, "debug", "weights", "data")))
+    assert rules == {"weights", "data", "miniature", "tokenizer", "start_checkpoint"}
+    targets = ["train", "evaluate", "v2pe", "internvl_chat_v1_2", "convllava", "report"]
+    rules = set(HEAD.findall(dry_run(checkout, "quickstart", *targets)))
+    assert {*targets, "report_system", "train_stage", "evaluate_model"} <= rules
+
+
+def test_lint_finds_nothing(checkout: Path) -> None:
+    done = snakemake(checkout, "--lint")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_changed_benchmark_table_runs_that_benchmark_and_the_report_alone(checkout: Path) -> None:
+    table = checkout / "benchmarks/mm-niah.yaml"
+    table.parent.mkdir()
+    shutil.copy(ROOT / "packages/eval/src/vlm/eval/benchmarks/mm-niah.yaml", table)
+    finished(checkout)
+    assert not read_jobs(dry_run(checkout, "debug"))
+    time.sleep(0.01)
+    table.write_text(table.read_text() + "# one word more\n")
+    rules = Counter(job.rule for job in read_jobs(dry_run(checkout, "debug")))
+    assert rules == {"evaluate_shard": 2, "evaluate_model": 1, "report": 1, "all": 1}
+
+
+def finished(folder: Path) -> None:
+    """Every output of the debug DAG as an empty file, oldest first."""
+    said = dry_run(folder, "debug")
+    outputs = [path for line in re.findall(r"^    output: (.*)$", said, re.MULTILINE) for path in line.split(", ")]
+    for path in outputs:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).touch()
+        time.sleep(0.002)
+
+
+def test_the_dry_run_adds_up_bytes_licences_and_steps_by_hand(paper: tuple[str, float]) -> None:
+    jobs = [job for job in read_jobs(paper[0]) if job.words[:1] != ["train"]]
+    found = estimate(jobs)
+    rows = {row["name"]: row for row in found["downloads"]}
+    assert rows["InternVL2-2B"]["licence"] == "MIT" and rows["InternVL2-2B"]["state"] == "absent"
+    assert found["bytes"] == sum(row["bytes"] or 0 for row in rows.values()) > 1e12
+    assert set(found["bytes_unknown"]) == {name for name, row in rows.items() if row["bytes"] is None}
+    assert any("a judge scores it" in step for step in found["steps"])
+    assert any(step.startswith("MMBench-test-en: send") for step in found["steps"])
+    assert found["jobs"]["evaluate_shard"] > 500
+
+
+@pytest.mark.slow
+def test_reproduce_prints_the_plan_of_each_stage(checkout: Path) -> None:
+    command = [sys.executable, "-m", "vlm.cli.main", "reproduce", "convllava", "--dry-run", "--json"]
+    quickstart = ["--profile", "local", "--config", "workflows/config/quickstart.yaml"]
+    done = subprocess.run([*command, *quickstart], cwd=checkout, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["jobs"]["train_stage"] == 3 and found["jobs"]["report_system"] == 1
+    assert [stage["recipe"] for stage in found["training"]] == [f"quickstart-convllava-stage{i}" for i in (1, 2, 3)]
+    assert all(stage["gpus"] == 1 for stage in found["training"])
+    assert {"easy-vqa", "efficientnet-lite0"} <= {row["name"] for row in found["downloads"]}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["debug", "quickstart", "paper"])
+def test_every_download_and_stage_runs_with_dry_run(name: str, checkout: Path, paper: tuple[str, float]) -> None:
+    jobs = read_jobs(paper[0] if name == "paper" else dry_run(checkout, name))
+    words = [list(job.words) for job in jobs if job.words[:1] in (["download"], ["train"])]
+    script = "import json, sys\nfrom typer.main import get_command\nfrom vlm.cli.main import app\n"
+    script += "for words in json.load(sys.stdin): get_command(app).main([*words, '--dry-run'], standalone_mode=False)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=checkout, input=json.dumps(words), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_reproduce_names_the_profiles_when_one_is_unknown(checkout: Path) -> None:
+    command = [sys.executable, "-m", "vlm.cli.main", "reproduce", "all", "--profile", "slrum", "--dry-run"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "local, slurm" in done.stderr

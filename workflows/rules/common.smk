@@ -1,22 +1,127 @@
 # Names that several rules share. Nothing is computed here.
+from contextlib import ExitStack
+
+from vlm.cli.batch import (
+    cancel_strays,
+    exclusive,
+    launch,
+    many_processes,
+    one_process,
+    preflight,
+    train_options,
+    write_rule_graph,
+    write_snakemake_report,
+)
+from vlm.cli.dag import benchmark_data, downloads_of, needs, ready, table_of
 
 RUN = config["run"]
 STAGES = config["stages"]
 START = config["start"]
+MODELS = config["evaluate"]
+SITE = config.get("site", {})
+SYSTEMS = ["v2pe", "internvl_chat_v1_2", "convllava"]
+FLAGS = {"default": "--stride none", "shuffled": "--stride none --shuffle-images"}
+guards = ExitStack()  # held until Snakemake ends
+
+
+def one_of(names):
+    """A wildcard constraint: one of these names; nothing fits an empty list."""
+    return "|".join(names) or "(?!)"
 
 
 wildcard_constraints:
     kind="pretrained|dataset",
     name="[A-Za-z0-9_.-]+",
-    recipe="|".join(STAGES),
-    bench="[A-Za-z0-9_-]+",
+    folder="[A-Za-z0-9_.+/-]+",
+    entry="[A-Za-z0-9_.+-]+",
+    recipe=one_of(STAGES),
+    model=one_of(MODELS),
+    bench="[A-Za-z0-9_+-]+",
     variant="default|shuffled|stride[0-9.]+",
+    shard="[0-9]+",
+    shards="[0-9]+",
+
+
+def checkpoint_of(model):
+    """Folder of the weights that an evaluation asks: a stage of this run, or a published checkpoint."""
+    entry = MODELS[model]
+    return (
+        f"{RUN}/train/{entry['recipe']}/model" if "recipe" in entry else entry["model"]
+    )
+
+
+def marker_of(folder):
+    """The file whose existence means that a folder of weights is whole."""
+    trained = folder.startswith(RUN) or folder.split("/")[-1] in START
+    return f"{folder}/config.json" if trained else f"{folder}/.vlm-manifest.json"
+
+
+def data_of(bench):
+    """What a benchmark needs: its miniature, a file of the configuration, or its entry of the catalogue."""
+    if bench in config["miniatures"]:
+        return f"dataset/mini/{bench}/mini.json"
+    return config["benchmark_data"].get(bench) or benchmark_data(bench)
+
+
+def training_data(recipe):
+    """The files that a stage waits for: paths as they are, names by the catalogue."""
+    names = STAGES[recipe]["data"]
+    return [name if "/" in name else ready(name) for name in names]
 
 
 def evaluations(model):
     """The result files of one model: benchmark x variant."""
     return [
         f"{RUN}/eval/{model}/{bench}/{variant}/summary.json"
-        for bench, variants in config["evaluate"][model]["benchmarks"].items()
+        for bench, variants in MODELS[model]["benchmarks"].items()
         for variant in variants
     ]
+
+
+def stages_of(*systems):
+    """The trained models of some systems."""
+    return [
+        f"{RUN}/train/{recipe}/model/config.json"
+        for recipe, stage in STAGES.items()
+        if stage["system"] in systems
+    ]
+
+
+def evaluations_of(*systems):
+    """The result files of some systems."""
+    return [
+        path
+        for model, entry in MODELS.items()
+        if entry["system"] in systems
+        for path in evaluations(model)
+    ]
+
+
+def shards_of(wildcards):
+    """The answers of each shard; nothing where one job does it all."""
+    n = config.get("shards", {}).get(
+        wildcards.bench, MODELS[wildcards.model].get("shards", 1)
+    )
+    folder = (
+        f"{RUN}/eval/{wildcards.model}/{wildcards.bench}/{wildcards.variant}/shards"
+    )
+    return [f"{folder}/{i}-of-{n}/timing.json" for i in range(n)] if n > 1 else []
+
+
+def gpus_of(wildcards):
+    """GPUs of an evaluation job: none to gather what shards have answered."""
+    gathers = "shard" not in wildcards.keys() and shards_of(wildcards)
+    return 0 if gathers else MODELS[wildcards.model].get("gpus", 0)
+
+
+def asked(wildcards):
+    """Flags that every job of an evaluation shares."""
+    model, bench = MODELS[wildcards.model], wildcards.bench
+    flags = [
+        FLAGS.get(wildcards.variant)
+        or f"--stride {wildcards.variant.removeprefix('stride')}",
+        f"--data dataset/mini/{bench}" if bench in config["miniatures"] else "",
+        model.get("flags", ""),
+        model.get("options", {}).get(bench, ""),
+    ]
+    return " ".join(flag for flag in flags if flag)

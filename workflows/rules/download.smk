@@ -1,13 +1,33 @@
-# Fetch: one job for each catalogue entry. The manifest is written last, so that it stands for a complete download.
+# Fetch: one job for each folder. The manifest is written last, so that it stands for a complete download.
+# Local rules: compute nodes seldom reach the internet.
+
+
+localrules:
+    download,
+    by_hand,
 
 
 rule download:
     output:
-        "{kind}/{name}/.vlm-manifest.json",
+        manifest=ensure("{kind}/{folder}/.vlm-manifest.json", non_empty=True),
     log:
-        f"{RUN}/logs/download/{{kind}}-{{name}}.log",
+        f"{RUN}/logs/download/{{kind}}-{{folder}}.log",
     benchmark:
-        f"{RUN}/benchmarks/download/{{kind}}-{{name}}.tsv"
-    retries: 2
+        f"{RUN}/benchmarks/download/{{kind}}-{{folder}}.tsv"
+    retries: 2  # a local rule starts no inner Snakemake that would retry as well
+    params:
+        entries=lambda w: downloads_of(f"{w.kind}/{w.folder}"),
     shell:
-        "vlm download {wildcards.name} > {log} 2>&1"
+        "vlm download {params.entries} > {log} 2>&1"
+
+
+# Fails with the steps that a person has to take, until they are done.
+rule by_hand:
+    output:
+        placed=touch("{kind}/{folder}/.vlm-by-hand-{entry}"),
+    log:
+        f"{RUN}/logs/download/{{kind}}-{{folder}}-{{entry}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/download/{{kind}}-{{folder}}-{{entry}}.tsv"
+    shell:
+        "vlm download {wildcards.entry} > {log} 2>&1"

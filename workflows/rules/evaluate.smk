@@ -1,35 +1,48 @@
-# One job for each model, benchmark and variant.
-
-FLAGS = {"default": "--stride none", "shuffled": "--stride none --shuffle-images"}
-
-
-def data_of(wildcards):
-    """What a benchmark needs: its miniature, or its own data."""
-    bench = wildcards.bench
-    if bench in config["miniatures"]:
-        return f"dataset/mini/{bench}/mini.json"
-    return config["benchmark_data"][bench]
+# One job for each model, benchmark and variant; a large benchmark is scattered over shards, whose answers are gathered
+# and scored by the same command without `--shard`.
 
 
-rule evaluate:
+rule evaluate_shard:
     input:
-        model=lambda w: f"{RUN}/train/{config['evaluate'][w.model]['recipe']}/model/config.json",
-        data=data_of,
+        model=lambda w: marker_of(checkpoint_of(w.model)),
+        data=lambda w: data_of(w.bench),
+        table=lambda w: table_of(w.bench).file,
     output:
-        f"{RUN}/eval/{{model}}/{{bench}}/{{variant}}/summary.json",
+        # written when the shard is done; the answers themselves stay where they are, also after a failure
+        done=f"{RUN}/eval/{{model}}/{{bench}}/{{variant}}/shards/{{shard}}-of-{{shards}}/timing.json",
+    log:
+        f"{RUN}/logs/evaluate/{{model}}-{{bench}}-{{variant}}-{{shard}}-of-{{shards}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/evaluate/{{model}}-{{bench}}-{{variant}}-{{shard}}-of-{{shards}}.tsv"
+    resources:
+        **one_process(SITE, gpus_of),
+    params:
+        checkpoint=lambda w: checkpoint_of(w.model),
+        out=lambda w: f"{RUN}/eval",
+        flags=asked,
+    shell:
+        "vlm eval {wildcards.bench} --model {params.checkpoint} --name {wildcards.model} --out {params.out}"
+        " --shard {wildcards.shard}/{wildcards.shards} {params.flags} > {log} 2>&1"
+
+
+rule evaluate_model:
+    input:
+        model=lambda w: marker_of(checkpoint_of(w.model)),
+        data=lambda w: data_of(w.bench),
+        table=lambda w: table_of(w.bench).file,
+        shards=shards_of,
+    output:
+        summary=f"{RUN}/eval/{{model}}/{{bench}}/{{variant}}/summary.json",
     log:
         f"{RUN}/logs/evaluate/{{model}}-{{bench}}-{{variant}}.log",
     benchmark:
         f"{RUN}/benchmarks/evaluate/{{model}}-{{bench}}-{{variant}}.tsv"
+    resources:
+        **one_process(SITE, gpus_of),
     params:
-        checkpoint=lambda w: f"{RUN}/train/{config['evaluate'][w.model]['recipe']}/model",
-        out=f"{RUN}/eval",
-        flags=lambda w: FLAGS.get(w.variant)
-        or f"--stride {w.variant.removeprefix('stride')}",
-        more=lambda w: config["evaluate"][w.model].get("options", {}).get(w.bench, ""),
-        data=lambda w: (
-            f"--data dataset/mini/{w.bench}" if w.bench in config["miniatures"] else ""
-        ),
+        checkpoint=lambda w: checkpoint_of(w.model),
+        out=lambda w: f"{RUN}/eval",
+        flags=asked,
     shell:
         "vlm eval {wildcards.bench} --model {params.checkpoint} --name {wildcards.model} --out {params.out}"
-        " {params.flags} {params.data} {params.more} > {log} 2>&1"
+        " {params.flags} > {log} 2>&1"

@@ -1,5 +1,8 @@
 # From downloaded sources to training sets, haystacks, miniatures and the tokenizer.
 
+SETS = expand("dataset/{name}/train.jsonl", name=config["organize"])
+TOKENIZER = config.get("tokenizer", {})
+
 
 rule organize:
     input:
@@ -13,16 +16,30 @@ rule organize:
     benchmark:
         f"{RUN}/benchmarks/organize/{{name}}.tsv"
     wildcard_constraints:
-        name="|".join(config["organize"]),
+        name=one_of(config["organize"]),
     params:
         turns=config["questions_per_record"],
     shell:
         "vlm data organize {wildcards.name} --questions-per-record {params.turns} > {log} 2>&1"
 
 
+# Published sets: unpacked, linked and converted into the published tree, as the catalogue says.
+rule organize_published:
+    input:
+        lambda w: needs(w.entry),
+    output:
+        manifest="{kind}/{folder}/.vlm-organised-{entry}.json",
+    log:
+        f"{RUN}/logs/organize/{{kind}}-{{folder}}-{{entry}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/organize/{{kind}}-{{folder}}-{{entry}}.tsv"
+    shell:
+        "vlm data organize {wildcards.entry} > {log} 2>&1"
+
+
 rule tokenizer:
     input:
-        expand("dataset/{name}/train.jsonl", name=config["organize"]),
+        TOKENIZER.get("needs", SETS),
     output:
         "pretrained/{name}/tokenizer.json",
     log:
@@ -30,11 +47,12 @@ rule tokenizer:
     benchmark:
         f"{RUN}/benchmarks/organize/{{name}}.tsv"
     wildcard_constraints:
-        name=config["tokenizer"]["name"],
+        name=one_of([TOKENIZER["name"]] if TOKENIZER else []),
     params:
-        size=config["tokenizer"]["vocab_size"],
+        files=TOKENIZER.get("files", SETS),
+        size=TOKENIZER.get("vocab_size"),
     shell:
-        "vlm data tokenizer {input} --out pretrained/{wildcards.name} --vocab-size {params.size} > {log} 2>&1"
+        "vlm data tokenizer {params.files} --out pretrained/{wildcards.name} --vocab-size {params.size} > {log} 2>&1"
 
 
 rule haystack:
@@ -42,7 +60,7 @@ rule haystack:
         sets=expand(
             "dataset/{name}/train.jsonl", name=["easy-vqa", "photographs", "digits"]
         ),
-        tokenizer=f"pretrained/{config['haystack_tokenizer']}/tokenizer.json",
+        tokenizer=f"pretrained/{config.get('haystack_tokenizer')}/tokenizer.json",
     output:
         "dataset/{name}/manifest-{split}.json",
     log:
@@ -50,7 +68,7 @@ rule haystack:
     benchmark:
         f"{RUN}/benchmarks/organize/{{name}}-{{split}}.tsv"
     wildcard_constraints:
-        name="|".join(config["haystacks"]),
+        name=one_of(config["haystacks"]),
         split="train|test",
     params:
         options=lambda w: " ".join(

@@ -11,7 +11,7 @@ rule start_checkpoint:
     benchmark:
         f"{RUN}/benchmarks/weights/{{name}}.tsv"
     wildcard_constraints:
-        name="|".join(START),
+        name=one_of(START),
     params:
         preset=lambda w: START[w.name]["preset"],
         options=lambda w: " ".join(
@@ -21,19 +21,26 @@ rule start_checkpoint:
         "vlm weights make {params.preset} --out pretrained/{wildcards.name} {params.options} > {log} 2>&1"
 
 
-rule train:
+# The folder of checkpoints is no output: Snakemake deletes the outputs of a failed job, and a stage that was stopped
+# (time limit, crash) goes on from its last checkpoint when the same command runs again.
+rule train_stage:
     input:
-        start=lambda w: STAGES[w.recipe]["start"].format(run=RUN) + "/config.json",
-        data=lambda w: STAGES[w.recipe]["data"],
+        start=lambda w: marker_of(STAGES[w.recipe]["start"].format(run=RUN)),
+        data=lambda w: training_data(w.recipe),
     output:
-        f"{RUN}/train/{{recipe}}/model/config.json",
+        model=f"{RUN}/train/{{recipe}}/model/config.json",
     log:
         f"{RUN}/logs/train/{{recipe}}.log",
     benchmark:
         f"{RUN}/benchmarks/train/{{recipe}}.tsv"
     priority: 10
     threads: config["train_threads"]
+    resources:
+        **many_processes(SITE, lambda w: STAGES[w.recipe]),
     params:
-        run=RUN,
+        launch=lambda w, resources: launch(resources),
+        recipe=lambda w: STAGES[w.recipe].get("file", w.recipe),
+        run=lambda w: RUN,
+        options=lambda w: train_options(STAGES[w.recipe], RUN),
     shell:
-        "vlm train --recipe {wildcards.recipe} --run {params.run} --quiet > {log} 2>&1"
+        "{params.launch}vlm train --recipe {params.recipe} --run {params.run} {params.options}--quiet > {log} 2>&1"
