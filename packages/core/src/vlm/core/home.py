@@ -63,6 +63,8 @@ def write_json(path: Path, value: Any) -> None:
 def locked(folder: Path, purpose: str) -> Iterator[None]:
     """Hold `folder` for this process; the kernel releases it when the process dies, however it dies.
 
+    Temporary files of `write_atomic` that a killed holder left in the folder are removed.
+
     Raises:
         LockedError: another process holds it; names its purpose, pid and host.
     """
@@ -78,7 +80,10 @@ def locked(folder: Path, purpose: str) -> Iterator[None]:
             f"{folder} is in use by {who}", fix="wait for it, stop it, or choose another directory"
         ) from error
     try:
-        write_json(holder, {"purpose": purpose, "pid": os.getpid(), "host": socket.gethostname()})
+        for left in folder.glob(".*.[0-9]*.tmp"):
+            left.unlink(missing_ok=True)
+        # in place: for people alone, and a kill between two names would leave a third
+        holder.write_text(json.dumps({"purpose": purpose, "pid": os.getpid(), "host": socket.gethostname()}))
         yield
     finally:
         holder.unlink(missing_ok=True)
