@@ -1,8 +1,8 @@
 """Teacher forcing: what the model would have said at each token of a given answer, from one forward pass.
 
 For contexts too long to generate from (MM-NIAH at 128k to 1M tokens). Items end with the answer, as the assistant's
-turn. Source: OpenGVLab/V2PE, evaluator of the long variant, which spreads a sample over a ring of processes; here one
-process holds it.
+turn. Source: OpenGVLab/V2PE, evaluator of the long variant, which spreads a sample over a ring of processes: so does
+`RingBackend`; a `TeacherForcedBackend` holds it alone.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,14 @@ import numpy as np
 from vlm.core.chat import prompt_text
 from vlm.core.encode import Encoded
 from vlm.core.encoded import IGNORE
+from vlm.core.errors import HardwareError
 from vlm.core.records import Message
-from vlm.eval.backends import NativeBackend, Reply, TooLong
+from vlm.eval.backends import NativeBackend, Reply, Stopped, TooLong
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from vlm.models.sequence.parallel import SequenceGroup
 
 
 class TeacherForcedBackend(NativeBackend):
@@ -70,6 +73,60 @@ class TeacherForcedBackend(NativeBackend):
         embeddings = model.embed(ids, features=features)
         document = model.decode(embeddings, attention_mask=None, position_ids=positions, cu_seqlens=borders)
         return document.last_hidden_state
+
+
+class RingBackend(TeacherForcedBackend):
+    """The same over a ring of processes, each of which holds its share of a sample: its first process runs `vlm eval`
+    with this backend, the others `follow`. Answers equal those of one process up to rounding.
+    """
+
+    def __init__(self, *args: Any, group: "SequenceGroup", **settings: Any):
+        super().__init__(*args, **settings)
+        self.group = group
+
+    def answer(self, encoded: Sequence[Encoded], *, max_new_tokens: int, min_new_tokens: int) -> Sequence[Reply]:
+        try:
+            return super().answer(encoded, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens)
+        except RuntimeError as error:  # the others wait in the middle of a sample: no next one can follow
+            what = f"the ring of {self.group.size} processes failed on {', '.join(sample.id for sample in encoded)}"
+            fix = "more processes or a lower --max-length; the same command goes on"
+            raise Stopped(HardwareError(f"{what}: {error}", fix=fix)) from error
+
+    def predicted(self, sample: Encoded) -> list[int]:
+        self.group.shared(sample)
+        return self.share(sample)
+
+    def follow(self) -> None:
+        """On all processes but the first: take part in each sample until `end`."""
+        while (sample := self.group.shared()) is not None:
+            self.share(sample)
+
+    def end(self) -> None:
+        """On the first process: no more samples will come."""
+        self.group.shared(None)
+
+    def share(self, sample: Encoded) -> list[int]:
+        """This process's part of one sample; the predictions of all."""
+        import torch
+
+        from vlm.models.sequence.spread import SpreadModel, spread
+
+        model = self.checkpoint.model
+        if not isinstance(model, SpreadModel):
+            spread(model, self.group, "ring")
+        arrays = (sample.input_ids, sample.position_ids)
+        ids, positions = (torch.from_numpy(array)[None].to(self.checkpoint.device) for array in arrays)
+        pixels = None if sample.pixels is None else self.processor.pixels(sample.pixels)
+        borders = torch.tensor([0, len(sample)], dtype=torch.int32)
+        before = torch.from_numpy(answer_positions(sample, self.processor.stop_ids) - 1)
+        with torch.inference_mode():
+            hidden, shard = model.held_states(ids, pixels, positions, borders)
+            place = {int(at): number for number, at in enumerate(shard.places)}
+            said = torch.full((len(before),), -1, device=ids.device)
+            for number, at in enumerate(before.tolist()):
+                if at in place:
+                    said[number] = model.language_model.lm_head(hidden[0, place[at]]).argmax()
+            return self.group.greatest(said).tolist()
 
 
 def answer_positions(sample: Encoded, stop_ids: Sequence[int]) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vlm.cli.commands.eval_model import data_folder, find_model, make_judge, model_name, native, run_one, server
+from vlm.cli.commands.eval_model import data_folder, find_model, make_judge, model_name, native, ring, run_one, server
 from vlm.cli.commands.eval_score import score
 from vlm.cli.commands.eval_show import show, show_all
 from vlm.core.errors import ConfigError, FetchError, UnknownName, VlmError
@@ -86,6 +86,10 @@ def evaluate(
     attention: Annotated[
         str, typer.Option(help="auto, sdpa, varlen or flash_attention_2.", rich_help_panel=NATIVE)
     ] = "auto",
+    processes: Annotated[
+        int,
+        typer.Option(min=1, help="Hold each sample of a teacher-forced benchmark in a ring.", rich_help_panel=NATIVE),
+    ] = 1,
     base_url: Annotated[
         str | None, typer.Option(help="Address of the server, up to /v1.", rich_help_panel=SERVER)
     ] = None,
@@ -143,6 +147,7 @@ def evaluate(
         "attention": attention,
     }
     here = {"stride": stride, "positions": positions, "tiles": tiles, "max_length": max_length, **how}
+    here["processes"] = processes
     _check_backend(backend, base_url, here)
     path = find_model(model) if backend == "native" else None
     settings: dict[str, Any] = {
@@ -159,7 +164,8 @@ def evaluate(
     parse({**settings, "stride": None}, Options, where="vlm eval")  # faults before torch is imported
     judge = make_judge(judge_url, judge_model, judge_key_env, resolve(out) / ".judge")
     if path:
-        asked = native(path, max_length=max_length, **how)
+        group = ring(processes, [load_benchmark(bench, home()) for bench in names])
+        asked = native(path, max_length=max_length, group=group, **how)
     else:
         about: dict[str, Any] = {"family": family, "concurrency": concurrency, "rate": rate, "timeout": timeout}
         asked = server(base_url, model, key_env=api_key_env, **about)
@@ -179,6 +185,8 @@ def evaluate(
         return found
 
     summaries, failed = _each(names, evaluate_one, go_on=everything)
+    if asked.follows:
+        return  # the first process of the ring says what came of it
     if as_json:
         typer.echo(json.dumps([s for s, _ in summaries], indent=1, sort_keys=True, ensure_ascii=False))
     elif everything:
@@ -217,7 +225,7 @@ def _check_backend(backend: str, base_url: str | None, here: dict[str, Any]) -> 
         raise UnknownName("backend", backend, ("native", "openai"))
     if backend == "native" and base_url:
         raise ConfigError("--base-url with the native backend", expected="--backend openai")
-    usual = {"positions": "exact", "device": "auto", "dtype": "float32", "attention": "auto"}
+    usual = {"positions": "exact", "device": "auto", "dtype": "float32", "attention": "auto", "processes": 1}
     given = [f"--{key.replace('_', '-')}" for key, value in here.items() if value != usual.get(key)]
     if backend == "openai" and given:
         raise ConfigError(f"{', '.join(given)} with --backend openai", expected="settings of the server, made there")

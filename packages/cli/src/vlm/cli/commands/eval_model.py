@@ -1,6 +1,7 @@
 """Which model `vlm eval` asks, by which backend, and where the benchmark's files lie."""
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,20 @@ if TYPE_CHECKING:
     from vlm.eval.benchmark import Benchmark
     from vlm.eval.judge import Judge
     from vlm.eval.runner import Options
+    from vlm.models.sequence.parallel import SequenceGroup
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A model that can be asked: its name in results, its own strides, and the backend for a benchmark and options."""
+    """A model that can be asked: its name in results, its own strides, and the backend for a benchmark and options.
+
+    `follows`: this process only takes part in what the first of its ring asks.
+    """
 
     name: str
     stride: float | None
     backend: "Callable[[Benchmark, Options], Backend]"
+    follows: bool = False
 
 
 def native(
@@ -35,10 +41,11 @@ def native(
     quantize: str | None,
     offload: str | None,
     attention: str,
+    group: "SequenceGroup | None" = None,
 ) -> Asked:
-    """A checkpoint in this process; the weights are read once, at the first question."""
+    """A checkpoint in this process, or with `group` over a ring; the weights are read once, at the first question."""
     from vlm.eval.backends import Checkpoint, NativeBackend
-    from vlm.eval.forced import TeacherForcedBackend
+    from vlm.eval.forced import RingBackend, TeacherForcedBackend
 
     how: dict[str, Any] = {
         "device": device,
@@ -53,11 +60,13 @@ def native(
         rule = table.image_override(checkpoint.processor.family)
         if options.tiles:
             rule["max_tiles"] = options.tiles
-        kind = TeacherForcedBackend if table.teacher_forced else NativeBackend
         settings: dict[str, Any] = {"stride": options.stride, "positions": options.positions, "max_length": max_length}
+        if group is not None:
+            return RingBackend(checkpoint, image_rule=rule, group=group, **settings)
+        kind = TeacherForcedBackend if table.teacher_forced else NativeBackend
         return kind(checkpoint, image_rule=rule, **settings)
 
-    return Asked(model_name(path), checkpoint.processor.spec.strides, backend)
+    return Asked(model_name(path), checkpoint.processor.spec.strides, backend, group is not None and group.rank > 0)
 
 
 def server(
@@ -95,6 +104,33 @@ def server(
     return Asked(found.model.rsplit("/", 1)[-1], None, backend)
 
 
+def ring(processes: int, tables: "list[Benchmark]") -> "SequenceGroup | None":
+    """The processes that hold each sample together, as torchrun or srun started them; None for one. Without them it
+    starts them here, and ends when they do.
+
+    Raises:
+        ConfigError: a benchmark that is not teacher-forced, or another number of processes.
+    """
+    from vlm.train.launch import end_with_launcher, launch
+    from vlm.train.slurm import adopt
+
+    if processes == 1:
+        return None
+    if others := [table.name for table in tables if not table.teacher_forced]:
+        raise ConfigError(
+            f"--processes {processes} with {', '.join(others)}, where a model answers by itself",
+            expected="a teacher-forced benchmark (MM-NIAH-long-…)",
+            fix="--shard I/N shares the items among processes",
+        )
+    adopt(processes)
+    if "RANK" not in os.environ:
+        raise typer.Exit(launch([sys.executable, "-m", "vlm.cli.main", *sys.argv[1:]], processes))
+    end_with_launcher()
+    from vlm.train.parallel import meshed, world
+
+    return meshed(world(), processes).sequence
+
+
 def run_one(
     asked: Asked, table: "Benchmark", folder: Path, options: "Options", target: Path, judge: "Judge | None" = None
 ) -> dict[str, Any] | None:
@@ -106,14 +142,23 @@ def run_one(
     """
     from vlm.cli.commands.eval_show import progress_bar
     from vlm.eval.backends import Stopped
+    from vlm.eval.forced import RingBackend
     from vlm.eval.runner import run
 
-    backend = asked.backend(table, options)
+    backend, whole = asked.backend(table, options), True
+    if asked.follows:
+        assert isinstance(backend, RingBackend)
+        backend.follow()
+        return None
     try:
         with progress_bar(f"{table.title} · {options.folder}") as progress:
             return run(table, backend, target, options, data=folder, progress=progress, judge=judge)
     except Stopped as stop:
+        whole = False  # the others of a ring hang in a sample: the launcher ends them
         raise stop.error from stop
+    finally:
+        if whole and isinstance(backend, RingBackend):
+            backend.end()
 
 
 def make_judge(url: str | None, model: str | None, key_env: str | None, cache: Path) -> "Judge | None":

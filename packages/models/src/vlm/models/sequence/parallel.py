@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -48,6 +49,17 @@ class SequenceGroup:
     def exchange(self, tensor: Tensor, send: list[int], receive: list[int]) -> Tensor:
         """Differentiable all-to-all along the first axis: `send[p]` slices to process p, `receive[p]` from it."""
         return Exchange.apply(tensor, send, receive, self)
+
+    def shared(self, value: Any = None) -> Any:
+        """The first process's `value`, on every process of the group. Any object that can be pickled."""
+        box = [value]
+        dist.broadcast_object_list(box, group=self.handle, group_src=0)
+        return box[0]
+
+    def greatest(self, tensor: Tensor) -> Tensor:
+        """Elementwise maximum over the group, in place; the same on every process. Not differentiable."""
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.handle)
+        return tensor
 
 
 class Exchange(torch.autograd.Function):

@@ -20,6 +20,9 @@ from vlm.models.sequence.parallel import SequenceGroup
 from vlm.models.sequence.ulysses import key_copies
 from vlm.models.vlm import Output, VisionLanguageModel
 
+TILES = 32
+"""Tiles that are encoded at once where no gradients are kept."""
+
 
 def spread(model: VisionLanguageModel, group: SequenceGroup, kind: str = "ring") -> None:
     """Have `model` run rows together with the other processes of `group`; weights and their names stay the same.
@@ -69,10 +72,22 @@ class SpreadModel(VisionLanguageModel):
             raise ConfigError(
                 "a padded batch for a group of processes", expected="a packed row with cu_seqlens and no attention_mask"
             )
-        check_packed(cu_seqlens, input_ids[..., None])
-        shard = LAYOUTS[self.attention](cu_seqlens, self.group.rank, self.group.size)
         if pixel_values is not None and image_flags is not None:
             pixel_values = pixel_values[image_flags.flatten().to(pixel_values.device) == 1]
+        hidden, shard = self.held_states(input_ids, pixel_values, position_ids, cu_seqlens)
+        out = Output()
+        if labels is not None:
+            out.loss = self.share_of_loss(hidden, labels, loss_weights, loss_denominator, cu_seqlens, shard)
+        if logits:
+            out.logits = self.language_model.lm_head(hidden)
+        return out
+
+    def held_states(
+        self, input_ids: Tensor, pixel_values: Tensor | None, position_ids: Tensor | None, cu_seqlens: Tensor
+    ) -> tuple[Tensor, Shard]:
+        """Last hidden states [1, n, C] of the tokens that this process holds, and where in the row they stand."""
+        check_packed(cu_seqlens, input_ids[..., None])
+        shard = LAYOUTS[self.attention](cu_seqlens, self.group.rank, self.group.size)
         features = self.held_features(input_ids, pixel_values, cu_seqlens)
         counting, length = document_positions(cu_seqlens)
         position_ids = counting if position_ids is None else position_ids
@@ -86,12 +101,7 @@ class SpreadModel(VisionLanguageModel):
             group=self.group,
             use_cache=False,
         ).last_hidden_state
-        out = Output()
-        if labels is not None:
-            out.loss = self.share_of_loss(hidden, labels, loss_weights, loss_denominator, cu_seqlens, shard)
-        if logits:
-            out.logits = self.language_model.lm_head(hidden)
-        return out
+        return hidden, shard
 
     def share_of_loss(
         self,
@@ -126,7 +136,9 @@ class SpreadModel(VisionLanguageModel):
             pixel_values = torch.zeros(0, 3, self.image_size, self.image_size)
         mine = pixel_values[rank * share : (rank + 1) * share].to(input_ids.device)
         mine = F.pad(mine, (0, 0) * (mine.dim() - 1) + (0, share - len(mine)))
-        features = self.encode_images(mine)
+        # in training all at once: under ZeRO-3 each call gathers the weights anew
+        parts = [mine] if torch.is_grad_enabled() else mine.split(TILES)
+        features = torch.cat([self.encode_images(part) for part in parts])
         tokens, features = features.shape[1], features.flatten(0, 1)
         if (slots := int(placeholder.sum())) != tiles * tokens:
             raise DataError(
