@@ -255,10 +255,10 @@ def test_each_setting_changes_the_keys(settings: dict[str, Any], folder: str, ti
 
 def test_the_seed_changes_which_images_are_exchanged_and_the_limit_how_many_are_asked(tiny: Path, home: Path) -> None:
     usual: dict[str, Any] = {"model": str(tiny), "mini": True, "device": "cpu", "name": "m"}
-    folder, found = home / "runs/eval/m/POPE/shuffled", []
-    for seed in (0, 1, 0):
+    found = []
+    for seed, folder in ((0, "shuffled"), (1, "shuffled-seed1"), (0, "shuffled")):
         evaluate(["pope"], **usual, shuffle_images=True, seed=seed, limit=12)
-        found.append(keys(folder))
+        found.append(keys(home / "runs/eval/m/POPE" / folder))
     assert found[0] == found[2] != found[1] and len(found[0]) == 12
     evaluate(["pope"], **usual, limit=3)
     first = keys(home / "runs/eval/m/POPE/default")
