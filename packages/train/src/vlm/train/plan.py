@@ -173,7 +173,7 @@ def weights_fix(model: Model, found: str) -> str:
         return f"vlm train --recipe {stage} --run {'/'.join(run[2:])}"
     if names := [name for name in load_catalogue() if found.endswith(f"/{name}")]:
         return f"vlm download {names[0]}"
-    return f"vlm weights make {model.preset} --out {model.start} --tokenizer FOLDER"
+    return f"vlm weights make {model.preset} --out {model.start} --tokenizer FOLDER --encoder FOLDER --language FOLDER"
 
 
 def data_fix(entry: DataEntry) -> str:

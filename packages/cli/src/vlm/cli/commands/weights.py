@@ -18,22 +18,52 @@ def make(
     preset: Annotated[str, typer.Argument(help="Preset, e.g. quickstart-convllava.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write, e.g. pretrained/quickstart-convllava.")],
     tokenizer: Annotated[Path, typer.Option(help="Folder with tokenizer files, or with one GGUF file.")],
-    encoder: Annotated[Path | None, typer.Option(help="State dict of the pretrained timm trunk.")] = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a published InternViT or ConvNeXt, or the state dict of a timm trunk."),
+    ] = None,
     language: Annotated[Path | None, typer.Option(help="Folder of a pretrained Llama (safetensors or GGUF).")] = None,
+    projector: Annotated[
+        Path | None, typer.Option(help="State dict of a pretrained projector, beside a folder as --encoder.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the fresh parts.")] = 0,
 ) -> None:
     """Build a start checkpoint: pretrained parts where given, the rest fresh from the seed.
 
-    Example: vlm weights make quickstart-convllava -o pretrained/my-start --tokenizer pretrained/quickstart-tokenizer
+    From folders each tensor goes straight to its place, in the dtype it is stored in. A ConvNeXt with four stages
+    gets a fresh fifth one, one with five keeps it.
+
+    Example: vlm weights make convllava-768 -o pretrained/convllava-768-start --tokenizer pretrained/vicuna-7b-v1.5
+    --language pretrained/vicuna-7b-v1.5 --encoder pretrained/LAION-CLIP-ConvNeXt-Large-512
     """
     import tempfile
 
+    from vlm.core.errors import ConfigError
     from vlm.core.home import resolve
     from vlm.models.parts import build, export_gguf_tokenizer
     from vlm.models.specs import load_preset
     from vlm.models.weights import save_model
 
     spec, target, folder = load_preset(preset), resolve(out), resolve(tokenizer)
+    if encoder and resolve(encoder).is_dir():
+        if language is None:
+            raise ConfigError("a folder as --encoder without --language", expected="both parts")
+        from vlm.models.assemble import assemble
+
+        fresh = assemble(
+            spec,
+            target,
+            tokenizer=folder,
+            encoder=resolve(encoder),
+            language=resolve(language),
+            projector=resolve(projector) if projector else None,
+            seed=seed,
+        )
+        typer.echo(f"fresh from seed {seed}: {', '.join(fresh) or 'nothing'}", err=True)
+        typer.echo(target)
+        return
+    if projector:
+        raise ConfigError("--projector without a folder as --encoder", expected="both parts")
     with tempfile.TemporaryDirectory() as temporary:
         if list(folder.glob("*.gguf")):
             export_gguf_tokenizer(folder, Path(temporary))

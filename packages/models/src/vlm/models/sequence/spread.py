@@ -137,8 +137,7 @@ class SpreadModel(VisionLanguageModel):
         mine = pixel_values[rank * share : (rank + 1) * share].to(input_ids.device)
         mine = F.pad(mine, (0, 0) * (mine.dim() - 1) + (0, share - len(mine)))
         # in training all at once: under ZeRO-3 each call gathers the weights anew
-        parts = [mine] if torch.is_grad_enabled() else mine.split(TILES)
-        features = torch.cat([self.encode_images(part) for part in parts])
+        features = self.encode_images(mine, chunk=None if torch.is_grad_enabled() else TILES)
         tokens, features = features.shape[1], features.flatten(0, 1)
         if (slots := int(placeholder.sum())) != tiles * tokens:
             raise DataError(
