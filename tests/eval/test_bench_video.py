@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm.core.encode import Encoder
+from vlm.core.encode import frames_as_images
 from vlm.core.errors import DataError
 from vlm.core.media import load_video
 from vlm.eval.benchmark import load_benchmark
@@ -29,21 +29,14 @@ SELECT = (
 )
 
 
-class Frames(Encoder):
-    """Only the part of the encoder that turns a video into frames."""
-
-    def __init__(self) -> None:
-        self.segments = 8
-
-
 def shown(item: Item) -> str:
     """The user's text with `<image>` for each image and each frame of a video."""
-    (message,) = Frames()._frames_as_images(item.messages)
+    (message,) = frames_as_images(item.messages, load_video, 8)
     return "".join(part["text"] if part["type"] == "text" else "<image>" for part in message["content"])
 
 
 def frames_of(item: Item) -> list:
-    (message,) = Frames()._frames_as_images(item.messages)
+    (message,) = frames_as_images(item.messages, load_video, 8)
     return [part["image"] for part in message["content"] if part["type"] == "image"]
 
 

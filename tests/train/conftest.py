@@ -204,3 +204,37 @@ def ranks(vlm):
         return children
 
     return start
+
+
+def numbers(out: Path, key: str = "loss") -> list[float]:
+    return [json.loads(line)[key] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(name="numbers")
+def numbers_fixture():
+    """One number of each step of a stage folder."""
+    return numbers
+
+
+@pytest.fixture
+def trained(ranks, recipe_file, tmp_path):
+    """Train the tiny recipe with `n` ranks: `trained(2, "name", "key=value", ...)`; its stage folder."""
+
+    def trained(n: int, name: str, *sets: str, **kw) -> Path:
+        given = [x for s in sets for x in ("--set", s)]
+        ranks(n, "train", "-r", recipe_file, "--run", tmp_path / name, "--quiet", *given, **kw)
+        return tmp_path / name / "train/tiny"
+
+    return trained
+
+
+@pytest.fixture
+def alone(recipe, tmp_path):
+    """Train it in this process alone; its folder."""
+    from vlm.train.loop import train
+
+    def alone(*sets: str) -> Path:
+        train(recipe(*sets), tmp_path / "alone", quiet=True)
+        return tmp_path / "alone"
+
+    return alone

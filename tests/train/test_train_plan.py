@@ -10,8 +10,9 @@ from vlm.cli.commands import train as train_command
 from vlm.core.catalogue import find_entry, load_catalogue
 from vlm.core.errors import HardwareError, UnknownName, VlmError
 from vlm.core.organise import can_organise
-from vlm.train.plan import estimate_on, make_plan, refuse_lacking
+from vlm.train.plan import estimate_on, make_plan
 from vlm.train.plan_fit import refuse_misfit
+from vlm.train.preflight import refuse
 from vlm.train.recipe import load_recipe, recipe_names
 
 STAGE3 = "convllava-stage3"
@@ -88,9 +89,9 @@ def test_lacking_hardware_alone_has_its_own_exit_code_and_can_be_forced(recipe):
     plan = make_plan(recipe('hardware={"gpus": 8, "memory_gb": 80}'))
     assert [x["what"] for x in plan.lacking] == ["hardware"]
     with pytest.raises(HardwareError, match="8 GPUs of 80 GB") as error:
-        refuse_lacking(plan)
+        refuse(plan.recipe, plan.lacking)
     assert error.value.exit_code == 7
-    refuse_lacking(plan, force=True)
+    refuse(plan.recipe, plan.lacking, force=True)
 
 
 def test_nothing_lacks_where_all_is_here_and_steps_are_those_of_the_stream(recipe, processor, records, home):

@@ -1,6 +1,7 @@
 """Two gloo ranks train as one process does, and all ZeRO stages train alike."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -8,51 +9,30 @@ from safetensors.torch import load_file
 
 from vlm.train import checkpoint
 from vlm.train.launch import free_port
-from vlm.train.loop import train
-
-
-def numbers(out, key="loss"):
-    return [json.loads(line)[key] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture
-def two(ranks, recipe_file, tmp_path):
-    """Train the tiny recipe with two ranks; its stage folder."""
-
-    def two(name, *sets, **kw):
-        given = [x for s in sets for x in ("--set", s)]
-        ranks(2, "train", "-r", recipe_file, "--run", tmp_path / name, "--quiet", *given, **kw)
-        return tmp_path / name / "train/tiny"
-
-    return two
+def two(trained):
+    return partial(trained, 2)
 
 
-@pytest.fixture
-def one(recipe, tmp_path):
-    def one(*sets):
-        train(recipe(*sets), tmp_path / "one", quiet=True)
-        return tmp_path / "one"
-
-    return one
-
-
-def test_zero_0_1_2_3_on_two_ranks_equal_one_process(one, two):
-    alone = one()
-    exported = load_file(alone / "model/model.safetensors")
+def test_zero_0_1_2_3_on_two_ranks_equal_one_process(alone, two, numbers):
+    reference = alone()
+    exported = load_file(reference / "model/model.safetensors")
     for stage in (0, 1, 2, 3):
         out = two(f"zero{stage}", f"zero.stage={stage}")
-        assert numbers(out) == pytest.approx(numbers(alone), rel=1e-4), stage
-        assert numbers(out, "grad_norm") == pytest.approx(numbers(alone, "grad_norm"), rel=1e-3), stage
+        assert numbers(out) == pytest.approx(numbers(reference), rel=1e-4), stage
+        assert numbers(out, "grad_norm") == pytest.approx(numbers(reference, "grad_norm"), rel=1e-3), stage
         model = load_file(out / "model/model.safetensors")
         assert model.keys() == exported.keys()
         for name, tensor in model.items():
             torch.testing.assert_close(tensor, exported[name], rtol=1e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_a_rank_without_rows_adds_nothing(one, two):
-    alone, out = one("batch.samples=1"), two("few", "batch.samples=1", "zero.stage=2")
-    assert numbers(out) == pytest.approx(numbers(alone), rel=1e-4)
-    assert numbers(out, "grad_norm") == pytest.approx(numbers(alone, "grad_norm"), rel=1e-3)
+def test_a_rank_without_rows_adds_nothing(alone, two, numbers):
+    reference, out = alone("batch.samples=1"), two("few", "batch.samples=1", "zero.stage=2")
+    assert numbers(out) == pytest.approx(numbers(reference), rel=1e-4)
+    assert numbers(out, "grad_norm") == pytest.approx(numbers(reference, "grad_norm"), rel=1e-3)
 
 
 @pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3])
@@ -84,7 +64,7 @@ def test_two_ranks_killed_go_on_with_the_same_losses(vlm, two, recipe_file, tmp_
     assert curve(out) == curve(whole)
 
 
-def test_a_stop_of_one_rank_saves_on_both(vlm, two, recipe_file, tmp_path, ranks):
+def test_a_stop_of_one_rank_saves_on_both(vlm, two, recipe_file, tmp_path, ranks, numbers):
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     args = ("train", "-r", recipe_file, "--run", tmp_path / "cut", "--quiet", "--set", "steps=200")
     pair = [vlm(*args, env={**shared, "RANK": r, "LOCAL_RANK": r}) for r in "01"]

@@ -1,7 +1,5 @@
 """Training with rows that several processes hold gives the losses of one process, under every ZeRO stage."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,71 +11,58 @@ from vlm.train.loop import train
 from vlm.train.parallel import check_mesh
 
 
-def numbers(out, key="loss"):
-    return [json.loads(line)[key] for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture
-def spread(ranks, recipe_file, tmp_path):
-    """Train the tiny recipe with a sequence group of two in `n` processes; its stage folder."""
+def spread(trained):
+    """With a sequence group of two in `n` processes."""
 
     def spread(name, *sets, n=2, **kw):
-        given = [x for s in ("sequence_parallel.size=2", *sets) for x in ("--set", s)]
-        ranks(n, "train", "-r", recipe_file, "--run", tmp_path / name, "--quiet", *given, **kw)
-        return tmp_path / name / "train/tiny"
+        return trained(n, name, "sequence_parallel.size=2", *sets, **kw)
 
     return spread
 
 
 @pytest.fixture
-def alone(recipe, tmp_path):
-    """The same with one process."""
+def same_run(numbers):
+    def check(out, reference):
+        """Losses, gradient norms and the exported weights."""
+        assert numbers(out) == pytest.approx(numbers(reference), rel=2e-6)
+        assert numbers(out, "grad_norm") == pytest.approx(numbers(reference, "grad_norm"), rel=1e-4)
+        expected = load_file(reference / "model/model.safetensors")
+        model = load_file(out / "model/model.safetensors")
+        assert model.keys() == expected.keys()
+        for name, tensor in model.items():
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
 
-    def alone(*sets):
-        train(recipe(*sets), tmp_path / "alone", quiet=True)
-        return tmp_path / "alone"
-
-    return alone
-
-
-def same_run(out, reference):
-    """Losses, gradient norms and the exported weights."""
-    assert numbers(out) == pytest.approx(numbers(reference), rel=2e-6)
-    assert numbers(out, "grad_norm") == pytest.approx(numbers(reference, "grad_norm"), rel=1e-4)
-    expected = load_file(reference / "model/model.safetensors")
-    model = load_file(out / "model/model.safetensors")
-    assert model.keys() == expected.keys()
-    for name, tensor in model.items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+    return check
 
 
 @pytest.mark.parametrize(
     "stage", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
 )
-def test_a_ring_of_two_trains_as_one_process_under_every_zero_stage(alone, spread, stage):
+def test_a_ring_of_two_trains_as_one_process_under_every_zero_stage(alone, spread, stage, same_run, numbers):
     reference, out = alone(), spread("ring", f"zero.stage={stage}")
     same_run(out, reference)
     assert numbers(out, "rows") == numbers(reference, "rows")
     assert 0 < max(numbers(out, "padding_share")) < 0.1
 
 
-def test_ulysses_trains_alike(alone, spread):
+def test_ulysses_trains_alike(alone, spread, same_run):
     same_run(spread("ulysses", "sequence_parallel.kind=ulysses", "zero.stage=2"), alone())
 
 
 @pytest.mark.slow
-def test_recomputed_activations_train_alike(alone, spread):
+def test_recomputed_activations_train_alike(alone, spread, same_run):
     same_run(spread("again", "gradient_checkpointing=true", "zero.stage=3"), alone())
 
 
-def test_two_rings_side_by_side_share_out_the_rows(alone, spread):
+def test_two_rings_side_by_side_share_out_the_rows(alone, spread, same_run):
     sets = ("batch.packing=none", "steps=3")  # six rows a step, three for each ring
     reference = alone(*sets)
     same_run(spread("mesh", "zero.stage=2", *sets, n=4), reference)
 
 
 @pytest.mark.slow
-def test_a_ring_without_rows_adds_nothing(alone, spread):
+def test_a_ring_without_rows_adds_nothing(alone, spread, same_run):
     sets = ("batch.samples=1", "steps=3")
     same_run(spread("few", "zero.stage=3", *sets, n=4), alone(*sets))
 

@@ -120,7 +120,12 @@ class Encoder:
             DataError: `max_length` would cut image tokens, or strides do not match the images; names the sample.
         """
         where = sample.where or sample.id
-        spans = render(self._frames_as_images(sample.messages), self.template, self.system, generation_prompt)
+        spans = render(
+            frames_as_images(sample.messages, self.load_frames, self.segments),
+            self.template,
+            self.system,
+            generation_prompt,
+        )
         tiles, arrays = self._images([s.medium for s in spans if s.medium is not None], pixels)
         ids, supervised, layout, image_spans = self._tokens(spans, tiles)
         n_images = len(image_spans)
@@ -238,27 +243,30 @@ class Encoder:
                 tiles.append(sum(rule.count(*size) for size in sizes))
         return tiles, arrays
 
-    def _frames_as_images(self, messages: Sequence[Message]) -> list[Message]:
-        """Videos as `Frame1: <image>` lines (published inference style), each frame one tile.
 
-        A part may name its number of `frames`, as benchmarks do.
-        """
-        expanded = []
-        for message in messages:
-            content: list[dict[str, Any]] = []
-            for i, part in enumerate(message["content"]):
-                if part["type"] != "video":
-                    content.append(part)
-                    continue
-                following = message["content"][i + 1 : i + 2]
-                frames = self.load_frames(part["path"], part.get("frames", self.segments), part.get("clip"))
-                for k, frame in enumerate(frames, 1):
-                    content += [text(f"Frame{k}: "), picture_part(frame, frame=True), text("\n")]
-                # a record's text after <video> opens with a newline, which then ends the last frame's line
-                if following and following[0].get("text", "").startswith("\n"):
-                    content.pop()
-            expanded.append({**message, "content": content})
-        return expanded
+def frames_as_images(
+    messages: Sequence[Message], load: Callable[..., Sequence[Image.Image]], segments: int
+) -> list[Message]:
+    """Videos as `Frame1: <image>` lines (published inference style), each frame one tile.
+
+    `load(path, frames, clip)` gives the RGB frames. A part may name its number of `frames`, as benchmarks do.
+    """
+    expanded = []
+    for message in messages:
+        content: list[dict[str, Any]] = []
+        for i, part in enumerate(message["content"]):
+            if part["type"] != "video":
+                content.append(part)
+                continue
+            following = message["content"][i + 1 : i + 2]
+            frames = load(part["path"], part.get("frames", segments), part.get("clip"))
+            for k, frame in enumerate(frames, 1):
+                content += [text(f"Frame{k}: "), picture_part(frame, frame=True), text("\n")]
+            # a record's text after <video> opens with a newline, which then ends the last frame's line
+            if following and following[0].get("text", "").startswith("\n"):
+                content.pop()
+        expanded.append({**message, "content": content})
+    return expanded
 
 
 def picture_part(picture: Image.Image, *, frame: bool = False) -> dict[str, Any]:

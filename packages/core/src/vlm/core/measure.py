@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from vlm.core.chat import render
-from vlm.core.encode import GROUNDING, Encoder, ImageTokens, Run
+from vlm.core.encode import GROUNDING, Encoder, ImageTokens, Run, frames_as_images
 from vlm.core.media import image_size
 from vlm.core.records import Sample
 from vlm.core.tiling import ImageRule
@@ -110,7 +110,7 @@ class Meter(Encoder):
         Raises:
             DataError: as `encode` does. MediaError: a header cannot be read.
         """
-        spans = render(self._frames_as_images(sample.messages), self.template, self.system)
+        spans = render(frames_as_images(sample.messages, self.load_frames, self.segments), self.template, self.system)
         tiles, _ = self._images([s.medium for s in spans if s.medium is not None], pixels=False)
         brackets, remaining = int(self.image_tokens.start is not None), iter(tiles)
         text = int(self.tokenizer.add_bos)

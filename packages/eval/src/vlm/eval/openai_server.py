@@ -19,6 +19,7 @@ from typing import Any
 
 from PIL import Image
 
+from vlm.core.encode import frames_as_images
 from vlm.core.errors import ConfigError, FetchError, UnknownName, VlmError
 from vlm.core.media import load_image, load_video
 from vlm.core.records import Message
@@ -102,7 +103,7 @@ class OpenAIBackend:
         return 1 + len(self.prompt(messages)) / 4
 
     def encode(self, item_id: str, messages: list[Message]) -> Request:
-        return Request([{"role": m["role"], "content": _parts(m["content"])} for m in messages])
+        return Request([{"role": m["role"], "content": _content(m)} for m in messages])
 
     def answer(self, encoded: Sequence[Request], *, max_new_tokens: int, min_new_tokens: int) -> Sequence[Reply]:
         """`min_new_tokens` is not sent: the protocol has no word for it.
@@ -205,21 +206,16 @@ def _card(endpoint: Endpoint, model: str | None) -> dict[str, Any]:
 # content parts -------------------------------------------------------------------------------------------------------
 
 
-def _parts(content: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _content(message: Message) -> list[dict[str, Any]]:
     """Text and image parts of the protocol, in the order of ours; a video is `Frame1: ` and so on, as published."""
-    parts: list[dict[str, Any]] = []
-    for i, part in enumerate(content):
-        if part["type"] == "text":
-            parts.append({"type": "text", "text": part["text"]})
-        elif part["type"] == "image":
-            parts.append(_image(image_bytes(part["path"])))
-        else:
-            frames = load_video(part["path"], part.get("frames", FRAMES), part.get("clip"))
-            for k, frame in enumerate(frames, 1):
-                parts += [{"type": "text", "text": f"Frame{k}: "}, _image(_png(frame)), {"type": "text", "text": "\n"}]
-            if content[i + 1 : i + 2] and content[i + 1].get("text", "").startswith("\n"):
-                parts.pop()
-    return [part for part in parts if part.get("text") != ""]
+    (expanded,) = frames_as_images([message], load_video, FRAMES)
+    return [
+        _image(_png(part["image"]) if "image" in part else image_bytes(part["path"]))
+        if part["type"] == "image"
+        else part
+        for part in expanded["content"]
+        if part.get("text") != ""
+    ]
 
 
 def _image(kind_and_data: tuple[str, bytes]) -> dict[str, Any]:

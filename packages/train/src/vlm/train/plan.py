@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vlm.core.catalogue import find_file, load_catalogue
-from vlm.core.errors import CheckpointError, HardwareError, VlmError
+from vlm.core.errors import CheckpointError
 from vlm.core.home import home, resolve
 from vlm.core.organise import ORGANISERS, can_organise
 from vlm.models.folders import find_checkpoint
@@ -18,6 +18,7 @@ from vlm.train.checkpoint import free_gb
 from vlm.train.lora import prepare
 from vlm.train.machines import get_machine
 from vlm.train.plan_fit import Estimate, estimate, smallest_change
+from vlm.train.preflight import mixture
 from vlm.train.recipe import DataEntry, Model, Recipe, training_spec
 
 GB = 1e9
@@ -123,18 +124,9 @@ def estimate_on(
 
 
 def sample_count(recipe: Recipe) -> int | None:
-    """Samples of an epoch, from the counts in the recipe or the files that are here; None when neither is known."""
-    total = 0
-    for entry in recipe.data:
-        count = entry.count
-        if count is None and resolve(entry.file).exists():
-            with resolve(entry.file).open("rb") as f:
-                count = sum(1 for _ in f)
-        if count is None:
-            return None
-        whole = int(entry.repeat)
-        total += whole * count + round((entry.repeat - whole) * count)  # as the stream takes them
-    return total
+    """Samples of an epoch; None where the count of a file is unknown."""
+    counts = [row["samples"] for row in mixture(recipe)]
+    return None if None in counts else sum(counts)
 
 
 def lacking(recipe: Recipe) -> list[dict[str, str]]:
@@ -183,13 +175,3 @@ def data_fix(entry: DataEntry) -> str:
         return "put it there, or correct `data` in the recipe"
     line = f"vlm download {' '.join(known.needs if known.name in ORGANISERS and known.needs else (known.name,))}"
     return f"{line} && vlm data organize {known.name}" if can_organise(known) else line
-
-
-def refuse_lacking(plan: Plan, *, force: bool = False) -> None:
-    """Raise one error that names everything lacking. `force` lets hardware pass, never weights or data."""
-    wanting = [x for x in plan.lacking if not (force and x["what"] == "hardware")]
-    if not wanting:
-        return
-    lines = "\n".join(f"  {x['what']}: {x['found']}\n      {x['fix']}" for x in wanting)
-    kind = HardwareError if all(x["what"] == "hardware" for x in wanting) else VlmError
-    raise kind(f"{plan.recipe} cannot start here; it lacks:\n{lines}", fix="run the lines above, then the same command")

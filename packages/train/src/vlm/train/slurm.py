@@ -104,7 +104,7 @@ def one_voice(folder: Path) -> Iterator[None]:
         yield
     except Preempted:
         raise
-    except Exception:
+    except Exception:  # whatever it is: it is raised again, or another rank has said it
         rank = env["RANK"]
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -32,29 +32,15 @@ class Asked:
     follows: bool = False
 
 
-def native(
-    path: Path,
-    *,
-    max_length: int | None,
-    device: str,
-    dtype: str,
-    quantize: str | None,
-    offload: str | None,
-    attention: str,
-    group: "SequenceGroup | None" = None,
-) -> Asked:
-    """A checkpoint in this process, or with `group` over a ring; the weights are read once, at the first question."""
+def native(path: Path, *, max_length: int | None, group: "SequenceGroup | None" = None, **placement: Any) -> Asked:
+    """A checkpoint in this process, or with `group` over a ring; the weights are read once, at the first question.
+
+    `placement`: device, dtype, quantize, offload and attention of `Checkpoint`.
+    """
     from vlm.eval.backends import Checkpoint, NativeBackend
     from vlm.eval.forced import RingBackend, TeacherForcedBackend
 
-    how: dict[str, Any] = {
-        "device": device,
-        "dtype": dtype,
-        "quantize": quantize,
-        "offload": offload,
-        "attention": attention,
-    }
-    checkpoint = Checkpoint(path, **how)
+    checkpoint = Checkpoint(path, **placement)
 
     def backend(table: "Benchmark", options: "Options") -> "Backend":
         rule = table.image_override(checkpoint.processor.family)
