@@ -1,14 +1,9 @@
 """The OpenAI-compatible backend against a real HTTP server: what is sent, what comes back, and every way of failing."""
 
 import base64
+import importlib.util
 import json
-import socket
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,8 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm.cli.commands.eval import evaluate
-from vlm.core.errors import ConfigError, DataError, FetchError, MediaError, UnknownName
+from vlm.core.errors import ConfigError, MediaError, UnknownName
 from vlm.core.media import load_image
 from vlm.core.records import image, text, video
 from vlm.eval.backends import Refused, TooLong
@@ -29,82 +23,10 @@ from vlm.eval.mini import make_mini
 from vlm.eval.openai_server import OpenAIBackend, ServerDown, image_bytes
 from vlm.eval.runner import Options, run
 
-
-def chat(content: Any = "yes", reason: str | None = "stop", **message: Any) -> bytes:
-    answer = {"role": "assistant", "content": content, **message}
-    return json.dumps({"choices": [{"index": 0, "message": answer, "finish_reason": reason}]}).encode()
-
-
-class Server:
-    """Answers by `say(body, number)`: (status, headers, bytes), or None to cut the connection."""
-
-    def __init__(self) -> None:
-        self.say: Callable[[dict[str, Any], int], Any] = lambda body, n: (200, {}, chat())
-        self.cards: Any = [{"id": "model-1", "created": 1_700_000_000}]
-        self.asked: list[dict[str, Any]] = []
-        self.headers: list[Any] = []
-        self.times: list[float] = []
-        self.busy = self.most_busy = 0
-        lock, server = threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                known = server.cards is not None and self.path == "/v1/models"
-                self.reply(200 if known else 404, {}, json.dumps({"data": server.cards}).encode())
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    server.asked.append({**body, "path": self.path})
-                    server.headers.append(self.headers)
-                    server.times.append(time.monotonic())
-                    number = len(server.asked)
-                    server.busy += 1
-                    server.most_busy = max(server.busy, server.most_busy)
-                said = server.say(body, number)
-                with lock:
-                    server.busy -= 1
-                if said is None:
-                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-                    self.connection.close()  # a reset, not an end
-                    self.wfile = BytesIO()  # type: ignore[assignment]
-                    return
-                self.reply(*said)
-
-            def reply(self, status: int, headers: dict[str, str], data: bytes) -> None:
-                self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(data))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        class Http(ThreadingHTTPServer):
-            def handle_error(self, *_: object) -> None:
-                pass  # clients that gave up waiting
-
-        self.http = Http(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def endpoint(self, **settings: Any) -> Endpoint:
-        return Endpoint(self.url, **{"wait": 0.01, "timeout": 5.0, "attempts": 3, **settings})
-
-    def backend(self, concurrency: int = 4, **settings: Any) -> OpenAIBackend:
-        return OpenAIBackend(self.endpoint(**settings), concurrency=concurrency)
-
-    def stop(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    found = Server()
-    yield found
-    found.stop()
+spec = importlib.util.spec_from_file_location("openai_fake", Path(__file__).with_name("openai_fake.py"))
+fake = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(fake)
+chat, server, Server = fake.chat, fake.server, fake.Server
 
 
 @pytest.fixture(scope="module")
@@ -427,57 +349,3 @@ def test_nonsense_is_an_answer_that_cannot_be_read(server: Server) -> None:
     server.say = lambda body, n: (200, {}, b"{}")
     with pytest.raises(Nonsense, match="no chat completion"):
         server.endpoint(attempts=1).chat({}, lambda answer: answer["x"])
-
-
-# the command ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("VLM_HOME", str(tmp_path))
-    return tmp_path
-
-
-def test_the_command_needs_no_checkpoint_and_no_torch(server: Server, home: Path) -> None:
-    code = (
-        "import sys\nfrom vlm.cli.commands.eval import evaluate\n"
-        f"evaluate(['pope'], backend='openai', base_url={server.url!r}, mini=True, limit=6, api_key_env='TEST_KEY')\n"
-        "assert 'torch' not in sys.modules"
-    )
-    env = {"VLM_HOME": str(home), "TEST_KEY": "secret-1", "PATH": ""}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr
-    folder = home / "runs" / "eval" / "model-1" / "POPE" / "default"
-    assert (folder / "summary.json").exists() and server.headers[0]["Authorization"] == "Bearer secret-1"
-    assert not any("secret-1" in path.read_text() for path in folder.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"base_url": None}, "without --base-url"),
-        ({"stride": "64"}, "--stride with --backend openai"),
-        ({"tiles": 6, "dtype": "bfloat16"}, "--tiles, --dtype with"),
-        ({"backend": "vllm"}, "unknown backend 'vllm'"),
-        ({"backend": "native"}, "--base-url with the native backend"),
-        ({"api_key_env": "NOT_SET_ANYWHERE"}, "NOT_SET_ANYWHERE is not set"),
-        ({"family": "internvl3"}, "unknown family 'internvl3'"),
-        ({"benchmarks": ["mm-niah-long-128k"]}, "--backend native"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(
-    settings: dict[str, Any], message: str, server: Server, home: Path
-) -> None:
-    usual = {"benchmarks": ["pope"], "backend": "openai", "base_url": server.url, "mini": True}
-    with pytest.raises(ConfigError, match=message):
-        evaluate(**{**usual, **settings})
-    assert not server.asked and not (home / "runs").exists()
-
-
-def test_the_command_says_what_to_do_when_the_server_dies(server: Server, home: Path) -> None:
-    server.say = lambda body, n: (503, {"Retry-After": "999"}, b"gone")
-    with pytest.raises(FetchError, match="run the same command: the answers so far are kept"):
-        evaluate(["pope"], backend="openai", base_url=server.url, mini=True, limit=4)
-    server.say = lambda body, n: (422, {}, b"never")
-    with pytest.raises(DataError, match="none of 4 items was answered"):
-        evaluate(["pope"], backend="openai", base_url=server.url, mini=True, limit=4, concurrency=1)
