@@ -1,5 +1,6 @@
 """`vlm eval score`: files as the published scripts and the harnesses write them, and everything that can be wrong."""
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,9 @@ from vlm.eval.loaders import Item, load_items
 from vlm.eval.mini import make_mini
 from vlm.eval.predictions import group_of
 
+spec = importlib.util.spec_from_file_location("prediction_files", Path(__file__).with_name("prediction_files.py"))
+files = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(files)
 Items = list[Item]
 
 
@@ -30,229 +34,33 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Benc
     return get
 
 
-def reply(i: int) -> str:
-    """Another text for each item: an answer that lands on a wrong item is seen."""
-    return f"no, reply {i}"
-
-
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
-def jsonl(path: Path, records: list[Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
-
-
-def listed(path: Path, value: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
-    return path
-
-
-def grouped(items: Items) -> dict[str, list[tuple[int, Item]]]:
-    groups: dict[str, list[tuple[int, Item]]] = {}
-    for i, item in enumerate(items):
-        groups.setdefault(item.group, []).append((i, item))
-    return groups
-
-
-def tail(item: Item) -> str:
-    return item.id.split("/", 1)[-1]
-
-
-def table(path: Path, records: list[dict[str, Any]]) -> Path:
-    import pandas as pd
-
-    if path.suffix == ".xlsx":
-        pd.DataFrame(records).to_excel(path, index=False)
-    else:
-        pd.DataFrame(records).to_csv(path, sep="\t", index=False)
-    return path
-
-
-def pope(out: Path, items: Items) -> list[Path]:
-    answers = [{"question_id": int(item.id), "text": reply(i), "metadata": {}} for i, item in enumerate(items)]
-    return [listed(out / "pope.json", answers)]
-
-
-def docvqa(out: Path, items: Items) -> list[Path]:
-    rows = [
-        {
-            "question": question_of(item),
-            "questionId": item.meta["question_id"],
-            "answer": reply(i),
-            "annotation": item.gold,
-        }
-        for i, item in enumerate(items)
-    ]
-    return [listed(out / "docvqa_val.json", rows[::-1])]
-
-
-def textvqa(out: Path, items: Items) -> list[Path]:
-    rows = [{"question": "", "question_id": int(item.id), "answer": reply(i)} for i, item in enumerate(items)]
-    return [listed(out / "textvqa.json", rows)]
-
-
-def ai2d(out: Path, items: Items) -> list[Path]:
-    rows = [
-        {"question": question_of(item), "image": item.meta["question_id"], "answer": reply(i), "annotation": item.gold}
-        for i, item in enumerate(items)
-    ]
-    return [listed(out / "ai2d.json", rows)]
-
-
-def chartqa(out: Path, items: Items) -> list[Path]:
-    return [
-        listed(
-            out / f"chartqa_test_{group}_241213101500.json",
-            [{"question": question_of(item), "answer": reply(i), "annotation": item.gold} for i, item in members],
-        )
-        for group, members in grouped(items).items()
-    ]
-
-
-def gqa(out: Path, items: Items) -> list[Path]:
-    rows = [{"questionId": item.id, "prediction": reply(i)} for i, item in enumerate(items)]
-    return [listed(out / "testdev_balanced_predictions.json", rows)]
-
-
-def seed(out: Path, items: Items) -> list[Path]:
-    rows = [{"question_id": item.id, "prediction": reply(i), "answer": item.gold} for i, item in enumerate(items)]
-    return [jsonl(out / "seed.jsonl", rows)]
-
-
-def mmbench(out: Path, items: Items) -> list[Path]:
-    rows = [
-        {**item.meta["row"], "index": int(item.id), "prediction": reply(i)} for i, item in reversed([*enumerate(items)])
-    ]
-    return [table(out / "mmbench_dev_20230712_241213.xlsx", rows)]
-
-
-def mapping(out: Path, items: Items) -> list[Path]:
-    return [listed(out / "replies.json", {item.id: reply(i) for i, item in enumerate(items)})]
-
-
-def mathvista(out: Path, items: Items) -> list[Path]:
-    results = {item.id: {"query": "q", "answer": item.gold, "response": reply(i)} for i, item in enumerate(items)}
-    return [listed(out / "mathvista.json", results)]
-
-
-def mme(out: Path, items: Items) -> list[Path]:
-    for group, members in grouped(items).items():
-        lines = [
-            f"{item.meta['set']}\t{question_of(item)}\t{item.gold.title()}\t{reply(i)}".replace("\n", "")
-            for i, item in members
-        ]
-        path = out / "InternVL-Chat-V1-2" / f"{group}.txt"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("\n".join(lines) + "\n")
-    return [out / "InternVL-Chat-V1-2"]
-
-
-def refcoco(out: Path, items: Items) -> list[Path]:
-    rows = [
-        {"image_path": "x", "text": question_of(item), "answer": reply(i), "gt_bbox": item.gold, "hw": item.meta["hw"]}
-        for i, item in enumerate(items)
-    ]
-    return [listed(out / "refcoco_val_2401.json", rows)]
-
-
-def mvbench(out: Path, items: Items) -> list[Path]:
-    rows = [{"pred": reply(i), "gt": item.gold, "task_type": item.group} for i, item in enumerate(items)]
-    return [listed(out / "MVBench_2412.json", {"acc_dict": {"a": [1, 2]}, "res_list": rows})]
-
-
-def milebench(out: Path, items: Items) -> list[Path]:
-    for group, members in grouped(items).items():
-        rows = [
-            {"sample_id": int(tail(item)), "question": "", "gt_response": item.gold, "pred_response": reply(i)}
-            for i, item in members
-        ]
-        listed(out / "eval_milebench" / group / "pred.json", rows)
-        listed(out / "eval_milebench" / group / "eval.json", {"Accuracy": 1.0})
-    return [out / "eval_milebench"]
-
-
-def mmniah(out: Path, items: Items) -> list[Path]:
-    for group, members in grouped(items).items():
-        rows = [
-            {"question_id": int(tail(item)), "question": "", "answer": item.gold, "response": reply(i)}
-            for i, item in members
-        ]
-        folder = out / "eval_mm_niah_64" / f"{group}-test"
-        jsonl(folder / f"V2PE_{group}-test.jsonl", rows)
-        jsonl(folder / f"temp_V2PE_{group}-test" / f"0_8_V2PE_{group}-test.jsonl", rows[:1])
-    return [out / "eval_mm_niah_64"]
-
-
-def longvqa(out: Path, items: Items) -> list[Path]:
-    for group, members in grouped(items).items():
-        rows = [{"id": tail(item), "an": item.gold, "pr": reply(i), "le": 9} for i, item in members]
-        jsonl(out / "long" / f"longvqa_{group}_32" / f"result_{group}.jsonl", rows)
-        listed(out / "long" / f"longvqa_{group}_32" / f"score_{group}.json", {"RACC": 1.0})
-    return [out / "long"]
-
-
-def vlmevalkit(out: Path, items: Items) -> list[Path]:
-    """`index` counts from 0 in the harness's table, which holds question and answer."""
-    rows = [
-        {"index": i, "question": question_of(item), "answer": item.gold, "prediction": reply(i)}
-        for i, item in enumerate(items)
-    ]
-    return [table(out / "model_POPE.tsv", rows)]
-
-
-def lmms_eval(out: Path, items: Items) -> list[Path]:
-    rows = [
-        {
-            "doc_id": i,
-            "doc": {"question_id": item.id, "question": question_of(item)},
-            "target": item.gold,
-            "resps": [[reply(i)]],
-            "filtered_resps": [reply(i)],
-        }
-        for i, item in enumerate(items)
-    ]
-    return [jsonl(out / "20260806_samples_pope.jsonl", rows)]
-
-
-def lmms_eval_by_number(out: Path, items: Items) -> list[Path]:
-    rows = [
-        {"doc_id": i, "doc": {"question": question_of(item)}, "target": item.gold, "resps": [[reply(i)]]}
-        for i, item in enumerate(items)
-    ]
-    return [jsonl(out / "20260806_samples_refcoco.jsonl", rows[::-1])]
-
-
-def simple(out: Path, items: Items) -> list[Path]:
-    return [jsonl(out / "mine.jsonl", [{"id": item.id, "prediction": reply(i)} for i, item in enumerate(items)])]
-
-
 CASES: list[tuple[str, Callable[[Path, Items], list[Path]], str, str]] = [
-    ("POPE", pope, "LLaVA answers", "question_id"),
-    ("DocVQA", docvqa, "InternVL VQA result", "questionId"),
-    ("TextVQA", textvqa, "VQA result", "question_id"),
-    ("AI2D", ai2d, "AI2D result", ""),
-    ("ChartQA", chartqa, "ChartQA result", "the order in the file"),
-    ("GQA", gqa, "GQA predictions", "questionId"),
-    ("SEED-I", seed, "SEED-Bench result", "question_id"),
-    ("MMBench-dev-en", mmbench, "VLMEvalKit or MMBench table", "index"),
-    ("MMMU", mapping, "records of id and reply", "id"),
-    ("MM-Vet", mapping, "records of id and reply", "id"),
-    ("MathVista", mathvista, "MathVista result", "pid"),
-    ("MME", mme, "MME result", "mme_line"),
-    ("RefCOCO-val", refcoco, "RefCOCO result", "the order in the file"),
-    ("MVBench", mvbench, "MVBench result", "the order in the file"),
-    ("MileBench", milebench, "MileBench pred.json", "sample_id"),
-    ("MM-NIAH", mmniah, "MM-NIAH result", "question_id"),
-    ("Long-VQA-32k", longvqa, "Long-VQA result", "id"),
-    ("POPE", vlmevalkit, "VLMEvalKit or MMBench table", ""),
-    ("RealWorldQA", vlmevalkit, "VLMEvalKit or MMBench table", ""),
-    ("POPE", lmms_eval, "lmms-eval samples", "question_id"),
-    ("RefCOCO-val", lmms_eval_by_number, "lmms-eval samples", "doc_id, as a number in data order"),
-    ("ScienceQA", simple, "records of id and reply", "id"),
+    ("POPE", files.pope, "LLaVA answers", "question_id"),
+    ("DocVQA", files.docvqa, "InternVL VQA result", "questionId"),
+    ("TextVQA", files.textvqa, "VQA result", "question_id"),
+    ("AI2D", files.ai2d, "AI2D result", ""),
+    ("ChartQA", files.chartqa, "ChartQA result", "the order in the file"),
+    ("GQA", files.gqa, "GQA predictions", "questionId"),
+    ("SEED-I", files.seed, "SEED-Bench result", "question_id"),
+    ("MMBench-dev-en", files.mmbench, "VLMEvalKit or MMBench table", "index"),
+    ("MMMU", files.mapping, "records of id and reply", "id"),
+    ("MM-Vet", files.mapping, "records of id and reply", "id"),
+    ("MathVista", files.mathvista, "MathVista result", "pid"),
+    ("MME", files.mme, "MME result", "mme_line"),
+    ("RefCOCO-val", files.refcoco, "RefCOCO result", "the order in the file"),
+    ("MVBench", files.mvbench, "MVBench result", "the order in the file"),
+    ("MileBench", files.milebench, "MileBench pred.json", "sample_id"),
+    ("MM-NIAH", files.mmniah, "MM-NIAH result", "question_id"),
+    ("Long-VQA-32k", files.longvqa, "Long-VQA result", "id"),
+    ("POPE", files.vlmevalkit, "VLMEvalKit or MMBench table", ""),
+    ("RealWorldQA", files.vlmevalkit, "VLMEvalKit or MMBench table", ""),
+    ("POPE", files.lmms_eval, "lmms-eval samples", "question_id"),
+    ("RefCOCO-val", files.lmms_eval_by_number, "lmms-eval samples", "doc_id, as a number in data order"),
+    ("ScienceQA", files.simple, "records of id and reply", "id"),
 ]
 
 
@@ -264,7 +72,7 @@ def test_published_files_are_recognised_and_each_reply_reaches_its_item(
     summary = score_predictions(benchmark, write(tmp_path, items), tmp_path / "out", data=folder, name="theirs")
     about = summary["imported"]
     assert about["format"] == known_as and (not how or about["joined"] == how)
-    assert [row["completion"] for row in rows_of(tmp_path / "out")] == [reply(i) for i in range(len(items))]
+    assert [row["completion"] for row in rows_of(tmp_path / "out")] == [files.reply(i) for i in range(len(items))]
     assert summary["outcomes"] == {"ok": len(items)} and about["predictions"] == len(items)
     assert set(about["problems"]) <= {"mistyped id"}
 
@@ -272,7 +80,7 @@ def test_published_files_are_recognised_and_each_reply_reaches_its_item(
 def scored(records: list[Any], data: Any, tmp_path: Path, name: str = "POPE") -> tuple[dict[str, Any], dict[str, Any]]:
     """The summary, and the rows by id."""
     benchmark, _, folder = data(name)
-    path = jsonl(tmp_path / "answers.jsonl", records)
+    path = files.jsonl(tmp_path / "answers.jsonl", records)
     summary = score_predictions(benchmark, [path], tmp_path / "out", data=folder, name="theirs")
     return summary, {row["id"]: row for row in rows_of(tmp_path / "out")}
 
@@ -386,13 +194,13 @@ def test_an_object_that_names_an_id_twice_is_a_conflict(data: Any, tmp_path: Pat
 
 def test_tables_keep_empty_cells_nan_and_numbers_apart(data: Any, tmp_path: Path) -> None:
     benchmark, items, folder = data("RealWorldQA")
-    replies: list[Any] = ["", "nan", 3, 2.5, *[reply(i) for i in range(4, len(items))]]
+    replies: list[Any] = ["", "nan", 3, 2.5, *[files.reply(i) for i in range(4, len(items))]]
     for name in ("a.tsv", "a.xlsx"):
         rows = [
             {"index": item.id, "question": question_of(item), "answer": item.gold, "prediction": text}
             for item, text in zip(items, replies, strict=True)
         ]
-        path = table(tmp_path / name, rows)
+        path = files.table(tmp_path / name, rows)
         summary = score_predictions(benchmark, [path], tmp_path / name[2:], data=folder, name="theirs")
         found = rows_of(tmp_path / name[2:])
         assert [row["completion"] for row in found[:4]] == [None, None, "3", "2.5"]
@@ -409,27 +217,27 @@ def test_numbers_are_not_believed_when_the_questions_are_others(data: Any, tmp_p
         for i, item in enumerate(moved)
     ]
     with pytest.raises(DataError, match="questions agree"):
-        score_predictions(benchmark, [table(tmp_path / "a.tsv", rows)], tmp_path / "out", data=folder, name="x")
+        score_predictions(benchmark, [files.table(tmp_path / "a.tsv", rows)], tmp_path / "out", data=folder, name="x")
     bare = [{key: row[key] for key in ("index", "answer", "prediction")} for row in rows[:-2]]
     with pytest.raises(DataError, match="not surely"):
-        score_predictions(benchmark, [table(tmp_path / "b.tsv", bare)], tmp_path / "out", data=folder, name="x")
+        score_predictions(benchmark, [files.table(tmp_path / "b.tsv", bare)], tmp_path / "out", data=folder, name="x")
 
 
 def test_predictions_of_another_benchmark_are_refused_by_their_references(data: Any, tmp_path: Path) -> None:
     benchmark, items, folder = data("RealWorldQA")
     rows = [{"question_id": item.id, "prediction": "x", "answer": "something"} for item in items]
     with pytest.raises(DataError, match="0% of the references agree"):
-        score_predictions(benchmark, [jsonl(tmp_path / "a.jsonl", rows)], tmp_path / "out", data=folder, name="x")
+        score_predictions(benchmark, [files.jsonl(tmp_path / "a.jsonl", rows)], tmp_path / "out", data=folder, name="x")
     rows = [{"question_id": item.id, "prediction": "x", "answer": item.gold} for item in items]
     rows[0]["answer"] = "corrected"
-    path = jsonl(tmp_path / "b.jsonl", rows)
+    path = files.jsonl(tmp_path / "b.jsonl", rows)
     summary = score_predictions(benchmark, [path], tmp_path / "out", data=folder, name="x")
     assert summary["imported"]["problems"]["other reference"]["n"] == 1
 
 
 def test_lines_without_ids_are_taken_only_when_all_are_there(data: Any, tmp_path: Path) -> None:
     benchmark, items, folder = data("RefCOCO-val")
-    [path] = refcoco(tmp_path, items[:-1])
+    [path] = files.refcoco(tmp_path, items[:-1])
     with pytest.raises(DataError, match="not surely"):
         score_predictions(benchmark, [path], tmp_path / "out", data=folder, name="x")
 
