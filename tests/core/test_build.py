@@ -128,7 +128,7 @@ def test_the_same_seed_gives_the_same_bytes_and_a_second_run_writes_nothing(sour
 
 
 def test_what_does_not_fit_or_is_missing_is_said(sources, tmp_path):
-    with pytest.raises(ConfigError, match="do not hold an image"):
+    with pytest.raises(ConfigError, match="do not hold 1 image"):
         build_haystack("h", HaystackOptions(40, K, 1))
     with pytest.raises(ConfigError, match="vlm data tokenizer"):
         build_haystack("h", HaystackOptions(1024, K, 1), tokenizer=tmp_path / "none.json")

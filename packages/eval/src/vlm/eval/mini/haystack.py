@@ -1,4 +1,4 @@
-"""Miniatures of MM-NIAH (six tasks), of its long variants (four), and sets of digit-haystack."""
+"""Miniatures of MM-NIAH (six tasks), of its long variants (four), sets of digit-haystack, and of the V2PE study."""
 
 import random
 from collections.abc import Sequence
@@ -194,3 +194,34 @@ def make_digit_haystack(benchmark: Benchmark, folder: Path, rng: random.Random, 
         rows.append(_record(k, context, images, question, str(value), placed_depth=[depth], needles=[images[at]]))
     write_lines(folder / benchmark.options["annotations"] / f"{task}.jsonl", jsonl(rows))
     return {task: n}
+
+
+def make_mini_v2pe(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
+    """`n` documents (usually 2) at each length: two digits and a colour among shapes; the three questions share them."""
+    n, tasks = n or 2, benchmark.options["tasks"]
+    lengths = list(dict.fromkeys(task.split("-")[1] for task in tasks))
+    rows: dict[str, list[dict[str, Any]]] = {task: [] for task in tasks}
+    for length in lengths:
+        for k in range(n):
+            n_images = 2 + int(length.removesuffix("x"))
+            first, last = rng.sample(range(10), 2)
+            at = dict(zip(sorted(rng.sample(range(n_images), 2)), (first, last), strict=True))
+            images = [f"{length}_{k}_{i}.png" for i in range(n_images)]
+            for i, name in enumerate(images):
+                picture = digit(at[i]) if i in at else shapes([rng.choice(THINGS)])
+                save(picture, folder / benchmark.options["images"] / name)
+            color = rng.choice([*COLORS])
+            context = f"The secret colour is {color}.\n" + "".join(f"<image>\n{rng.choice(SENTENCES)}\n" for _ in images)
+            asked = {
+                "first": ("Which digit comes first?", str(first)),
+                "last": ("Which digit comes last?", str(last)),
+                "colour": ("What is the secret colour?", color),
+            }
+            for kind, (question, answer) in asked.items():
+                needles = [images[i] for i in at]
+                rows[f"{kind}-{length}"].append(
+                    _record(k, context, images, question, answer, placed_depth=[0.5], needles=needles)
+                )
+    for task, records in rows.items():
+        write_lines(annotation_file(benchmark, folder, task), jsonl(records))
+    return {task: len(records) for task, records in rows.items()}
