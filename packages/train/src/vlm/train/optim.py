@@ -27,8 +27,13 @@ def freeze(model: nn.Module, trainable: tuple[str, ...]) -> dict[str, int]:
         parameter.requires_grad = any(fnmatch.fnmatchcase(name, p) for p in trainable)
         if parameter.requires_grad:
             part = part_of(name)
-            counts[part] = counts.get(part, 0) + parameter.numel()
+            counts[part] = counts.get(part, 0) + whole_shape(parameter).numel()
     return counts
+
+
+def whole_shape(parameter: torch.Tensor) -> torch.Size:
+    """Its shape, also where ZeRO-3 has left a slice of it."""
+    return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def part_of(name: str) -> str:
@@ -54,7 +59,7 @@ def decays(name: str, parameter: torch.Tensor, rule: str, owner: nn.Module | Non
         return True
     if rule == "trainer":
         return "bias" not in name and type(owner) is not nn.LayerNorm and type(owner).__name__ != "LlamaRMSNorm"
-    return parameter.dim() > 1 and not any(part in piece for piece in name.split(".") for part in NO_DECAY)
+    return len(whole_shape(parameter)) > 1 and not any(part in piece for piece in name.split(".") for part in NO_DECAY)
 
 
 def parameter_groups(model: nn.Module, spec: Optimizer) -> list[dict]:

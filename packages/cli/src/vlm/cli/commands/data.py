@@ -97,10 +97,10 @@ def haystack(
     image_share: Annotated[float, typer.Option(min=0.0, max=0.95, help="Part of the tokens that images take.")] = 0.5,
     times: Annotated[str, typer.Option(help="Length as a multiple of training, noted in the records.")] = "1x",
     task: Annotated[
-        Task, typer.Option(help="hidden: one digit; order: two digits, which first and which last, and a colour.")
+        Task, typer.Option(help="hidden: one digit, which one? order: two, which comes first?")
     ] = Task.hidden,
 ) -> None:
-    """Long documents of sentences and pictures that hide handwritten digits: which ones?"""
+    """Long documents of sentences and pictures that hide a handwritten digit, or two: which one?"""
     from vlm.core.build.haystack import HaystackOptions, build_haystack
 
     options = HaystackOptions(tokens, tokens_per_image, count, split.value, seed, image_share, times, task.value)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from vlm.core.errors import ConfigError
 
 TOLERANCE = 0.01
-"""A document differs from its budget by at most this part of it, or by SLACK tokens."""
+"""A document differs from its budget by at most this part of it, or where that is more by SLACK tokens."""
 
 SLACK = 2
 
@@ -47,7 +47,7 @@ def place(units: Sequence[Unit], hidden: Sequence[tuple[float, Unit]]) -> list[U
 
 
 def fit(budget: int, target: int, make: Callable[[int], tuple[int, Built]], *, what: str, over: bool = True) -> Built:
-    """`make(target)` -> (total tokens, document), with another target until the total meets the budget within 1 % (or SLACK).
+    """`make(target)` -> (total tokens, document), with another target until the total meets the budget (TOLERANCE).
 
     The tokens of a text are not exactly the sum of its sentences', so that the target is corrected by what was missed.
 

@@ -197,31 +197,20 @@ def make_digit_haystack(benchmark: Benchmark, folder: Path, rng: random.Random, 
 
 
 def make_mini_v2pe(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """`n` documents (usually 2) at each length: two digits and a colour among shapes; the three questions share them."""
-    n, tasks = n or 2, benchmark.options["tasks"]
-    lengths = list(dict.fromkeys(task.split("-")[1] for task in tasks))
-    rows: dict[str, list[dict[str, Any]]] = {task: [] for task in tasks}
-    for length in lengths:
+    """`n` documents (usually 4) at each length with two digits among pictures of shapes: which comes first?"""
+    n, tasks = n or 4, benchmark.options["tasks"]
+    for length in tasks:
+        rows = []
         for k in range(n):
             n_images = 2 + int(length.removesuffix("x"))
-            first, last = rng.sample(range(10), 2)
-            at = dict(zip(sorted(rng.sample(range(n_images), 2)), (first, last), strict=True))
+            values, places = rng.sample(range(10), 2), sorted(rng.sample(range(n_images), 2))
             images = [f"{length}_{k}_{i}.png" for i in range(n_images)]
             for i, name in enumerate(images):
-                picture = digit(at[i]) if i in at else shapes([rng.choice(THINGS)])
+                picture = digit(values[places.index(i)]) if i in places else shapes([rng.choice(THINGS)])
                 save(picture, folder / benchmark.options["images"] / name)
-            color = rng.choice([*COLORS])
-            context = f"The secret colour is {color}.\n" + "".join(f"<image>\n{rng.choice(SENTENCES)}\n" for _ in images)
-            asked = {
-                "first": ("Which digit comes first?", str(first)),
-                "last": ("Which digit comes last?", str(last)),
-                "colour": ("What is the secret colour?", color),
-            }
-            for kind, (question, answer) in asked.items():
-                needles = [images[i] for i in at]
-                rows[f"{kind}-{length}"].append(
-                    _record(k, context, images, question, answer, placed_depth=[0.5], needles=needles)
-                )
-    for task, records in rows.items():
-        write_lines(annotation_file(benchmark, folder, task), jsonl(records))
-    return {task: len(records) for task, records in rows.items()}
+            context = "".join(f"<image>\n{rng.choice(SENTENCES)}\n" for _ in images)
+            depths, needles = [i / n_images for i in places], [images[i] for i in places]
+            question, answer = "Which digit comes first?", str(values[0])
+            rows.append(_record(k, context, images, question, answer, placed_depth=depths, needles=needles))
+        write_lines(annotation_file(benchmark, folder, length), jsonl(rows))
+    return dict.fromkeys(tasks, n)
