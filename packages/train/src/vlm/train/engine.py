@@ -26,6 +26,7 @@ def config(recipe: Recipe) -> dict[str, Any]:
         "gradient_clipping": recipe.optimizer.clip,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # torch's AdamW: DeepSpeed's own would be compiled for minutes
+        "zero_force_ds_cpu_optimizer": False,  # so also where it works on the host
         "bf16": {"enabled": recipe.precision == "bfloat16"},
         "steps_per_print": 10**9,
     }
@@ -65,7 +66,7 @@ class Engine:
         self.world = world
         self.deepspeed, self.optimizer, _, _ = import_deepspeed(world).initialize(
             model=model,
-            optimizer=make_optimizer(model, recipe.optimizer),
+            optimizer=make_optimizer(model, recipe.optimizer, on_host=recipe.zero.offload),
             config=config(recipe),
             dist_init_required=False,
         )

@@ -84,12 +84,14 @@ def parameter_groups(model: nn.Module, spec: Optimizer) -> list[dict]:
     return [{"params": p, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
 
 
-def make_optimizer(model: nn.Module, spec: Optimizer) -> torch.optim.AdamW:
-    """AdamW on the trainable parameters. Raises ConfigError when there are none."""
+def make_optimizer(model: nn.Module, spec: Optimizer, *, on_host: bool = False) -> torch.optim.AdamW:
+    """AdamW on the trainable parameters; `on_host`: offloaded, by torch's fused kernel for CPUs, which reads each state
+    once. Raises ConfigError when there are none.
+    """
     groups = parameter_groups(model, spec)
     if not groups:
         raise ConfigError("no parameter is trainable", fix="add patterns to `trainable`")
-    return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps)
+    return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=on_host or None)
 
 
 def lr_factor(step: int, total: int, spec: Optimizer) -> float:
