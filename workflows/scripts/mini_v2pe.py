@@ -6,11 +6,10 @@ Writes tables.md, by-tokens.svg and by-position.svg to the second folder. An int
 documents: the seeds of an arm answer the same ones.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import fmean
 
@@ -102,7 +101,10 @@ def tables(answers: list[Answer]) -> str:
 
     for title, value in (("The first digit", lambda a: a.right), ("One of the two digits", lambda a: a.found)):
         parts.append(f"\n### {title}, against the number of tokens, at the arm's own strides\n")
-        rows = [[ARMS[arm], *(cell([a for a in own(answers, arm) if a.length == n], value) for n in LENGTHS)] for arm in ARMS]
+        rows = [
+            [ARMS[arm], *(cell([a for a in own(answers, arm) if a.length == n], value) for n in LENGTHS)]
+            for arm in ARMS
+        ]
         parts.append(table(["arm", *lengths], rows))
 
     for arm in ARMS:
@@ -118,7 +120,7 @@ def tables(answers: list[Answer]) -> str:
 
     parts.append("\n### Against the last position: all lengths beyond the trained one, all strides\n")
     edges = (0, 128, 256, 512, 1024, 4096)
-    bins = list(zip(edges, edges[1:], strict=False))
+    bins = list(pairwise(edges))
     rows = []
     for arm in ARMS:
         row = [ARMS[arm]]
