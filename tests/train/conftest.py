@@ -17,6 +17,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from vlm.train.launch import free_port
+
 HERE = Path(__file__).parent
 TOKENIZERS = HERE.parent / "golden" / "data" / "tokenizers"
 START = {"tiny-internvl2": "internlm2", "tiny-convllava": "llama"}
@@ -164,6 +166,28 @@ def fork_server():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["deepspeed", "vlm.train.loop", "vlm.train.plan", "vlm.cli.main"])
     return context
+
+
+@pytest.fixture(scope="session")
+def two_ranks(fork_server, tiny_home):
+    """`two_ranks("worker.py", NAME=value)`: a script of this folder in two processes that find each other by gloo."""
+
+    def run(script: str, **given: object) -> None:
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        ranks = []
+        for r in "01":
+            env = {"VLM_HOME": str(tiny_home), **shared, "RANK": r, "LOCAL_RANK": r}
+            job = (str(HERE / script), {"ENV": env, **given}, "worker")
+            ranks.append(fork_server.Process(target=runpy.run_path, args=job, daemon=True))
+            ranks[-1].start()
+        for rank in ranks:
+            rank.join(120)
+        codes = [rank.exitcode for rank in ranks]
+        for rank in ranks:
+            rank.kill()
+        assert codes == [0, 0]
+
+    return run
 
 
 @pytest.fixture

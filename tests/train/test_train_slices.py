@@ -1,7 +1,6 @@
 """Under ZeRO-3 a model is loaded in slices: the same numbers, but no process ever holds the whole."""
 
 import json
-import runpy
 import shutil
 from pathlib import Path
 
@@ -11,11 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from vlm.models.specs import load_preset
 from vlm.models.weights import initialised, load_model, save_model
-from vlm.train.launch import free_port
 from vlm.train.machines import get_machine
 from vlm.train.plan_fit import estimate
 
-WORKER = str(Path(__file__).with_name("slices_worker.py"))
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
 PUBLISHED = [GOLDEN / "internvl2-v2pe-tiny", GOLDEN / "convllava-tiny"]
 
@@ -38,33 +35,11 @@ def tied(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def reports(fork_server, tiny_home, recipe_file, wide, tied, tmp_path_factory):
+def reports(two_ranks, tiny_home, recipe_file, wide, tied, tmp_path_factory):
     """What each of two ranks saw."""
     out = tmp_path_factory.mktemp("slices") / "report"
-    shared = {
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "VLM_HOME": str(tiny_home),
-    }
     folders = [str(f) for f in (tiny_home / "pretrained/tiny-internvl2", *PUBLISHED, tied)]
-    given = {"RECIPE": str(recipe_file), "OUT": str(out), "FOLDERS": folders, "WIDE": str(wide)}
-    ranks = [
-        fork_server.Process(
-            target=runpy.run_path,
-            args=(WORKER, {"ENV": {**shared, "RANK": r, "LOCAL_RANK": r}, **given}, "worker"),
-            daemon=True,
-        )
-        for r in "01"
-    ]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(120)
-    codes = [rank.exitcode for rank in ranks]
-    for rank in ranks:
-        rank.kill()
-    assert codes == [0, 0]
+    two_ranks("slices_worker.py", RECIPE=str(recipe_file), OUT=str(out), FOLDERS=folders, WIDE=str(wide))
     return [json.loads(out.with_suffix(f".{r}.json").read_text()) for r in "01"]
 
 
