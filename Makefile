@@ -6,7 +6,7 @@ PACKAGES := $(foreach p,core models train eval cli,-e packages/$(p))
 export PATH := $(BIN):$(PATH)
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup quickstart smol test test-slow test-slurm test-slurm-faults slurm check format bench clean
+.PHONY: setup quickstart smol test test-slow test-slurm test-slurm-faults test-slurm-quickstart slurm check format bench clean
 
 setup: $(VENV)/.done
 
@@ -37,6 +37,10 @@ test-slurm: setup slurm
 
 test-slurm-faults: setup slurm
 	pytest -m slow tests/workflow/test_slurm_faults.py
+
+# the quickstart by both profiles, half an hour; needs the package index
+test-slurm-quickstart: setup slurm
+	pytest -m slow tests/workflow/test_slurm_quickstart.py
 
 slurm:
 	@for name in slurmctld slurmd munged sbatch; do command -v $$name; done | wc -l | grep -q 4 || \
