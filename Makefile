@@ -35,8 +35,9 @@ test-slow: setup
 test-slurm: setup slurm
 	pytest -m slow tests/workflow/test_slurm.py
 
+# prints the jobs of each fault, and how many were done again
 test-slurm-faults: setup slurm
-	pytest -m slow tests/workflow/test_slurm_faults.py
+	pytest -m slow -rP --durations=0 tests/workflow/test_slurm_faults.py
 
 # the quickstart by both profiles, half an hour; needs the package index
 test-slurm-quickstart: setup slurm

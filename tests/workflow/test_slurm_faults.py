@@ -11,12 +11,9 @@ from pathlib import Path
 
 import pytest
 from slurm_cluster import Cluster, alive
-from workflow_dag import Dag, answers_of, write_recipe
+from workflow_dag import ONCE, Dag, answers_of, write_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-ONCE = Counter(train_stage=1, evaluate_shard=2, evaluate_model=1, report=1)
-"""Slurm jobs of the fault DAG when nothing has to be repeated."""
 
 
 def training(dag: Dag, *, steps: int = 12) -> subprocess.Popen[bytes]:

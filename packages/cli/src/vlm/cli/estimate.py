@@ -125,7 +125,9 @@ def outside(benchmarks: Iterable[str]) -> list[str]:
     for name in benchmarks:
         table = load_benchmark(name)
         if table.judge:
-            lines.append(f"{table.name}: a judge scores it; give --judge-url and --judge-model in `flags` or `options`")
+            lines.append(
+                f"{table.name}: a judge scores it; --judge-url and --judge-model belong in the model's `flags`"
+            )
         if table.server_scored and table.submission:
             lines.append(f"{table.name}: send {table.submission.file} to {table.submission.server}")
     return lines
