@@ -44,7 +44,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def faulty(prepared: Path, tmp_path: Path, cluster: Cluster) -> Iterator[Dag]:
+def faulty(prepared: Path, tmp_path: Path, cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Dag]:
     """A fresh copy of `prepared`, to run on the cluster; says at the end which jobs were done more than once."""
     folder = tmp_path / "checkout"
     shutil.copytree(prepared, folder, symlinks=True)
@@ -52,7 +52,7 @@ def faulty(prepared: Path, tmp_path: Path, cluster: Cluster) -> Iterator[Dag]:
     yield dag
     dag.stop()
     jobs = dag.submitted()
-    print(f"Slurm jobs: {dict(jobs)}; beyond one run: {dict(jobs - ONCE)}")
+    print(f"{request.node.name}: Slurm jobs {dict(jobs)}, beyond one run {dict(jobs - ONCE)}")
 
 
 @pytest.fixture(scope="session")

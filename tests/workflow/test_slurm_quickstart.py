@@ -8,7 +8,7 @@ import pytest
 from slurm_cluster import Cluster
 from workflow_dag import Dag, copy_workflow
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(6000)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(8400)]
 
 QUICKSTART = "workflows/config/quickstart.yaml"
 
@@ -18,8 +18,8 @@ def test_the_quickstart_gives_the_same_report_on_both_profiles(tmp_path: Path, c
     # four at a time: enough for two cores while the others wait for Snakemake's next look at the queue
     there = Dag(copy_workflow(tmp_path / "there"), cluster, config=QUICKSTART, more=("--jobs", "4"))
     try:
-        done = here.run(seconds=2700)
-        assert there.run(seconds=3000) == done
+        done = here.run(seconds=3600)
+        assert there.run(seconds=4500) == done
     finally:
         here.stop()
         there.stop()
