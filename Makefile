@@ -6,7 +6,8 @@ PACKAGES := $(foreach p,core models train eval cli,-e packages/$(p))
 export PATH := $(BIN):$(PATH)
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup quickstart smol test test-slow test-slurm test-slurm-faults test-slurm-quickstart slurm check format bench clean
+.PHONY: setup quickstart smol mini-v2pe test test-slow test-slurm test-slurm-faults test-slurm-quickstart slurm check \
+	format bench clean
 
 setup: $(VENV)/.done
 
@@ -24,6 +25,11 @@ quickstart: setup
 
 smol: setup
 	snakemake --profile profiles/local --configfile workflows/config/smol.yaml
+
+# the V2PE study, about an hour on two cores; its tables and plots go to docs/results
+mini-v2pe: setup
+	snakemake --profile profiles/local --configfile workflows/config/mini-v2pe.yaml
+	python workflows/scripts/mini_v2pe.py runs/mini-v2pe docs/results
 
 test: setup
 	pytest

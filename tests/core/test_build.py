@@ -113,6 +113,21 @@ def test_the_test_split_is_mm_niah_and_shares_no_picture_with_training(sources):
     assert marker == {"benchmark": "h", "seed": 0, "counts": {"digit-haystack": 20}}
 
 
+@pytest.mark.parametrize("tokens", [84, 256, 2048])
+def test_of_two_digits_the_first_is_asked(sources, tokens):
+    options = HaystackOptions(tokens, K, 24, split="test", task="order", image_share=0.6)
+    records = rows(build_haystack("h", options))
+    assert {record["question"] for record in records} == {"Which digit comes first?"}
+    for record in records:
+        assert abs(record["meta"]["context_length"] - tokens) <= max(2, 0.01 * tokens)
+        shown = [name for name in record["images_list"] if name.startswith("digits/")]
+        first, second = (NUMBER_WORDS[int(Path(name).stem) % 10] for name in shown)
+        assert shown == record["meta"]["needles"]
+        assert first == record["answer"] != second
+        depths = record["meta"]["placed_depth"]
+        assert 0 <= depths[0] < depths[1] <= 1
+
+
 def test_the_same_seed_gives_the_same_bytes_and_a_second_run_writes_nothing(sources):
     options = HaystackOptions(1024, K, 10)
     first = build_haystack("a", options)
@@ -128,7 +143,7 @@ def test_the_same_seed_gives_the_same_bytes_and_a_second_run_writes_nothing(sour
 
 
 def test_what_does_not_fit_or_is_missing_is_said(sources, tmp_path):
-    with pytest.raises(ConfigError, match="do not hold an image"):
+    with pytest.raises(ConfigError, match="do not hold 1 image"):
         build_haystack("h", HaystackOptions(40, K, 1))
     with pytest.raises(ConfigError, match="vlm data tokenizer"):
         build_haystack("h", HaystackOptions(1024, K, 1), tokenizer=tmp_path / "none.json")

@@ -12,7 +12,7 @@ from vlm.eval.loaders import load_items
 from vlm.eval.mini import make_mini
 from vlm.eval.score import score_item
 
-NAMES = ["easyVQA", "POPE", "ChartQA", "MileBench", "MM-NIAH", "digit-haystack-1x", "digit-haystack-2x"]
+NAMES = ["easyVQA", "POPE", "ChartQA", "MileBench", "MM-NIAH", "digit-haystack-1x", "digit-haystack-2x", "mini-v2pe"]
 
 
 def digest(folder: Path) -> str:

@@ -8,7 +8,11 @@ import sys
 import time
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
+from vlm.cli.commands import launch as launch_command
+from vlm.core.errors import ConfigError, HardwareError, VlmError
 from vlm.train import launch as module
 from vlm.train.launch import launch
 from vlm.train.loop import train
@@ -132,3 +136,81 @@ def wait_for_metrics(out, process):
     while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").stat().st_size:
         assert time.monotonic() < end and process.poll() is None, process.stderr.read()
         time.sleep(0.01)
+
+
+@pytest.fixture
+def vlm_launch(recipe_file, monkeypatch, tmp_path):
+    """`vlm_launch("--set", ...)`: the result of the command on the tiny recipe, and what it would have become."""
+    started = []
+    monkeypatch.setenv("PATH", str(tmp_path))  # no srun
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setenv("VLM_EXPECT_WORLD", "0")  # the command sets it: undone after the test
+    monkeypatch.setattr(launch_command.os, "execvp", lambda program, words: started.append(words))
+
+    def run(*words, recipe=recipe_file):
+        result = CliRunner().invoke(launch_command.app, ["--recipe", str(recipe), *words])
+        return result, started
+
+    return run
+
+
+def test_a_sound_launch_becomes_vlm_train_with_the_same_options(vlm_launch, recipe_file):
+    result, started = vlm_launch("--gpus-per-node", "2", "--set", "seed=1", "--quiet")
+    assert result.exit_code == 0, result.output
+    (words,) = started
+    assert words == ["vlm", "train", "--recipe", str(recipe_file), "--set", "seed=1", "--quiet", "--processes", "2"]
+    assert result.stderr.strip().endswith(" ".join(words))
+
+
+@pytest.mark.parametrize("more", [[], ["--print"], ["--launcher", "srun"]], ids=["", "--print", "srun"])
+def test_a_launch_names_every_fault_at_once_and_starts_nothing(vlm_launch, more):
+    wrong = ("trainable=[nothing.*]", "sequence_parallel.size=3", "model.start=pretrained/none")
+    result, started = vlm_launch(
+        "--nodes", "1", "--gpus-per-node", "4", *more, *[w for s in wrong for w in ("--set", s)]
+    )
+    assert isinstance(result.exception, ConfigError) and started == []
+    for part in ("size 3 does not divide 4 GPUs", "match no parameter: nothing.*", "no checkpoint at pretrained/none"):
+        assert part in str(result.exception), part
+    assert ("vlm train" in result.stdout) == ("--print" in more), "the line is printed where it was asked for"
+
+
+def test_a_launch_without_its_data_starts_nothing_and_printing_lists_it(vlm_launch):
+    no_data = ("--set", 'data=[{"name": "x", "file": "dataset/none.jsonl", "root": "dataset"}]')
+    result, started = vlm_launch(*no_data, "--force")
+    assert type(result.exception) is VlmError and "none.jsonl is not here" in str(result.exception) and started == []
+    result, started = vlm_launch(*no_data, "--print")
+    assert result.exit_code == 0 and "none.jsonl is not here" in result.stderr and started == []
+    assert result.stdout.startswith("vlm train --recipe")
+
+
+def test_hardware_is_judged_by_the_gpus_asked_for_and_by_those_here_only_where_ranks_start_here(vlm_launch):
+    need = ("--set", 'hardware={"gpus": 16, "memory_gb": 80}', "--set", "batch.samples=16")
+    shape = ("--nodes", "2", "--gpus-per-node", "8")
+    assert isinstance(vlm_launch(*need, *shape, "--launcher", "torchrun")[0].exception, HardwareError)
+    result, started = vlm_launch(*need, *shape, "--launcher", "srun")
+    assert result.exit_code == 0 and len(started) == 1, "the GPUs are on other machines"
+    few, started = vlm_launch(*need, "--nodes", "2", "--gpus-per-node", "2", "--launcher", "srun")
+    assert isinstance(few.exception, HardwareError) and "4 GPUs asked for" in str(few.exception) and len(started) == 1
+    assert vlm_launch(*need, "--nodes", "2", "--gpus-per-node", "2", "--launcher", "srun", "--force")[1][1:]
+
+
+@pytest.mark.parametrize("words", [["--no-such-option"], ["--processes", "2"]])
+def test_options_that_train_cannot_take_stop_the_launch(vlm_launch, words):
+    result, started = vlm_launch(*words)
+    assert (result.exit_code == 2 or isinstance(result.exception, ConfigError)) and started == []
+
+
+def test_the_published_values_are_checked_where_they_are_asked_for(vlm_launch, recipe_file, tmp_path):
+    difference = {
+        "key": "sequence_parallel",
+        "ours": "1",
+        "published": "3",
+        "why": "x",
+        "set": {"sequence_parallel.size": 3},
+    }
+    path = tmp_path / "differs.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(recipe_file.read_text()), "differences": [difference]}))
+    shape = ("--gpus-per-node", "2")
+    assert vlm_launch(*shape, recipe=path)[0].exit_code == 0
+    refused = vlm_launch(*shape, "--published", recipe=path)[0].exception
+    assert isinstance(refused, ConfigError) and "size 3 does not divide 2 GPUs" in str(refused)

@@ -3,12 +3,13 @@
 import json
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from vlm.cli.commands import plan as plan_command
 from vlm.cli.commands import train as train_command
 from vlm.core.catalogue import find_entry, load_catalogue
-from vlm.core.errors import HardwareError, UnknownName, VlmError
+from vlm.core.errors import ConfigError, HardwareError, UnknownName, VlmError
 from vlm.core.organise import can_organise
 from vlm.train.plan import estimate_on, make_plan
 from vlm.train.plan_fit import refuse_misfit
@@ -222,6 +223,21 @@ def test_plan_exits_with_7_where_it_does_not_fit_and_0_where_only_weights_lack(r
     assert {x["what"] for x in plan["lacking"]} >= {"weights", "data"} and plan["estimate"]["problems"] == []
     result = CliRunner().invoke(plan_command.app, [*common, "--set", "sequence_parallel.size=4"])
     assert isinstance(result.exception, HardwareError) and json.loads(result.stdout)["estimate"]["problems"]
+
+
+def test_published_means_in_plan_what_it_means_in_train(recipe_file, tmp_path):
+    """Hours against published ones are another option, without a recipe."""
+    difference = {"key": "max_length", "ours": "512", "published": "256", "why": "x", "set": {"max_length": 256}}
+    path = tmp_path / "differs.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(recipe_file.read_text()), "differences": [difference]}))
+
+    def planned(*words):
+        return CliRunner().invoke(plan_command.app, [*words, "--json"])
+
+    ours, theirs = (json.loads(planned(str(path), *words).stdout) for words in ((), ("--published",)))
+    assert (ours["tokens_per_step"], theirs["tokens_per_step"]) == (6 * 512, 6 * 256)
+    for words in ([str(path), "--against-published"], ["--published", "--against-published"], ["--published"]):
+        assert isinstance(planned(*words).exception, ConfigError), words
 
 
 @pytest.mark.slow

@@ -29,6 +29,13 @@ def test_zero_0_1_2_3_on_two_ranks_equal_one_process(alone, two, numbers):
             torch.testing.assert_close(tensor, exported[name], rtol=1e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_optimizer_states_on_the_host_change_nothing(alone, two, numbers, stage):
+    out = two(f"offload{stage}", f"zero.stage={stage}", "zero.offload=true")
+    assert numbers(out) == pytest.approx(numbers(alone()), rel=1e-4)
+    assert numbers(out, "grad_norm") == pytest.approx(numbers(alone(), "grad_norm"), rel=1e-3)
+
+
 def test_a_rank_without_rows_adds_nothing(alone, two, numbers):
     reference, out = alone("batch.samples=1"), two("few", "batch.samples=1", "zero.stage=2")
     assert numbers(out) == pytest.approx(numbers(reference), rel=1e-4)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import random
 import shutil
 import signal
+import time
 
 import pytest
 
@@ -84,6 +86,43 @@ def test_killed_before_any_checkpoint_starts_again_with_the_same_losses(start, u
     child.process.kill()
     assert child.wait() == -signal.SIGKILL and not saved(out)
     go_on(start, out, undisturbed, curve)
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_steps_the_losses_and_the_model_are_those_of_an_undisturbed_run(start, tmp_path, curve):
+    """Three of the kills are in the middle of writing a checkpoint."""
+    sets = ("--set", "steps=40")
+    child, whole = start(*sets, run=tmp_path / "whole")
+    assert child.wait() == 0, child.said
+    out, moments, torn = tmp_path / "run/train/tiny", random.Random(0), 0
+    steps = sorted(moments.sample(range(1, 40), 10))
+    within = moments.sample(steps[:-1], 3)
+    for step in steps:
+        child, _ = start(*sets)
+        child.until(lambda: not half_written(out))  # what the kill before has left is removed
+        child.until(lambda wanted=step: lines(out) >= wanted)
+        if step in within:
+            child.until(lambda: half_written(out))
+        else:
+            time.sleep(moments.uniform(0, 0.05))
+        child.process.kill()
+        assert child.wait() == -signal.SIGKILL and not (out / "model").exists(), f"step {step}: {child.said}"
+        torn += bool(half_written(out))
+    child, _ = start(*sets)
+    assert child.wait() == 0, child.said
+    assert torn, "no kill came while a checkpoint was being written"
+    assert curve(out) == curve(whole) and len(curve(whole)) == 40
+    assert contents(out / "model") == contents(whole / "model")
+    assert (out / "summary.json").read_bytes() == (whole / "summary.json").read_bytes()
+
+
+def half_written(out):
+    folders = (out / "checkpoints").glob(".step-*.tmp")
+    return [p for p in folders if not (p / checkpoint.MANIFEST).exists()]
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
 def test_sigterm_saves_says_resume_me_and_the_folder_is_locked_meanwhile(start, undisturbed, curve, recipe):

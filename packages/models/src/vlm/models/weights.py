@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm.core.errors import CheckpointError
 from vlm.core.home import write_json
@@ -46,6 +46,7 @@ def load_model(
     vision: Vision | None = None,
     attention: str = "auto",
     adjust: Callable[[ModelSpec], ModelSpec] | None = None,
+    placed: Callable[[nn.Parameter], None] | None = None,
 ) -> VisionLanguageModel:
     """A model in eval mode from a folder in any known layout (ours, InternVL, its `-hf` form, LLaVA / ConvLLaVA).
 
@@ -61,6 +62,7 @@ def load_model(
         vision: `tower` or `checkpoint`: which vision weights of a LLaVA folder to take, if the two copies differ.
         attention: `auto`, `sdpa`, `varlen` or `flash_attention_2`; see `vlm.models.attention`.
         adjust: the spec to build instead of the checkpoint's, e.g. with drop path; its tensors must be the same.
+        placed: called with each parameter in its place, before the next is read; may leave a slice of it (ZeRO-3).
 
     Raises:
         CheckpointError: missing or unknown tensors, wrong shapes or dtypes, damaged files, before a tensor is read.
@@ -77,12 +79,15 @@ def load_model(
     wanted = dict(model.state_dict())
     if layout.spec.language.tied:
         wanted.pop("language_model.lm_head.weight")
+    parameters = {name for name, _ in model.named_parameters()}
     total, done = sum(t.numel() for t in wanted.values()), 0
     placement.prepare(model)
     for name, tensor in renamed_tensors(layout, folder, vision):
         placement.put(model, name, tensor)
         done += tensor.numel()
         del tensor  # before the next one is read
+        if placed and name in parameters:
+            placed(model.get_parameter(name))
         if progress:
             progress(done, total)
     placement.finish(model)

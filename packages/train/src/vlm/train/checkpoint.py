@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from vlm.core.errors import CheckpointError, VlmError
 from vlm.core.home import write_atomic, write_json
+from vlm.train import reslice
 from vlm.train.engine import Engine
 from vlm.train.parallel import World
 
@@ -119,8 +120,10 @@ def fault(path: Path) -> str | None:
 def load(engine: Engine, folder: Path, world: World) -> dict[str, Any] | None:
     """Load the newest whole checkpoint; None when there is none. Says so when it has to go back to an older one.
 
+    As many processes as wrote it go on bit for bit; another number takes the same samples, to rounding the same steps.
+
     Raises:
-        CheckpointError: all are damaged, or another number of processes wrote it in slices (ZeRO-1 to 3).
+        CheckpointError: all are damaged, or it does not fit what is trained now.
     """
     whole = complete(folder)
     if world.first:
@@ -133,14 +136,13 @@ def load(engine: Engine, folder: Path, world: World) -> dict[str, Any] | None:
     for path in reversed(whole):
         wrong = fault(path)
         if wrong is None:
-            processes = json.loads((path / MANIFEST).read_text())["state"]["processes"]
-            if processes != world.size and engine.deepspeed.zero_optimization_stage():
-                raise CheckpointError(
-                    f"{path} was written by {processes} processes, now there are {world.size}",
-                    expected=f"{processes} processes: ZeRO-{engine.deepspeed.zero_optimization_stage()} has its states "
-                    "in that many slices (ZeRO-0 goes on with any number)",
-                    fix=f"go on with {processes} processes, or start in a new folder",
-                )
+            told = json.loads((path / MANIFEST).read_text())["state"]
+            if told["processes"] != world.size and engine.deepspeed.zero_optimization_stage():
+                if world.first:
+                    writers = f"{told['processes']} process{'es' * (told['processes'] > 1)}"
+                    sys.stderr.write(f"{path} was written by {writers}: its slices are cut anew for {world.size}\n")
+                reslice.load(engine, path, told["processes"])
+                return told
             _, state = engine.deepspeed.load_checkpoint(str(folder), tag=path.name, load_module_strict=False)
             return state
         warnings.warn(f"{path}: {wrong}; going back to the checkpoint before it", RuntimeWarning, stacklevel=2)

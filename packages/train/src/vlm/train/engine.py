@@ -2,11 +2,13 @@
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vlm.models.placement import DTYPES
 from vlm.models.vlm import VisionLanguageModel
 from vlm.train.optim import make_optimizer
 from vlm.train.parallel import World
@@ -24,26 +26,47 @@ def config(recipe: Recipe) -> dict[str, Any]:
         "gradient_clipping": recipe.optimizer.clip,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # torch's AdamW: DeepSpeed's own would be compiled for minutes
+        "zero_force_ds_cpu_optimizer": False,  # so also where it works on the host
         "bf16": {"enabled": recipe.precision == "bfloat16"},
         "steps_per_print": 10**9,
     }
+
+
+def import_deepspeed(world: World) -> Any:
+    """The library, told what it must know before its first use."""
+    if world.device.type == "cpu":  # else it warns on standard output, where our results go
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a compile of minutes, for CPU only
+    return deepspeed
+
+
+def slicer(recipe: Recipe, world: World) -> Callable[[nn.Parameter], None]:
+    """For ZeRO-3: leaves of a parameter the slice of this process, in the precision of training.
+
+    All processes call it with the same parameters in the same order; the values are those of the first process.
+    """
+    deepspeed, made, dtype = import_deepspeed(world), config(recipe), DTYPES[recipe.precision]
+
+    def keep_slice(parameter: nn.Parameter) -> None:
+        # a copy, because it may be a mapped file, and the first process's values are written over the others'
+        parameter.data = parameter.data.to(dtype, copy=True, memory_format=torch.contiguous_format)
+        deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=made)
+
+    return keep_slice
 
 
 class Engine:
     """A model under DeepSpeed. Losses handed to `backward` are already divided by the global weight of the step."""
 
     def __init__(self, model: VisionLanguageModel, recipe: Recipe, world: World):
-        if world.device.type == "cpu":  # else it warns on standard output, where our results go
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        import deepspeed
-        import deepspeed.ops
-
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a compile of minutes, for CPU only
         self.world = world
-        self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
+        self.deepspeed, self.optimizer, _, _ = import_deepspeed(world).initialize(
             model=model,
-            optimizer=make_optimizer(model, recipe.optimizer),
+            optimizer=make_optimizer(model, recipe.optimizer, on_host=recipe.zero.offload),
             config=config(recipe),
             dist_init_required=False,
         )

@@ -25,7 +25,7 @@ from vlm.models.weights import fingerprint, load_model, save_state
 from vlm.train import checkpoint
 from vlm.train.boards import Boards, is_spike
 from vlm.train.data import StepData, Stream, computed, deal, to_tensors
-from vlm.train.engine import Engine, seed_step
+from vlm.train.engine import Engine, seed_step, slicer
 from vlm.train.lora import merge, prepare, save_adapters
 from vlm.train.meter import Meter
 from vlm.train.metrics import Ledger, Log, Show
@@ -140,7 +140,9 @@ def changes(before: Any, now: Any, key: str = "") -> list[str]:
 def run(recipe: Recipe, out: Path, me: World, quiet: bool) -> Path:
     """All steps that are left, then the export."""
     start = find_checkpoint(recipe.model.start)
-    model = load_model(start, str(me.device), "float32", adjust=partial(training_spec, recipe.model))
+    adjust = partial(training_spec, recipe.model)
+    placed = slicer(recipe, me) if recipe.zero_stage == 3 else None  # no process ever holds the whole model
+    model = load_model(start, str(me.device), "float32", adjust=adjust, placed=placed)
     processor = Processor(model.spec, start)
     stream = Stream(recipe, processor)
     counts = prepare(model, recipe)

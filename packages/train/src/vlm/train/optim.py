@@ -27,8 +27,13 @@ def freeze(model: nn.Module, trainable: tuple[str, ...]) -> dict[str, int]:
         parameter.requires_grad = any(fnmatch.fnmatchcase(name, p) for p in trainable)
         if parameter.requires_grad:
             part = part_of(name)
-            counts[part] = counts.get(part, 0) + parameter.numel()
+            counts[part] = counts.get(part, 0) + whole_shape(parameter).numel()
     return counts
+
+
+def whole_shape(parameter: torch.Tensor) -> torch.Size:
+    """Its shape, also where ZeRO-3 has left a slice of it."""
+    return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def part_of(name: str) -> str:
@@ -54,7 +59,7 @@ def decays(name: str, parameter: torch.Tensor, rule: str, owner: nn.Module | Non
         return True
     if rule == "trainer":
         return "bias" not in name and type(owner) is not nn.LayerNorm and type(owner).__name__ != "LlamaRMSNorm"
-    return parameter.dim() > 1 and not any(part in piece for piece in name.split(".") for part in NO_DECAY)
+    return len(whole_shape(parameter)) > 1 and not any(part in piece for piece in name.split(".") for part in NO_DECAY)
 
 
 def parameter_groups(model: nn.Module, spec: Optimizer) -> list[dict]:
@@ -79,12 +84,14 @@ def parameter_groups(model: nn.Module, spec: Optimizer) -> list[dict]:
     return [{"params": p, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
 
 
-def make_optimizer(model: nn.Module, spec: Optimizer) -> torch.optim.AdamW:
-    """AdamW on the trainable parameters. Raises ConfigError when there are none."""
+def make_optimizer(model: nn.Module, spec: Optimizer, *, on_host: bool = False) -> torch.optim.AdamW:
+    """AdamW on the trainable parameters; `on_host`: offloaded, by torch's fused kernel for CPUs, which reads each state
+    once. Raises ConfigError when there are none.
+    """
     groups = parameter_groups(model, spec)
     if not groups:
         raise ConfigError("no parameter is trainable", fix="add patterns to `trainable`")
-    return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps)
+    return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=on_host or None)
 
 
 def lr_factor(step: int, total: int, spec: Optimizer) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vlm.core.catalogue import find_file, load_catalogue
+from vlm.core.catalogue import Entry, find_file, load_catalogue
 from vlm.core.errors import CheckpointError
 from vlm.core.home import home, resolve
 from vlm.core.organise import ORGANISERS, can_organise
@@ -18,8 +18,8 @@ from vlm.train.checkpoint import free_gb
 from vlm.train.lora import prepare
 from vlm.train.machines import get_machine
 from vlm.train.plan_fit import Estimate, estimate, smallest_change
-from vlm.train.preflight import mixture
-from vlm.train.recipe import DataEntry, Model, Recipe, training_spec
+from vlm.train.preflight import Fault, mixture
+from vlm.train.recipe import DataEntry, Hardware, Model, Recipe, training_spec
 
 GB = 1e9
 
@@ -129,33 +129,41 @@ def sample_count(recipe: Recipe) -> int | None:
     return None if None in counts else sum(counts)
 
 
-def lacking(recipe: Recipe) -> list[dict[str, str]]:
-    """What this machine lacks for the recipe: weights, data, hardware; each with the line that mends it."""
+def lacking(recipe: Recipe, *, gpus: int | None = None, here: int | None = None) -> list[Fault]:
+    """What this machine lacks for the recipe: weights, data, hardware; each with the line that mends it.
+
+    A launch says how many GPUs it asks for in all, and how many of them `here` (0: the machines are others, whose GPUs
+    nobody can count from here). Without, all that the recipe needs must be here.
+    """
     found = []
     try:
         read_layout(find_checkpoint(recipe.model.start))
     except CheckpointError as error:
         found.append({"what": "weights", "found": error.found, "fix": weights_fix(recipe.model, error.found)})
-    for entry in recipe.data:
-        if not resolve(entry.file).exists():
-            found.append({"what": "data", "found": f"{resolve(entry.file)} is not here", "fix": data_fix(entry)})
-    need = recipe.hardware
-    if need is not None:
-        have = torch.cuda.device_count()
-        memory = min((torch.cuda.get_device_properties(i).total_memory for i in range(have)), default=0) / GB
-        if have < need.gpus or memory < need.memory_gb * 0.95:
-            found.append(
-                {
-                    "what": "hardware",
-                    "found": f"{have} CUDA devices here ({os.cpu_count()} CPU cores)",
-                    "fix": f"run on {need.gpus} GPUs of {need.memory_gb} GB ({need.note}), "
-                    "or --force with a smaller batch",
-                }
-            )
+    absent = [entry for entry in recipe.data if not resolve(entry.file).exists()]
+    catalogue = load_catalogue() if absent else {}  # once: a recipe has up to 45 sets
+    for entry in absent:
+        fix = data_fix(entry, catalogue)
+        found.append({"what": "data", "found": f"{resolve(entry.file)} is not here", "fix": fix})
+    if recipe.hardware is not None:
+        found += lacking_hardware(recipe.hardware, gpus, here)
     free = free_gb(home())
     if free < 1:
         found.append({"what": "disk", "found": f"{free:.1f} GB free", "fix": f"free room in {home()}"})
     return found
+
+
+def lacking_hardware(need: Hardware, gpus: int | None, here: int | None) -> list[Fault]:
+    """Too few GPUs, here or asked for, or GPUs here with too little memory."""
+    have, here = torch.cuda.device_count(), need.gpus if here is None else here
+    memory = min((torch.cuda.get_device_properties(i).total_memory for i in range(have)), default=0) / GB
+    found = []
+    if here and (have < here or memory < need.memory_gb * 0.95):
+        found.append(f"{have} CUDA devices here ({os.cpu_count()} CPU cores)")
+    if gpus is not None and gpus < need.gpus:
+        found.append(f"{gpus} GPUs asked for")
+    fix = f"run on {need.gpus} GPUs of {need.memory_gb} GB ({need.note}), or --force with a smaller batch"
+    return [{"what": "hardware", "found": one, "fix": fix} for one in found]
 
 
 def weights_fix(model: Model, found: str) -> str:
@@ -168,9 +176,9 @@ def weights_fix(model: Model, found: str) -> str:
     return f"vlm weights make {model.preset} --out {model.start} --tokenizer FOLDER --encoder FOLDER --language FOLDER"
 
 
-def data_fix(entry: DataEntry) -> str:
+def data_fix(entry: DataEntry, catalogue: dict[str, Entry]) -> str:
     """The line that fetches and makes a training set, by the file that the recipe reads."""
-    known = find_file(entry.file, load_catalogue())
+    known = find_file(entry.file, catalogue)
     if known is None:
         return "put it there, or correct `data` in the recipe"
     line = f"vlm download {' '.join(known.needs if known.name in ORGANISERS and known.needs else (known.name,))}"

@@ -158,7 +158,7 @@ def estimate(
     gb = {k: v / GB for k, v in parts.items()}
     if sum(gb.values()) > machine.memory_gb:
         problems.append(f"{sum(gb.values()):.1f} GB a GPU of {machine.memory_gb:g} GB")
-    load = total * 4 / GB
+    load = total * 4 / GB if stage < 3 else 0.0  # ZeRO-3 loads in slices
     notes = [] if load <= machine.memory_gb else [f"loading puts {load:.0f} GB of float32 weights on each device first"]
     work = work or make_work(model, recipe)
     mean = min(tokens_per_sample or recipe.max_length, recipe.max_length)

@@ -96,10 +96,14 @@ def refuse(name: str, found: Iterable[Fault], *, force: bool = False) -> None:
         return
     kinds = {fault["what"] for fault in left}
     kind = ConfigError if "recipe" in kinds else HardwareError if kinds == {"hardware"} else VlmError
-    lines = []
-    for what, fix, found_ in by_fix(left):
-        lines += [*(f"  {what}: {one}" for one in found_), f"      {fix}"]
-    raise kind("\n".join([f"{name} cannot start here:", *lines]), fix="mend these, then the same command")
+    raise kind("\n".join([f"{name} cannot start here:", *listed(left)]), fix="mend these, then the same command")
+
+
+def listed(faults: Iterable[Fault]) -> list[str]:
+    """Faults as lines: what was found, and below it what mends it."""
+    return [
+        line for what, fix, found in by_fix(faults) for line in [*(f"  {what}: {one}" for one in found), f"      {fix}"]
+    ]
 
 
 def by_fix(faults: Iterable[Fault]) -> list[tuple[str, str, list[str]]]:

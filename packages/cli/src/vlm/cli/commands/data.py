@@ -76,6 +76,13 @@ def organize(
         raise DataError(f"{len(failed)} of {len(wanted)} were not organised:\n" + "\n".join(failed))
 
 
+class Task(StrEnum):
+    """What a haystack hides."""
+
+    hidden = "hidden"
+    order = "order"
+
+
 @build.command()
 def haystack(
     out: Annotated[str, typer.Option(help="Folder below dataset/.")],
@@ -89,11 +96,14 @@ def haystack(
     ] = None,
     image_share: Annotated[float, typer.Option(min=0.0, max=0.95, help="Part of the tokens that images take.")] = 0.5,
     times: Annotated[str, typer.Option(help="Length as a multiple of training, noted in the records.")] = "1x",
+    task: Annotated[
+        Task, typer.Option(help="hidden: one digit, which one? order: two, which comes first?")
+    ] = Task.hidden,
 ) -> None:
-    """Long documents of sentences and pictures that hide one handwritten digit: which one?"""
+    """Long documents of sentences and pictures that hide a handwritten digit, or two: which one?"""
     from vlm.core.build.haystack import HaystackOptions, build_haystack
 
-    options = HaystackOptions(tokens, tokens_per_image, count, split.value, seed, image_share, times)
+    options = HaystackOptions(tokens, tokens_per_image, count, split.value, seed, image_share, times, task.value)
     typer.echo(f"wrote {build_haystack(out, options, tokenizer=resolve(tokenizer) if tokenizer else None)}")
 
 

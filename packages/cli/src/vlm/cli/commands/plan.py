@@ -23,7 +23,10 @@ def plan(
         float | None, typer.Option(help="Mean length of a sample, for the time; default: max_length, an upper bound.")
     ] = None,
     published: Annotated[
-        bool, typer.Option("--published", help="Instead of a recipe: predicted against published hours.")
+        bool, typer.Option("--published", help="Do as the published scripts did wherever the recipe differs.")
+    ] = False,
+    against_published: Annotated[
+        bool, typer.Option("--against-published", help="Instead of a recipe: predicted against published hours.")
     ] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: batch.samples=64.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
@@ -35,7 +38,11 @@ def plan(
     """
     from vlm.core.errors import ConfigError
 
-    if published:
+    if against_published:
+        if recipe is not None or published:
+            raise ConfigError(
+                "--against-published with a recipe", fix="`vlm plan --against-published` compares them all"
+            )
         from vlm.cli.show_plan import show_published
         from vlm.train.plan_published import published_points
 
@@ -43,12 +50,12 @@ def plan(
         typer.echo(json.dumps(points, indent=1)) if as_json else show_published(points)
         return
     if recipe is None:
-        raise ConfigError("no recipe", expected="its name, or --published", fix="`vlm list recipes` names them")
+        raise ConfigError("no recipe", expected="its name, or --against-published", fix="`vlm list recipes` names them")
     from vlm.train.plan import estimate_on, make_plan
     from vlm.train.plan_fit import refuse_misfit
     from vlm.train.recipe import load_recipe
 
-    resolved = load_recipe(recipe, overrides=tuple(set_ or ()))
+    resolved = load_recipe(recipe, overrides=tuple(set_ or ()), published=published)
     default = resolved.hardware.gpus if resolved.hardware else 1
     total = processes or (nodes * gpus_per_node if nodes else default)
     per_node = min(gpus_per_node, total)

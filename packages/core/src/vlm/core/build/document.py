@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 from vlm.core.errors import ConfigError
 
 TOLERANCE = 0.01
-"""A document differs from its budget by at most this part of it."""
+"""A document differs from its budget by at most this part of it, or where that is more by SLACK tokens."""
+
+SLACK = 2
 
 TRIES = 20
 Built = TypeVar("Built")
@@ -45,7 +47,7 @@ def place(units: Sequence[Unit], hidden: Sequence[tuple[float, Unit]]) -> list[U
 
 
 def fit(budget: int, target: int, make: Callable[[int], tuple[int, Built]], *, what: str, over: bool = True) -> Built:
-    """`make(target)` -> (total tokens, document), with another target until the total meets the budget within 1 %.
+    """`make(target)` -> (total tokens, document), with another target until the total meets the budget (TOLERANCE).
 
     The tokens of a text are not exactly the sum of its sentences', so that the target is corrected by what was missed.
 
@@ -55,11 +57,15 @@ def fit(budget: int, target: int, make: Callable[[int], tuple[int, Built]], *, w
     Raises:
         ConfigError: no document of that length was found.
     """
+    tried = set()
     for k in range(TRIES):
+        tried.add(target)
         total, built = make(target)
         # a prompt without its answer is a little shorter: without slack above, aim closer first
         tolerance = TOLERANCE if over or k >= TRIES // 2 else TOLERANCE / 2
-        if abs(total - budget) <= tolerance * budget and (over or total <= budget):
+        if abs(total - budget) <= max(SLACK, tolerance * budget) and (over or total <= budget):
             return built
-        target += budget - total
+        missed = budget - total
+        # sentences come in whole tokens: between two targets that miss on either side, a smaller step finds the one
+        target += missed if target + missed not in tried else (1 if missed > 0 else -1)
     raise ConfigError(f"no {what} of {budget} tokens within {TOLERANCE:.0%}", fix="raise --tokens")

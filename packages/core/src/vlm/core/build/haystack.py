@@ -1,4 +1,5 @@
-"""Image haystacks: a long document of everyday sentences and pictures that hides exactly one handwritten digit.
+"""Image haystacks: a long document of everyday sentences and pictures that hides exactly one handwritten digit, or
+two of them.
 
 Training records are `conversations` JSONL, test records follow MM-NIAH. Images are named relative to `dataset/`,
 so that nothing is copied. Sample i is a function of (seed, split, i) and of the sources alone.
@@ -6,7 +7,7 @@ so that nothing is copied. Sample i is a function of (seed, split, i) and of the
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from vlm.core.manifest import read_manifest, sha256_of
 from vlm.core.records import iter_jsonl
 from vlm.core.transfer import disk_errors
 
-QUESTION = "Which digit is hidden?"
+QUESTION = {"hidden": "Which digit is hidden?", "order": "Which digit comes first?"}
 SHORTLY = "\nAnswer the question using a single word or phrase."
 """What the MM-NIAH prompt appends to a question (the published evaluators); training records carry it too."""
 
@@ -36,7 +37,8 @@ Count = Callable[[str], int]
 @dataclass(frozen=True)
 class HaystackOptions:
     """`tokens`: length of a whole human turn, an image counting `tokens_per_image` + 2. `times`: the length as a
-    multiple of the training length, recorded only. `image_share`: part of the tokens that images take."""
+    multiple of the training length, recorded only. `image_share`: part of the tokens that images take. `task`: `hidden`
+    asks for the one digit there is, `order` for the first of two different ones."""
 
     tokens: int
     tokens_per_image: int
@@ -45,6 +47,7 @@ class HaystackOptions:
     seed: int = 0
     image_share: float = 0.5
     times: str = "1x"
+    task: Literal["hidden", "order"] = "hidden"
 
 
 @dataclass(frozen=True)
@@ -108,21 +111,25 @@ def counter(tokenizer: Path | None) -> Count:
 
 
 def haystacks(options: HaystackOptions, pools: _Pools, count: Count) -> Iterator[dict[str, Any]]:
-    """`options.count` MM-NIAH records. Depths cover 0..1 evenly and digits are balanced, each in its own order."""
+    """`options.count` MM-NIAH records. Asked digits are balanced and, where there is but one, depths cover 0..1 evenly,
+    each in its own order."""
     rng = random.Random(f"haystack/{options.seed}/{options.split}")
     depths = rng.sample(range(options.count), options.count)
     answers = rng.sample([i % 10 for i in range(options.count)], options.count)
     costs = {sentence: count(sentence + " ") for sentence in SENTENCES}
     for i in range(options.count):
         rng = random.Random(f"haystack/{options.seed}/{options.split}/{i}")
-        depth = (depths[i] + 0.5) / options.count
-        yield _haystack(i, NUMBER_WORDS[answers[i]], depth, rng, options, pools, count, costs)
+        digits, at = [NUMBER_WORDS[answers[i]]], [(depths[i] + 0.5) / options.count]
+        if options.task == "order":
+            digits.append(rng.choice([word for word in pools.digits if word != digits[0]]))
+            at = sorted((rng.random(), rng.random()))
+        yield _haystack(i, digits, at, rng, options, pools, count, costs)
 
 
 def _haystack(
     i: int,
-    answer: str,
-    depth: float,
+    digits: list[str],
+    depths: list[float],
     rng: random.Random,
     options: HaystackOptions,
     pools: _Pools,
@@ -130,41 +137,43 @@ def _haystack(
     costs: dict[str, int],
 ) -> dict[str, Any]:
     per_image = options.tokens_per_image + MARKERS
-    room = options.tokens - count("\n" + QUESTION + SHORTLY)
-    n_images = max(1, round(room * options.image_share / per_image))
+    question = QUESTION[options.task]
+    room = options.tokens - count("\n" + question + SHORTLY)
+    n_images = max(len(digits), round(room * options.image_share / per_image))
     if room < n_images * per_image + max(costs.values()):
         raise ConfigError(
-            f"{options.tokens} tokens do not hold an image of {per_image}, a sentence and the question",
+            f"{options.tokens} tokens do not hold {len(digits)} image(s) of {per_image}, a sentence and the question",
             fix="raise --tokens or lower --tokens-per-image or --image-share",
         )
-    needle = rng.choice(pools.digits[answer])
-    n_photographs = min(len(pools.photographs), round(PHOTOGRAPHS * (n_images - 1)))
+    needles = [rng.choice(pools.digits[digit]) for digit in digits]
+    n_others = n_images - len(needles)
+    n_photographs = min(len(pools.photographs), round(PHOTOGRAPHS * n_others))
     others = rng.sample(pools.photographs, n_photographs)
-    others += _draw(rng, pools.shapes, n_images - 1 - n_photographs)
+    others += _draw(rng, pools.shapes, n_others - n_photographs)
     rng.shuffle(others)
 
     def make(target: int) -> tuple[int, tuple[int, int, str, list[Unit]]]:
-        units = _arrange(rng, _fill(rng, target, costs), others, needle, depth, costs, per_image)
+        units = _arrange(rng, _fill(rng, target, costs), others, zip(depths, needles, strict=True), costs, per_image)
         context = "".join("<image>\n" if unit.image else f"{unit.text} " for unit in units).rstrip(" ") + "\n"
-        text = sum(map(count, (context + QUESTION + SHORTLY).split("<image>")))
+        text = sum(map(count, (context + question + SHORTLY).split("<image>")))
         return text + n_images * per_image, (text + n_images * per_image, text, context, units)
 
     total, text, context, units = fit(options.tokens, room - n_images * per_image, make, what="document")
     images = [unit.image for unit in units if unit.image]
-    before = context.split("<image>")[: images.index(needle) + 1]
-    placed = (sum(map(count, before)) + per_image * (len(before) - 1)) / total
+    before = [context.split("<image>")[: images.index(needle) + 1] for needle in needles]
     meta = {
-        "placed_depth": [round(placed, 4)],
+        "placed_depth": [round((sum(map(count, b)) + per_image * (len(b) - 1)) / total, 4) for b in before],
         "context_length": total,
         "context_length_text": text,
         "context_length_image": n_images * per_image,
         "num_images": n_images,
-        "needles": [needle],
+        "needles": needles,
         "choices": None,
         "choices_image_path": None,
         "times": options.times,
     }
-    return {"id": i, "images_list": images, "context": context, "question": QUESTION, "answer": answer, "meta": meta}
+    asked = {"question": question, "answer": digits[0], "meta": meta}
+    return {"id": i, "images_list": images, "context": context, **asked}
 
 
 def _fill(rng: random.Random, target: int, costs: dict[str, int]) -> list[str]:
@@ -185,16 +194,15 @@ def _arrange(
     rng: random.Random,
     sentences: list[str],
     others: list[str],
-    needle: str,
-    depth: float,
+    hidden: Iterable[tuple[float, str]],
     costs: dict[str, int],
     per_image: int,
 ) -> list[Unit]:
-    """Sentences with distractors at random gaps and the needle where `depth` of the tokens lie before it."""
+    """Sentences with distractors at random gaps and each needle where its depth of the tokens lies before it."""
     places = [(rng.random() * len(sentences), name, True) for name in others]
     ordered = sorted([*places, *((k, s, False) for k, s in enumerate(sentences))])
     units = [Unit("", per_image, name) if image else Unit(name, costs[name]) for _, name, image in ordered]
-    return place(units, [(depth, Unit("", per_image, needle))])
+    return place(units, [(depth, Unit("", per_image, needle)) for depth, needle in hidden])
 
 
 def _draw(rng: random.Random, pool: list[str], n: int) -> list[str]:

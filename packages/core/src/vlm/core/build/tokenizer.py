@@ -38,7 +38,7 @@ def train_tokenizer(
     texts = [text for path in files for text in record_texts(path)]
     texts += [text for path in extra for text in file_texts(path)]
     if haystack:
-        texts += [*SENTENCES, QUESTION + SHORTLY]
+        texts += [*SENTENCES, QUESTION["hidden"] + SHORTLY]
     if not any(texts):
         raise DataError("no text to learn from", fix="give at least one FILE.jsonl")
     tokenizer = Tokenizer(models.BPE())

@@ -29,10 +29,12 @@ def mmniah_prompt(item: dict[str, Any], *, letter: str = LETTER, short: str = SH
 
 
 def annotation_file(benchmark: Benchmark, root: Path, task: str) -> Path:
-    """Where the published tree keeps a task's questions; the long variants name their lengths."""
+    """Where a task's questions are: `<task>.jsonl`, or as the table maps the task; the long variants name their
+    lengths."""
     options, variant = benchmark.options, benchmark.name.rsplit("-", 1)[1]
     if "file" not in options:
-        return root / options["annotations"] / f"{task}.jsonl"
+        name = options["tasks"][task] if isinstance(options["tasks"], dict) else task
+        return root / options["annotations"] / f"{name}.jsonl"
     name = options["file"].format(task=options["tasks"][task], length=options["lengths"][variant])
     return root / options["annotations"].format(variant=variant) / name
 

@@ -15,7 +15,7 @@ from vlm.core.errors import DataError, UnknownName
 from vlm.eval.benchmark import Benchmark, load_benchmark
 from vlm.eval.loaders.common import MARKER
 from vlm.eval.mini.choice import make_mmbench, make_scienceqa, make_seed
-from vlm.eval.mini.haystack import make_digit_haystack, make_mmniah, make_mmniah_long
+from vlm.eval.mini.haystack import make_digit_haystack, make_mini_v2pe, make_mmniah, make_mmniah_long
 from vlm.eval.mini.longvqa import make_longvqa
 from vlm.eval.mini.milebench import make_milebench
 from vlm.eval.mini.mmmu import make_mmmu
@@ -63,6 +63,7 @@ MAKERS: dict[str, Callable[[Benchmark, Path, random.Random, int | None], dict[st
     "MVBench": make_mvbench,
     "Video-MME": make_videomme,
     "digit-haystack": make_digit_haystack,
+    "mini-v2pe": make_mini_v2pe,
 }
 """Benchmark (without variant) -> function(table, folder, random numbers, size or None) -> items per group."""
 

@@ -1,4 +1,4 @@
-"""Miniatures of MM-NIAH (six tasks), of its long variants (four), and sets of digit-haystack."""
+"""Miniatures of MM-NIAH (six tasks), of its long variants (four), sets of digit-haystack, and of the V2PE study."""
 
 import random
 from collections.abc import Sequence
@@ -194,3 +194,23 @@ def make_digit_haystack(benchmark: Benchmark, folder: Path, rng: random.Random, 
         rows.append(_record(k, context, images, question, str(value), placed_depth=[depth], needles=[images[at]]))
     write_lines(folder / benchmark.options["annotations"] / f"{task}.jsonl", jsonl(rows))
     return {task: n}
+
+
+def make_mini_v2pe(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
+    """`n` documents (usually 4) at each length with two digits among pictures of shapes: which comes first?"""
+    n, tasks = n or 4, benchmark.options["tasks"]
+    for length in tasks:
+        rows = []
+        for k in range(n):
+            n_images = 2 + int(length.removesuffix("x"))
+            values, places = rng.sample(range(10), 2), sorted(rng.sample(range(n_images), 2))
+            images = [f"{length}_{k}_{i}.png" for i in range(n_images)]
+            for i, name in enumerate(images):
+                picture = digit(values[places.index(i)]) if i in places else shapes([rng.choice(THINGS)])
+                save(picture, folder / benchmark.options["images"] / name)
+            context = "".join(f"<image>\n{rng.choice(SENTENCES)}\n" for _ in images)
+            depths, needles = [i / n_images for i in places], [images[i] for i in places]
+            question, answer = "Which digit comes first?", str(values[0])
+            rows.append(_record(k, context, images, question, answer, placed_depth=depths, needles=needles))
+        write_lines(annotation_file(benchmark, folder, length), jsonl(rows))
+    return dict.fromkeys(tasks, n)
