@@ -6,7 +6,8 @@ PACKAGES := $(foreach p,core models train eval cli,-e packages/$(p))
 export PATH := $(BIN):$(PATH)
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup quickstart smol mini-v2pe test test-slow test-slurm test-slurm-faults slurm check format bench clean
+.PHONY: setup quickstart smol mini-v2pe test test-slow test-slurm test-slurm-faults test-slurm-quickstart slurm check \
+	format bench clean
 
 setup: $(VENV)/.done
 
@@ -40,8 +41,13 @@ test-slow: setup
 test-slurm: setup slurm
 	pytest -m slow tests/workflow/test_slurm.py
 
+# prints the jobs of each fault, and how many were done again
 test-slurm-faults: setup slurm
-	pytest -m slow tests/workflow/test_slurm_faults.py
+	pytest -m slow -rP --durations=0 tests/workflow/test_slurm_faults.py
+
+# the quickstart by both profiles, half an hour; needs the package index
+test-slurm-quickstart: setup slurm
+	pytest -m slow tests/workflow/test_slurm_quickstart.py
 
 slurm:
 	@for name in slurmctld slurmd munged sbatch; do command -v $$name; done | wc -l | grep -q 4 || \

@@ -10,7 +10,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 from slurm_cluster import Cluster, lacking
-from workflow_dag import FAULTY, Dag, copy_workflow, write_recipe
+from workflow_dag import FAULTY, ONCE, Dag, copy_workflow, write_recipe
 
 
 @pytest.fixture
@@ -44,13 +44,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def faulty(prepared: Path, tmp_path: Path, cluster: Cluster) -> Iterator[Dag]:
-    """A fresh copy of `prepared`, to run on the cluster."""
+def faulty(prepared: Path, tmp_path: Path, cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Dag]:
+    """A fresh copy of `prepared`, to run on the cluster; says at the end which jobs were done more than once."""
     folder = tmp_path / "checkout"
     shutil.copytree(prepared, folder, symlinks=True)
     dag = Dag(folder, cluster, config="fault.yaml")
     yield dag
     dag.stop()
+    jobs = dag.submitted()
+    print(f"{request.node.name}: Slurm jobs {dict(jobs)}, beyond one run {dict(jobs - ONCE)}")
 
 
 @pytest.fixture(scope="session")

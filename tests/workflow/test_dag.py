@@ -2,6 +2,7 @@
 agree, and `vlm reproduce` adds it up."""
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -18,6 +19,7 @@ import yaml
 from typer.main import get_command
 from workflow_dag import ROOT, copy_workflow
 
+from vlm.cli.commands.reproduce import gpu_hours_of
 from vlm.cli.estimate import HEAD, SHELL, estimate, read_jobs
 from vlm.cli.main import VERBS, app
 from vlm.train.recipe import load_recipe
@@ -183,6 +185,31 @@ def test_the_dry_run_adds_up_bytes_licences_and_steps_by_hand(paper: tuple[str, 
     assert any("a judge scores it" in step for step in found["steps"])
     assert any(step.startswith("MMBench-test-en: send") for step in found["steps"])
     assert found["jobs"]["evaluate_shard"] > 500
+    hand = [step.split(":")[0].split(",")[0] for step in found["steps"] if "--revision" in step or ", into " in step]
+    assert set(hand) <= set(rows)  # a person is sent for nothing that no job waits for
+
+
+def test_gpu_hours_that_nobody_knows_are_not_shown_as_zero() -> None:
+    found = {"gpu_hours": 0, "gpu_hours_unknown": ["a", "b"], "training": [{}, {}]}
+    assert gpu_hours_of("train_stage", found) == "not estimated"
+    assert gpu_hours_of("train_stage", {**found, "gpu_hours": 1200, "gpu_hours_unknown": ["a"]}).startswith(
+        "1,200, and"
+    )
+    assert gpu_hours_of("train_stage", {**found, "gpu_hours": 1200, "gpu_hours_unknown": []}) == "1,200"
+    assert gpu_hours_of("download", found) == ""
+
+
+def test_an_empty_manifest_is_no_download(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = "dataset/easy-vqa/.vlm-manifest.json"
+    fake = tmp_path / "bin/vlm"  # says nothing, fetches nothing, ends with 0
+    fake.parent.mkdir()
+    fake.write_text(f"#!/bin/sh\nmkdir -p dataset/easy-vqa && : > {manifest} && echo tried >> tries\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    done = snakemake(checkout, manifest)
+    assert done.returncode == 1 and "unexpected empty output" in done.stdout + done.stderr
+    assert not (checkout / manifest).exists()
+    assert (checkout / "tries").read_text().split() == ["tried"] * 3
 
 
 @pytest.mark.slow

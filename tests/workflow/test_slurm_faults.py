@@ -11,12 +11,9 @@ from pathlib import Path
 
 import pytest
 from slurm_cluster import Cluster, alive
-from workflow_dag import Dag, answers_of, write_recipe
+from workflow_dag import ONCE, Dag, answers_of, write_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-ONCE = Counter(train_stage=1, evaluate_shard=2, evaluate_model=1, report=1)
-"""Slurm jobs of the fault DAG when nothing has to be repeated."""
 
 
 def training(dag: Dag, *, steps: int = 12) -> subprocess.Popen[bytes]:
@@ -106,7 +103,7 @@ def test_after_kill_9_of_snakemake_its_stray_job_is_ended_first(faulty: Dag, und
     same(faulty, undisturbed)
 
 
-def test_a_second_snakemake_in_the_same_run_is_refused(faulty: Dag) -> None:
+def test_a_second_snakemake_in_the_same_run_is_refused(faulty: Dag, undisturbed: Dag) -> None:
     process = training(faulty, steps=1)
     second = Dag(faulty.folder, faulty.cluster, faulty.config)
     first_log = faulty.log.rename(faulty.log.with_suffix(".first"))
@@ -115,6 +112,7 @@ def test_a_second_snakemake_in_the_same_run_is_refused(faulty: Dag) -> None:
     first_log.rename(faulty.log)
     faulty.wait(process)
     assert not repeated(faulty)
+    same(faulty, undisturbed)
 
 
 def test_a_deleted_file_between_is_made_again_with_what_depends_on_it(faulty: Dag, undisturbed: Dag) -> None:

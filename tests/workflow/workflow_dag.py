@@ -37,6 +37,9 @@ FAULTY = {
 }
 """The debug DAG cut down to one stage of two processes, two shards, their gathering and the report."""
 
+ONCE = Counter(train_stage=1, evaluate_shard=2, evaluate_model=1, report=1)
+"""Slurm jobs of the fault DAG when nothing has to be repeated."""
+
 
 def copy_workflow(folder: Path) -> Path:
     """The workflow's files alone, with nothing made yet."""

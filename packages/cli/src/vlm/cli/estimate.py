@@ -11,8 +11,8 @@ from contextlib import redirect_stdout
 from itertools import takewhile, zip_longest
 from typing import Any, NamedTuple
 
-from vlm.cli.dag import catalogue, entry
-from vlm.core.catalogue import Entry, HubSource, with_needs
+from vlm.cli.dag import entry
+from vlm.core.catalogue import Entry, HubSource
 from vlm.core.errors import VlmError
 from vlm.core.local import entry_state
 from vlm.eval.benchmark import load_benchmark
@@ -47,27 +47,33 @@ def given(jobs: Iterable[Job], *verbs: str) -> list[str]:
 
 
 def estimate(jobs: list[Job]) -> dict[str, Any]:
-    """`jobs` by rule, `downloads` and their `bytes`, `training` with GPU-hours, and `steps` by hand; ready for JSON."""
+    """`jobs` by rule, `downloads` and their `bytes`, `training` with GPU-hours, and `steps` by hand; ready for JSON.
+
+    Sums are those of what is known; `bytes_unknown` and `gpu_hours_unknown` name the rest.
+    """
     fetched = [entry(name) for name in given(jobs, "download")]
     made = [entry(name) for name in given([job for job in jobs if job.rule.startswith("organize")], "data", "organize")]
+    involved = sorted({e.name: e for e in [*fetched, *made]}.values(), key=lambda e: e.name.lower())
     training = [plan(job) for job in jobs if job.words[:1] == ["train"]]
     benchmarks = sorted({job.words[1] for job in jobs if job.words[:1] == ["eval"]})
     return {
         "jobs": dict(Counter(job.rule for job in jobs)),
         "downloads": [
             {"name": e.name, "bytes": e.size, "licence": e.licence, "terms": e.terms, "state": entry_state(e)}
-            for e in fetched
+            for e in sorted(fetched, key=lambda e: (-(e.size or 0), e.name.lower()))
         ],
         "bytes": sum(e.size or 0 for e in fetched),
         "bytes_unknown": [e.name for e in fetched if e.size is None],
         "training": training,
         "gpu_hours": sum(stage["gpu_hours"] or 0 for stage in training),
-        "steps": [*by_hand(with_needs([*fetched, *made], catalogue())), *outside(benchmarks)],
+        "gpu_hours_unknown": [stage["recipe"] for stage in training if stage["gpu_hours"] is None],
+        "steps": [*by_hand(involved), *outside(benchmarks)],
     }
 
 
 def plan(job: Job) -> dict[str, Any]:
-    """What `vlm plan` says of a training job; without an estimate `gpu_hours` is None and `why` says why."""
+    """What `vlm plan` says of a training job; where the number of steps is unknown `gpu_hours` is None, `why` says why,
+    and `gpu_hours_per_1000_steps` is all there is."""
     from typer.main import get_command
 
     from vlm.cli.commands.plan import app
@@ -83,11 +89,13 @@ def plan(job: Job) -> dict[str, Any]:
         why = error.found
     cost = json.loads(said.getvalue() or "{}")
     expected = cost.get("estimate", {})
+    step = expected.get("seconds")
     return {
         "recipe": recipe,
         "gpus": cost.get("processes"),
         "machine": expected.get("machine"),
         "gpu_hours": expected.get("gpu_hours"),
+        "gpu_hours_per_1000_steps": 1000 * step * expected["gpus"] / 3600 if step else None,
         "why": why or ("" if cost.get("steps") else "number of steps unknown until the data are here"),
     }
 
@@ -105,7 +113,9 @@ def by_hand(entries: Iterable[Entry]) -> list[str]:
             mirror = f" Mirror: {source.mirror}" if source.mirror else ""
             lines.append(f"{e.name}, into {e.folder}: {source.instructions}{mirror}")
         open_ = [s.repo for s in e.source if isinstance(s, HubSource) and not s.revision]
-        lines += [f"{e.name}: the catalogue pins no commit; vlm download {e.name} --revision COMMIT" for _ in open_]
+        lines += [
+            f"{e.name}: choose a commit of {repo} on the hub: vlm download {e.name} --revision COMMIT" for repo in open_
+        ]
     return lines
 
 
@@ -115,7 +125,9 @@ def outside(benchmarks: Iterable[str]) -> list[str]:
     for name in benchmarks:
         table = load_benchmark(name)
         if table.judge:
-            lines.append(f"{table.name}: a judge scores it; give --judge-url and --judge-model in `flags` or `options`")
+            lines.append(
+                f"{table.name}: a judge scores it; --judge-url and --judge-model belong in the model's `flags`"
+            )
         if table.server_scored and table.submission:
             lines.append(f"{table.name}: send {table.submission.file} to {table.submission.server}")
     return lines

@@ -71,26 +71,35 @@ def snakemake(target: str, profile: str, config: Path | None) -> list[str]:
 def show(found: dict[str, Any]) -> None:
     """Tables on the terminal."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from vlm.core.progress import human_bytes
 
     console = Console()
-    hours = {stage["recipe"]: stage for stage in found["training"]}
     table = Table("rule", "jobs", "GPU-hours", title="jobs", title_justify="left")
     for rule, count in found["jobs"].items():
-        table.add_row(rule, f"{count:,}", f"{found['gpu_hours']:,.0f}" if rule == "train_stage" else "")
-    table.add_row("[bold]all", f"[bold]{sum(found['jobs'].values()):,}", "")
+        table.add_row(rule, f"{count:,}", gpu_hours_of(rule, found))
+    table.add_row("[bold]in all", f"[bold]{sum(found['jobs'].values()):,}", "")
     console.print(table)
-    if hours:
-        columns = ("stage", "GPUs", "machine", "GPU-hours", "")
+    if found["training"]:
+        columns = (Column("stage", no_wrap=True), "GPUs", "machine", "GPU-hours")
         table = Table(*columns, title="training, by `vlm plan`", title_justify="left")
-        for recipe, stage in hours.items():
-            known = "not estimated" if stage["gpu_hours"] is None else f"{stage['gpu_hours']:,.0f}"
-            table.add_row(recipe, str(stage["gpus"] or ""), stage["machine"], known, stage["why"])
+        for stage in found["training"]:
+            known, each = stage["gpu_hours"], stage["gpu_hours_per_1000_steps"]
+            hours = f"{known:,.0f}" if known is not None else f"{each:,.0f} for 1,000 steps" if each else "?"
+            table.add_row(stage["recipe"], str(stage["gpus"] or ""), stage["machine"], hours)
         console.print(table)
+        for why in sorted({stage["why"] for stage in found["training"] if stage["why"]}):
+            stages = [stage["recipe"] for stage in found["training"] if stage["why"] == why]
+            console.print(f"{why}: {', '.join(stages)}", highlight=False, markup=False)
     if found["downloads"]:
-        table = Table("download", "size", "licence", "here", title="downloads", title_justify="left")
+        columns = (
+            Column("download", no_wrap=True),
+            Column("size", no_wrap=True),
+            Column("licence", overflow="fold"),
+            "here",
+        )
+        table = Table(*columns, title="downloads", title_justify="left")
         for row in found["downloads"]:
             licence = f"{row['licence']}. {row['terms']}".strip(". ") if row["terms"] else row["licence"]
             table.add_row(row["name"], human_bytes(row["bytes"]), licence, row["state"])
@@ -99,3 +108,14 @@ def show(found: dict[str, Any]) -> None:
         console.print(f"to download: {human_bytes(found['bytes'])}{unknown}")
     for step in found["steps"]:
         console.print(f"by hand: {step}", soft_wrap=True, highlight=False, markup=False)
+
+
+def gpu_hours_of(rule: str, found: dict[str, Any]) -> str:
+    """What stands beside a rule: nothing where no GPU works, and no zero where nobody knows."""
+    if rule.startswith("evaluate_"):
+        return "not estimated"
+    if rule != "train_stage":
+        return ""
+    unknown, stages = len(found["gpu_hours_unknown"]), len(found["training"])
+    known = f"{found['gpu_hours']:,.0f}" if unknown < stages else "not estimated"
+    return f"{known}, and {unknown} stages unknown" if 0 < unknown < stages else known
