@@ -93,13 +93,8 @@ def show(found: dict[str, Any]) -> None:
             stages = [stage["recipe"] for stage in found["training"] if stage["why"] == why]
             console.print(f"{why}: {', '.join(stages)}", highlight=False, markup=False)
     if found["downloads"]:
-        columns = (
-            Column("download", no_wrap=True),
-            Column("size", no_wrap=True),
-            Column("licence", overflow="fold"),
-            "here",
-        )
-        table = Table(*columns, title="downloads", title_justify="left")
+        name, size = Column("download", no_wrap=True), Column("size", no_wrap=True)
+        table = Table(name, size, Column("licence", overflow="fold"), "here", title="downloads", title_justify="left")
         for row in found["downloads"]:
             licence = f"{row['licence']}. {row['terms']}".strip(". ") if row["terms"] else row["licence"]
             table.add_row(row["name"], human_bytes(row["bytes"]), licence, row["state"])
