@@ -130,14 +130,18 @@ def tables(answers: list[Answer]) -> str:
         rows.append(row)
     parts.append(table(["arm", *(f"{low} to {high}" for low, high in bins)], rows))
 
-    parts.append("\n### The same number of tokens (4x = 512), positions inside and outside the trained range of 128\n")
+    parts.append("\n### The same documents at stride 1 and at stride 16 (plain): difference in points\n")
     rows = []
     for arm in ARMS:
-        here = [a for a in answers if a.arm == arm and a.length == 4]
-        inside = [a for a in here if a.position <= 1.5 * TRAINED]
-        outside = [a for a in here if a.position > 3 * TRAINED]
-        rows.append([ARMS[arm], cell(inside), cell(outside)])
-    parts.append(table(["arm", "last position at most 192", "more than 384"], rows))
+        row = [ARMS[arm]]
+        for n in LENGTHS:
+            right = {(a.seed, a.document, a.stride): a.right for a in answers if (a.arm, a.length) == (arm, n)}
+            pairs = [(key[1], right[(*key[:2], 1.0)] - right[(*key[:2], 16.0)]) for key in right if key[2] == 1.0]
+            low, high = mean_interval([d for _, d in pairs], [document for document, _ in pairs])
+            shown = f" ({100 * low:+.0f} – {100 * high:+.0f})" if low is not None else ""
+            row.append(f"{100 * fmean(d for _, d in pairs):+.0f}{shown}")
+        rows.append(row)
+    parts.append(table(["arm", *lengths], rows))
     return "\n".join(parts) + "\n"
 
 
