@@ -101,8 +101,9 @@ def test_a_command_that_would_not_parse_is_noticed() -> None:
 def test_stages_of_the_configuration_are_those_of_the_recipes(name: str) -> None:
     values = config(name)
     for recipe_name, stage in values["stages"].items():
-        sets = tuple(f"{key}={value.format(run=values['run'])}" for key, value in stage.get("set", {}).items())
-        file = str(ROOT / stage["file"]) if "file" in stage else recipe_name
+        sets = tuple(f"{key}={str(value).format(run=values['run'])}" for key, value in stage.get("set", {}).items())
+        file = stage.get("file", recipe_name)  # a YAML file, or the name of a shipped recipe
+        file = str(ROOT / file) if file.endswith(".yaml") else file
         recipe = load_recipe(file, run=values["run"], overrides=sets)
         assert recipe.name == recipe_name
         assert recipe.model.start == stage["start"].format(run=values["run"])
