@@ -190,7 +190,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.screen, text.encode())
 
-    def read(self, until: str, timeout: float = 150) -> list[str]:
+    def read(self, until: str, timeout: float = 90) -> list[str]:
         """What appears until the text ends so, in the pieces in which it came."""
         pieces: list[str] = []
         end = time.monotonic() + timeout

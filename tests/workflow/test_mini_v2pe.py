@@ -51,8 +51,8 @@ def write(path: Path, rows: list) -> None:
 def test_the_tables_and_plots_are_made_of_the_replies(study, run, tmp_path):
     study.main(run, tmp_path / "out")
     text = (tmp_path / "out/tables.md").read_text()
-    right = text.split("### The first digit")[1].split("### One of")[0]
-    found = text.split("### One of the two digits")[1].split("###")[0]
+    right = text.split("## The first digit")[1].split("## One of")[0]
+    found = text.split("## One of the two digits")[1].split("##")[0]
 
     def numbers(part: str, arm: str) -> list[str]:
         row = next(line for line in part.splitlines() if line.startswith(f"| {study.ARMS[arm]}"))

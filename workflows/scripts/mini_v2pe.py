@@ -13,15 +13,17 @@ from itertools import pairwise, product
 from pathlib import Path
 from statistics import fmean
 
-from matplotlib import use
+from matplotlib import rcParams
 from matplotlib.figure import Figure
 
 from vlm.core.home import dataset, write_atomic
+from vlm.core.positions import STRIDES as PUBLISHED
 from vlm.core.records import iter_jsonl
 from vlm.eval.stats import mean_interval
 
 ARMS = {"arange": "plain positions", "fixed": "one stride (1)", "random": "random strides"}
-STRIDES = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+STRIDES = tuple(stride * 16 / 256 for stride in PUBLISHED)
+"""The published nine for a tile of 256 tokens, for our images of 16."""
 OWN = {"arange": (16.0,), "fixed": (1.0,), "random": STRIDES}
 """At 16, the tokens of an image, a stride is plain counting."""
 LENGTHS = (1, 2, 4, 8, 16)
@@ -91,7 +93,10 @@ def tables(answers: list[Answer]) -> str:
     """All tables of the page."""
     seeds = sorted({a.seed for a in answers})
     lengths = [f"{length}x = {TRAINED * length}" for length in LENGTHS]
-    parts = ["### In the trained length (1x), at the arm's own strides\n"]
+    parts = [
+        "# V2PE in miniature: the tables\n\nMade by `make mini-v2pe`; what they say is in [v2pe.md](v2pe.md).\n",
+        "## In the trained length (1x), at the arm's own strides\n",
+    ]
     rows = []
     for arm in ARMS:
         mine = [a for a in own(answers, arm) if a.length == 1]
@@ -100,7 +105,7 @@ def tables(answers: list[Answer]) -> str:
     parts.append(table(["arm", *(f"seed {s}" for s in seeds), "all: first digit", "one of the two"], rows))
 
     for title, value in (("The first digit", lambda a: a.right), ("One of the two digits", lambda a: a.found)):
-        parts.append(f"\n### {title}, against the number of tokens, at the arm's own strides\n")
+        parts.append(f"\n## {title}, against the number of tokens, at the arm's own strides\n")
         rows = [
             [ARMS[arm], *(cell([a for a in own(answers, arm) if a.length == n], value) for n in LENGTHS)]
             for arm in ARMS
@@ -108,7 +113,7 @@ def tables(answers: list[Answer]) -> str:
         parts.append(table(["arm", *lengths], rows))
 
     for arm in ARMS:
-        parts.append(f"\n### {ARMS[arm]}: every stride, last position in brackets\n")
+        parts.append(f"\n## {ARMS[arm]}: every stride, last position in brackets\n")
         rows = []
         for stride in STRIDES:
             row = [f"{stride:g}"]
@@ -118,7 +123,7 @@ def tables(answers: list[Answer]) -> str:
             rows.append(row)
         parts.append(table(["stride", *lengths], rows))
 
-    parts.append("\n### Against the last position: all lengths beyond the trained one, all strides\n")
+    parts.append("\n## Against the last position: all lengths beyond the trained one, all strides\n")
     edges = (0, 128, 256, 512, 1024, 4096)
     bins = list(pairwise(edges))
     rows = []
@@ -130,7 +135,7 @@ def tables(answers: list[Answer]) -> str:
         rows.append(row)
     parts.append(table(["arm", *(f"{low} to {high}" for low, high in bins)], rows))
 
-    parts.append("\n### The same documents at stride 1 and at stride 16 (plain): difference in points\n")
+    parts.append("\n## The same documents at stride 1 and at stride 16 (plain): difference in points\n")
     rows = []
     for arm in ARMS:
         row = [ARMS[arm]]
@@ -157,6 +162,7 @@ def figure(path: Path, draw: Callable, titles: list[str]) -> None:
         axes.axhline(50, color="grey", linewidth=0.8, linestyle=":")
         axes.legend(fontsize=7, frameon=False)
     sheet.axes[0].set_ylabel("first digit named, %")
+    rcParams["svg.hashsalt"] = path.name  # the same replies give the same bytes
     sheet.savefig(path, metadata={"Date": None})
 
 
@@ -191,6 +197,7 @@ def plots(answers: list[Answer], out: Path) -> None:
 
 
 def main(run: Path, out: Path) -> None:
+    """Read everything first; nothing is written when an evaluation is missing."""
     answers = read(run)
     expected = {(arm, s, stride) for arm, s, stride in product(ARMS, {a.seed for a in answers}, STRIDES)}
     if lacking := expected - {(a.arm, a.seed, a.stride) for a in answers}:
@@ -201,5 +208,4 @@ def main(run: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    use("svg")
     main(*map(Path, sys.argv[1:3]))

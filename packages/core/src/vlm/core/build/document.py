@@ -9,9 +9,7 @@ from typing import Any, TypeVar
 from vlm.core.errors import ConfigError
 
 TOLERANCE = 0.01
-"""A document differs from its budget by at most this part of it, or where that is more by SLACK tokens."""
-
-SLACK = 2
+"""A document differs from its budget by at most this part of it."""
 
 TRIES = 20
 Built = TypeVar("Built")
@@ -46,13 +44,22 @@ def place(units: Sequence[Unit], hidden: Sequence[tuple[float, Unit]]) -> list[U
     return [*document, *units[taken:]]
 
 
-def fit(budget: int, target: int, make: Callable[[int], tuple[int, Built]], *, what: str, over: bool = True) -> Built:
-    """`make(target)` -> (total tokens, document), with another target until the total meets the budget (TOLERANCE).
+def fit(
+    budget: int,
+    target: int,
+    make: Callable[[int], tuple[int, Built]],
+    *,
+    what: str,
+    over: bool = True,
+    slack: int = 0,
+) -> Built:
+    """`make(target)` -> (total tokens, document), with another target until the total meets the budget within 1 %.
 
     The tokens of a text are not exactly the sum of its sentences', so that the target is corrected by what was missed.
 
     Args:
         over: whether the total may be above the budget.
+        slack: tokens that a short document may miss, where they are more than 1 %.
 
     Raises:
         ConfigError: no document of that length was found.
@@ -63,7 +70,7 @@ def fit(budget: int, target: int, make: Callable[[int], tuple[int, Built]], *, w
         total, built = make(target)
         # a prompt without its answer is a little shorter: without slack above, aim closer first
         tolerance = TOLERANCE if over or k >= TRIES // 2 else TOLERANCE / 2
-        if abs(total - budget) <= max(SLACK, tolerance * budget) and (over or total <= budget):
+        if abs(total - budget) <= max(slack, tolerance * budget) and (over or total <= budget):
             return built
         missed = budget - total
         # sentences come in whole tokens: between two targets that miss on either side, a smaller step finds the one

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vlm.core.build.haystack import QUESTION
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.haystack import annotation_file
 from vlm.eval.mini.draw import COLORS, SHAPES, digit, save, shapes, write_lines
@@ -210,7 +211,7 @@ def make_mini_v2pe(benchmark: Benchmark, folder: Path, rng: random.Random, n: in
                 save(picture, folder / benchmark.options["images"] / name)
             context = "".join(f"<image>\n{rng.choice(SENTENCES)}\n" for _ in images)
             depths, needles = [i / n_images for i in places], [images[i] for i in places]
-            question, answer = "Which digit comes first?", str(values[0])
-            rows.append(_record(k, context, images, question, answer, placed_depth=depths, needles=needles))
+            about = {"placed_depth": depths, "needles": needles}
+            rows.append(_record(k, context, images, QUESTION["order"], str(values[0]), **about))
         write_lines(annotation_file(benchmark, folder, length), jsonl(rows))
     return dict.fromkeys(tasks, n)
