@@ -2,8 +2,12 @@
 
 Forward and backward. The peer follows the published modelling code, with its shifted copy of the logits.
 A ratio on a CPU shows the algorithm, not the speed on a GPU. Companion: peak bytes that torch's allocator held beyond
-the inputs; the gradients of the head (190 MB) are among them on both sides. At 8,192 tokens only memory is measured.
+the inputs; the gradients of the head (190 MB in float32) are among them on both sides. At 8,192 tokens only memory is
+measured. bfloat16 is what the three systems train in; in float32 no exact method gets past the ratio of the products,
+10/3, and what the peer loses to memory.
 """
+
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +20,10 @@ V, D = 92_553, 512
 
 def main() -> None:
     rows = []
-    for length in (4096, 8192):
+    for length, dtype in itertools.product((4096, 8192), (torch.bfloat16, torch.float32)):
         torch.manual_seed(0)
-        hidden = torch.randn(1, length, D, requires_grad=True)
-        head = LossHead(D, V, bias=False)
+        hidden = torch.randn(1, length, D, dtype=dtype, requires_grad=True)
+        head = LossHead(D, V, bias=False, dtype=dtype)
         weight = head.weight
         torch.nn.init.normal_(weight, std=0.02)
         target = torch.randint(0, V, (1, length))
@@ -41,10 +45,13 @@ def main() -> None:
         bytes_ours = peak_bytes(lambda ours=ours, found=found: found.append(ours()))
         bytes_peer = peak_bytes(lambda peer=peer, found=found: found.append(peer()))
         for a, b in zip(*found, strict=True):
-            assert torch.allclose(a, b, atol=1e-5, rtol=1e-4)
+            if dtype == torch.float32:
+                assert torch.allclose(a, b, atol=1e-5, rtol=1e-4)
+            assert (a - b).norm() < (1e-5 if dtype == torch.float32 else 5e-3) * b.norm()
         del found
         row = {
             "tokens": length,
+            "precision": str(dtype).removeprefix("torch."),
             "labelled": int((target != -100).sum()),
             "peak_bytes_ours": bytes_ours,
             "peak_bytes_peer": bytes_peer,

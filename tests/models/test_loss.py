@@ -8,7 +8,7 @@ from torch import nn
 from vlm.models.loss import LossHead, shifted, weighted_cross_entropy
 
 
-def inputs(batch: int = 2, length: int = 11, vocab: int = 17):
+def inputs(batch: int = 2, length: int = 20, vocab: int = 17):
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(batch, length, 8, generator=generator, requires_grad=True)
     head = torch.randn(vocab, 8, generator=generator, requires_grad=True)
@@ -112,3 +112,33 @@ def test_the_loss_of_bf16_hidden_states_is_summed_in_float32():
     assert weighted_cross_entropy(hidden.bfloat16(), lambda h: h @ head.bfloat16().T, target, weight).dtype == (
         torch.float32
     )
+
+
+@pytest.mark.parametrize("labels", [64, 1024])
+def test_the_heads_gradient_in_bfloat16_is_as_exact_for_many_chunks_as_for_one_product(labels):
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(labels, 32, generator=generator).bfloat16()
+    module = loss_head((0.05 * torch.randn(50, 32, generator=generator)).bfloat16())
+    target = torch.randint(0, 50, (labels,), generator=generator)
+    part = torch.softmax(hidden.double() @ module.weight.detach().double().T, 1)
+    part = (part - F.one_hot(target, 50)) / labels
+    exact, product = part.T @ hidden.double(), part.bfloat16().T @ hidden
+    loss = weighted_cross_entropy(hidden[None], module, target[None], torch.ones(1, labels), chunk=4) / labels
+    (ours,) = torch.autograd.grad(loss, module.weight)
+    assert ours.dtype == torch.bfloat16
+    assert (ours.double() - exact).norm() < 1.5 * (product.double() - exact).norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_blocks_of_rows_change_nothing(dtype):
+    hidden, head, labels, weights = inputs()
+    hidden, module = hidden.to(dtype), loss_head(head.to(dtype))
+    target, weight = shifted(labels, weights, None)
+    found = []
+    for block in (1, 8, 512):
+        loss = weighted_cross_entropy(hidden, module, target, weight, block=block)
+        assert loss.dtype == torch.float32
+        found.append((loss, *torch.autograd.grad(loss, (hidden, module.weight))))
+    for other in found[1:]:
+        torch.testing.assert_close(other[0], found[0][0], rtol=1e-6, atol=0)
+        assert all(torch.equal(a, b) for a, b in zip(other[1:], found[0][1:], strict=True))

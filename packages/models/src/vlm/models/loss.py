@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 512  # rows of logits alive at once: 512 x 92,553 x 4 bytes = 190 MB
+CHUNK = 512  # rows of logits alive at once: 512 x 92,553 x 4 bytes = 190 MB; of 16 bits, four times as many
+BLOCK = 8  # rows of them that a processor's cache holds
+SLICE = 8192  # entries of the vocabulary whose gradient is summed at once
 
 
 def shifted(labels: Tensor, weights: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -26,12 +28,18 @@ def shifted(labels: Tensor, weights: Tensor | None, cu_seqlens: Tensor | None) -
 
 
 def weighted_cross_entropy(
-    hidden: Tensor, head: Callable[[Tensor], Tensor], target: Tensor, weight: Tensor, chunk: int = CHUNK
+    hidden: Tensor,
+    head: Callable[[Tensor], Tensor],
+    target: Tensor,
+    weight: Tensor,
+    chunk: int = CHUNK,
+    block: int | None = None,
 ) -> Tensor:
     """Sum over positions of weight * cross-entropy, float32 scalar; 0 (with a graph) where no position has a label.
 
     hidden [B, L, C]; head maps [n, C] to logits [n, V]; target, weight [B, L] already shifted. A LossHead makes its
-    gradients beside the loss; any other head (adapters, low bits) is called again in the backward pass.
+    gradients beside the loss, of `block` rows at a time (None: as suits the device); any other head (adapters, low
+    bits) is called again in the backward pass.
     """
     hidden, target, weight = hidden.flatten(0, 1), target.flatten(), weight.flatten()
     rows = (target != -100).nonzero().squeeze(1)
@@ -41,7 +49,7 @@ def weighted_cross_entropy(
         hidden, target, weight = hidden[:1], torch.zeros_like(target[:1]), torch.zeros_like(weight[:1])
 
     if isinstance(head, LossHead):
-        return head(hidden, target, weight, chunk)
+        return head(hidden, target, weight, chunk, block)
 
     def part(h: Tensor, t: Tensor, w: Tensor) -> Tensor:
         return (F.cross_entropy(head(h).float(), t, reduction="none") * w).sum()
@@ -52,17 +60,41 @@ def weighted_cross_entropy(
     return total
 
 
+def to_gradient(logits: Tensor, wide: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Turns logits [n, V], in place, into their gradient of the sum of weight * cross-entropy, which it returns.
+
+    wide [n, V]: room to compute in, float32; or `logits` themselves. target, weight [n, 1].
+    """
+    if wide is not logits:
+        wide.copy_(logits)
+    top = wide.amax(1, keepdim=True)
+    right = wide.gather(1, target) - top
+    norm = wide.sub_(top).exp_().sum(1, keepdim=True)
+    loss = ((norm.log() - right) * weight).sum()
+    weight = weight.to(wide.dtype)
+    wide.mul_(weight / norm).scatter_add_(1, target, -weight)
+    if wide is not logits:
+        logits.copy_(wide)
+    return loss
+
+
 class LossHead(nn.Linear):
     """The output head, which also makes the loss: one call for a row, however many labels it has. (ZeRO-3 gathers the
     weight at each call of a module: ranks that call it unequally often would wait for each other for ever.)"""
 
     def forward(
-        self, input: Tensor, target: Tensor | None = None, weight: Tensor | None = None, chunk: int = CHUNK
+        self,
+        input: Tensor,
+        target: Tensor | None = None,
+        weight: Tensor | None = None,
+        chunk: int = CHUNK,
+        block: int | None = None,
     ) -> Tensor:
         """Logits [..., V] of hidden states [..., C]; with target and weight [n], the sum of weight * cross-entropy."""
         if target is None or weight is None:
             return super().forward(input)
-        return LinearCrossEntropy.apply(input, self.weight, target, weight, chunk)
+        block = block or (BLOCK if input.device.type == "cpu" else CHUNK)  # on a GPU each pass costs a launch
+        return LinearCrossEntropy.apply(input, self.weight, target, weight, chunk, block)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -73,29 +105,32 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, target: Tensor, weight: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, target: Tensor, weight: Tensor, chunk: int, block: int
+    ) -> Tensor:
         need_hidden, need_head, *_ = ctx.needs_input_grad
+        low = head.dtype.itemsize < 4
+        chunk *= 4 if low else 1  # each chunk costs a pass over the head's gradient, beside faster products
+        several = low and len(hidden) > chunk  # then that is summed in float32: rounding would grow with their number
         to_hidden = torch.empty_like(hidden) if need_hidden else None
-        to_head = torch.zeros_like(head) if need_head else None
+        to_head = torch.zeros_like(head, dtype=torch.float32 if several else head.dtype) if need_head else None
         total = weight.new_zeros(())
-        room = head.new_empty(
-            min(chunk, len(hidden)), len(head)
-        )  # one for all chunks: fresh pages cost as a product does
-        for rows in torch.arange(len(hidden), device=hidden.device).split(chunk):
-            at = slice(int(rows[0]), int(rows[-1]) + 1)
-            h, t, w = hidden[at], target[at, None], weight[at, None]
-            logits = torch.mm(h, head.T, out=room[: len(h)]).float()
-            top = logits.amax(1, keepdim=True)
-            right = logits.gather(1, t) - top
-            share = logits.sub_(top).exp_()
-            norm = share.sum(1, keepdim=True)
-            total += ((norm.log() - right) * w).sum()
-            share.mul_(w / norm).scatter_add_(1, t, -w)  # from here on the gradient of the logits
-            share = share.to(head.dtype)
+        logits = head.new_empty(min(chunk, len(hidden)), len(head))  # one for all: fresh pages cost as a product does
+        wide = logits.new_empty(min(block, len(logits)), len(head), dtype=torch.float32) if low else None
+        for start in range(0, len(hidden), chunk):
+            at = slice(start, start + chunk)
+            part = torch.mm(hidden[at], head.T, out=logits[: len(hidden[at])])
+            for p, t, w in zip(*(x.split(block) for x in (part, target[at, None], weight[at, None])), strict=True):
+                total += to_gradient(p, p if wide is None else wide[: len(p)], t, w)
             if to_hidden is not None:
-                torch.mm(share, head, out=to_hidden[at])
-            if to_head is not None:
-                to_head.addmm_(share.T, h)
+                torch.mm(part, head, out=to_hidden[at])
+            if to_head is not None and several:
+                for rows, columns in zip(to_head.split(SLICE), part.T.split(SLICE), strict=True):
+                    rows += columns @ hidden[at]
+            elif to_head is not None:
+                to_head.addmm_(part.T, hidden[at])
+        del logits, part
+        to_head = None if to_head is None else to_head.to(head.dtype)
         ctx.save_for_backward(to_hidden, to_head)
         return total
 
@@ -104,4 +139,4 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         to_hidden, to_head = ctx.saved_tensors
         scaled = (None if g is None else g.mul_(gradient.to(g.dtype)) for g in (to_hidden, to_head))
-        return (*scaled, None, None, None)
+        return (*scaled, None, None, None, None)

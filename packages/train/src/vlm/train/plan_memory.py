@@ -25,7 +25,7 @@ from vlm.models.vision.intern_vit import InternVit
 from vlm.models.vlm import VisionLanguageModel
 from vlm.train.plan_trace import Cost, state, trace
 
-LOSS_CHUNKS = 4  # chunks of the loss that are traced; more are added in proportion
+LOSS_CHUNKS = 16  # chunks of the loss that are traced, half of them several in 16 bits; more are added in proportion
 ROW_BYTES = 8 + 8 + 4 + 24 + 4  # ids, labels, weights, positions (with lengths), targets of each token
 
 
@@ -202,7 +202,8 @@ def loss_cost(
         target[:, :labels] = 1
 
         def unit(x: Tensor) -> Tensor:
-            return weighted_cross_entropy(x, model.language_model.lm_head, target, torch.ones(1, tokens))
+            head, weight = model.language_model.lm_head, torch.ones(1, tokens)
+            return weighted_cross_entropy(x, head, target, weight, block=CHUNK)  # of a GPU; a CPU needs less
 
         return trace(unit, state(model.language_model.lm_head), mode, (1, tokens, width), dtype, grad)
 
