@@ -17,7 +17,7 @@ from vlm.train.loop import train
 from vlm.train.recipe import load_recipe
 
 torch.set_num_threads(1)
-loss.weighted_cross_entropy.__defaults__ = (3,)
+loss.weighted_cross_entropy.__defaults__ = (3, None)
 make_config = engine.config
 
 
