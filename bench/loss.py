@@ -57,7 +57,7 @@ def main() -> None:
             "peak_bytes_peer": bytes_peer,
             "bytes_ratio": bytes_peer / bytes_ours,
         }
-        rows.append(row | (paired(ours, peer, 2) if length == 4096 else {}))
+        rows.append(row | (paired(ours, peer) if length == 4096 else {}))
     report("loss", rows)
 
 

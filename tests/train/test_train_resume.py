@@ -125,13 +125,14 @@ def contents(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-def test_sigterm_saves_says_resume_me_and_the_folder_is_locked_meanwhile(start, undisturbed, curve, recipe):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_says_resume_me_and_the_folder_is_locked_meanwhile(start, undisturbed, curve, recipe, number):
     child, out = start("--set", "save_every=100")
     child.until(lambda: (out / ".lock.json").exists())
     with pytest.raises(LockedError, match=rf'"pid": {child.pid}'):
         train(recipe(*STEPS), out, quiet=True)
     child.until(lambda: lines(out) >= 2)
-    child.process.terminate()
+    os.kill(child.pid, number)
     assert child.wait() == 0 and "resume me: stopped after step" in child.said
     assert saved(out) == [checkpoint.name(lines(out))] and lines(out) < 12
     go_on(start, out, undisturbed, curve)
