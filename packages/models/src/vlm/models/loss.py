@@ -61,7 +61,7 @@ def weighted_cross_entropy(
 
 
 def to_gradient(logits: Tensor, wide: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Turns logits [n, V], in place, into their gradient of the sum of weight * cross-entropy, which it returns.
+    """The sum of weight * cross-entropy; the logits [n, V] become, in place, its gradient.
 
     wide [n, V]: room to compute in, float32; or `logits` themselves. target, weight [n, 1].
     """
