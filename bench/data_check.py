@@ -20,13 +20,13 @@ import numpy as np
 from harness import report
 from PIL import Image, ImageFile
 
-from vlm.core.check import Source, check
-from vlm.core.check_report import Report, collect
-from vlm.core.encode import Encoder, ImageTokens
-from vlm.core.measure import Rules
-from vlm.core.records import iter_jsonl, read_record
-from vlm.core.tiling import ImageRule
-from vlm.core.tokenizer import load_tokenizer
+from vlm.core.check.check import Source, check
+from vlm.core.check.report import Report, collect
+from vlm.core.sample.encode import Encoder, ImageTokens
+from vlm.core.sample.measure import Rules
+from vlm.core.sample.records import iter_jsonl, read_record
+from vlm.core.sample.tiling import ImageRule
+from vlm.core.sample.tokenizer import load_tokenizer
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "golden" / "data" / "tokenizers" / "internlm2"
 RECORDS, PICTURES, PEER = 20_000, 2_000, 400

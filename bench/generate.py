@@ -9,19 +9,19 @@ import numpy as np
 import torch
 from harness import paired, report
 
-from vlm.core.encode import Encoded
-from vlm.core.positions import positions
-from vlm.eval.shards import batches
+from vlm.core.sample.encode import Encoded
+from vlm.core.sample.positions import positions
+from vlm.eval.run.shards import batches
 from vlm.models import load_preset
-from vlm.models.generate import left_padded
-from vlm.models.weights import initialised
+from vlm.models.checkpoint.load import initialized
+from vlm.models.generation.batch import left_padded
 
 SAMPLES, NEW, STOP, STRIDE = 48, 16, 7, 2
 
 
 def make_model():
     """The tiny preset with gains raised, so that answers depend on the prompt."""
-    model = initialised(load_preset("tiny-internvl2"), seed=0).eval()
+    model = initialized(load_preset("tiny-internvl2"), seed=0).eval()
     for name, parameter in model.named_parameters():
         if name.startswith("language_model") and parameter.dim() == 2:
             parameter.data.mul_(6)

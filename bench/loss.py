@@ -1,6 +1,6 @@
 """Masked, chunked cross-entropy against the logits of all positions: V = 92,553, 70 % of labels masked, D = 512.
 
-Forward and backward. The peer follows the published modelling code, with its shifted copy of the logits.
+Forward and backward. The peer follows the published modeling code, with its shifted copy of the logits.
 A ratio on a CPU shows the algorithm, not the speed on a GPU. Companion: peak bytes that torch's allocator held beyond
 the inputs; the gradients of the head (190 MB in float32) are among them on both sides. At 8,192 tokens only memory is
 measured. bfloat16 is what the three systems train in; in float32 no exact method gets past the ratio of the products,
@@ -37,7 +37,7 @@ def main() -> None:
 
         def peer(hidden=hidden, weight=weight, target=target):
             logits = F.linear(hidden, weight).float()
-            shifted = logits[:, :-1].contiguous().view(-1, V)  # the copy that the published modelling code makes
+            shifted = logits[:, :-1].contiguous().view(-1, V)  # the copy that the published modeling code makes
             loss = F.cross_entropy(shifted, target[0, :-1], ignore_index=-100)
             return loss, *torch.autograd.grad(loss, (hidden, weight))
 

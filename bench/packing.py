@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 from harness import paired, report
 
-from vlm.core.packing import pack, pack_greedy
+from vlm.core.sample.packing import pack, pack_greedy
 
 N, CAP, WINDOW, ROWS = 20_000, 16_384, 1_000, 1_024
 

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from harness import paired, report
 
-from vlm.core.positions import Layout, positions
+from vlm.core.sample.positions import Layout, positions
 
 TOKENS, STRIDE = 256, 1
 

@@ -1,6 +1,6 @@
 """Prefill of one long prompt: only the last position's logits, against all logits and eager attention.
 
-The peer follows the published modelling code (V2PE, InternLM2): n x n scores with a float32 softmax, then logits of all
+The peer follows the published modeling code (V2PE, InternLM2): n x n scores with a float32 softmax, then logits of all
 positions in float32. V = 92,553. A ratio on a CPU shows the algorithm, not the speed on a GPU.
 Companion: peak bytes that torch's allocator held beyond weights and inputs, in all and for each token; `chunked` is
 ours in chunks of 512 tokens, `peer_without_logits` shows what its attention takes.
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from vlm.models import load_preset
-from vlm.models.weights import initialised
+from vlm.models.checkpoint.load import initialized
 
 CHUNK = 512
 
@@ -48,7 +48,7 @@ def eager_attention(model: Any) -> Iterator[None]:
 @torch.inference_mode()
 def main() -> None:
     shape = {"vocab": 92_553, "width": 256, "depth": 2, "heads": 8, "kv_heads": 4, "mlp_width": 512}
-    model = initialised(load_preset("tiny-internvl2").with_language(**shape), seed=0).eval()
+    model = initialized(load_preset("tiny-internvl2").with_language(**shape), seed=0).eval()
     rows = []
     for n in (512, 1024, 2048, 4096):
         ids = torch.randint(10, 300, (1, n), generator=torch.Generator().manual_seed(n))

@@ -7,9 +7,9 @@ The document holds text and images at V2PE positions. Both sides end with the lo
 import torch
 from harness import paired, report
 
-from vlm.core.positions import positions
+from vlm.core.sample.positions import positions
 from vlm.models import load_preset
-from vlm.models.weights import initialised
+from vlm.models.checkpoint.load import initialized
 
 QUESTIONS, LENGTH, STRIDE = 4, 32, 2
 
@@ -17,7 +17,7 @@ QUESTIONS, LENGTH, STRIDE = 4, 32, 2
 @torch.inference_mode()
 def main() -> None:
     shape = {"width": 256, "depth": 4, "heads": 8, "kv_heads": 4, "mlp_width": 512, "max_positions": 65_536}
-    model = initialised(load_preset("tiny-internvl2").with_language(**shape), seed=0).eval()
+    model = initialized(load_preset("tiny-internvl2").with_language(**shape), seed=0).eval()
     tile, context = model.tokens_per_tile, model.spec.image_tokens.context_id
     settings = {"max_new_tokens": 1, "return_dict_in_generate": True, "output_logits": True}
     computed = [0]

@@ -16,10 +16,10 @@ import torch.multiprocessing as mp
 from harness import paired, report
 
 from vlm.models.attention import varlen
-from vlm.models.sequence.layout import PADDING, Block, Shard, schedule, zigzag, zigzag_blocks
-from vlm.models.sequence.parallel import SequenceGroup
+from vlm.models.sequence.group import SequenceGroup
 from vlm.models.sequence.ring import ring_attention
-from vlm.train.launch import free_port
+from vlm.models.sequence.sharding import PADDING, Block, Shard, schedule, zigzag, zigzag_blocks
+from vlm.train.launch.launch import free_port
 
 HEADS, KV_HEADS, SIZE = 4, 2, 64
 RUNS = 7

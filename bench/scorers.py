@@ -14,7 +14,7 @@ from importlib.metadata import version
 from harness import paired, report
 from rapidfuzz.distance import Levenshtein
 
-from vlm.eval.scorers.rouge import rouge_l
+from vlm.eval.measures.rouge import rouge_l
 
 PAIRS = 10_000
 VOCABULARY = ["".join(random.Random(i).choices(string.ascii_lowercase, k=1 + i % 9)) for i in range(300)]

@@ -9,7 +9,7 @@ import random
 
 from harness import paired, report
 
-from vlm.eval.shards import assign, makespan
+from vlm.eval.run.shards import assign, makespan
 
 SAMPLES = 500
 

@@ -1,8 +1,8 @@
-"""Decoded picture -> normalised tiles: dynamic tiling as InternVL does it, then its transform tile by tile.
+"""Decoded picture -> normalized tiles: dynamic tiling as InternVL does it, then its transform tile by tile.
 
 The peer is written from the published description: resize to the grid, crop, thumbnail, and for each tile torchvision's
 Resize, ToTensor and Normalize. `exact`: the same bytes (two threads). `fast`: opt-in, torch's antialiased bicubic on
-uint8, channels last; what leaves the worker is uint8 (a quarter of the bytes), and its normalising is in the clock.
+uint8, channels last; what leaves the worker is uint8 (a quarter of the bytes), and its normalizing is in the clock.
 Companion: largest and mean difference of the uint8 tiles from the published ones, in units of 1/255.
 A ratio of processors, on synthetic pictures with edges, gradients and noise.
 """
@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from vlm.core.tiling import IMAGENET, ImageRule
+from vlm.core.sample.tiling import IMAGENET, ImageRule
 
 SIZE, MAX_TILES = 448, 12
 SIZES = {"1080p": (1920, 1080), "A4 scan, 300 dpi": (2480, 3508), "640x480": (640, 480)}
@@ -65,7 +65,7 @@ TRANSFORM = transforms.Compose(
 
 
 def on_device(tiles: np.ndarray) -> torch.Tensor:
-    """uint8 tiles to float32, channels last, as a device would normalise them."""
+    """uint8 tiles to float32, channels last, as a device would normalize them."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in IMAGENET)
     return torch.from_numpy(tiles).permute(0, 3, 1, 2).float().mul_(1 / (255 * std)).sub_(mean / std)
 
@@ -80,7 +80,7 @@ def main() -> None:
             return torch.stack([TRANSFORM(tile) for tile in published_tiles(image)])
 
         def ours(image=image, rule=exact):
-            return torch.from_numpy(rule.normalise(rule.apply(image)))
+            return torch.from_numpy(rule.normalize(rule.apply(image)))
 
         def ours_fast(image=image, rule=fast):
             return on_device(rule.apply(image))

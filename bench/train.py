@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlm.core.packing import pack
+from vlm.core.sample.packing import pack
 from vlm.models.specs import load_preset
 from vlm.models.vlm import make_model
 

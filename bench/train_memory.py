@@ -20,18 +20,18 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from harness import peak_bytes, report
 
-from vlm.models.sequence.parallel import SequenceGroup
+from vlm.models.sequence.group import SequenceGroup
 from vlm.models.sequence.spread import spread
 from vlm.models.specs import load_preset
 from vlm.models.vlm import VisionLanguageModel, make_model
-from vlm.train.launch import free_port
+from vlm.train.launch.launch import free_port
 
 LENGTHS = [4096, 8192, 16384, 32768, 65536]
 CURVE = Path(__file__).parents[1] / "docs/img/train-memory.svg"
 
 
 def peak(model: VisionLanguageModel, length: int) -> int:
-    """Bytes of a step on a row of that many tokens, all of them labelled but an image's."""
+    """Bytes of a step on a row of that many tokens, all of them labeled but an image's."""
     generator = torch.Generator().manual_seed(length)
     ids = torch.randint(10, 300, (1, length), generator=generator)
     context = slice(7, 7 + model.tokens_per_tile)

@@ -15,7 +15,7 @@ BELOW = {
     "eval": {"core", "models"},
     "cli": {"core", "models", "train", "eval"},
 }
-DISTRIBUTED = {"parallel.py", "attention.py"}
+DISTRIBUTED = {"processes.py", "group.py"}
 SOURCES = sorted(ROOT.glob("packages/*/src/vlm/*/**/*.py"))
 
 

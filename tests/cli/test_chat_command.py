@@ -26,10 +26,10 @@ TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "inte
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """A tiny model that never ends an answer by itself."""
-    from vlm.models.parts import build
+    from vlm.models.checkpoint.load import save_model
+    from vlm.models.checkpoint.parts import build
     from vlm.models.processor import Processor
     from vlm.models.specs import load_preset
-    from vlm.models.weights import save_model
 
     model = build(load_preset("tiny-internvl2"), tokenizer=TOKENIZER, seed=1)
     with torch.no_grad():

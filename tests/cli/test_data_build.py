@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlm.core.build.haystack import HaystackOptions, build_haystack
-from vlm.core.build.jsonl import NUMBER_WORDS, vqa_record, write_jsonl
+from vlm.core.fetch.manifest import files_below, install
 from vlm.core.home import dataset
-from vlm.core.manifest import files_below, install
+from vlm.core.synth.haystack import HaystackOptions, build_haystack
+from vlm.core.synth.jsonl import NUMBER_WORDS, vqa_record, write_jsonl
 
 location = Path(__file__).parent.parent / "core" / "long_world.py"
 spec = importlib.util.spec_from_file_location("long_world", location)

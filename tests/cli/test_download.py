@@ -16,13 +16,13 @@ def vlm(tmp_path: Path):
     content = b"some weights\n" * 100
     (tmp_path / "w.bin").write_bytes(content)
     source = {"kind": "url", "url": (tmp_path / "w.bin").as_uri(), "sha256": hashlib.sha256(content).hexdigest()}
-    known = {"kind": "weights", "title": "t", "licence": "CC0"}
+    known = {"kind": "weights", "title": "t", "license": "CC0"}
     entries = [
         known | {"name": "tiny", "folder": "pretrained/tiny", "source": source, "size": len(content), "groups": ["g"]},
         known | {"name": "hubby", "folder": "pretrained/h", "source": {"kind": "hub", "repo": "o/r", "revision": None}},
         known | {"name": "hand", "folder": "pretrained/m", "source": {"kind": "manual", "instructions": "ask Ada"}},
         {
-            "name": "mixed", "kind": "data", "title": "t", "licence": "MIT", "terms": "be kind", "groups": ["m"],
+            "name": "mixed", "kind": "data", "title": "t", "license": "MIT", "terms": "be kind", "groups": ["m"],
             "folder": "dataset/mixed",
             "source": [source | {"path": "w.zip"}, {"kind": "manual", "instructions": "ask Bob", "paths": ["x/*"]}],
             "organise": [{"jpeg": {"folder": "x"}}],

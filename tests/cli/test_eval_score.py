@@ -21,9 +21,9 @@ from vlm.core.errors import CheckpointError, ConfigError, DataError, UnknownName
 from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items
 from vlm.eval.mini import make_mini
-from vlm.models.parts import build
+from vlm.models.checkpoint.load import save_model
+from vlm.models.checkpoint.parts import build
 from vlm.models.specs import load_preset
-from vlm.models.weights import save_model
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "internlm2"
 
@@ -209,7 +209,7 @@ def test_all_goes_on_after_a_failure_tells_it_and_exits_with_its_code(
 def test_all_exits_with_0_when_all_are_done_and_loads_one_model(
     three: Callable, tiny: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vlm.models import weights
+    from vlm.models.checkpoint import load as weights
 
     three("pope", "scienceqa")
     loaded: list[Any] = []
@@ -269,7 +269,7 @@ def test_the_seed_changes_which_images_are_exchanged_and_the_limit_how_many_are_
 
 
 def test_quantize_offload_and_attention_reach_the_model_and_a_wrong_one_is_refused(tiny: Path, home: Path) -> None:
-    from vlm.eval.backends import Checkpoint
+    from vlm.eval.backends.native import Checkpoint
 
     checkpoint = Checkpoint(tiny, device="cpu", offload="disk", attention="sdpa")
     assert checkpoint.settings == {"dtype": "float32", "offload": "disk", "attention": "sdpa"}

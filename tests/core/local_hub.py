@@ -16,7 +16,7 @@ HUB_FILES = {"config.json": b'{"a": 1}\n', "weights/model.bin": CONTENT}
 
 
 class Handler(BaseHTTPRequestHandler):
-    """The first part of the path chooses the behaviour; `server.asked` notes (path, Range)."""
+    """The first part of the path chooses the behavior; `server.asked` notes (path, Range)."""
 
     protocol_version = "HTTP/1.1"
 
@@ -29,25 +29,25 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         asked = self.headers.get("Range")
         self.server.asked.append((self.path, asked))
-        behaviour = self.path.split("/")[1]
-        start = int(asked.split("=")[1].split("-")[0]) if asked and behaviour != "norange" else 0
+        behavior = self.path.split("/")[1]
+        start = int(asked.split("=")[1].split("-")[0]) if asked and behavior != "norange" else 0
         etag = self.server.etags.get(self.path)
         if self.headers.get("If-Range") not in (None, etag):
             start = 0
         seen = [p for p, _ in self.server.asked].count(self.path)
-        if behaviour in ("api", "org"):
+        if behavior in ("api", "org"):
             self.hub(start)
-        elif behaviour in ("429", "503") and seen < 3:
-            self.reply(int(behaviour), {"Retry-After": "0", "Content-Length": "0"}, b"")
-        elif behaviour in ("404", "403"):
-            self.reply(int(behaviour), {"Content-Length": "0"}, b"")
-        elif behaviour == "corrupt":
+        elif behavior in ("429", "503") and seen < 3:
+            self.reply(int(behavior), {"Retry-After": "0", "Content-Length": "0"}, b"")
+        elif behavior in ("404", "403"):
+            self.reply(int(behavior), {"Content-Length": "0"}, b"")
+        elif behavior == "corrupt":
             self.send_from(bytes(len(CONTENT)), start)
-        elif behaviour in ("truncated", "norange") and seen < 3:
-            self.send_from(CONTENT, start, stop=start + 300_000 if behaviour == "truncated" else 200_000 * seen)
-        elif behaviour == "slow":
+        elif behavior in ("truncated", "norange") and seen < 3:
+            self.send_from(CONTENT, start, stop=start + 300_000 if behavior == "truncated" else 200_000 * seen)
+        elif behavior == "slow":
             self.send_from(CONTENT, start, pause=0.05)
-        elif behaviour == "file":
+        elif behavior == "file":
             tag = {"ETag": etag} if etag else {}
             self.send_from(self.server.files[self.path], start, pause=self.server.pause, headers=tag)
         else:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlm.core.build.jsonl import vqa_record, write_jsonl
-from vlm.core.build.long_mr import LongMrOptions, build_long_mr
-from vlm.core.build.ruler import Ruler
-from vlm.core.build.sentences import SENTENCES
-from vlm.core.build.tokenizer import train_tokenizer
-from vlm.core.encode import Encoder, ImageTokens
-from vlm.core.tiling import ImageRule
-from vlm.core.tokenizer import load_tokenizer
+from vlm.core.sample.encode import Encoder, ImageTokens
+from vlm.core.sample.tiling import ImageRule
+from vlm.core.sample.tokenizer import load_tokenizer
+from vlm.core.synth.jsonl import vqa_record, write_jsonl
+from vlm.core.synth.long.long_mr import LongMrOptions, build_long_mr
+from vlm.core.synth.long.ruler import Ruler
+from vlm.core.synth.sentences import SENTENCES
+from vlm.core.synth.train_tokenizer import train_tokenizer
 
 RULE = ImageRule(kind="tiles", size=56, max_tiles=4)
 K = 4

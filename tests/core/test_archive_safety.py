@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from vlm.core import archive
-from vlm.core.archive import Joined, extract
 from vlm.core.errors import FetchError
+from vlm.core.fetch import archive
+from vlm.core.fetch.archive import Joined, extract
 
 
 def tar_of(path: Path, members: list[tuple[tarfile.TarInfo, bytes]], mode: str = "w:gz") -> Path:

@@ -12,22 +12,22 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlm.core.build.haystack import SHORTLY, HaystackOptions, build_haystack, counter
-from vlm.core.build.jsonl import NUMBER_WORDS, vqa_record, write_jsonl
-from vlm.core.build.preview import preview
-from vlm.core.build.sentences import SENTENCES
-from vlm.core.build.tokenizer import SPECIAL, train_tokenizer
 from vlm.core.errors import ConfigError, DataError
+from vlm.core.fetch.manifest import files_below, install
 from vlm.core.home import dataset
-from vlm.core.manifest import files_below, install
-from vlm.core.records import iter_jsonl, read_record
+from vlm.core.sample.records import iter_jsonl, read_record
+from vlm.core.synth.haystack import SHORTLY, HaystackOptions, build_haystack, counter
+from vlm.core.synth.jsonl import NUMBER_WORDS, vqa_record, write_jsonl
+from vlm.core.synth.preview import preview
+from vlm.core.synth.sentences import SENTENCES
+from vlm.core.synth.train_tokenizer import SPECIAL, train_tokenizer
 
 K = 16
 
 
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """digits, easy-vqa and photographs as they are organised, with few and tiny pictures."""
+    """digits, easy-vqa and photographs as they are organized, with few and tiny pictures."""
     monkeypatch.setenv("VLM_HOME", str(tmp_path))
     for name in ("digits", "easy-vqa", "photographs"):
         folder = dataset() / name
@@ -160,7 +160,7 @@ def test_the_grammar_has_about_forty_words():
 
 def test_the_tokenizer_is_deterministic_lossless_and_loads_in_transformers(tmp_path):
     folder = small_tokenizer(tmp_path)
-    code = "import sys; from pathlib import Path; from vlm.core.build.tokenizer import train_tokenizer as t;"
+    code = "import sys; from pathlib import Path; from vlm.core.synth.train_tokenizer import train_tokenizer as t;"
     code += "t(Path(sys.argv[1]), [Path(sys.argv[2])], vocab_size=400)"
     again = tmp_path / "again"
     subprocess.run([sys.executable, "-c", code, again, tmp_path / "t.jsonl"], check=True, env=os.environ.copy())

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vlm.core.build.budget import Budget
-from vlm.core.build.long_mr import LongMrOptions, build_long_mr
-from vlm.core.build.preview import preview
+from vlm.core.synth.long.budget import Budget
+from vlm.core.synth.long.long_mr import LongMrOptions, build_long_mr
+from vlm.core.synth.preview import preview
 
 pytestmark = pytest.mark.browser
 pytest.importorskip("selenium", reason="needs the selenium package")

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm.core.build.budget import Budget
-from vlm.core.build.document import Unit, place
-from vlm.core.build.long_mr import LONG_TASKS, LongMrOptions
-from vlm.core.build.mr_document import conversation, prompt
-from vlm.core.build.needles import TASKS
-from vlm.core.build.preview import preview
-from vlm.core.build.sources import find_sources, paragraphs_of, pixels_hash
-from vlm.core.media import image_size, load_image
-from vlm.core.records import iter_jsonl, read_record
+from vlm.core.sample.media import image_size, load_image
+from vlm.core.sample.records import iter_jsonl, read_record
+from vlm.core.synth.long.budget import Budget
+from vlm.core.synth.long.document import Unit, place
+from vlm.core.synth.long.long_mr import LONG_TASKS, LongMrOptions
+from vlm.core.synth.long.mr_document import conversation, prompt
+from vlm.core.synth.long.needles import TASKS
+from vlm.core.synth.long.sources import find_sources, paragraphs_of, pixels_hash
+from vlm.core.synth.preview import preview
 
 spec = importlib.util.spec_from_file_location("long_world", Path(__file__).with_name("long_world.py"))
 world_module = importlib.util.module_from_spec(spec)

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlm.core.build import shards as shards_module
-from vlm.core.build.budget import Budget
-from vlm.core.build.long_mr import LongMrOptions, build_long_mr
 from vlm.core.errors import ConfigError, DataError, FetchError, LockedError, UnknownName, VlmError
 from vlm.core.home import locked
+from vlm.core.synth.long import shards as shards_module
+from vlm.core.synth.long.budget import Budget
+from vlm.core.synth.long.long_mr import LongMrOptions, build_long_mr
 
 spec = importlib.util.spec_from_file_location("long_world", Path(__file__).with_name("long_world.py"))
 world_module = importlib.util.module_from_spec(spec)
@@ -75,7 +75,7 @@ def test_a_build_that_stops_anywhere_goes_on_to_the_same_tree(world, tmp_path, m
 
 
 def test_a_build_that_stops_while_files_move_into_place_goes_on_to_the_same_tree(world, tmp_path, monkeypatch):
-    import vlm.core.manifest as manifest
+    import vlm.core.fetch.manifest as manifest
 
     build(world, tmp_path / "whole", SMALL)
     saved = manifest.write_json
@@ -99,8 +99,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 def main():
     from long_world import ruler
-    from vlm.core.build.budget import Budget
-    from vlm.core.build.long_mr import LONG_TASKS, LongMrOptions, build_long_mr
+    from vlm.core.synth.long.budget import Budget
+    from vlm.core.synth.long.long_mr import LONG_TASKS, LongMrOptions, build_long_mr
     world = Path(sys.argv[1])
     options = LongMrOptions((Budget(900, 900),), ("retrieval-image", "counting-text"), train=40, val=10,
                             val_share=0.4, image_share=0.3)

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlm.core.build.budget import Budget
-from vlm.core.build.jsonl import vqa_record, write_jsonl
-from vlm.core.build.long_vqa import LongVqaOptions, build_long_vqa
-from vlm.core.build.preview import preview
-from vlm.core.build.sources import pixels_hash
 from vlm.core.errors import ConfigError, DataError
-from vlm.core.media import load_image
-from vlm.core.records import iter_jsonl, read_record
+from vlm.core.sample.media import load_image
+from vlm.core.sample.records import iter_jsonl, read_record
+from vlm.core.synth.jsonl import vqa_record, write_jsonl
+from vlm.core.synth.long.budget import Budget
+from vlm.core.synth.long.long_vqa import LongVqaOptions, build_long_vqa
+from vlm.core.synth.long.sources import pixels_hash
+from vlm.core.synth.preview import preview
 
 spec = importlib.util.spec_from_file_location("long_world", Path(__file__).with_name("long_world.py"))
 world_module = importlib.util.module_from_spec(spec)

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from vlm.core.catalogue import (
+from vlm.core.config import load_yaml, package_tables
+from vlm.core.errors import ConfigError, UnknownName
+from vlm.core.fetch.catalogue import (
     Entry,
     HubSource,
     ManualSource,
@@ -16,11 +18,9 @@ from vlm.core.catalogue import (
     load_catalogue,
     with_needs,
 )
-from vlm.core.config import load_yaml, package_tables
-from vlm.core.errors import ConfigError, UnknownName
-from vlm.core.organise import ORGANISERS
+from vlm.core.organize.organize import ORGANIZERS
 
-KNOWN = {"name": "x", "kind": "data", "title": "t", "licence": "-", "folder": "dataset/x"}
+KNOWN = {"name": "x", "kind": "data", "title": "t", "license": "-", "folder": "dataset/x"}
 
 
 def test_the_shipped_tables_hold_the_quickstart_and_the_published_weights():
@@ -28,7 +28,7 @@ def test_the_shipped_tables_hold_the_quickstart_and_the_published_weights():
     quickstart = {entry.name for entry in find_group("quickstart", catalogue)}
     weights = {"efficientnet-lite0", "smollm2-135m-instruct"}
     assert quickstart == weights | {"easy-vqa", "scikit-image", "scikit-learn", "vega-datasets"}
-    assert set(ORGANISERS) <= set(catalogue)
+    assert set(ORGANIZERS) <= set(catalogue)
     for entry in catalogue.values():
         assert all(need in catalogue for need in entry.needs)
         assert entry.source[0].kind != "package" or entry.source[0].size == entry.size
@@ -81,7 +81,7 @@ def test_every_entry_says_where_it_comes_from_and_what_it_needs_exists():
     folders = {entry.folder for entry in catalogue.values()}
     for entry in catalogue.values():
         assert entry.title
-        assert entry.licence
+        assert entry.license
         assert set(entry.needs) <= set(catalogue)
         assert entry not in with_needs([catalogue[need] for need in entry.needs], catalogue), f"{entry.name}: a circle"
         for source in entry.source:
@@ -89,7 +89,7 @@ def test_every_entry_says_where_it_comes_from_and_what_it_needs_exists():
                 assert source.revision is None or re.fullmatch("[0-9a-f]{40}", source.revision), entry.name
             if isinstance(source, ManualSource):
                 assert source.paths, entry.name
-        for step in entry.organise:
+        for step in entry.organize:
             if step.link:  # leads into a set that the entry needs
                 needed = with_needs([entry], catalogue)
                 assert any(f"dataset/{step.link.source}/".startswith(f"{n.folder}/") for n in needed), step.link
@@ -144,7 +144,7 @@ def test_a_faulty_entry_is_refused(change: dict, message: str):
 
 def test_a_catalogue_of_ones_own_adds_entries_and_may_not_replace_shipped_ones(tmp_path: Path):
     mine = tmp_path / "mine.yaml"
-    entry = "{name: %s, kind: data, title: t, licence: x, folder: dataset/x, source: {kind: url, url: 'http://h/f'}}"
+    entry = "{name: %s, kind: data, title: t, license: x, folder: dataset/x, source: {kind: url, url: 'http://h/f'}}"
     mine.write_text(f"entries: [{entry % 'mine'}]")
     assert load_catalogue(mine)["mine"].source[0].target == "f"
     mine.write_text(f"entries: [{entry % 'Easy-VQA'}]")
@@ -153,4 +153,4 @@ def test_a_catalogue_of_ones_own_adds_entries_and_may_not_replace_shipped_ones(t
     mine.write_text("entries: [{name: a, colour: red}]")
     with pytest.raises(ConfigError, match=r"mine.yaml: entries.0.colour: unknown key") as error:
         load_catalogue(mine)
-    assert "entries.0.licence" in str(error.value)
+    assert "entries.0.license" in str(error.value)

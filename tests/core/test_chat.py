@@ -1,8 +1,8 @@
 import pytest
 
-from vlm.core.chat import TEMPLATES, prompt_text, render, user_message
 from vlm.core.errors import DataError, UnknownName
-from vlm.core.records import image, text
+from vlm.core.sample.chat import TEMPLATES, prompt_text, render, user_message
+from vlm.core.sample.records import image, text
 
 
 def turns(*values):

@@ -10,15 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from vlm.core.check import COLUMNS, ERRORS, WARNINGS, Source, check, check_line
-from vlm.core.check_report import collect
-from vlm.core.encode import Encoder, ImageTokens
+from vlm.core.check.check import COLUMNS, ERRORS, WARNINGS, Source, check, check_line
+from vlm.core.check.report import collect
 from vlm.core.errors import DataError
-from vlm.core.measure import Meter, Rules, positions_used
-from vlm.core.positions import positions
-from vlm.core.records import read_record
-from vlm.core.tiling import ImageRule
-from vlm.core.tokenizer import load_tokenizer
+from vlm.core.sample.encode import Encoder, ImageTokens
+from vlm.core.sample.measure import Meter, Rules, positions_used
+from vlm.core.sample.positions import positions
+from vlm.core.sample.records import read_record
+from vlm.core.sample.tiling import ImageRule
+from vlm.core.sample.tokenizer import load_tokenizer
 
 FOLDERS = Path(__file__).parents[1] / "golden" / "data" / "tokenizers"
 TILES, PAD = ImageRule(kind="tiles", size=8, max_tiles=6), ImageRule(kind="pad", size=8)

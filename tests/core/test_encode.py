@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlm.core.chat import user_message
-from vlm.core.encode import IGNORE, LLAVA_IMAGE, Encoder, ImageTokens, picture_part
 from vlm.core.errors import ConfigError, DataError
-from vlm.core.positions import draw_strides, positions
-from vlm.core.records import Sample, text, video
-from vlm.core.tiling import ImageRule
-from vlm.core.tokenizer import load_tokenizer
+from vlm.core.sample.chat import user_message
+from vlm.core.sample.encode import IGNORE, LLAVA_IMAGE, Encoder, ImageTokens, picture_part
+from vlm.core.sample.positions import draw_strides, positions
+from vlm.core.sample.records import Sample, text, video
+from vlm.core.sample.tiling import ImageRule
+from vlm.core.sample.tokenizer import load_tokenizer
 
 FOLDERS = Path(__file__).parents[1] / "golden" / "data" / "tokenizers"
 TOKENIZERS = {folder.name: load_tokenizer(folder) for folder in FOLDERS.iterdir()}
@@ -88,7 +88,7 @@ def test_stride_of_a_whole_tile_is_the_plain_numbering():
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-legacy"])
-def test_llava_tokenises_the_text_behind_an_image_as_a_string_of_its_own(name):
+def test_llava_tokenizes_the_text_behind_an_image_as_a_string_of_its_own(name):
     got = encoder(name).encode(sample("<image>\nQ", pictures=[(8, 8)]))
     first, n, _ = got.image_spans[0]
     assert got.input_ids[first + n :].tolist() == TOKENIZERS[name].encode("\nQ ")

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from vlm.core.catalogue import Entry, HubSource, UrlSource
 from vlm.core.errors import ConfigError, FetchError, LockedError
-from vlm.core.fetch import fetch, pinned
+from vlm.core.fetch.catalogue import Entry, HubSource, UrlSource
+from vlm.core.fetch.fetch import fetch, pinned
+from vlm.core.fetch.manifest import MANIFEST, read_manifest, state
+from vlm.core.fetch.transfer import Patience, disk_errors, fetch_url
 from vlm.core.home import locked
-from vlm.core.manifest import MANIFEST, read_manifest, state
-from vlm.core.transfer import Patience, disk_errors, fetch_url
 
 spec = importlib.util.spec_from_file_location("local_hub", Path(__file__).with_name("local_hub.py"))
 hub = importlib.util.module_from_spec(spec)
@@ -40,7 +40,7 @@ def vlm_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def entry_of(url: str, **known: object) -> Entry:
     source = {"kind": "url", "url": url, "sha256": SHA, "size": len(CONTENT), **known}
-    return Entry(name="thing", kind="data", title="t", licence="none", folder="dataset/thing", source=source)
+    return Entry(name="thing", kind="data", title="t", license="none", folder="dataset/thing", source=source)
 
 
 def test_a_url_is_fetched_with_a_manifest_and_the_second_run_asks_nothing(server, vlm_home):
@@ -54,13 +54,13 @@ def test_a_url_is_fetched_with_a_manifest_and_the_second_run_asks_nothing(server
     assert len(server.asked) == asked
 
 
-@pytest.mark.parametrize("behaviour", ["429", "503", "truncated", "norange"])
-def test_busy_and_cut_answers_are_tried_again_until_the_file_is_whole(server, vlm_home, behaviour):
-    entry = entry_of(f"{server.url}/{behaviour}/file.bin")
+@pytest.mark.parametrize("behavior", ["429", "503", "truncated", "norange"])
+def test_busy_and_cut_answers_are_tried_again_until_the_file_is_whole(server, vlm_home, behavior):
+    entry = entry_of(f"{server.url}/{behavior}/file.bin")
     assert fetch(entry, patience=QUICK) == "fetched"
     assert (entry.path / "file.bin").read_bytes() == CONTENT
     assert len(server.asked) >= 3
-    if behaviour == "truncated":
+    if behavior == "truncated":
         assert [r for _, r in server.asked] == [None, "bytes=300000-", "bytes=600000-"]
 
 
@@ -109,7 +109,7 @@ def test_a_server_that_stays_busy_or_is_not_there_is_given_up(server, vlm_home):
 
 def test_killed_at_several_moments_the_same_command_gives_the_same_tree(server, vlm_home):
     entry = entry_of(f"{server.url}/slow/file.bin")
-    code = "import sys; from vlm.core.catalogue import Entry; from vlm.core.fetch import fetch;"
+    code = "import sys; from vlm.core.fetch.catalogue import Entry; from vlm.core.fetch.fetch import fetch;"
     code += "fetch(Entry.model_validate_json(sys.argv[1]))"
     part = entry.path / ".partial" / "0" / "file.bin.part"
     sizes = []
@@ -180,7 +180,7 @@ def test_a_wrong_number_of_records_is_an_error(vlm_home, tmp_path):
     (tmp_path / "r.jsonl").write_text("{}\n{}\n")
     source = {"kind": "url", "url": (tmp_path / "r.jsonl").as_uri()}
     entry = Entry(
-        name="r", kind="data", title="t", licence="-", folder="dataset/r", source=source, records={"r.jsonl": 3}
+        name="r", kind="data", title="t", license="-", folder="dataset/r", source=source, records={"r.jsonl": 3}
     )
     with pytest.raises(FetchError, match=r"r.jsonl has 2 records"):
         fetch(entry)
@@ -205,7 +205,7 @@ def test_a_full_disk_and_an_unwritable_folder_say_what_to_do(tmp_path, vlm_home)
 
 
 def test_manual_built_and_unpinned_entries_say_what_to_do_instead():
-    known = {"name": "x", "kind": "data", "title": "t", "licence": "-", "folder": "dataset/x"}
+    known = {"name": "x", "kind": "data", "title": "t", "license": "-", "folder": "dataset/x"}
     with pytest.raises(FetchError, match="sign the form"):
         fetch(Entry(**known, source={"kind": "manual", "instructions": "sign the form"}))
     with pytest.raises(ConfigError, match="vlm data organize x"):
@@ -224,7 +224,7 @@ def test_manual_built_and_unpinned_entries_say_what_to_do_instead():
 
 def fetch_from_hub(server, *options: str) -> subprocess.CompletedProcess:
     """In a process of its own, because the hub client reads its address when it is imported."""
-    known = {"name": "m", "kind": "weights", "title": "t", "licence": "-", "folder": "pretrained/m"}
+    known = {"name": "m", "kind": "weights", "title": "t", "license": "-", "folder": "pretrained/m"}
     source = {"kind": "hub", "repo": "org/model", "revision": None}
     catalogue = Path(os.environ["VLM_HOME"]).parent / "mine.yaml"
     catalogue.write_text(json.dumps({"entries": [known | {"source": source}]}))

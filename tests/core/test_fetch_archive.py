@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from vlm.core.archive import extract, place
-from vlm.core.catalogue import Entry, PackageSource
 from vlm.core.errors import FetchError
-from vlm.core.fetch import fetch, pip_command
-from vlm.core.manifest import MANIFEST, read_manifest
+from vlm.core.fetch.archive import extract, place
+from vlm.core.fetch.catalogue import Entry, PackageSource
+from vlm.core.fetch.fetch import fetch, pip_command
+from vlm.core.fetch.manifest import MANIFEST, read_manifest
 
 
 def write_zip(path: Path, names: list[str], mode: int = 0) -> Path:
@@ -135,7 +135,7 @@ def wheel_entry(wheel: Path) -> Entry:
         "size": wheel.stat().st_size,
         "members": {"tiny_data/data/*": "data/"},
     }
-    return Entry(name="tiny", kind="data", title="t", licence="-", folder="dataset/tiny", source=source)
+    return Entry(name="tiny", kind="data", title="t", license="-", folder="dataset/tiny", source=source)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm.core.errors import DataError
-from vlm.core.index import HEADER, LineIndex, Mixture, Shuffle
+from vlm.core.sample.index import HEADER, LineIndex, Mixture, Shuffle
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_chunks_do_not_matter(tmp_path, folder, monkeypatch):
     path = tmp_path / "a.jsonl"
     content = b"".join(b"x" * (i % 7) + b"\n" for i in range(500)) + b"last"
     path.write_bytes(content)
-    monkeypatch.setattr("vlm.core.index.CHUNK", 5)
+    monkeypatch.setattr("vlm.core.sample.index.CHUNK", 5)
     index = LineIndex(path, folder)
     assert [index[i] for i in range(len(index))] == content.splitlines(keepends=True)
     with pytest.raises(IndexError):
@@ -110,7 +110,7 @@ def test_processes_that_start_together_share_one_index(tmp_path, folder):
 GROWTH = """
 import random, sys
 from pathlib import Path
-from vlm.core.index import LineIndex, Mixture, Shuffle
+from vlm.core.sample.index import LineIndex, Mixture, Shuffle
 def private():
     return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0])
 before = private()

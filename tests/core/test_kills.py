@@ -81,7 +81,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             {"link": {"from": "other", "to": "linked"}},
             {"records": {"from": "all.json", "to": "all.jsonl", "jpg": True}},
         ]
-        known = {"name": "set", "kind": "data", "title": "t", "licence": "-", "folder": "dataset/set"}
+        known = {"name": "set", "kind": "data", "title": "t", "license": "-", "folder": "dataset/set"}
         entry = known | {"source": [*urls, of_hub], "organise": steps, "records": {"all.jsonl": 2 * PICTURES + 1}}
         (folder / "mine.yaml").write_text(json.dumps({"entries": [entry]}))
         yield World(folder, server)
@@ -113,7 +113,7 @@ class World:
                 shutil.copytree(home, folder / "downloaded")
 
     def new_home(self, words: tuple[str, ...]) -> Path:
-        """An empty home, or for organising one with the download."""
+        """An empty home, or for organizing one with the download."""
         self.homes += 1
         home = self.folder / f"home{self.homes}"
         if words == ORGANIZE:
@@ -187,5 +187,5 @@ def test_a_download_killed_at_random_moments_ends_in_the_same_tree(world, kills,
 
 
 @pytest.mark.parametrize(("kills", "seed"), [(2, 2), pytest.param(15, 3, marks=SLOW)])
-def test_an_organise_killed_at_random_moments_ends_in_the_same_tree(world, kills, seed):
+def test_an_organize_killed_at_random_moments_ends_in_the_same_tree(world, kills, seed):
     assert world.killed(ORGANIZE, kills, random.Random(seed)) >= kills // 3

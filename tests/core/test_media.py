@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm.core import media
 from vlm.core.errors import ConfigError, MediaError
-from vlm.core.media import frame_indices, image_size, load_image, load_video
+from vlm.core.sample import media
+from vlm.core.sample.media import frame_indices, image_size, load_image, load_video
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def test_damage_that_kills_a_reader_does_not_kill_the_process(tmp_path, clip):
     code = """if True:
         import sys
         from vlm.core.errors import MediaError
-        from vlm.core.media import load_video
+        from vlm.core.sample.media import load_video
         for path in sys.argv[1:]:
             try:
                 print(len(load_video(path, 3)))

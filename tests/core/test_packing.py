@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm.core.errors import DataError
-from vlm.core.packing import pack, pack_greedy
+from vlm.core.sample.packing import pack, pack_greedy
 
 SAMPLES = st.lists(st.tuples(st.integers(1, 50), st.integers(0, 6)), max_size=60)
 

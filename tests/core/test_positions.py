@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm.core.errors import DataError
-from vlm.core.positions import STRIDES, draw_strides, positions
+from vlm.core.sample.positions import STRIDES, draw_strides, positions
 
 LAYOUTS = st.lists(
     st.one_of(

@@ -6,7 +6,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from vlm.core.errors import ConfigError, DataError
-from vlm.core.tiling import CLIP, IMAGENET, ImageRule, centre_crop, cut_tiles, padded_square, plan_tiles
+from vlm.core.sample.tiling import CLIP, IMAGENET, ImageRule, centre_crop, cut_tiles, padded_square, plan_tiles
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -109,7 +109,7 @@ def test_crop_keeps_the_middle():
 
 def test_white_maps_to_the_numbers_of_the_fact_sheet():
     rule = ImageRule(kind="square", size=4, mean=IMAGENET[0], std=IMAGENET[1])
-    white = rule.normalise(rule.apply(Image.new("RGB", (9, 7), "white")))
+    white = rule.normalize(rule.apply(Image.new("RGB", (9, 7), "white")))
     assert white.dtype == np.float32 and white.shape == (1, 3, 4, 4)
     np.testing.assert_allclose(white[0, :, 0, 0], (2.249, 2.429, 2.640), atol=5e-4)
 
@@ -125,12 +125,12 @@ def test_padding_strip_by_strip_equals_one_square_resized(width, height, size, u
     assert padded_square(image, size, CLIP[0]) == whole.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def test_normalising_is_the_published_formula_bit_for_bit():
+def test_normalizing_is_the_published_formula_bit_for_bit():
     rule = ImageRule(kind="square", size=256)
     tiles = np.arange(256, dtype=np.uint8)[None, :, None, None].repeat(256, 2).repeat(3, 3)
     mean, std = (np.array(values, np.float32) for values in IMAGENET)
     expected = (tiles.astype(np.float32) / np.float32(255) - mean) / std
-    got = rule.normalise(tiles)
+    got = rule.normalize(tiles)
     assert got.flags.c_contiguous and np.array_equal(got, expected.transpose(0, 3, 1, 2))
 
 
@@ -159,7 +159,7 @@ def test_fast_is_refused_where_it_is_not_built(kind):
 
 
 def test_fast_without_torch_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("vlm.core.tiling.find_spec", lambda name: None)
+    monkeypatch.setattr("vlm.core.sample.tiling.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install farlens-models"):
         ImageRule(kind="tiles", size=56, resize="fast").apply(noise(9, 9))
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from vlm.core.errors import CheckpointError
-from vlm.core.tokenizer import FastTokenizer, as_tokenizer, load_tokenizer
+from vlm.core.sample.tokenizer import FastTokenizer, as_tokenizer, load_tokenizer
 
 FOLDERS = Path(__file__).parents[1] / "golden" / "data" / "tokenizers"
 CORPUS = ["The kettle is red. assistant\nuser\n There are 3 birds, all small."] * 5
@@ -64,7 +64,7 @@ def test_plain_text_never_becomes_a_special_token(parts):
 def test_tokens_begin_at_characters_in_reading_order(parts, start):
     value = "".join(parts)
     for tokenizer in {**SLOW, **FAST}.values():
-        begins = [at for _, at in tokenizer.tokenise(value, start)]
+        begins = [at for _, at in tokenizer.tokenize(value, start)]
         assert begins == sorted(begins)
         assert all(0 <= at < len(value) for at in begins)
 

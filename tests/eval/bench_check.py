@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 from vlm.eval.benchmark import Benchmark, load_benchmark
 from vlm.eval.loaders import Item, load_items
 from vlm.eval.mini import make_mini
-from vlm.eval.score import Metric, aggregate, score_item
+from vlm.eval.run.score import Metric, aggregate, score_item
 
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."

@@ -29,12 +29,6 @@ def child(arguments: list[str], log: str) -> None:
 
 
 if __name__ == "__main__":
-    import vlm.cli.commands.eval
-    import vlm.eval.forced
-    import vlm.eval.runner
-    import vlm.models.generate
-    import vlm.models.weights  # noqa: F401  what a child needs is there when it starts
-
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         request = json.loads(line)

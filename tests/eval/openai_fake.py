@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from vlm.eval.endpoint import Endpoint
-from vlm.eval.openai_server import OpenAIBackend
+from vlm.eval.backends.endpoint import Endpoint
+from vlm.eval.backends.openai import OpenAIBackend
 
 
 def chat(content: Any = "yes", reason: str | None = "stop", **message: Any) -> bytes:

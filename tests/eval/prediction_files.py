@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vlm.eval.judge import question_of
+from vlm.eval.backends.judge import question_of
 from vlm.eval.loaders import Item
 
 Items = list[Item]

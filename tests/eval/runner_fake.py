@@ -11,12 +11,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlm.core.records import image, text
-from vlm.eval import results, runner
-from vlm.eval.backends import TooLong
+from vlm.core.sample.records import image, text
+from vlm.eval.backends.native import TooLong
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders import Item
-from vlm.eval.score import Metric, Score
+from vlm.eval.run import results, runner
+from vlm.eval.run.score import Metric, Score
 
 N = 40
 LABELS = ("yes", "no")

@@ -16,8 +16,8 @@ from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items
 from vlm.eval.loaders.pictures import picture_file
 from vlm.eval.mini import make_mini
-from vlm.eval.score import score_item
-from vlm.eval.submission import write_submission
+from vlm.eval.run.score import score_item
+from vlm.eval.run.submission import write_submission
 
 spec = importlib.util.spec_from_file_location("bench_check", Path(__file__).with_name("bench_check.py"))
 check = importlib.util.module_from_spec(spec)

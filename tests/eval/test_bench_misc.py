@@ -11,7 +11,7 @@ from vlm.core.errors import DataError
 from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items
 from vlm.eval.mini import make_mini
-from vlm.eval.score import score_item
+from vlm.eval.run.score import score_item
 
 spec = importlib.util.spec_from_file_location("bench_check", Path(__file__).with_name("bench_check.py"))
 check = importlib.util.module_from_spec(spec)
@@ -209,12 +209,12 @@ def test_teacher_forcing_predicts_each_token_of_the_answer_from_all_before_it(tm
     """The batched pass equals the plain model on the whole sequence, position by position."""
     import torch
 
-    from vlm.eval.backends import Checkpoint
-    from vlm.eval.forced import TeacherForcedBackend, answer_positions
-    from vlm.eval.runner import Options, run
-    from vlm.models.parts import build
+    from vlm.eval.backends.native import Checkpoint
+    from vlm.eval.backends.teacher_forcing import TeacherForcedBackend, answer_positions
+    from vlm.eval.run.runner import Options, run
+    from vlm.models.checkpoint.load import save_model
+    from vlm.models.checkpoint.parts import build
     from vlm.models.specs import load_preset
-    from vlm.models.weights import save_model
 
     tokenizer = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "internlm2"
     save_model(build(load_preset("tiny-internvl2"), tokenizer=tokenizer, seed=0), tmp_path / "w", tokenizer=tokenizer)

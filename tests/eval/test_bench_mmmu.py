@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlm.core.errors import DataError
-from vlm.core.media import image_size
+from vlm.core.sample.media import image_size
 from vlm.eval.loaders import load_items
-from vlm.eval.submission import write_submission
+from vlm.eval.run.submission import write_submission
 
 spec = importlib.util.spec_from_file_location("bench_check", Path(__file__).with_name("bench_check.py"))
 check = importlib.util.module_from_spec(spec)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from vlm.core.encode import frames_as_images
 from vlm.core.errors import DataError
-from vlm.core.media import load_video
+from vlm.core.sample.encode import frames_as_images
+from vlm.core.sample.media import load_video
 from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import Item, load_items
 from vlm.eval.mini import make_mini

@@ -12,9 +12,9 @@ from vlm.core.errors import DataError, UnknownName
 from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items
 from vlm.eval.mini import make_mini
-from vlm.eval.runner import Options, run
-from vlm.eval.score import score_item
-from vlm.eval.submission import write_submission
+from vlm.eval.run.runner import Options, run
+from vlm.eval.run.score import score_item
+from vlm.eval.run.submission import write_submission
 
 
 def helper(name: str) -> Any:

@@ -8,7 +8,7 @@ import yaml
 from vlm.core.errors import ConfigError, UnknownName
 from vlm.eval.benchmark import load_benchmark, tables
 from vlm.eval.loaders import LOADERS
-from vlm.eval.score import INPUTS
+from vlm.eval.run.score import INPUTS
 from vlm.eval.scorers import SCORERS
 from vlm.eval.scorers.aggregate import AGGREGATES
 

@@ -10,7 +10,7 @@ import pytest
 
 from vlm.cli.commands.diff import diff
 from vlm.core.errors import DataError
-from vlm.eval.diff import KINDS, compare, find_pair, mcnemar
+from vlm.eval.saved.diff import KINDS, compare, find_pair, mcnemar
 
 MODEL = {"weights": "w1", "scorers": "s1", "decode": {"stride": None, "image_rule": {"max_tiles": 6}}}
 

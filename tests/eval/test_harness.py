@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from vlm.core.errors import ConfigError, DataError
-from vlm.core.records import image, text
+from vlm.core.sample.records import image, text
 from vlm.eval.harness.native import NativeModel, greedy, in_front
 
 ROOT = Path(__file__).parents[2]
@@ -26,9 +26,9 @@ BUDGET = 10
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    from vlm.models.parts import build
+    from vlm.models.checkpoint.load import save_model
+    from vlm.models.checkpoint.parts import build
     from vlm.models.specs import load_preset
-    from vlm.models.weights import save_model
 
     folder = tmp_path_factory.mktemp("weights") / "tiny"
     save_model(build(load_preset("tiny-internvl2"), tokenizer=TOKENIZER, seed=0), folder, tokenizer=TOKENIZER)
@@ -38,11 +38,11 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ours(checkpoint, tmp_path_factory):
     """Items of a miniature POPE, and what our runner answers to each."""
-    from vlm.eval.backends import Checkpoint, NativeBackend
+    from vlm.eval.backends.native import Checkpoint, NativeBackend
     from vlm.eval.benchmark import load_benchmark
     from vlm.eval.loaders import load_items
     from vlm.eval.mini import make_mini
-    from vlm.eval.runner import Options, run
+    from vlm.eval.run.runner import Options, run
 
     folder = tmp_path_factory.mktemp("pope")
     data, table = make_mini("POPE", folder / "data", n=4), load_benchmark("pope")

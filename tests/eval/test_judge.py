@@ -11,12 +11,12 @@ import pytest
 
 from vlm.cli.commands.eval_model import make_judge as _judge
 from vlm.core.errors import ConfigError
+from vlm.eval.backends.judge import PATIENCE, Judge, Verdict, judge_all, judge_reply, judge_summary
 from vlm.eval.benchmark import Benchmark, JudgeRule, load_benchmark
-from vlm.eval.judge import PATIENCE, Judge, Verdict, judge_all, judge_reply, judge_summary
 from vlm.eval.loaders import Item, load_items
 from vlm.eval.mini import make_mini
-from vlm.eval.runner import Options, run
-from vlm.eval.score import score_item
+from vlm.eval.run.runner import Options, run
+from vlm.eval.run.score import score_item
 
 MMVET, MATH = load_benchmark("MM-Vet"), load_benchmark("MathVista")
 

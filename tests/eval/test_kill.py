@@ -78,9 +78,9 @@ class Nursery:
 @pytest.fixture(scope="module")
 def nursery(tmp_path_factory):
     from vlm.eval.mini import make_mini
-    from vlm.models.parts import build
+    from vlm.models.checkpoint.load import save_model
+    from vlm.models.checkpoint.parts import build
     from vlm.models.specs import load_preset
-    from vlm.models.weights import save_model
 
     home = tmp_path_factory.mktemp("home")
     model = build(load_preset("tiny-internvl2"), tokenizer=TOKENIZER, seed=0)

@@ -13,7 +13,7 @@ from vlm.eval.benchmark import load_benchmark, tables
 from vlm.eval.loaders import load_items
 from vlm.eval.mini import make_mini
 from vlm.eval.mini.longvqa import MAKERS
-from vlm.eval.score import aggregate, score_item
+from vlm.eval.run.score import aggregate, score_item
 from vlm.eval.scorers.longvqa import TASKS
 
 NAMES = [f"Long-VQA-{k}k" for k in (32, 40, 48, 56, 64)]

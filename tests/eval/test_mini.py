@@ -10,7 +10,7 @@ from vlm.core.errors import DataError
 from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items
 from vlm.eval.mini import make_mini
-from vlm.eval.score import score_item
+from vlm.eval.run.score import score_item
 
 NAMES = ["easyVQA", "POPE", "ChartQA", "MileBench", "MM-NIAH", "digit-haystack-1x", "digit-haystack-2x", "mini-v2pe"]
 

@@ -1,4 +1,4 @@
-"""Faults at known items come out typed, counted and shown, never as an answer; their neighbours keep theirs."""
+"""Faults at known items come out typed, counted and shown, never as an answer; their neighbors keep theirs."""
 
 import importlib.util
 import json
@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from vlm.core.errors import DataError
-from vlm.core.records import text
-from vlm.eval.ask import ask
-from vlm.eval.backends import Refused
+from vlm.core.sample.records import text
+from vlm.eval.backends.native import Refused
 from vlm.eval.loaders import Item
 from vlm.eval.loaders.common import Items
-from vlm.eval.plan import Task
-from vlm.eval.runner import Options, run
+from vlm.eval.run.batches import ask
+from vlm.eval.run.plan import Task
+from vlm.eval.run.runner import Options, run
 
 spec = importlib.util.spec_from_file_location("runner_fake", Path(__file__).with_name("runner_fake.py"))
 fake = importlib.util.module_from_spec(spec)
@@ -73,7 +73,7 @@ EXCEPTIONS = {
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 40])
-def test_every_injected_fault_is_typed_at_its_id_and_its_neighbours_keep_their_answers(tmp_path, batch_size):
+def test_every_injected_fault_is_typed_at_its_id_and_its_neighbors_keep_their_answers(tmp_path, batch_size):
     backend = Faulty({id_: error for id_, (error, _, _) in EXCEPTIONS.items()})
     summary = evaluate(tmp_path, backend=backend, batch_size=batch_size)
     evaluate(tmp_path, "clean")
@@ -161,7 +161,7 @@ def test_a_row_without_an_image_is_kept_never_asked_and_counted(tmp_path, monkey
         if not shown:
             item = Item(item.id, [{"role": "user", "content": [text("no picture")]}], item.gold, item.group)
         items.add(item, where=f"data/questions.jsonl:{item.id}", images=map(Path, shown))
-    monkeypatch.setattr("vlm.eval.runner.load_items", lambda *_, **__: items.items)
+    monkeypatch.setattr("vlm.eval.run.runner.load_items", lambda *_, **__: items.items)
     backend = fake.FakeBackend()
     summary = evaluate(tmp_path, backend=backend)
     row = rows(tmp_path / "out")["id6"]

@@ -13,15 +13,15 @@ import pytest
 from PIL import Image
 
 from vlm.core.errors import ConfigError, MediaError, UnknownName
-from vlm.core.media import load_image
-from vlm.core.records import image, text, video
-from vlm.eval.backends import Refused, TooLong
+from vlm.core.sample.media import load_image
+from vlm.core.sample.records import image, text, video
+from vlm.eval.backends.endpoint import Endpoint, Nonsense, Unanswered
+from vlm.eval.backends.native import Refused, TooLong
+from vlm.eval.backends.openai import OpenAIBackend, ServerDown, image_bytes
 from vlm.eval.benchmark import load_benchmark
-from vlm.eval.endpoint import Endpoint, Nonsense, Unanswered
 from vlm.eval.loaders import load_items
 from vlm.eval.mini import make_mini
-from vlm.eval.openai_server import OpenAIBackend, ServerDown, image_bytes
-from vlm.eval.runner import Options, run
+from vlm.eval.run.runner import Options, run
 
 spec = importlib.util.spec_from_file_location("openai_fake", Path(__file__).with_name("openai_fake.py"))
 fake = importlib.util.module_from_spec(spec)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vlm.core.errors import DataError
-from vlm.eval.outcomes import Outcome, OutcomeLog, content_key, file_hash, read_outcomes, scorer_hash
+from vlm.eval.run.outcomes import Outcome, OutcomeLog, content_key, file_hash, read_outcomes, scorer_hash
 
 A = Outcome("a", "id1", "ok", "yes")
 B = Outcome("b", "id2", "truncated", "größer\nthan")

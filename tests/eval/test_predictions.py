@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from vlm.core.errors import DataError
+from vlm.eval.backends.judge import question_of
 from vlm.eval.benchmark import Benchmark, load_benchmark
-from vlm.eval.imported import PROBLEMS, score_predictions
-from vlm.eval.judge import question_of
 from vlm.eval.loaders import Item, load_items
 from vlm.eval.mini import make_mini
-from vlm.eval.predictions import group_of
+from vlm.eval.saved.predictions import group_of
+from vlm.eval.saved.score import PROBLEMS, score_predictions
 
 spec = importlib.util.spec_from_file_location("prediction_files", Path(__file__).with_name("prediction_files.py"))
 files = importlib.util.module_from_spec(spec)
@@ -65,7 +65,7 @@ CASES: list[tuple[str, Callable[[Path, Items], list[Path]], str, str]] = [
 
 
 @pytest.mark.parametrize(("name", "write", "known_as", "how"), CASES, ids=[f"{c[0]}-{c[1].__name__}" for c in CASES])
-def test_published_files_are_recognised_and_each_reply_reaches_its_item(
+def test_published_files_are_recognized_and_each_reply_reaches_its_item(
     name: str, write: Callable, known_as: str, how: str, data: Any, tmp_path: Path
 ) -> None:
     benchmark, items, folder = data(name)

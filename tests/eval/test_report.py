@@ -9,15 +9,15 @@ import pytest
 
 from vlm.core.errors import DataError
 from vlm.eval.report.build import build
-from vlm.eval.report.charts import Chart, Series, charts
-from vlm.eval.report.collect import find_evaluations, incomparable
-from vlm.eval.report.long_context import by_position, haystacks
-from vlm.eval.report.plots import colour, line_chart, short, ticks
-from vlm.eval.report.runs import find_graphs, find_stages
-from vlm.eval.report.samples import pick
-from vlm.eval.report.tables import blind, differences, other_published
-from vlm.eval.report.training import training
-from vlm.eval.report.workflow import drawing, layers
+from vlm.eval.report.gather.collect import find_evaluations, incomparable
+from vlm.eval.report.gather.runs import find_graphs, find_stages
+from vlm.eval.report.gather.samples import pick
+from vlm.eval.report.render.charts import Chart, Series, charts
+from vlm.eval.report.render.svg import colour, line_chart, short, ticks
+from vlm.eval.report.tables.evaluations import blind, differences, other_published
+from vlm.eval.report.tables.long_context import by_position, haystacks
+from vlm.eval.report.tables.training import training
+from vlm.eval.report.tables.workflow import drawing, layers
 
 spec = importlib.util.spec_from_file_location("report_fixture", Path(__file__).with_name("report_fixture.py"))
 fixture = importlib.util.module_from_spec(spec)

@@ -9,9 +9,9 @@ import pytest
 from vlm.core.config import parse
 from vlm.core.errors import ConfigError
 from vlm.eval.benchmark import load_benchmark, tables
-from vlm.eval.report.collect import find_evaluations
-from vlm.eval.report.published import Footnotes, Table, averages, load_published, tables_beside
-from vlm.eval.report.reasons import reasons
+from vlm.eval.report.gather.collect import find_evaluations
+from vlm.eval.report.gather.published import Footnotes, Table, averages, load_published, tables_beside
+from vlm.eval.report.tables.reasons import reasons
 
 spec = importlib.util.spec_from_file_location("report_fixture", Path(__file__).with_name("report_fixture.py"))
 fixture = importlib.util.module_from_spec(spec)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vlm.core.errors import ConfigError, DataError
 from vlm.eval.report.build import build
-from vlm.eval.report.figures import files, pages
+from vlm.eval.report.render.figures import files, pages
 from vlm.eval.report.write import NAMES, plan, write_report
 
 spec = importlib.util.spec_from_file_location("report_fixture", Path(__file__).with_name("report_fixture.py"))

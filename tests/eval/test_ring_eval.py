@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vlm.models.parts import build
+from vlm.models.checkpoint.load import save_model
+from vlm.models.checkpoint.parts import build
 from vlm.models.specs import load_preset
-from vlm.models.weights import save_model
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "internlm2"
 

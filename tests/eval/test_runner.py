@@ -14,8 +14,8 @@ import pytest
 
 from vlm.core.errors import ConfigError, DataError, LockedError
 from vlm.core.home import locked
-from vlm.eval.control import shuffle_media
-from vlm.eval.runner import Options, run
+from vlm.eval.run.blind import shuffle_media
+from vlm.eval.run.runner import Options, run
 
 SCRIPT = Path(__file__).with_name("runner_fake.py")
 spec = importlib.util.spec_from_file_location("runner_fake", SCRIPT)
@@ -80,14 +80,14 @@ def test_other_weights_or_settings_are_asked_again(tmp_path, change):
 def test_changed_media_are_asked_again(tmp_path):
     evaluate(tmp_path)
     fake.Image.new("RGB", (9, 9)).save(tmp_path / "data" / "3.png")
-    from vlm.eval.outcomes import file_hash
+    from vlm.eval.run.outcomes import file_hash
 
     file_hash.cache_clear()
     _, backend = evaluate(tmp_path)
     assert sorted(asked_ids(backend)) == ["id6", "id7"]
 
 
-def test_each_failure_is_typed_at_its_own_item_and_costs_no_neighbour_its_answer(tmp_path):
+def test_each_failure_is_typed_at_its_own_item_and_costs_no_neighbor_its_answer(tmp_path):
     faults = {
         "oom_alone": frozenset({"id3"}),
         "broken": frozenset({"id11"}),

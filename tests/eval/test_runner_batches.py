@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm.core.records import image, text
-from vlm.eval.ask import in_batches
+from vlm.core.sample.records import image, text
 from vlm.eval.loaders import Item
-from vlm.eval.plan import Task, documents
-from vlm.eval.runner import _share
-from vlm.eval.shards import batches
+from vlm.eval.run.batches import in_batches
+from vlm.eval.run.plan import Task, documents
+from vlm.eval.run.runner import _share
+from vlm.eval.run.shards import batches
 
 spec = importlib.util.spec_from_file_location("runner_fake", Path(__file__).with_name("runner_fake.py"))
 fake = importlib.util.module_from_spec(spec)
@@ -108,11 +108,11 @@ def test_shards_keep_documents_whole_and_do_not_depend_on_who_asks():
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory):
     """A tiny model and encoded questions: several on one picture, of very unequal lengths, and without a picture."""
-    from vlm.eval.backends import Checkpoint, NativeBackend
+    from vlm.eval.backends.native import Checkpoint, NativeBackend
     from vlm.eval.mini.draw import save, shapes
-    from vlm.models.parts import build
+    from vlm.models.checkpoint.load import save_model
+    from vlm.models.checkpoint.parts import build
     from vlm.models.specs import load_preset
-    from vlm.models.weights import save_model
 
     home = tmp_path_factory.mktemp("composition")
     model = build(load_preset("tiny-internvl2"), tokenizer=TOKENIZER, seed=0)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from vlm.core.errors import DataError
-from vlm.eval.backends import Checkpoint, NativeBackend
+from vlm.eval.backends.native import Checkpoint, NativeBackend
 from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items
 from vlm.eval.mini import make_mini
-from vlm.eval.runner import Options, run
+from vlm.eval.run.runner import Options, run
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "internlm2"
 
@@ -24,9 +24,9 @@ def pope(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    from vlm.models.parts import build
+    from vlm.models.checkpoint.load import save_model
+    from vlm.models.checkpoint.parts import build
     from vlm.models.specs import load_preset
-    from vlm.models.weights import save_model
 
     folder = tmp_path_factory.mktemp("weights") / "tiny"
     save_model(build(load_preset("tiny-internvl2"), tokenizer=TOKENIZER, seed=0), folder, tokenizer=TOKENIZER)

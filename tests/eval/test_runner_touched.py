@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm.eval import outcomes, results
-from vlm.eval.backends import Checkpoint, NativeBackend
+from vlm.eval.backends.native import Checkpoint, NativeBackend
 from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items
 from vlm.eval.mini import make_mini
-from vlm.eval.runner import Options, run
+from vlm.eval.run import outcomes, results
+from vlm.eval.run.runner import Options, run
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "internlm2"
 
@@ -21,9 +21,9 @@ TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "inte
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     """Checkpoint, data and results of an evaluation of a tiny model; tests change copies."""
-    from vlm.models.parts import build
+    from vlm.models.checkpoint.load import save_model
+    from vlm.models.checkpoint.parts import build
     from vlm.models.specs import load_preset
-    from vlm.models.weights import save_model
 
     home = tmp_path_factory.mktemp("home")
     save_model(build(load_preset("tiny-internvl2"), tokenizer=TOKENIZER, seed=0), home / "weights", tokenizer=TOKENIZER)

@@ -9,7 +9,7 @@ from vlm.core.errors import UnknownName
 from vlm.eval.benchmark import Benchmark, load_benchmark
 from vlm.eval.loaders import Item, load_items
 from vlm.eval.mini import make_mini
-from vlm.eval.score import aggregate, score_item
+from vlm.eval.run.score import aggregate, score_item
 from vlm.eval.scorers import SCORERS
 
 EASY, POPE, CHART, MILE, NIAH = map(load_benchmark, ("easyVQA", "POPE", "ChartQA", "MileBench", "MM-NIAH"))

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlm.eval.measures.rouge import lcs_words, rouge_l
+from vlm.eval.measures.text import contractions
 from vlm.eval.scorers import SCORERS
 from vlm.eval.scorers.milebench import first_label, label
 from vlm.eval.scorers.mmniah import cells
-from vlm.eval.scorers.rouge import lcs_words, rouge_l
-from vlm.eval.scorers.text import contractions
 from vlm.eval.scorers.vqa import anls
 
 OPTIONS = ["At the end", "At the beginning", "In the middle", "Throughout"]

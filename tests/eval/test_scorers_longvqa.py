@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm.core.errors import DataError
-from vlm.eval.scorers import SCORERS, english
-from vlm.eval.scorers.bleu import bleu4, bleu_counts
-from vlm.eval.scorers.due import normalise
-from vlm.eval.scorers.english import english_words, noun_lemma, nouns
+from vlm.eval.measures import english
+from vlm.eval.measures.bleu import bleu4, bleu_counts
+from vlm.eval.measures.english import english_words, noun_lemma, nouns
+from vlm.eval.measures.ptb import lines, words
+from vlm.eval.measures.rouge import lcs_words
+from vlm.eval.scorers import SCORERS
+from vlm.eval.scorers.due import normalize
 from vlm.eval.scorers.longvqa import METRICS, TASKS, longvqa_rectify
-from vlm.eval.scorers.ptb import lines, words
-from vlm.eval.scorers.rouge import lcs_words
 
 ROWS = [name for name in SCORERS if name.startswith(("due_", "owl_")) and name != "owl_iou"] + ["longvqa_textvqa"]
 
@@ -143,8 +144,8 @@ def test_wtq_values(reply: str, reference: str, score: int) -> None:
 
 
 def test_wtq_normal_form() -> None:
-    assert normalise('  "A – B"  (c) [12]') == "a - b"
-    assert normalise("(only)") == "(only)" and normalise("x..") == "x."
+    assert normalize('  "A – B"  (c) [12]') == "a - b"
+    assert normalize("(only)") == "(only)" and normalize("x..") == "x."
 
 
 # words and lemmas ----------------------------------------------------------------------------------------------------

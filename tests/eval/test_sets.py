@@ -6,7 +6,7 @@ import pytest
 
 from vlm.eval.benchmark import Benchmark, load_benchmark
 from vlm.eval.loaders import Item
-from vlm.eval.score import aggregate, score_item
+from vlm.eval.run.score import aggregate, score_item
 from vlm.eval.scorers.mme import TASKS
 
 OPTIONS = {"A": "cat", "B": "dog"}

@@ -1,10 +1,10 @@
-"""Sharding: every item exactly once, balanced, a pure function of the costs; batches: no waste, neighbours kept."""
+"""Sharding: every item exactly once, balanced, a pure function of the costs; batches: no waste, neighbors kept."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm.eval.shards import assign, batches, makespan
+from vlm.eval.run.shards import assign, batches, makespan
 
 COSTS = st.lists(st.integers(1, 80_000), min_size=1, max_size=80)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vlm.eval.stats import cluster_sums, interval, mean_interval, ratio, replicates, wilson
+from vlm.eval.measures.stats import cluster_sums, interval, mean_interval, ratio, replicates, wilson
 
 
 def test_wilson_known_values() -> None:

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vlm.core.errors import DataError
-from vlm.models.adapters import WQKV, fuse_wqkv, rename
-from vlm.models.layouts import read_layout
+from vlm.models.checkpoint.load import load_model
+from vlm.models.checkpoint.patterns import WQKV, fuse_wqkv, rename
+from vlm.models.checkpoint.read_config import read_layout
 from vlm.models.projector import pixel_unshuffle
 from vlm.models.vision.convnext import ConvNext
 from vlm.models.vision.intern_vit import InternVit
 from vlm.models.vlm import VisionLanguageModel
-from vlm.models.weights import load_model
 
 LLAVA_IMAGE = -200
 TOWER = "model.vision_tower.vision_tower."

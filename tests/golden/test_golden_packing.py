@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from vlm.core.encode import IGNORE, Encoded, len2weight
 from vlm.core.errors import DataError
-from vlm.core.packing import pack_greedy
-from vlm.train.data import make_row
+from vlm.core.sample.encode import IGNORE, Encoded, len2weight
+from vlm.core.sample.packing import pack_greedy
+from vlm.train.run.stream import make_row
 
 
 def arrival(case) -> list[int]:

@@ -8,7 +8,7 @@ from math import ceil
 import numpy as np
 import pytest
 
-from vlm.core.positions import draw_strides, positions
+from vlm.core.sample.positions import draw_strides, positions
 
 
 def recorded(case) -> np.ndarray:

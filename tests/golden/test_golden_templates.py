@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm.core.chat import IMAGE, TEMPLATES, prompt_text, user_message
-from vlm.core.encode import IGNORE, LLAVA_IMAGE, Encoder, ImageTokens, picture_part
 from vlm.core.errors import DataError
-from vlm.core.records import Sample, read_record, text
-from vlm.core.tiling import ImageRule
-from vlm.core.tokenizer import load_tokenizer
+from vlm.core.sample.chat import IMAGE, TEMPLATES, prompt_text, user_message
+from vlm.core.sample.encode import IGNORE, LLAVA_IMAGE, Encoder, ImageTokens, picture_part
+from vlm.core.sample.records import Sample, read_record, text
+from vlm.core.sample.tiling import ImageRule
+from vlm.core.sample.tokenizer import load_tokenizer
 
 SIZE = 4
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from vlm.core.tiling import CLIP, HALF, IMAGENET, ImageRule, cut_tiles, grids, plan_tiles
+from vlm.core.sample.tiling import CLIP, HALF, IMAGENET, ImageRule, cut_tiles, grids, plan_tiles
 
 # InternVL writes CLIP's statistics with fewer digits than CLIP's own processor (which ConvLLaVA uses)
 CLIP_ROUNDED = ((0.4814546, 0.4578275, 0.40821073), (0.2686295, 0.2613025, 0.2757711))

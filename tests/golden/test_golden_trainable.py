@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlm.models.adapters import rename
-from vlm.models.layouts import read_layout
+from vlm.models.checkpoint.patterns import rename
+from vlm.models.checkpoint.read_config import read_layout
 from vlm.models.vlm import make_model
-from vlm.train.flags import parts
-from vlm.train.lora import prepare
-from vlm.train.optim import freeze, parameter_groups
-from vlm.train.recipe import Optimizer, load_recipe
-from vlm.train.script import options
+from vlm.train.parameters.lora import prepare
+from vlm.train.parameters.optim import freeze, parameter_groups
+from vlm.train.recipe.recipe import Optimizer, load_recipe
+from vlm.train.verify.arguments import parts
+from vlm.train.verify.shell import options
 
 TOWER = "model.vision_tower.vision_tower."
 

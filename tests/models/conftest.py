@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm.models.parts import build
+from vlm.models.checkpoint.load import save_model
+from vlm.models.checkpoint.parts import build
 from vlm.models.specs import load_preset
 from vlm.models.vlm import VisionLanguageModel
-from vlm.models.weights import save_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
 TOKENIZERS = {
@@ -38,7 +38,7 @@ def preset(request) -> str:
 def tiny() -> Callable[..., VisionLanguageModel]:
     """`tiny(preset, **language)`: a fresh model in eval mode whose answers depend on every input.
 
-    At the usual initialisation a tiny model's logits hardly move with its positions or pixels, and a test could not
+    At the usual initialization a tiny model's logits hardly move with its positions or pixels, and a test could not
     fail: gains are raised and layer scales opened.
     """
 
@@ -88,7 +88,7 @@ def prompt() -> Callable[..., Tensor]:
 
 @pytest.fixture(scope="session")
 def tiles() -> Callable[..., Tensor]:
-    """`tiles(model, n)`: n random normalised tiles."""
+    """`tiles(model, n)`: n random normalized tiles."""
 
     def make(model: VisionLanguageModel, n: int, seed: int = 0) -> Tensor:
         size = model.image_size

@@ -18,8 +18,8 @@ from vlm.models.attention import BACKENDS, Backend, sdpa
 from vlm.models.language import ExactRotary
 from vlm.models.loss import shifted
 from vlm.models.sequence import ring, spread
-from vlm.models.sequence.layout import LAYOUTS, Shard, zigzag
-from vlm.models.sequence.parallel import SequenceGroup
+from vlm.models.sequence.group import SequenceGroup
+from vlm.models.sequence.sharding import LAYOUTS, Shard, zigzag
 from vlm.models.specs import RopeScaling, load_preset
 from vlm.models.vlm import make_model
 

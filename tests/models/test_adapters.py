@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from vlm.models.adapters import (
+from vlm.models.checkpoint.fused_tensors import way_to_make
+from vlm.models.checkpoint.patterns import (
     CONVNEXT_ANY,
     CONVNEXT_TOWER,
     INTERNVL_LLAMA,
@@ -12,11 +13,10 @@ from vlm.models.adapters import (
     split_wqkv,
     without_layers,
 )
-from vlm.models.fused import way_to_make
-from vlm.models.layouts import read_layout
-from vlm.models.source import Source
+from vlm.models.checkpoint.read_config import read_layout
+from vlm.models.checkpoint.reader import Source
+from vlm.models.checkpoint.safetensors_io import WeightReader
 from vlm.models.specs import ConvNextSpec, load_preset
-from vlm.models.stored import WeightReader
 from vlm.models.vision.convnext import ConvNext
 from vlm.models.vlm import make_model
 

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlm.core.errors import CheckpointError
-from vlm.models import adapters
-from vlm.models.assemble import assemble
-from vlm.models.parts import build
+from vlm.models.checkpoint import patterns as adapters
+from vlm.models.checkpoint.assemble import assemble
+from vlm.models.checkpoint.load import load_model
+from vlm.models.checkpoint.parts import build
 from vlm.models.specs import load_preset
-from vlm.models.weights import load_model
 
 LAST = "encoder.stages.4."
 CONV = LAST + "blocks.0.conv_dw.weight"

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import vlm.models.attention as attention
 from vlm.core.errors import ConfigError, DataError, UnknownName
-from vlm.core.positions import positions
+from vlm.core.sample.positions import positions
 from vlm.models.specs import RopeScaling
 
 OTHERS = ["varlen", "flash_attention_2"]

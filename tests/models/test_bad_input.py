@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm.core.chat import user_message
-from vlm.core.encode import picture_part
 from vlm.core.errors import CheckpointError, ConfigError, DataError, MediaError, VlmError
-from vlm.core.records import image
-from vlm.models.generate import encode_unique
+from vlm.core.sample.chat import user_message
+from vlm.core.sample.encode import picture_part
+from vlm.core.sample.records import image
+from vlm.models.generation.batch import encode_unique
 from vlm.models.session import ChatSession
 
 

@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from vlm.cli.commands.weights import app
 from vlm.core.errors import CheckpointError, ConfigError, UnknownName
-from vlm.models import stored
-from vlm.models.convert import convert
-from vlm.models.layouts import read_layout
-from vlm.models.source import Source
+from vlm.models.checkpoint import safetensors_io as stored
+from vlm.models.checkpoint.convert import convert
+from vlm.models.checkpoint.load import initialized, load_model, save_model
+from vlm.models.checkpoint.read_config import read_layout
+from vlm.models.checkpoint.reader import Source
 from vlm.models.specs import ConvNextSpec, ExtraStage, MlpSpec, RopeScaling, TimmSpec, load_preset
-from vlm.models.weights import initialised, load_model, save_model
 
 COPY = "model.vision_tower.vision_tower."
 
@@ -82,7 +82,7 @@ MODELS = [
 def test_our_models_survive_every_layout_that_holds_them(layout, shape, changes, tmp_path):
     """ours -> theirs -> ours is the same model; theirs -> ours -> theirs the same bytes; dtypes stay mixed."""
     spec = spec_of(layout, *shape).model_copy(update=changes)
-    model = initialised(spec, 5)
+    model = initialized(spec, 5)
     model.encoder.bfloat16()
     model.projector.half()
     save_model(model, tmp_path / "ours")
@@ -97,7 +97,7 @@ def test_our_models_survive_every_layout_that_holds_them(layout, shape, changes,
 def test_language_settings_and_a_linear_projector_survive(tmp_path):
     spec = load_preset("tiny-convllava").with_language(tied=True, rope_scaling=RopeScaling(kind="dynamic", factor=2.0))
     spec = spec.model_copy(update={"projector": MlpSpec(depth=1), "strides": 8.0})
-    save_model(initialised(spec, 5), tmp_path / "ours")
+    save_model(initialized(spec, 5), tmp_path / "ours")
     theirs = convert(tmp_path / "ours", "llava", tmp_path / "llava")
     assert "model.mm_projector.weight" in load_file(theirs / "model.safetensors")
     assert_same_files(tmp_path / "ours", convert(theirs, "vlm", tmp_path / "back"))
@@ -105,7 +105,7 @@ def test_language_settings_and_a_linear_projector_survive(tmp_path):
 
 def test_a_published_config_says_the_strides_in_both_ways(tmp_path):
     spec = load_preset("tiny-internvl2").model_copy(update={"strides": 64.0})
-    save_model(initialised(spec, 5), tmp_path / "ours")
+    save_model(initialized(spec, 5), tmp_path / "ours")
     path = convert(tmp_path / "ours", "internvl", tmp_path / "theirs") / "config.json"
     config = json.loads(path.read_text())
     assert (config["rope_pos_id_version"], config["rope_pos_id_stride"]) == ("v2pe_fix", 64)
@@ -224,7 +224,7 @@ def test_a_part_without_a_place_in_the_layout_is_refused(case, tmp_path):
     changes = dict(changes)
     if rule := changes.pop("rule", None):
         changes["image_rule"] = spec.image_rule.model_copy(update=rule)
-    save_model(initialised(spec.model_copy(update=changes), 0), tmp_path / "ours")
+    save_model(initialized(spec.model_copy(update=changes), 0), tmp_path / "ours")
     with pytest.raises(ConfigError, match=message):
         convert(tmp_path / "ours", layout, tmp_path / "theirs")
     assert [f.name for f in tmp_path.iterdir()] == ["ours"]

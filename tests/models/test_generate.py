@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from vlm.core.errors import ConfigError, DataError
-from vlm.core.records import image, text
-from vlm.models.generate import Reply, answer, encode_unique, left_padded, reply
+from vlm.core.sample.records import image, text
+from vlm.models.checkpoint.load import load_model
+from vlm.models.generation.batch import Reply, answer, encode_unique, left_padded, reply
 from vlm.models.processor import load_processor
 from vlm.models.specs import RopeScaling
-from vlm.models.weights import load_model
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def reference(positions, theta: float, head: int) -> tuple[np.ndarray, np.ndarra
 
 @pytest.mark.parametrize("start", [0, 1_000_000])
 def test_phases_are_exact_at_a_million_tokens_with_the_smallest_stride(start):
-    """Stride 1 over 256 tokens; float32 positions would keep one of sixteen neighbours."""
+    """Stride 1 over 256 tokens; float32 positions would keep one of sixteen neighbors."""
     positions = start + np.arange(512) / 256
     cos, sin = ExactRotary(16, 1e6, 32768, None)(X, torch.from_numpy(positions)[None])
     expected = reference(positions, 1e6, 16)
@@ -94,7 +94,7 @@ def test_fractional_positions_are_never_scaled(scaling):
 
 
 def identical(rotary: ExactRotary, first: float, step: float) -> float:
-    """Share of the table's entries that are the same for neighbouring image tokens, in bfloat16."""
+    """Share of the table's entries that are the same for neighboring image tokens, in bfloat16."""
     place = (first + torch.arange(1, 257, dtype=torch.float64) * step)[None]
     tables = torch.cat(rotary(torch.zeros(1, dtype=torch.bfloat16), place), dim=-1)[0]
     return (tables[1:] == tables[:-1]).double().mean().item()
@@ -121,8 +121,8 @@ def test_published_tables_are_float32_phases_rounded_to_the_activations():
     assert torch.equal(cos, cos.bfloat16().float())
 
 
-def test_a_bfloat16_model_still_tells_neighbouring_image_tokens_apart(tiny, prompt):
-    """Rotated in bfloat16, as stock transformers does, keys of neighbours at stride 1 would mostly be the same."""
+def test_a_bfloat16_model_still_tells_neighboring_image_tokens_apart(tiny, prompt):
+    """Rotated in bfloat16, as stock transformers does, keys of neighbors at stride 1 would mostly be the same."""
     model = tiny().to(torch.bfloat16)
     layer, keys = model.language_model.model.layers[0].self_attn, []
     same = torch.ones(1, 8, 64, dtype=torch.bfloat16)  # one vector at eight positions

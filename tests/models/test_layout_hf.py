@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, LlamaConfig
 
 from vlm.core.errors import CheckpointError
-from vlm.models.convert import convert
-from vlm.models.weights import load_model
+from vlm.models.checkpoint.convert import convert
+from vlm.models.checkpoint.load import load_model
 
 CONTEXT = 90
 
@@ -33,7 +33,7 @@ def theirs(**changes):
     model = InternVLForConditionalGeneration(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lambda" not in name:  # at the usual initialisation a tiny model's answers hardly move
+            if "lambda" not in name:  # at the usual initialization a tiny model's answers hardly move
                 parameter.copy_(torch.randn_like(parameter) * (0.15 if parameter.dim() > 1 else 0.3))
     return model
 

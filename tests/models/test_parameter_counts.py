@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vlm.models.adapters import CONVNEXT_TOWER, INTERNVL_INTERNLM2, INTERNVL_LLAMA, LLAVA, inverted, rename
+from vlm.models.checkpoint.patterns import CONVNEXT_TOWER, INTERNVL_INTERNLM2, INTERNVL_LLAMA, LLAVA, inverted, rename
 from vlm.models.specs import load_preset
 from vlm.models.vlm import VisionLanguageModel, make_model
 

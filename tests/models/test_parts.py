@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from vlm.core.errors import CheckpointError
-from vlm.models.parts import build, with_tokenizer
+from vlm.models.checkpoint.parts import build, with_tokenizer
 from vlm.models.specs import TimmSpec, load_preset
 
 TRUNK = TimmSpec(name="test_resnet", level=-1)

@@ -1,4 +1,4 @@
-"""Where weights go: device maps, types, offload, quantisation. GPUs are played by the CPU, the disk and `meta`."""
+"""Where weights go: device maps, types, offload, quantization. GPUs are played by the CPU, the disk and `meta`."""
 
 import builtins
 import gc
@@ -12,11 +12,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlm.core.errors import CheckpointError, ConfigError, HardwareError, UnknownName
-from vlm.models import placement, weights
-from vlm.models.placement import LAYERS, TOGETHER, device_map, device_of, make_placement, offload_map, quantised_linears
+from vlm.models.checkpoint import load as weights
+from vlm.models.checkpoint import placement
+from vlm.models.checkpoint.load import load_model
+from vlm.models.checkpoint.placement import (
+    LAYERS,
+    TOGETHER,
+    device_map,
+    device_of,
+    make_placement,
+    offload_map,
+    quantized_linears,
+)
 from vlm.models.specs import load_preset
 from vlm.models.vlm import make_model
-from vlm.models.weights import load_model
 
 SIZES = {"internvl-chat-v1-2": 60, "internvl2-2b": 24, "convllava-1536": 32}
 NAME = "tiny-internvl2"
@@ -216,13 +225,13 @@ def test_layers_in_memory_wait_for_a_device_that_computes(checkpoint):
     torch.testing.assert_close(kept, original[f"{LAYERS}.0.mlp.up_proj.weight"])
 
 
-# quantisation ---------------------------------------------------------------------------------------------------------
+# quantization ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_quantisation_replaces_the_linears_of_the_language_model_alone(name):
+def test_quantization_replaces_the_linears_of_the_language_model_alone(name):
     model = on_meta(name)
-    chosen = quantised_linears(model)
+    chosen = quantized_linears(model)
     assert len(chosen) == 7 * SIZES[name]
     assert all(n.startswith(f"{LAYERS}.") for n in chosen)
     linears = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
@@ -248,7 +257,7 @@ def test_without_bitsandbytes_the_error_names_the_extra(checkpoint, monkeypatch)
 
 @pytest.mark.parametrize(("quantize", "bound"), [("8bit", 0.05), ("4bit", 0.35)])
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_quantised_layers_stay_close_and_the_rest_is_untouched(quantize, bound, checkpoint, question):
+def test_quantized_layers_stay_close_and_the_rest_is_untouched(quantize, bound, checkpoint, question):
     pytest.importorskip("bitsandbytes")
     whole, small = load_model(checkpoint(NAME)), load_model(checkpoint(NAME), quantize=quantize)
     states = [{k: v for k, v in m.state_dict().items() if not k.startswith(LAYERS)} for m in (whole, small)]

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm.core.errors import ConfigError, DataError
-from vlm.core.positions import positions
-from vlm.models.generate import answer, document_length, encode_unique, left_padded, shared_length, split
+from vlm.core.sample.positions import positions
+from vlm.models.checkpoint.load import load_model
+from vlm.models.generation.batch import answer, document_length, encode_unique, left_padded, shared_length, split
 from vlm.models.processor import load_processor
 from vlm.models.specs import RopeScaling
-from vlm.models.weights import load_model
 
 STRIDES = st.sampled_from([None, 0.5, 1, 2, 16])
 SCALED = {"rope_scaling": RopeScaling(kind="dynamic", factor=2.0), "max_positions": 16}

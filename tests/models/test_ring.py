@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vlm.core.errors import ConfigError, DataError, UnknownName
-from vlm.models.sequence.layout import LAYOUTS, owners, schedule, zigzag
+from vlm.models.sequence.sharding import LAYOUTS, owners, schedule, zigzag
 from vlm.models.sequence.spread import spread
 from vlm.models.sequence.ulysses import key_copies
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import StoppingCriteriaList
 
-from vlm.core.chat import INTERNVL2_SYSTEM, VICUNA_SYSTEM, prompt_text
 from vlm.core.errors import ConfigError, HardwareError
-from vlm.models.generate import answer
+from vlm.core.sample.chat import INTERNVL2_SYSTEM, VICUNA_SYSTEM, prompt_text
+from vlm.models.generation.batch import answer
 from vlm.models.session import ChatSession, PieceStreamer
 
 

@@ -19,7 +19,7 @@ def vision(preset: str, **changes):
 
 
 def test_query_and_key_norms_span_the_full_width():
-    """Normalised head by head, the scale of one head could not reach another."""
+    """Normalized head by head, the scale of one head could not reach another."""
     torch.manual_seed(0)
     spec = vision("tiny-internvl-chat-v1-2")
     attention, head = Attention(spec), spec.width // spec.heads

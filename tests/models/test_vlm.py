@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from vlm.core.errors import DataError
-from vlm.core.positions import positions
-from vlm.core.records import image, read_record, text
+from vlm.core.sample.positions import positions
+from vlm.core.sample.records import image, read_record, text
 from vlm.models.processor import load_processor
 
 

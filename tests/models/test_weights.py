@@ -9,10 +9,10 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
 from vlm.core.errors import CheckpointError
-from vlm.models.folders import find_checkpoint
-from vlm.models.layouts import read_layout
+from vlm.models.checkpoint.load import fingerprint, initialized, load_model, save_model
+from vlm.models.checkpoint.locate import find_checkpoint
+from vlm.models.checkpoint.read_config import read_layout
 from vlm.models.specs import load_preset
-from vlm.models.weights import fingerprint, initialised, load_model, save_model
 
 
 def edit_config(folder, **changes):
@@ -247,7 +247,7 @@ def test_a_layer_selection_that_we_do_not_have_is_refused(golden_data, tmp_path)
 def test_fresh_weights_depend_on_the_seed_alone():
     spec = load_preset("tiny-internvl2")
     before = torch.random.get_rng_state()
-    first, again, other = (initialised(spec, seed).state_dict() for seed in (3, 3, 4))
+    first, again, other = (initialized(spec, seed).state_dict() for seed in (3, 3, 4))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(tensor, again[key]) for key, tensor in first.items())
     assert not torch.equal(first["projector.1.weight"], other["projector.1.weight"])

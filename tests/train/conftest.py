@@ -17,7 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from vlm.train.launch import free_port
+from vlm.train.launch.launch import free_port
 
 HERE = Path(__file__).parent
 TOKENIZERS = HERE.parent / "golden" / "data" / "tokenizers"
@@ -60,9 +60,9 @@ def write_jsonl(path: Path, records: list) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_home(tmp_path_factory):
-    from vlm.models.parts import build
+    from vlm.models.checkpoint.load import save_model
+    from vlm.models.checkpoint.parts import build
     from vlm.models.specs import load_preset
-    from vlm.models.weights import save_model
 
     home = tmp_path_factory.mktemp("home")
     for preset, name in START.items():
@@ -94,7 +94,7 @@ def recipe_file(tiny_home) -> Path:
 @pytest.fixture
 def recipe(recipe_file):
     """`recipe("steps=3", data=[...])`: the tiny recipe with overrides."""
-    from vlm.train.recipe import load_recipe
+    from vlm.train.recipe.recipe import load_recipe
 
     def make(*overrides: str, **replaced):
         more = tuple(f"{k}={json.dumps(v)}" for k, v in replaced.items())
@@ -164,7 +164,7 @@ class Child:
 def fork_server():
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["deepspeed", "vlm.train.loop", "vlm.train.plan", "vlm.cli.main"])
+    context.set_forkserver_preload(["deepspeed", "vlm.train.run.loop", "vlm.train.plan.plan", "vlm.cli.main"])
     return context
 
 
@@ -219,7 +219,7 @@ def vlm(fork_server, home, tmp_path):
 @pytest.fixture
 def ranks(vlm):
     """`ranks(2, "train", ...)`: the command as gloo ranks; returns when all have ended well."""
-    from vlm.train.launch import free_port
+    from vlm.train.launch.launch import free_port
 
     def start(n: int, *args: object, expect: int = 0) -> list[Child]:
         shared = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -255,7 +255,7 @@ def trained(ranks, recipe_file, tmp_path):
 @pytest.fixture
 def alone(recipe, tmp_path):
     """Train it in this process alone; its folder."""
-    from vlm.train.loop import train
+    from vlm.train.run.loop import train
 
     def alone(*sets: str) -> Path:
         train(recipe(*sets), tmp_path / "alone", quiet=True)

@@ -16,12 +16,12 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
-from vlm.models.weights import load_model
-from vlm.train import engine
-from vlm.train.lora import prepare
-from vlm.train.optim import parameter_groups
-from vlm.train.parallel import world
-from vlm.train.recipe import load_recipe
+from vlm.models.checkpoint.load import load_model
+from vlm.train.parameters.lora import prepare
+from vlm.train.parameters.optim import parameter_groups
+from vlm.train.recipe.recipe import load_recipe
+from vlm.train.run import engine
+from vlm.train.run.processes import world
 
 torch.set_num_threads(1)
 me = world()

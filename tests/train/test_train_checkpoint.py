@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from vlm.train import checkpoint
-from vlm.train.loop import train
+from vlm.train.run import checkpoint
+from vlm.train.run.loop import train
 
 STEPS = ("steps=6", "save_every=3", "keep=9")
 

@@ -8,11 +8,11 @@ import torch
 
 from vlm.core.errors import ConfigError
 from vlm.models import load_preset, make_model
-from vlm.train.augment import compress
-from vlm.train.grouping import has_media, modality_order
-from vlm.train.lora import prepare
-from vlm.train.optim import decays, freeze, parameter_groups
-from vlm.train.recipe import Optimizer, load_recipe
+from vlm.train.parameters.lora import prepare
+from vlm.train.parameters.optim import decays, freeze, parameter_groups
+from vlm.train.recipe.recipe import Optimizer, load_recipe
+from vlm.train.run.augment import compress
+from vlm.train.run.grouping import has_media, modality_order
 
 STAGES = {"s3": 129_785_856, "s4": 61_612_032, "s5": 472_934_400}
 PROJECTOR, LLM = 29_368_320, 6_738_415_616
@@ -123,7 +123,7 @@ def test_media_is_read_off_a_line():
 
 
 def test_the_stream_groups_compresses_and_limits_tiles_as_the_recipe_says(recipe, processor):
-    from vlm.train.data import Stream
+    from vlm.train.run.stream import Stream
 
     def rows(step, *changes, **entry):
         data = [{**recipe().data[0].model_dump(), **entry}]

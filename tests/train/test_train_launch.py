@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from vlm.cli.commands import launch as launch_command
 from vlm.core.errors import ConfigError, HardwareError, VlmError
-from vlm.train import launch as module
-from vlm.train.launch import launch
-from vlm.train.loop import train
+from vlm.train.launch import launch as module
+from vlm.train.launch.launch import launch
+from vlm.train.run.loop import train
 
 
 def python(code):
@@ -69,7 +69,7 @@ time.sleep(60)
         [
             sys.executable,
             "-c",
-            f"import sys; from vlm.train.launch import launch; sys.exit(launch({python(body)!r}, 2))",
+            f"import sys; from vlm.train.launch.launch import launch; sys.exit(launch({python(body)!r}, 2))",
         ]
     )
     wait_for(tmp_path, "ready0", "ready1")
@@ -80,7 +80,7 @@ time.sleep(60)
 
 def test_ranks_are_asked_to_stop_when_the_launcher_is_killed(tmp_path):
     body = f"""
-from vlm.train.launch import end_with_launcher
+from vlm.train.launch.launch import end_with_launcher
 def stop(number, _):
     open({str(tmp_path)!r} + f"/stopped{{rank}}", "w").close()
     sys.exit(0)
@@ -90,7 +90,7 @@ open({str(tmp_path)!r} + f"/ready{{rank}}", "w").close()
 time.sleep(60)
 """
     parent = subprocess.Popen(
-        [sys.executable, "-c", f"from vlm.train.launch import launch; launch({python(body)!r}, 2)"]
+        [sys.executable, "-c", f"from vlm.train.launch.launch import launch; launch({python(body)!r}, 2)"]
     )
     wait_for(tmp_path, "ready0", "ready1")
     parent.kill()

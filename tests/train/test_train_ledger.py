@@ -6,17 +6,17 @@ import random
 import numpy as np
 import pytest
 
-from vlm.core.check import ERRORS, Source, check
-from vlm.core.check_report import collect
-from vlm.core.encode import ImageTokens
+from vlm.core.check.check import ERRORS, Source, check
+from vlm.core.check.report import collect
 from vlm.core.errors import DataError
 from vlm.core.home import resolve
-from vlm.core.measure import Rules
+from vlm.core.sample.encode import ImageTokens
+from vlm.core.sample.measure import Rules
 from vlm.models import load_processor
-from vlm.train import checkpoint
-from vlm.train.data import Row, Stream
-from vlm.train.loop import train
-from vlm.train.metrics import Ledger, Log, read_account
+from vlm.train.run import checkpoint
+from vlm.train.run.loop import train
+from vlm.train.run.metrics import Ledger, Log, read_account
+from vlm.train.run.stream import Row, Stream
 
 FAULTS = {"s4": "truncated png", "s7": "not an image", "s10": "missing", "s15": "not JSON", "s18": "no answer"}
 

@@ -9,10 +9,10 @@ import torch
 
 from vlm.core.errors import CheckpointError, ConfigError, DataError
 from vlm.models import load_model, load_preset, make_model
-from vlm.models.weights import tensors
-from vlm.train.loop import check_recipe
-from vlm.train.lora import add_adapters, is_adapter, load_adapters, merge, prepare, save_adapters
-from vlm.train.recipe import Lora, load_recipe
+from vlm.models.checkpoint.load import tensors
+from vlm.train.parameters.lora import add_adapters, is_adapter, load_adapters, merge, prepare, save_adapters
+from vlm.train.recipe.recipe import Lora, load_recipe
+from vlm.train.run.loop import check_recipe
 
 SPEC = Lora(
     rank=4, alpha=8, targets=("language_model.*_proj", "encoder.*.attn.qkv", "encoder.*.attn.proj", "encoder.*.mlp.fc?")

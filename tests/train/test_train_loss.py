@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vlm.train.data import Stream, to_tensors
-from vlm.train.loop import train
+from vlm.train.run.loop import train
+from vlm.train.run.stream import Stream, to_tensors
 
 CPU = torch.device("cpu")
 

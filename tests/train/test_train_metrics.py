@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from vlm.core.errors import HardwareError, UnknownName
-from vlm.train import boards as module
-from vlm.train.boards import START, WINDOW, Boards, is_spike
-from vlm.train.data import Row
-from vlm.train.meter import Meter
+from vlm.train.run import boards as module
+from vlm.train.run.boards import START, WINDOW, Boards, is_spike
+from vlm.train.run.meter import Meter
+from vlm.train.run.stream import Row
 
 
 def test_a_spike_is_far_above_the_start_and_the_present():
@@ -53,7 +53,7 @@ def row(lengths, tiles, labels):
 
 
 def test_mfu_counts_documents_labels_and_tiles(recipe, model, monkeypatch):
-    monkeypatch.setattr("vlm.train.meter.peak_here", lambda precision: 1e9)
+    monkeypatch.setattr("vlm.train.run.meter.peak_here", lambda precision: 1e9)
     meter = Meter(model.spec, recipe(), 2)
 
     def mfu(*rows, seconds=1.0):

@@ -7,8 +7,8 @@ import torch
 
 from vlm.core.errors import ConfigError
 from vlm.models import load_preset, make_model
-from vlm.train.optim import decays, freeze, lr_factor, make_optimizer, parameter_groups
-from vlm.train.recipe import Optimizer
+from vlm.train.parameters.optim import decays, freeze, lr_factor, make_optimizer, parameter_groups
+from vlm.train.recipe.recipe import Optimizer
 
 PRESETS = ["tiny-internvl2", "tiny-internvl-chat-v1-2", "tiny-convllava"]
 

@@ -8,13 +8,13 @@ from typer.testing import CliRunner
 
 from vlm.cli.commands import plan as plan_command
 from vlm.cli.commands import train as train_command
-from vlm.core.catalogue import find_entry, load_catalogue
 from vlm.core.errors import ConfigError, HardwareError, UnknownName, VlmError
-from vlm.core.organise import can_organise
-from vlm.train.plan import estimate_on, make_plan
-from vlm.train.plan_fit import refuse_misfit
-from vlm.train.preflight import refuse
-from vlm.train.recipe import load_recipe, recipe_names
+from vlm.core.fetch.catalogue import find_entry, load_catalogue
+from vlm.core.organize.organize import can_organize
+from vlm.train.plan.fit import refuse_misfit
+from vlm.train.plan.plan import estimate_on, make_plan
+from vlm.train.plan.preflight import refuse
+from vlm.train.recipe.recipe import load_recipe, recipe_names
 
 STAGE3 = "convllava-stage3"
 
@@ -36,7 +36,7 @@ def conv_next(depths, widths):
 @pytest.fixture
 def empty_home(tmp_path, monkeypatch):
     """A home that is not even there, and no loading of weights."""
-    from vlm.models import weights
+    from vlm.models.checkpoint import load as weights
 
     def refuse(*_):
         raise AssertionError("a plan must not read weights")
@@ -96,7 +96,7 @@ def test_lacking_hardware_alone_has_its_own_exit_code_and_can_be_forced(recipe):
 
 
 def test_nothing_lacks_where_all_is_here_and_steps_are_those_of_the_stream(recipe, processor, records, home):
-    from vlm.train.data import Stream
+    from vlm.train.run.stream import Stream
 
     entry = {**recipe().data[0].model_dump(), "repeat": 1.4}
     whole = recipe("steps=null", "epochs=2", "batch.samples=7", data=[entry])
@@ -128,7 +128,7 @@ def test_every_shipped_recipe_plans_and_the_lines_it_prints_exist(empty_home, na
                 case ["vlm", "download"]:
                     assert all(find_entry(word, catalogue) for word in words[2:])
                 case ["vlm", "data"]:
-                    assert words[2] == "organize" and can_organise(find_entry(words[3], catalogue))
+                    assert words[2] == "organize" and can_organize(find_entry(words[3], catalogue))
                 case ["vlm", "train"]:
                     assert words[2] == "--recipe" and words[3] in recipe_names()
                 case ["vlm", "weights"]:
@@ -152,8 +152,8 @@ SMALL = {"bf16_tflops": 100, "fp32_tflops": 10, "link_gbs": 100, "net_gbs": 10, 
 @pytest.fixture
 def machine(monkeypatch):
     """`machine(0.01)`: the plan's machines have that many GB."""
-    from vlm.train import plan as module
-    from vlm.train.machines import Machine
+    from vlm.train.plan import plan as module
+    from vlm.train.plan.machines import Machine
 
     return lambda gb: monkeypatch.setattr(module, "get_machine", lambda name: Machine(memory_gb=gb, **SMALL))
 
@@ -242,7 +242,7 @@ def test_published_means_in_plan_what_it_means_in_train(recipe_file, tmp_path):
 
 @pytest.mark.slow
 def test_published_hours_are_within_the_bounds_that_the_docs_state():
-    from vlm.train.plan_published import published_points
+    from vlm.train.plan.published import published_points
 
     ratios = {p["recipe"]: p["ratio"] for p in published_points()}
     assert 1 < ratios["internvl-chat-v1-2-sft"] < 1.6 and 0.7 < ratios["v2pe-32k"] < 1.4

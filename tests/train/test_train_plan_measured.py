@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlm.models.specs import load_preset
 from vlm.models.vlm import make_model
-from vlm.train.plan_memory import activations
-from vlm.train.plan_time import make_work
+from vlm.train.plan.memory import activations
+from vlm.train.plan.time import make_work
 
 FAMILIES = ("tiny-internvl2", "tiny-internvl-chat-v1-2", "tiny-convllava")
 FROZEN = {"all": (), "encoder frozen": ("encoder",), "language frozen": ("language_model",)}

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vlm.train import checkpoint
-from vlm.train.launch import free_port
+from vlm.train.launch.launch import free_port
+from vlm.train.run import checkpoint
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from vlm.core.errors import ConfigError, UnknownName
-from vlm.train.recipe import load_recipe, recipe_names
+from vlm.train.recipe.recipe import load_recipe, recipe_names
 
 GOOD = {
     "title": "t",

@@ -7,10 +7,10 @@ from typer.testing import CliRunner
 
 from vlm.cli.commands import recipe as recipe_command
 from vlm.cli.commands import train as train_command
-from vlm.core.catalogue import load_catalogue
 from vlm.core.errors import ConfigError, UnknownName
+from vlm.core.fetch.catalogue import load_catalogue
 from vlm.models.specs import load_preset
-from vlm.train.recipe import load_recipe, recipe_names, training_spec
+from vlm.train.recipe.recipe import load_recipe, recipe_names, training_spec
 
 CONV = [f"convllava-stage{stage}{side}" for stage in (1, 2, 3) for side in ("", "-1024", "-1536")]
 V2PE = ["v2pe-32k", "v2pe-256k", "internvl2-2b-baseline"]
@@ -57,7 +57,7 @@ def test_data_lies_where_the_catalogue_puts_it_with_the_same_counts(name):
     known = {}
     for entry in load_catalogue().values():
         known |= {f"{entry.folder}/{file}": count for file, count in (entry.records or {}).items()}
-        for step in entry.organise or ():
+        for step in entry.organize or ():
             made = step.model_dump().get("records") or {}
             if made.get("to"):
                 known.setdefault(f"{entry.folder}/{made['to']}", None)
@@ -224,7 +224,7 @@ def test_all_faults_come_at_once_before_anything_is_loaded(empty_home):
 
 
 def test_fewer_samples_than_groups_is_a_fault(recipe):
-    from vlm.train.preflight import arithmetic_faults
+    from vlm.train.plan.preflight import arithmetic_faults
 
     (fault,) = arithmetic_faults(recipe("batch.samples=3"), 4)
     assert "batch.samples 3 for 4" in fault["found"] and "batch.samples=4" in fault["fix"]
@@ -232,7 +232,7 @@ def test_fewer_samples_than_groups_is_a_fault(recipe):
 
 
 def test_heads_that_do_not_divide_are_a_fault_of_ulysses_alone(recipe):
-    from vlm.train.preflight import arithmetic_faults
+    from vlm.train.plan.preflight import arithmetic_faults
 
     changes = ("sequence_parallel.size=3", "batch.samples=3")
     assert arithmetic_faults(recipe(*changes), 3) == []

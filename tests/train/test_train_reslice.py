@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from vlm.core.errors import CheckpointError
-from vlm.train import checkpoint, reslice
-from vlm.train.loop import train
+from vlm.train.run import checkpoint, reslice
+from vlm.train.run.loop import train
 
 LORA = json.dumps({"rank": 2, "alpha": 4, "targets": ["language_model.*.q_proj", "encoder.*.attn.qkv"]})
 KEYS = ("step", "lr", "samples", "rows", "labels", "useful_tokens")

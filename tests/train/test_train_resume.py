@@ -10,8 +10,8 @@ import time
 import pytest
 
 from vlm.core.errors import CheckpointError, ConfigError, LockedError
-from vlm.train import checkpoint
-from vlm.train.loop import train
+from vlm.train.run import checkpoint
+from vlm.train.run.loop import train
 
 STEPS = ("steps=12", "save_every=3", "strides=random")
 TRAJECTORY = {}

@@ -5,10 +5,10 @@ import torch
 from safetensors.torch import load_file
 
 from vlm.core.errors import ConfigError
-from vlm.train import checkpoint
-from vlm.train.launch import free_port
-from vlm.train.loop import train
-from vlm.train.parallel import check_mesh
+from vlm.train.launch.launch import free_port
+from vlm.train.run import checkpoint
+from vlm.train.run.loop import train
+from vlm.train.run.processes import check_mesh
 
 
 @pytest.fixture

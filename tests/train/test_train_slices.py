@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from vlm.models.checkpoint.load import initialized, load_model, save_model
 from vlm.models.specs import load_preset
-from vlm.models.weights import initialised, load_model, save_model
-from vlm.train.machines import get_machine
-from vlm.train.plan_fit import estimate
+from vlm.train.plan.fit import estimate
+from vlm.train.plan.machines import get_machine
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
 PUBLISHED = [GOLDEN / "internvl2-v2pe-tiny", GOLDEN / "convllava-tiny"]
@@ -22,7 +22,7 @@ def wide(tmp_path_factory):
     """Many tensors of like size, stored in bfloat16 as published models are."""
     folder = tmp_path_factory.mktemp("wide") / "model"
     spec = load_preset("tiny-internvl2").with_language(width=256, mlp_width=1024, depth=8, heads=4, kv_heads=4)
-    save_model(initialised(spec, 0).to(torch.bfloat16), folder)
+    save_model(initialized(spec, 0).to(torch.bfloat16), folder)
     return folder
 
 
@@ -30,7 +30,7 @@ def wide(tmp_path_factory):
 def tied(tmp_path_factory):
     """A model whose head is its embedding."""
     folder = tmp_path_factory.mktemp("tied") / "model"
-    save_model(initialised(load_preset("tiny-internvl2").with_language(tied=True), 0), folder)
+    save_model(initialized(load_preset("tiny-internvl2").with_language(tied=True), 0), folder)
     return folder
 
 

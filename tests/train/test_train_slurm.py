@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from vlm.cli.commands import launch as launch_command
 from vlm.core.errors import ConfigError, UnknownName
-from vlm.train.launch import as_typed, launch_line
-from vlm.train.slurm import EXPECT, adopt, describe, expand
+from vlm.train.launch.launch import as_typed, launch_line
+from vlm.train.launch.slurm import EXPECT, adopt, describe, expand
 
 TASK = {
     "SLURM_JOB_ID": "71",
@@ -119,7 +119,7 @@ def test_only_the_first_rank_that_fails_says_why(tmp_path):
     code = f"""
 import os
 from pathlib import Path
-from vlm.train.slurm import one_voice
+from vlm.train.launch.slurm import one_voice
 with one_voice(Path({str(tmp_path)!r}) / "run"):
     raise ValueError("the cause on rank " + os.environ["RANK"])
 """

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from vlm.core.errors import DataError
-from vlm.core.index import Shuffle
-from vlm.core.packing import pack_greedy
-from vlm.core.positions import STRIDES
-from vlm.train import data
-from vlm.train.data import Row, Stream, deal
+from vlm.core.sample.index import Shuffle
+from vlm.core.sample.packing import pack_greedy
+from vlm.core.sample.positions import STRIDES
+from vlm.train.run import stream as data
+from vlm.train.run.stream import Row, Stream, deal
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from vlm.cli.commands import recipe as recipe_command
 from vlm.core.errors import ConfigError
-from vlm.train.script import read_script
-from vlm.train.verify import nearest, verify, verify_script
+from vlm.train.verify.shell import read_script
+from vlm.train.verify.verify import nearest, verify, verify_script
 
 V2PE = """
 # slurm launcher of the long-context stage
@@ -239,7 +239,7 @@ def test_a_table_is_read_either_way_round_and_a_label_chooses(write):
 
 
 def test_a_meta_file_is_compared_set_by_set(write):
-    from vlm.train.recipe import load_recipe
+    from vlm.train.recipe.recipe import load_recipe
 
     entries = load_recipe("v2pe-32k").data
     meta = {e.name: {"annotation": e.file, "length": e.count, "repeat_time": e.repeat, "root": "x"} for e in entries}

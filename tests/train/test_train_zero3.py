@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vlm.train.loop import train
+from vlm.train.run.loop import train
 
 
 def losses(out):

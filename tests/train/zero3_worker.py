@@ -12,9 +12,9 @@ os.environ.update(ENV)
 import torch
 
 from vlm.models import loss
-from vlm.train import engine
-from vlm.train.loop import train
-from vlm.train.recipe import load_recipe
+from vlm.train.recipe.recipe import load_recipe
+from vlm.train.run import engine
+from vlm.train.run.loop import train
 
 torch.set_num_threads(1)
 loss.weighted_cross_entropy.__defaults__ = (3, None)

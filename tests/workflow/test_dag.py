@@ -20,9 +20,9 @@ from typer.main import get_command
 from workflow_dag import ROOT, copy_workflow
 
 from vlm.cli.commands.reproduce import gpu_hours_of
-from vlm.cli.estimate import HEAD, SHELL, estimate, read_jobs
 from vlm.cli.main import VERBS, app
-from vlm.train.recipe import load_recipe
+from vlm.cli.workflow.estimate import HEAD, SHELL, estimate, read_jobs
+from vlm.train.recipe.recipe import load_recipe
 
 CONFIGS = sorted(p.stem for p in (ROOT / "workflows/config").glob("*.yaml") if p.stem != "schema")
 

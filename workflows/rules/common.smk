@@ -1,7 +1,7 @@
 # Names that several rules share. Nothing is computed here.
 from contextlib import ExitStack
 
-from vlm.cli.batch import (
+from vlm.cli.workflow.guards import (
     cancel_strays,
     exclusive,
     launch,
@@ -12,7 +12,7 @@ from vlm.cli.batch import (
     write_rule_graph,
     write_snakemake_report,
 )
-from vlm.cli.dag import benchmark_data, downloads_of, needs, ready, table_of
+from vlm.cli.workflow.dag import benchmark_data, downloads_of, needs, ready, table_of
 
 RUN = config["run"]
 STAGES = config["stages"]

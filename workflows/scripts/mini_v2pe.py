@@ -17,9 +17,9 @@ from matplotlib import rcParams
 from matplotlib.figure import Figure
 
 from vlm.core.home import dataset, write_atomic
-from vlm.core.positions import STRIDES as PUBLISHED
-from vlm.core.records import iter_jsonl
-from vlm.eval.stats import mean_interval
+from vlm.core.sample.positions import STRIDES as PUBLISHED
+from vlm.core.sample.records import iter_jsonl
+from vlm.eval.measures.stats import mean_interval
 
 ARMS = {"arange": "plain positions", "fixed": "one stride (1)", "random": "random strides"}
 STRIDES = tuple(stride * 16 / 256 for stride in PUBLISHED)

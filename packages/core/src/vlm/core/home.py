@@ -24,7 +24,7 @@ def pretrained() -> Path:
 
 
 def dataset() -> Path:
-    """Folder of organised training sets and benchmarks."""
+    """Folder of organized training sets and benchmarks."""
     return home() / "dataset"
 
 

@@ -32,11 +32,11 @@ class Tally:
         self.stopped = False
 
     def stop(self) -> None:
-        """From now on each transfer that reports is cancelled."""
+        """From now on each transfer that reports is canceled."""
         self.stopped = True
 
     def part(self, number: int) -> Report:
-        """The `Report` of one transfer; any thread may call it. It raises CancelledError after `stop`."""
+        """The `Report` of one transfer; any thread may call it. It raises CanceledError after `stop`."""
 
         def say(done: int, total: int | None) -> None:
             if self.stopped:

@@ -64,7 +64,7 @@ class Published(Strict):
 
 
 class Submission(Strict):
-    """The file in which an evaluation server takes the replies. `format` is a key of vlm.eval.submission.FORMATS."""
+    """The file that an evaluation server takes. `format` is a key of `vlm.eval.run.submission.FORMATS`."""
 
     file: str
     format: str
@@ -73,7 +73,7 @@ class Submission(Strict):
 
 
 class JudgeRule(Strict):
-    """What a language model is asked about a reply (vlm.eval.judge).
+    """What a language model is asked about a reply (vlm.eval.backends.judge).
 
     `kind`: `grade` it from 0.0 to 1.0, `extract` the answer from it, `choose` the option that it means. `fallback`: the
     deterministic rule that reads replies when there is no judge; None leaves them not judged.
@@ -91,7 +91,7 @@ class Benchmark(Strict):
     `folder`: below `dataset/`, with `{variant}` when there are several. `prompt`: named pieces, exact, that the loader
     joins. `scorer`: one name for all items, or one per group. `counts`: None for sets that only ever carry a marker.
     `aggregate: not_scored`: the answers are with a server, which scores the `submission`. `teacher_forced`: the answer
-    is given, and what the model would have said at each of its tokens is the reply (vlm.eval.forced).
+    is given, and what the model would have said at each of its tokens is the reply (vlm.eval.backends.teacher_forcing).
     """
 
     name: str

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 _WHERE = {
-    "load_model": "vlm.models.weights",
+    "load_model": "vlm.models.checkpoint.load",
     "load_processor": "vlm.models.processor",
     "ChatSession": "vlm.models.session",
     "load_preset": "vlm.models.specs",

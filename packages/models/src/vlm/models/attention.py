@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from vlm.core.errors import ConfigError, DataError, UnknownName
-from vlm.models.sequence.parallel import SequenceGroup
+from vlm.models.sequence.group import SequenceGroup
 from vlm.models.sequence.ring import ring
 from vlm.models.sequence.ulysses import ulysses
 

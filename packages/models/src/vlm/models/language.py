@@ -16,7 +16,7 @@ class ExactRotary(nn.Module):
     """cos and sin of exact positions: phases in float64, cast to float32 last.
 
     With `published`, phases are float32 and the tables are rounded to the dtype of the activations, as the released
-    weights were trained: in bfloat16, at position 30,000 and stride 1, 92 % of the entries of neighbouring image tokens
+    weights were trained: in bfloat16, at position 30,000 and stride 1, 92 % of the entries of neighboring image tokens
     are the same.
 
     With `dynamic` scaling the base is a pure function of the length of the sequence: the row, or the document of a
@@ -62,7 +62,7 @@ class ExactRotary(nn.Module):
 class Attention(LlamaAttention):
     """Llama's, with q and k rotated in the dtype of the tables (float32) and then cast back, as the published code.
 
-    Stock transformers rotates in the dtype of the weights: in bfloat16 neighbouring image tokens become one.
+    Stock transformers rotates in the dtype of the weights: in bfloat16 neighboring image tokens become one.
     """
 
     def forward(  # type: ignore[override]  # no attention weights are returned
@@ -93,7 +93,7 @@ def document_positions(cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def make_language_model(spec: LanguageSpec) -> LlamaForCausalLM:
-    """A Llama of that shape, initialised as transformers does (normal, 0.02); attention `auto`."""
+    """A Llama of that shape, initialized as transformers does (normal, 0.02); attention `auto`."""
     config = LlamaConfig(
         vocab_size=spec.vocab,
         hidden_size=spec.width,

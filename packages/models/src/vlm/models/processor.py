@@ -7,16 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlm.core.chat import TEMPLATES
 from vlm.core.config import parse
-from vlm.core.encode import Encoded, Encoder, Strides
-from vlm.core.encode import ImageTokens as TokenIds
 from vlm.core.errors import ConfigError
-from vlm.core.records import Message, Sample
-from vlm.core.tiling import ImageRule
-from vlm.core.tokenizer import load_tokenizer
-from vlm.models.folders import find_checkpoint
-from vlm.models.layouts import read_layout
+from vlm.core.sample.chat import TEMPLATES
+from vlm.core.sample.encode import Encoded, Encoder, Strides
+from vlm.core.sample.encode import ImageTokens as TokenIds
+from vlm.core.sample.records import Message, Sample
+from vlm.core.sample.tiling import ImageRule
+from vlm.core.sample.tokenizer import load_tokenizer
+from vlm.models.checkpoint.locate import find_checkpoint
+from vlm.models.checkpoint.read_config import read_layout
 from vlm.models.specs import ModelSpec
 from vlm.models.vlm import make_model
 
@@ -95,8 +95,8 @@ class Processor:
         return strides
 
     def pixels(self, tiles: np.ndarray) -> Tensor:
-        """uint8 [tiles, S, S, 3] -> float32 [tiles, 3, S, S], normalised."""
-        return torch.from_numpy(self.spec.image_rule.normalise(tiles))
+        """uint8 [tiles, S, S, 3] -> float32 [tiles, 3, S, S], normalized."""
+        return torch.from_numpy(self.spec.image_rule.normalize(tiles))
 
     @property
     def stop_ids(self) -> list[int]:

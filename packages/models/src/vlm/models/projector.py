@@ -8,7 +8,7 @@ from vlm.models.specs import MlpSpec, ProjectorSpec, UnshuffleSpec
 
 
 def pixel_unshuffle(x_BhwC: Tensor, version: str, ratio: float = 0.5) -> Tensor:
-    """Merge neighbouring cells into channels ordered (dy, dx, c).
+    """Merge neighboring cells into channels ordered (dy, dx, c).
 
     [B, h, w, C] -> [B, h * ratio, w * ratio, C / ratio^2]; `v1` leaves the two axes swapped, so that flattening gives
     the tokens column by column (InternVL-Chat-V1-2); `v2` is row by row (InternVL2).

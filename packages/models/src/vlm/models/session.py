@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from vlm.core.chat import Template
-from vlm.core.encode import Encoded, combined_part
 from vlm.core.errors import ConfigError, HardwareError
-from vlm.core.records import Message, image, text, video
-from vlm.models.generate import answer, encode_unique, left_padded, reply
+from vlm.core.sample.chat import Template
+from vlm.core.sample.encode import Encoded, combined_part
+from vlm.core.sample.records import Message, image, text, video
+from vlm.models.checkpoint.load import load_model
+from vlm.models.generation.batch import answer, encode_unique, left_padded, reply
 from vlm.models.processor import FRAMES, FROM_MODEL, Processor, load_processor
-from vlm.models.weights import load_model
 
 Files = Sequence[str | Path]
 
@@ -215,7 +215,7 @@ class PieceStreamer:
         self.cancelled = False
 
     def put(self, value: torch.Tensor) -> None:
-        """New ids from `generate`. Raises CancelledError there when nobody reads any more."""
+        """New ids from `generate`. Raises CanceledError there when nobody reads any more."""
         if self.cancelled:
             raise CancelledError
         self.ids += value.flatten().tolist()

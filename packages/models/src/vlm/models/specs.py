@@ -9,7 +9,7 @@ from pydantic import Field
 
 from vlm.core.config import Strict, find_table, load_yaml, parse
 from vlm.core.errors import ConfigError
-from vlm.core.tiling import ImageRule
+from vlm.core.sample.tiling import ImageRule
 
 
 class InternVitSpec(Strict):

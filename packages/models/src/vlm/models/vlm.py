@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from vlm.core.errors import ConfigError, DataError
 from vlm.models.attention import PACKED, backend_of, check_name, check_packed
-from vlm.models.decoding import Generation
+from vlm.models.generation.decoding import Generation
+from vlm.models.generation.prefix import counted
 from vlm.models.language import document_positions, make_language_model
 from vlm.models.loss import shifted, weighted_cross_entropy
-from vlm.models.prefix import counted
 from vlm.models.projector import make_projector
 from vlm.models.specs import ModelSpec
 from vlm.models.vision.convnext import ConvNext, TimmEncoder
@@ -190,7 +190,7 @@ class VisionLanguageModel(Generation, nn.Module):
             attention_mask: [B, L], 1 for tokens; with `cu_seqlens` unused.
             position_ids: [B, L], float64 (V2PE) or int64; default arange, in each document of a packed row.
             labels: int64 [B, L], -100 masked, aligned with the ids (the shift is done here).
-            loss_weights: [B, L] weight of each label. The loss is sum(w * CE) / sum(w), 0 where nothing is labelled.
+            loss_weights: [B, L] weight of each label. The loss is sum(w * CE) / sum(w), 0 where nothing is labeled.
             loss_denominator: replaces sum(w): the total over ranks and accumulation steps.
             cu_seqlens: int32 [documents + 1] of a packed row (B = 1).
             logits: False leaves them out: the training path, which never builds them.

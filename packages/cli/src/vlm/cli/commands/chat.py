@@ -199,7 +199,7 @@ class Shell:
             typer.secho("\n(stopped; this turn is not in the conversation)", fg="yellow", err=True)
 
     def add_images(self, rest: str) -> None:
-        from vlm.core.media import load_image
+        from vlm.core.sample.media import load_image
 
         paths = file_names(rest, "/image FILE...")
         for path in paths:  # a broken file is told now, not at the question
@@ -207,7 +207,7 @@ class Shell:
         self.images += paths
 
     def add_video(self, rest: str) -> None:
-        from vlm.core.media import load_video
+        from vlm.core.sample.media import load_video
 
         paths = file_names(rest, "/video FILE")
         for path in paths:

@@ -1,7 +1,7 @@
 """Which catalogue entries a command line means: names, a group, a recipe, a benchmark."""
 
-from vlm.core.catalogue import Entry, find_benchmark, find_entry, find_file, find_group, with_needs
-from vlm.core.local import is_built
+from vlm.core.fetch.catalogue import Entry, find_benchmark, find_entry, find_file, find_group, with_needs
+from vlm.core.fetch.installed import is_built
 
 
 def chosen(
@@ -21,7 +21,7 @@ def chosen(
     entries: list[Entry] = []
     for name in names or []:
         entry = find_entry(name, catalogue)
-        entries += with_needs([entry], catalogue) if is_built(entry) and entry.organise else [entry]
+        entries += with_needs([entry], catalogue) if is_built(entry) and entry.organize else [entry]
     entries += find_group(group, catalogue) if group else []
     if recipe:
         entries += with_needs(of_recipe(recipe, catalogue), catalogue)
@@ -32,7 +32,7 @@ def chosen(
 
 def of_recipe(name: str, catalogue: dict[str, Entry]) -> list[Entry]:
     """The entries in whose folders the start weights and the data of a recipe lie (what is made here has none)."""
-    from vlm.train.recipe import load_recipe  # a tenth of a second that other commands need not pay
+    from vlm.train.recipe.recipe import load_recipe  # a tenth of a second that other commands need not pay
 
     recipe = load_recipe(name)
     weights = [

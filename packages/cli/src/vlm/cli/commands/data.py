@@ -1,4 +1,4 @@
-"""`vlm data`: organise, build and preview datasets."""
+"""`vlm data`: organize, build and preview datasets."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -9,10 +9,10 @@ import typer
 from vlm.cli.commands import data_check
 from vlm.cli.commands.choose import chosen
 from vlm.cli.commands.long_context import long_mr, long_vqa
-from vlm.core.catalogue import find_entry, load_catalogue
 from vlm.core.errors import ConfigError, DataError
+from vlm.core.fetch.catalogue import find_entry, load_catalogue
+from vlm.core.fetch.installed import entry_state, is_built
 from vlm.core.home import dataset, resolve
-from vlm.core.local import entry_state, is_built
 
 app = typer.Typer(no_args_is_help=True, help="Organise, build and preview datasets.")
 build = typer.Typer(no_args_is_help=True, help="Build datasets that nobody publishes.")
@@ -49,7 +49,7 @@ def organize(
     Interrupted at any moment, the same command goes on. What is missing is all named at once; what cannot be used is in
     ledger-NAME.jsonl of the set's folder.
     """
-    from vlm.core.organise import OrganiseOptions, can_organise, organise
+    from vlm.core.organize.organize import OrganizeOptions, can_organize, organize
 
     known = load_catalogue(catalogue)
     if names and not (group or recipe or benchmark):
@@ -57,14 +57,14 @@ def organize(
     else:
         picked = chosen(known, names=names, group=group, recipe=recipe, benchmark=benchmark)
         left_alone = ("absent", "partial") if group else ()
-        wanted = [e.name for e in picked if can_organise(e) and (is_built(e) or entry_state(e) not in left_alone)]
+        wanted = [e.name for e in picked if can_organize(e) and (is_built(e) or entry_state(e) not in left_alone)]
     if not wanted:
         raise ConfigError("nothing to organise", fix="name a set, or download one first: vlm download NAME")
-    options = OrganiseOptions(seed, questions_per_record, verify, max_lost)
+    options = OrganizeOptions(seed, questions_per_record, verify, max_lost)
     failed: list[str] = []
     for name in wanted:
         try:
-            outcome = organise(name, options, catalogue=known)
+            outcome = organize(name, options, catalogue=known)
         except DataError as error:
             if len(wanted) == 1:
                 raise
@@ -101,7 +101,7 @@ def haystack(
     ] = Task.hidden,
 ) -> None:
     """Long documents of sentences and pictures that hide a handwritten digit, or two: which one?"""
-    from vlm.core.build.haystack import HaystackOptions, build_haystack
+    from vlm.core.synth.haystack import HaystackOptions, build_haystack
 
     options = HaystackOptions(tokens, tokens_per_image, count, split.value, seed, image_share, times, task.value)
     typer.echo(f"wrote {build_haystack(out, options, tokenizer=resolve(tokenizer) if tokenizer else None)}")
@@ -120,7 +120,7 @@ def tokenizer(
     haystack_text: Annotated[bool, typer.Option(help="Also learn the sentences of image haystacks.")] = True,
 ) -> None:
     """Train a small byte-level BPE tokenizer on the text of records."""
-    from vlm.core.build.tokenizer import train_tokenizer
+    from vlm.core.synth.train_tokenizer import train_tokenizer
 
     extra = [resolve(path) for path in benchmark_text or []]
     paths = [resolve(path) for path in files]
@@ -136,7 +136,7 @@ def preview(
     count: Annotated[int, typer.Option(min=1, help="Records to show.")] = 8,
 ) -> None:
     """A few records as one self-contained page."""
-    from vlm.core.build.preview import preview as write_preview
+    from vlm.core.synth.preview import preview as write_preview
 
     shown = write_preview(resolve(file), resolve(out), root=resolve(root) if root else None, count=count)
     typer.echo(f"wrote {resolve(out)} with {shown} records")

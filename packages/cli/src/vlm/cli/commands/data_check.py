@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from vlm.core.check import Source
-    from vlm.core.check_report import Report
-    from vlm.core.measure import Rules
+    from vlm.core.check.check import Source
+    from vlm.core.check.report import Report
+    from vlm.core.sample.measure import Rules
     from vlm.models.specs import ModelSpec
-    from vlm.train.recipe import Recipe
+    from vlm.train.recipe.recipe import Recipe
 
 SHOWN = 20
 
@@ -37,8 +37,8 @@ def check(
 
     Example: vlm data check quickstart-v2pe-sft --json check.json --png tokens.png
     """
-    from vlm.core.check import check as check_sources
-    from vlm.core.check_report import collect
+    from vlm.core.check.check import check as check_sources
+    from vlm.core.check.report import collect
     from vlm.core.errors import DataError
     from vlm.core.home import resolve, write_atomic
 
@@ -71,11 +71,11 @@ def plan(
     run: str | None,
 ) -> "tuple[Rules, list[Source]]":
     """Rules and sources of a recipe or of a file."""
-    from vlm.core.check import Source
-    from vlm.core.encode import ImageTokens
+    from vlm.core.check.check import Source
     from vlm.core.errors import ConfigError
     from vlm.core.home import resolve
-    from vlm.core.measure import Rules
+    from vlm.core.sample.encode import ImageTokens
+    from vlm.core.sample.measure import Rules
     from vlm.models.specs import tokens_per_tile
 
     recipe: Recipe | None = None
@@ -83,7 +83,7 @@ def plan(
         file = resolve(what)
         sources = [Source(file.stem, file, resolve(root) if root else file.parent)]
     else:
-        from vlm.train.recipe import load_recipe
+        from vlm.train.recipe.recipe import load_recipe
 
         recipe = load_recipe(what, run=run)
         sources = [Source(d.name, resolve(d.file), resolve(root or d.root), d.repeat) for d in recipe.data]
@@ -135,14 +135,14 @@ def find_model(recipe: "Recipe | None", model: str | None, preset: str | None) -
 def checkpoint(name: str) -> "tuple[ModelSpec, Path]":
     """Spec and folder of a checkpoint. Our own layout is read without torch, published ones with the models' reader."""
     from vlm.core.config import parse
-    from vlm.models.folders import find_checkpoint, read_config
+    from vlm.models.checkpoint.locate import find_checkpoint, read_config
     from vlm.models.specs import ModelSpec
 
     folder = find_checkpoint(name)
     config = read_config(folder)
     if "spec" in config:
         return parse(config["spec"], ModelSpec, where=f"{folder}/config.json: spec"), folder
-    from vlm.models.layouts import read_layout
+    from vlm.models.checkpoint.read_config import read_layout
 
     return read_layout(folder).spec, folder
 
@@ -151,8 +151,8 @@ def show(report: "Report") -> None:
     """Tables and a histogram on the terminal."""
     from rich.table import Table
 
-    from vlm.cli.show import console
-    from vlm.core.check import ERRORS, WARNINGS
+    from vlm.cli.show.plan import console
+    from vlm.core.check.check import ERRORS, WARNINGS
 
     facts = report.as_dict(samples=False)
     console.print(
@@ -227,7 +227,7 @@ def ledger(
     """
     from vlm.core.errors import DataError
     from vlm.core.home import resolve
-    from vlm.train.metrics import read_account
+    from vlm.train.run.metrics import read_account
 
     folder = resolve(run)
     stages = [folder] if (folder / "recipe.json").exists() else sorted(p.parent for p in folder.glob("**/recipe.json"))
@@ -246,7 +246,7 @@ def ledger(
     else:
         from rich.table import Table
 
-        from vlm.cli.show import console
+        from vlm.cli.show.plan import console
 
         for _, a in accounts:
             counts = ", ".join(f"{what} {n:,}" for what, n in a.counts.items())

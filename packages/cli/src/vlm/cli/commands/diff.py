@@ -23,7 +23,7 @@ def diff(
     vlm diff runs/eval/V2PE/MM-NIAH/stride64 runs/eval/V2PE/MM-NIAH/default --json
     """
     from vlm.core.home import resolve
-    from vlm.eval.diff import compare, find_pair
+    from vlm.eval.saved.diff import compare, find_pair
 
     found = [compare(pair) for pair in find_pair(resolve(a), resolve(b))]
     if as_json:
@@ -38,7 +38,7 @@ def _show(found: dict[str, Any], rows: int) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from vlm.eval.diff import CAUSES, KINDS
+    from vlm.eval.saved.diff import CAUSES, KINDS
 
     console = Console()
     about = [f"{found[side]['model']}, {found[side]['label']}" for side in ("a", "b")]

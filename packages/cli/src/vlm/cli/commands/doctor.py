@@ -34,7 +34,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Machine-readabl
         from rich.markup import escape
         from rich.table import Table
 
-        from vlm.cli.show import console
+        from vlm.cli.show.plan import console
 
         table = Table(show_header=False)
         mark = {True: "[green]ok", False: "[red]broken", None: "[dim]absent"}

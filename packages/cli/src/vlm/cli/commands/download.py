@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from vlm.cli.commands.choose import chosen
-from vlm.core.catalogue import BuiltSource, Entry, HubSource, load_catalogue
 from vlm.core.errors import ConfigError, VlmError
-from vlm.core.fetch import fetch, refuse_by_hand
+from vlm.core.fetch.catalogue import BuiltSource, Entry, HubSource, load_catalogue
+from vlm.core.fetch.fetch import fetch, refuse_by_hand
+from vlm.core.fetch.installed import entry_state, is_built
+from vlm.core.fetch.transfer import Patience
 from vlm.core.home import home
-from vlm.core.local import entry_state, is_built
 from vlm.core.progress import byte_bar, human_bytes
-from vlm.core.transfer import Patience
 
 app = typer.Typer()
 
@@ -104,7 +104,7 @@ def _row(entry: Entry, outcome: str, revision: str | None) -> dict[str, object]:
         "action": _action(entry, outcome, revision),
         "size": entry.size,
         "size_is": entry.size_is,
-        "licence": entry.licence,
+        "licence": entry.license,
         "terms": entry.terms,
         "folder": str(entry.path),
         "by_hand": [source.instructions for source in entry.by_hand()],
@@ -126,7 +126,7 @@ def _action(entry: Entry, outcome: str, revision: str | None) -> str:
     if repos := _unpinned(entry, revision):
         return f"needs --revision (a commit of {repos[0]})" + (f"; {hand}" if hand else "")
     verb = {"partial": "go on fetching", "damaged": "repair"}.get(outcome, "fetch")
-    return f"{verb} {human_size(entry)} to {entry.folder} ({entry.licence})" + (f"; {hand}" if hand else "")
+    return f"{verb} {human_size(entry)} to {entry.folder} ({entry.license})" + (f"; {hand}" if hand else "")
 
 
 def _unpinned(entry: Entry, revision: str | None) -> list[str]:
@@ -139,7 +139,7 @@ def human_size(entry: Entry) -> str:
 
 
 def _sum(entries: list[Entry], revision: str | None) -> str:
-    """What all entries to fetch come to: bytes and licences, sizes that nobody knows, what a person must do."""
+    """What all entries to fetch come to: bytes and licenses, sizes that nobody knows, what a person must do."""
     left = [e for e in entries if entry_state(e) in ("absent", "partial", "damaged", "by hand") and not is_built(e)]
     if len(entries) < 2:
         return ""
@@ -152,7 +152,7 @@ def _sum(entries: list[Entry], revision: str | None) -> str:
         lines.append(f"and of unknown size: {', '.join(unknown)}")
     licences: dict[str, list[str]] = {}
     for entry in left:
-        licences.setdefault(entry.licence, []).append(entry.name)
+        licences.setdefault(entry.license, []).append(entry.name)
     lines += [f"licence {licence}: {', '.join(names)}" for licence, names in sorted(licences.items())]
     lines += [f"terms of {entry.name}: {entry.terms}" for entry in left if entry.terms]
     if by_hand := [entry.name for entry in left if entry.by_hand()]:
@@ -166,6 +166,6 @@ def _done(entry: Entry, outcome: str) -> str:
     where = entry.path.relative_to(home()) if entry.path.is_relative_to(home()) else entry.path
     said = {"present": f"already complete in {where}", "failed": "not fetched", "to be made": "to be made"}
     line = f"{entry.name}: {said.get(outcome, f'fetched in {where}')}"
-    if outcome == "to be made" or (entry.organise and entry_state(entry) == "downloaded"):
+    if outcome == "to be made" or (entry.organize and entry_state(entry) == "downloaded"):
         line += f"; next: vlm data organize {entry.name}"
     return line

@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from vlm.cli.commands.eval_model import data_folder, find_model, make_judge, model_name, native, ring, run_one, server
 from vlm.cli.commands.eval_score import score
-from vlm.cli.commands.eval_show import show, show_all
+from vlm.cli.show.evaluation import show, show_all
 from vlm.core.errors import ConfigError, FetchError, UnknownName, VlmError
 
 __all__ = ["app", "evaluate", "find_model", "model_name"]
@@ -130,7 +130,7 @@ def evaluate(
     from vlm.core.config import parse
     from vlm.core.home import home, resolve
     from vlm.eval.benchmark import load_benchmark, tables
-    from vlm.eval.runner import Options
+    from vlm.eval.run.runner import Options
 
     everything = "all" in [bench.lower() for bench in benchmarks]
     names = list(tables(home())) if everything else benchmarks

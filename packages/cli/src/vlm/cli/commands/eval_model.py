@@ -12,11 +12,11 @@ import typer
 from vlm.core.errors import ConfigError, DataError, UnknownName
 
 if TYPE_CHECKING:
-    from vlm.eval.backends import Backend
+    from vlm.eval.backends.judge import Judge
+    from vlm.eval.backends.native import Backend
     from vlm.eval.benchmark import Benchmark
-    from vlm.eval.judge import Judge
-    from vlm.eval.runner import Options
-    from vlm.models.sequence.parallel import SequenceGroup
+    from vlm.eval.run.runner import Options
+    from vlm.models.sequence.group import SequenceGroup
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def native(path: Path, *, max_length: int | None, group: "SequenceGroup | None" 
 
     `placement`: device, dtype, quantize, offload and attention of `Checkpoint`.
     """
-    from vlm.eval.backends import Checkpoint, NativeBackend
-    from vlm.eval.forced import RingBackend, TeacherForcedBackend
+    from vlm.eval.backends.native import Checkpoint, NativeBackend
+    from vlm.eval.backends.teacher_forcing import RingBackend, TeacherForcedBackend
 
     checkpoint = Checkpoint(path, **placement)
 
@@ -70,8 +70,8 @@ def server(
     Raises:
         FetchError: no answer. ConfigError: no address, no such model or family, or no key where one is named.
     """
-    from vlm.eval.endpoint import Endpoint
-    from vlm.eval.openai_server import OpenAIBackend, ServerDown
+    from vlm.eval.backends.endpoint import Endpoint
+    from vlm.eval.backends.openai import OpenAIBackend, ServerDown
 
     if url is None:
         raise ConfigError("--backend openai without --base-url", expected="--base-url http://HOST:PORT/v1")
@@ -97,8 +97,8 @@ def ring(processes: int, tables: "list[Benchmark]") -> "SequenceGroup | None":
     Raises:
         ConfigError: a benchmark that is not teacher-forced, or another number of processes.
     """
-    from vlm.train.launch import end_with_launcher, launch
-    from vlm.train.slurm import adopt
+    from vlm.train.launch.launch import end_with_launcher, launch
+    from vlm.train.launch.slurm import adopt
 
     if processes == 1:
         return None
@@ -112,7 +112,7 @@ def ring(processes: int, tables: "list[Benchmark]") -> "SequenceGroup | None":
     if "RANK" not in os.environ:
         raise typer.Exit(launch([sys.executable, "-m", "vlm.cli.main", *sys.argv[1:]], processes))
     end_with_launcher()
-    from vlm.train.parallel import meshed, world
+    from vlm.train.run.processes import meshed, world
 
     return meshed(world(), processes).sequence
 
@@ -126,10 +126,10 @@ def run_one(
         FetchError: a server stopped answering; what was answered is kept. CheckpointError, HardwareError: weights that
             cannot be loaded.
     """
-    from vlm.cli.commands.eval_show import progress_bar
-    from vlm.eval.backends import Stopped
-    from vlm.eval.forced import RingBackend
-    from vlm.eval.runner import run
+    from vlm.cli.show.evaluation import progress_bar
+    from vlm.eval.backends.native import Stopped
+    from vlm.eval.backends.teacher_forcing import RingBackend
+    from vlm.eval.run.runner import run
 
     backend, whole = asked.backend(table, options), True
     if asked.follows:
@@ -149,7 +149,7 @@ def run_one(
 
 def make_judge(url: str | None, model: str | None, key_env: str | None, cache: Path) -> "Judge | None":
     """The judge that the options name; None without one."""
-    from vlm.eval.judge import Judge
+    from vlm.eval.backends.judge import Judge
 
     if (url is None) != (model is None):
         raise ConfigError("half a judge", expected="both --judge-url and --judge-model, or neither")
@@ -177,7 +177,7 @@ def data_folder(table: "Benchmark", data: Path | None, mini: bool) -> Path:
     """Where the benchmark's files lie; makes the miniature when asked.
 
     Raises:
-        DataError: no files; with the lines that fetch, organise or generate them.
+        DataError: no files; with the lines that fetch, organize or generate them.
     """
     from vlm.core.home import dataset, resolve
 

@@ -39,10 +39,10 @@ def score(
     vlm eval score milebench CKPT/eval_milebench
     """
     from vlm.cli.commands.eval_model import check_family, data_folder, make_judge
-    from vlm.cli.commands.eval_show import show
+    from vlm.cli.show.evaluation import show
     from vlm.core.home import home, resolve
     from vlm.eval.benchmark import load_benchmark
-    from vlm.eval.imported import score_predictions
+    from vlm.eval.saved.score import score_predictions
 
     check_family(family)
     table = load_benchmark(benchmark, home())
@@ -60,11 +60,11 @@ def score(
 
 
 def _show_import(imported: dict[str, Any]) -> None:
-    """What the predictions were recognised as, and each kind of problem with its number and an example."""
+    """What the predictions were recognized as, and each kind of problem with its number and an example."""
     from rich.console import Console
     from rich.table import Table
 
-    from vlm.eval.imported import PROBLEMS
+    from vlm.eval.saved.score import PROBLEMS
 
     console = Console()
     console.print(f"imported: {imported['predictions']} predictions, recognised as: {imported['format']}", markup=False)

@@ -26,10 +26,10 @@ def launch(
     Example: vlm launch --recipe v2pe-32k --nodes 4 --gpus-per-node 8
     """
     from vlm.core.errors import ConfigError, UnknownName
-    from vlm.train.launch import as_typed, launch_line
-    from vlm.train.plan import lacking
-    from vlm.train.preflight import faults, listed, refuse
-    from vlm.train.recipe import load_recipe
+    from vlm.train.launch.launch import as_typed, launch_line
+    from vlm.train.plan.plan import lacking
+    from vlm.train.plan.preflight import faults, listed, refuse
+    from vlm.train.recipe.recipe import load_recipe
 
     if launcher not in ("auto", "srun", "torchrun", "vlm"):
         raise UnknownName("launcher", launcher, ("auto", "srun", "torchrun", "vlm"))

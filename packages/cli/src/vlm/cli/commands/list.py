@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from vlm.cli.commands.download import human_size
-from vlm.core.catalogue import Entry, HubSource, ManualSource, load_catalogue
 from vlm.core.config import load_yaml, package_tables
+from vlm.core.fetch.catalogue import Entry, HubSource, ManualSource, load_catalogue
+from vlm.core.fetch.installed import entry_state
+from vlm.core.fetch.manifest import state
 from vlm.core.home import dataset
-from vlm.core.local import entry_state
-from vlm.core.manifest import state
 
 app = typer.Typer()
 
@@ -62,7 +62,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "state": entry_state(entry),
         "bytes": human_size(entry),
         "from": ", ".join(dict.fromkeys(_source(source) for source in entry.source)),
-        "licence": entry.licence,
+        "licence": entry.license,
         "title": entry.title,
         "size": entry.size,
         "folder": entry.folder,
@@ -80,7 +80,7 @@ def _source(source: Any) -> str:
 
 def _benchmarks(what: What) -> list[dict[str, Any]]:
     """The benchmark tables, each variant a row; a folder counts as present when its data or marker is there. Size,
-    licence and source are those of the catalogue entry that serves the folder."""
+    license and source are those of the catalogue entry that serves the folder."""
     serving = {table: entry for entry in load_catalogue().values() for table in entry.benchmarks}
     rows = []
     for path in package_tables("vlm.eval", "benchmarks").values():

@@ -8,7 +8,7 @@ import typer
 from vlm.core.home import dataset, resolve
 
 if TYPE_CHECKING:
-    from vlm.core.build.ruler import Ruler
+    from vlm.core.synth.long.ruler import Ruler
 
 Out = Annotated[str, typer.Option(help="Folder; a relative one lies below dataset/.")]
 Model = Annotated[str, typer.Option(help="Checkpoint, or a preset with --tokenizer: its rules count the tokens.")]
@@ -40,9 +40,9 @@ def long_mr(
     workers: Workers = 1,
 ) -> None:
     """Interleaved documents that hide text or image needles: retrieval, counting, reasoning (MM-NIAH's records)."""
-    from vlm.core.build.budget import Budget
-    from vlm.core.build.long_mr import LONG, LongMrOptions, build_long_mr
-    from vlm.core.build.needles import TASKS
+    from vlm.core.synth.long.budget import Budget
+    from vlm.core.synth.long.long_mr import LONG, LongMrOptions, build_long_mr
+    from vlm.core.synth.long.needles import TASKS
 
     budgets = tuple(Budget.parse(length) for length in tokens)
     options = LongMrOptions(budgets, tuple(task or TASKS), train, val, seed, image_share, val_share)
@@ -78,8 +78,8 @@ def long_vqa(
     workers: Workers = 1,
 ) -> None:
     """Questions of a visual question answering set, each about one picture among many of the same set."""
-    from vlm.core.build.budget import Budget
-    from vlm.core.build.long_vqa import LongVqaOptions, build_long_vqa
+    from vlm.core.synth.long.budget import Budget
+    from vlm.core.synth.long.long_vqa import LongVqaOptions, build_long_vqa
 
     paths = [resolve(path) for path in files]
     budgets = tuple(Budget.parse(length) for length in tokens)
@@ -104,14 +104,14 @@ def find_ruler(model: str, tokenizer: Path | None, max_tiles: int | None) -> "Ru
     Raises:
         ConfigError: a preset without a tokenizer. UnknownName: neither a checkpoint nor a preset.
     """
-    from vlm.core.build.ruler import Ruler
     from vlm.core.errors import ConfigError
     from vlm.core.home import pretrained
+    from vlm.core.synth.long.ruler import Ruler
     from vlm.models.specs import load_preset, tokens_per_tile
 
     found = next((p for p in (resolve(model), pretrained() / model) if (p / "config.json").exists()), None)
     if found:
-        from vlm.models.layouts import read_layout
+        from vlm.models.checkpoint.read_config import read_layout
 
         spec = read_layout(found).spec
     else:

@@ -43,17 +43,17 @@ def plan(
             raise ConfigError(
                 "--against-published with a recipe", fix="`vlm plan --against-published` compares them all"
             )
-        from vlm.cli.show_plan import show_published
-        from vlm.train.plan_published import published_points
+        from vlm.cli.show.estimate import show_published
+        from vlm.train.plan.published import published_points
 
         points = published_points()
         typer.echo(json.dumps(points, indent=1)) if as_json else show_published(points)
         return
     if recipe is None:
         raise ConfigError("no recipe", expected="its name, or --against-published", fix="`vlm list recipes` names them")
-    from vlm.train.plan import estimate_on, make_plan
-    from vlm.train.plan_fit import refuse_misfit
-    from vlm.train.recipe import load_recipe
+    from vlm.train.plan.fit import refuse_misfit
+    from vlm.train.plan.plan import estimate_on, make_plan
+    from vlm.train.recipe.recipe import load_recipe
 
     resolved = load_recipe(recipe, overrides=tuple(set_ or ()), published=published)
     default = resolved.hardware.gpus if resolved.hardware else 1
@@ -74,8 +74,8 @@ def plan(
     if as_json:
         typer.echo(json.dumps({**result.as_dict(), "estimate": found.as_dict()}, indent=1))
     else:
-        from vlm.cli.show import show_plan
-        from vlm.cli.show_plan import show_estimate
+        from vlm.cli.show.estimate import show_estimate
+        from vlm.cli.show.plan import show_plan
 
         show_plan(resolved, result)
         show_estimate(found)

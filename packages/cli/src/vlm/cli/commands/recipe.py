@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from vlm.train.verify import Report
+    from vlm.train.verify.verify import Report
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -26,7 +26,7 @@ def show(
     """
     import yaml
 
-    from vlm.train.recipe import load_recipe
+    from vlm.train.recipe.recipe import load_recipe
 
     value = load_recipe(name, published=published).model_dump(mode="json")
     typer.echo(json.dumps(value, indent=1) if as_json else yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
@@ -41,7 +41,7 @@ def check(
     Example: vlm recipe check
     """
     from vlm.core.errors import ConfigError
-    from vlm.train.recipe import load_recipe, recipe_names
+    from vlm.train.recipe.recipe import load_recipe, recipe_names
 
     faults = []
     for name in names or recipe_names():
@@ -71,7 +71,7 @@ def verify(
     Example: vlm recipe verify convllava-stage2 --against scripts/stage_2.sh
     """
     from vlm.core.errors import ConfigError
-    from vlm.train import verify as work
+    from vlm.train.verify import verify as work
 
     if against is not None:
         report = work.verify(name, against, label=label)

@@ -44,7 +44,7 @@ def reproduce(
     if not dry_run:
         typer.echo(shlex.join(["snakemake", *command[3:]]), err=True)
         raise typer.Exit(subprocess.run(command).returncode)
-    from vlm.cli.estimate import estimate, read_jobs
+    from vlm.cli.workflow.estimate import estimate, read_jobs
 
     done = subprocess.run([*command, "--dry-run", "--printshellcmds", "--nocolor"], capture_output=True, text=True)
     if done.returncode:
@@ -96,8 +96,8 @@ def show(found: dict[str, Any]) -> None:
         name, size = Column("download", no_wrap=True), Column("size", no_wrap=True)
         table = Table(name, size, Column("licence", overflow="fold"), "here", title="downloads", title_justify="left")
         for row in found["downloads"]:
-            licence = f"{row['licence']}. {row['terms']}".strip(". ") if row["terms"] else row["licence"]
-            table.add_row(row["name"], human_bytes(row["bytes"]), licence, row["state"])
+            terms = f"{row['licence']}. {row['terms']}".strip(". ") if row["terms"] else row["licence"]
+            table.add_row(row["name"], human_bytes(row["bytes"]), terms, row["state"])
         console.print(table)
         unknown = f", and {len(found['bytes_unknown'])} of unknown size" if found["bytes_unknown"] else ""
         console.print(f"to download: {human_bytes(found['bytes'])}{unknown}")

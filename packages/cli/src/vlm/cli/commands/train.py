@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from vlm.train.recipe import Recipe
+    from vlm.train.recipe.recipe import Recipe
 
 app = typer.Typer()
 
@@ -45,18 +45,18 @@ def train(
     Example: vlm train --recipe quickstart-convllava-stage1
     """
     from vlm.core.home import resolve
-    from vlm.train.recipe import load_recipe
-    from vlm.train.slurm import adopt, one_voice
+    from vlm.train.launch.slurm import adopt, one_voice
+    from vlm.train.recipe.recipe import load_recipe
 
     resolved = load_recipe(recipe, run=str(run) if run else None, overrides=tuple(set_ or ()), published=published)
     out = resolve(run or f"runs/{resolved.name.split('-')[0]}") / "train" / resolved.name
     adopt(processes)
     spawned = "RANK" in os.environ  # by ourselves, torchrun or Slurm
     if not spawned:
-        from vlm.cli.show import show_dry_run, show_plan
-        from vlm.cli.show_plan import show_estimate
-        from vlm.train.plan import estimate_on, lacking, make_plan
-        from vlm.train.preflight import faults, refuse
+        from vlm.cli.show.estimate import show_estimate
+        from vlm.cli.show.plan import show_dry_run, show_plan
+        from vlm.train.plan.plan import estimate_on, lacking, make_plan
+        from vlm.train.plan.preflight import faults, refuse
 
         gpus = resolved.hardware.gpus if resolved.hardware else 1
         planned = processes or gpus
@@ -82,7 +82,7 @@ def train(
         if not quiet:
             show_plan(resolved, plan)
         refuse(resolved.name, [*found, *plan.lacking], force=force)
-    from vlm.train.launch import end_with_launcher, launch
+    from vlm.train.launch.launch import end_with_launcher, launch
 
     if processes is not None and processes > 1 and not spawned:
         if code := launch([sys.executable, "-m", "vlm.cli.main", *sys.argv[1:]], processes):
@@ -90,7 +90,7 @@ def train(
         return
     end_with_launcher()
     from vlm.core.errors import Preempted
-    from vlm.train.loop import train as run_training
+    from vlm.train.run.loop import train as run_training
 
     with one_voice(out):
         try:
@@ -112,7 +112,7 @@ def typed(recipe: str, run: Path | None, overrides: list[str] | None, published:
 
 def dry_run_facts(recipe: "Recipe", plan: dict[str, Any], processes: int, options: list[str]) -> dict[str, Any]:
     """What a dry run shows: the resolved recipe, mixture, step, plan, and the line that starts it."""
-    from vlm.train.preflight import mixture
+    from vlm.train.plan.preflight import mixture
 
     size = recipe.sequence_parallel.size
     groups = processes // size
@@ -142,7 +142,7 @@ def node_shape(processes: int) -> tuple[int, int]:
 
 def launch_lines(processes: int, options: list[str]) -> list[str]:
     """The lines that start a run, each as good as the others."""
-    from vlm.train.launch import as_typed, launch_line
+    from vlm.train.launch.launch import as_typed, launch_line
 
     nodes, each = node_shape(processes)
     names = ["vlm"] if nodes == 1 else ["srun", "torchrun"]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from vlm.models.compare import Difference
-    from vlm.models.layouts import Layout
+    from vlm.models.checkpoint.compare import Difference
+    from vlm.models.checkpoint.read_config import Layout
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -40,15 +40,15 @@ def make(
 
     from vlm.core.errors import ConfigError
     from vlm.core.home import resolve
-    from vlm.models.parts import build, export_gguf_tokenizer
+    from vlm.models.checkpoint.load import save_model
+    from vlm.models.checkpoint.parts import build, export_gguf_tokenizer
     from vlm.models.specs import load_preset
-    from vlm.models.weights import save_model
 
     spec, target, folder = load_preset(preset), resolve(out), resolve(tokenizer)
     if encoder and resolve(encoder).is_dir():
         if language is None:
             raise ConfigError("a folder as --encoder without --language", expected="both parts")
-        from vlm.models.assemble import assemble
+        from vlm.models.checkpoint.assemble import assemble
 
         fresh = assemble(
             spec,
@@ -94,9 +94,9 @@ def inspect(
     """
     import torch
 
-    from vlm.models.folders import find_checkpoint
-    from vlm.models.layouts import read_layout
-    from vlm.models.stored import weight_files
+    from vlm.models.checkpoint.locate import find_checkpoint
+    from vlm.models.checkpoint.read_config import read_layout
+    from vlm.models.checkpoint.safetensors_io import weight_files
     from vlm.models.vlm import make_model
 
     folder = find_checkpoint(path)
@@ -125,7 +125,7 @@ def inspect(
 def key_accounts(layout: "Layout", folder: Path) -> dict[str, Any]:
     """What became of each stored key, and whether both vision copies agree."""
     from vlm.core.errors import CheckpointError
-    from vlm.models.source import Source
+    from vlm.models.checkpoint.reader import Source
 
     source = Source(layout, folder)
     accounts = source.accounts
@@ -145,12 +145,12 @@ def key_accounts(layout: "Layout", folder: Path) -> dict[str, Any]:
 
 
 def show_json(facts: dict[str, Any], as_json: bool) -> None:
-    """JSON for machines on standard output, else coloured on standard error."""
+    """JSON for machines on standard output, else colored on standard error."""
     text = json.dumps(facts, indent=1, ensure_ascii=False)
     if as_json:
         typer.echo(text)
     else:
-        from vlm.cli.show import console
+        from vlm.cli.show.plan import console
 
         console.print_json(text)
 
@@ -170,7 +170,7 @@ def convert(
     Example: vlm weights convert pretrained/InternVL2-2B --to hf -o pretrained/InternVL2-2B-hf
     """
     from vlm.core.progress import byte_bar
-    from vlm.models.convert import convert as convert_checkpoint
+    from vlm.models.checkpoint.convert import convert as convert_checkpoint
 
     with byte_bar(f"{path} -> {to}") as report:
         written = convert_checkpoint(path, to, out, max_shard_size=max_shard_size, vision=vision, report=report)  # type: ignore[arg-type]
@@ -193,7 +193,7 @@ def diff(
 
     Example: vlm weights diff pretrained/InternVL2-2B runs/mine/model
     """
-    from vlm.models.compare import diff as compare
+    from vlm.models.checkpoint.compare import diff as compare
 
     found = compare(a, b, picture=image, question=text, seed=seed, atol=atol)
     if as_json:
@@ -210,7 +210,7 @@ def show_difference(found: "Difference") -> None:
     """One line of verdict, then a table of what differs."""
     from rich.table import Column, Table
 
-    from vlm.cli.show import console
+    from vlm.cli.show.plan import console
 
     if found.equal:
         verdict = f"equal: all tensors, and the activations of {found.compared} modules"

@@ -12,7 +12,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 
 from vlm.core.errors import ConfigError, DataError
-from vlm.core.records import Message, image, text, video
+from vlm.core.sample.records import Message, image, text, video
 from vlm.eval.harness.native import NativeModel, Question, greedy, in_front
 
 MAX_NEW_TOKENS = 1024

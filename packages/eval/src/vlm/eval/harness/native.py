@@ -13,11 +13,11 @@ from PIL import Image
 
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.home import resolve
-from vlm.core.records import Message, split_placeholders, text
-from vlm.eval.ask import answers, in_batches
-from vlm.eval.backends import Checkpoint, NativeBackend
+from vlm.core.sample.records import Message, split_placeholders, text
+from vlm.eval.backends.native import Checkpoint, NativeBackend
 from vlm.eval.loaders import Item
-from vlm.eval.plan import Task, documents
+from vlm.eval.run.batches import answers, in_batches
+from vlm.eval.run.plan import Task, documents
 
 Question = tuple[list[Message], int]
 """Messages, and how many tokens the answer may have."""

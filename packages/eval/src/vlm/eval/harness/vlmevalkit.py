@@ -15,7 +15,7 @@ from vlmeval.config import supported_VLM
 from vlmeval.vlm.base import BaseModel
 
 from vlm.core.errors import VlmError
-from vlm.core.records import image, text, video
+from vlm.core.sample.records import image, text, video
 from vlm.eval.harness.native import NativeModel, in_front
 
 PART = {"text": text, "image": image, "video": video}

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vlm.core.errors import DataError
-from vlm.core.records import Message, image, split_placeholders, text
+from vlm.core.sample.records import Message, image, split_placeholders, text
 from vlm.eval.benchmark import Benchmark
 
 CountTokens = Callable[[str], int]

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import DataError
-from vlm.core.records import iter_jsonl, text
+from vlm.core.sample.records import iter_jsonl, text
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.common import CountTokens, Item, Items, get, inside, user
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vlm.core.errors import DataError
-from vlm.core.records import iter_jsonl
+from vlm.core.sample.records import iter_jsonl
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.common import CountTokens, Item, Items, get, inside, read_json, user
 

@@ -7,7 +7,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from vlm.core.errors import DataError
-from vlm.core.records import Message
+from vlm.core.sample.records import Message
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.choice import choice_question
 from vlm.eval.loaders.common import CountTokens, Item, Items, get, read_json, user

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import DataError
-from vlm.core.media import FOLDER_FPS, IMAGE_SUFFIXES
-from vlm.core.records import Message, text, video
+from vlm.core.sample.media import FOLDER_FPS, IMAGE_SUFFIXES
+from vlm.core.sample.records import Message, text, video
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.common import CountTokens, Item, Items, get, inside, read_json, user
 from vlm.eval.loaders.parquet import parquet_rows

@@ -1,4 +1,4 @@
-"""Short videos of one coloured shape that moves, as real files: MP4 (needs PyAV), or a folder of JPEG frames."""
+"""Short videos of one colored shape that moves, as real files: MP4 (needs PyAV), or a folder of JPEG frames."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -28,7 +28,7 @@ def moving(color: str, shape: str, direction: str, n_frames: int) -> list[Pictur
 
 
 def still(things: Sequence[tuple[str, str]], n_frames: int) -> list[Picture]:
-    """(colour, shape) pairs side by side that do not move, in a square."""
+    """(color, shape) pairs side by side that do not move, in a square."""
     frame = Image.new("RGB", (SIZE, SIZE), "white")
     side = SIZE // len(things)
     frame.paste(shapes(things, side), (0, (SIZE - side) // 2))

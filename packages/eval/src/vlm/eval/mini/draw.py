@@ -1,4 +1,4 @@
-"""Small pictures: coloured shapes on white, bar charts, digits, lines of text. All deterministic."""
+"""Small pictures: colored shapes on white, bar charts, digits, lines of text. All deterministic."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -27,7 +27,7 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def shapes(things: Sequence[tuple[str, str]], size: int = 64) -> Picture:
-    """(colour, shape) pairs side by side."""
+    """(color, shape) pairs side by side."""
     picture = Image.new("RGB", (size * max(1, len(things)), size), "white")
     draw = ImageDraw.Draw(picture)
     for i, (color, shape) in enumerate(things):
@@ -43,7 +43,7 @@ def shapes(things: Sequence[tuple[str, str]], size: int = 64) -> Picture:
 
 
 def bars(values: dict[str, int], width: int = 320, height: int = 240) -> Picture:
-    """A bar chart with a labelled bar for each entry and its value on top."""
+    """A bar chart with a labeled bar for each entry and its value on top."""
     picture = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(picture)
     top, step = max(values.values()), (width - 20) // len(values)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm.core.build.haystack import QUESTION
+from vlm.core.synth.haystack import QUESTION
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.haystack import annotation_file
 from vlm.eval.mini.draw import COLORS, SHAPES, digit, save, shapes, write_lines

@@ -1,4 +1,4 @@
-"""Miniatures of MME, MMVP and RefCOCO: coloured shapes that are there or not, and where."""
+"""Miniatures of MME, MMVP and RefCOCO: colored shapes that are there or not, and where."""
 
 import random
 from pathlib import Path

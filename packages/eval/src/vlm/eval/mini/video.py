@@ -16,7 +16,7 @@ Question = tuple[str, list[str], str]
 
 
 def scene(rng: random.Random, kind: int, n_frames: int) -> tuple[list[Picture], Question]:
-    """Frames, and (question, candidates, answer): by `kind` about direction, change of colour, number, or shape."""
+    """Frames, and (question, candidates, answer): by `kind` about direction, change of color, number, or shape."""
     color, other = rng.sample(list(COLORS), 2)
     shape = rng.choice(SHAPES)
     if kind == 0:

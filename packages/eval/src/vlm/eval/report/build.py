@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import DataError
-from vlm.eval.report import tables, training, workflow
-from vlm.eval.report.collect import find_evaluations, find_unfinished
-from vlm.eval.report.long_context import by_length, by_position, by_stride, haystacks, lengths_together
-from vlm.eval.report.published import tables_beside
-from vlm.eval.report.reasons import reasons
-from vlm.eval.report.runs import find_drawings, find_graphs, find_jobs, find_stages
-from vlm.eval.report.samples import pick
+from vlm.eval.report.gather.collect import find_evaluations, find_unfinished
+from vlm.eval.report.gather.published import tables_beside
+from vlm.eval.report.gather.runs import find_drawings, find_graphs, find_jobs, find_stages
+from vlm.eval.report.gather.samples import pick
+from vlm.eval.report.tables import evaluations as tables
+from vlm.eval.report.tables import training, workflow
+from vlm.eval.report.tables.long_context import by_length, by_position, by_stride, haystacks, lengths_together
+from vlm.eval.report.tables.reasons import reasons
 
 Rows = list[dict[str, Any]]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from vlm.core.errors import ConfigError
 from vlm.core.home import write_atomic
-from vlm.eval.report import figures
 from vlm.eval.report.build import Report, build
-from vlm.eval.report.markdown import as_markdown
-from vlm.eval.report.page import html
-from vlm.eval.report.tidy import as_csv
+from vlm.eval.report.render import figures
+from vlm.eval.report.render.csv_table import as_csv
+from vlm.eval.report.render.markdown import as_markdown
+from vlm.eval.report.render.page import html
 
 NAMES = {
     "html": "index.html",

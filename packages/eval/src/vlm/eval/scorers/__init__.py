@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
-from vlm.core.tiling import plan_tiles
+from vlm.core.sample.tiling import plan_tiles
 from vlm.eval.loaders.haystack import mmniah_prompt
 from vlm.eval.loaders.milebench import milebench_prompt
+from vlm.eval.measures.text import Compat
 from vlm.eval.scorers.choice import (
     mcq_letter_extract,
     mmvp_pair_accuracy,
@@ -48,7 +49,6 @@ from vlm.eval.scorers.mmniah import (
 )
 from vlm.eval.scorers.ocrbench import ocrbench_lmms
 from vlm.eval.scorers.owl import owl_anls, owl_bleu4, owl_cacc, owl_eacc, owl_iou, owl_racc
-from vlm.eval.scorers.text import Compat
 from vlm.eval.scorers.video import mvbench_check_ans, mvbench_frame_indices, mvbench_qa_template
 from vlm.eval.scorers.vqa import (
     anls,

@@ -8,14 +8,14 @@ from functools import partial
 import numpy as np
 
 from vlm.eval.benchmark import Benchmark
-from vlm.eval.scorers.bleu import bleu4
+from vlm.eval.measures.bleu import bleu4
+from vlm.eval.measures.rows import ANSWERED, Answers, Metric, Row, bounds_of, by_group, plain
+from vlm.eval.measures.stats import Interval, ratio, replicates, wilson
+from vlm.eval.measures.text import Compat
 from vlm.eval.scorers.judged import mmvet
 from vlm.eval.scorers.longvqa import TASKS, bleu_columns
 from vlm.eval.scorers.mmniah import DEPTHS, EDGES, cells
-from vlm.eval.scorers.rows import ANSWERED, Answers, Metric, Row, bounds_of, by_group, plain
 from vlm.eval.scorers.sets import mme, mmmu, whole_sets
-from vlm.eval.scorers.text import Compat
-from vlm.eval.stats import Interval, ratio, replicates, wilson
 
 
 def mean(benchmark: Benchmark, rows: Sequence[Row], compat: Compat) -> list[Metric]:

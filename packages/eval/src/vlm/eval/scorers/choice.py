@@ -8,8 +8,8 @@ from string import ascii_uppercase
 from typing import Any
 
 from vlm.core.errors import DataError
+from vlm.eval.measures.text import Compat
 from vlm.eval.scorers.milebench import first_label
-from vlm.eval.scorers.text import Compat
 
 FOUR = dict.fromkeys("ABCD", "")
 """Options whose texts are unknown."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
-from vlm.eval.scorers.text import Compat
+from vlm.eval.measures.text import Compat
 
 Rows = Sequence[dict[str, Any]]
 Values = list[str]
@@ -95,11 +95,11 @@ def _similarity(a: str, b: str) -> float:
 # WikiTableQuestions --------------------------------------------------------------------------------------------------
 
 Value = tuple[str, Any]
-"""("number", amount), ("date", (year, month, day)) or ("text", normalised)."""
+"""("number", amount), ("date", (year, month, day)) or ("text", normalized)."""
 
 
 def due_wtq(rows: Rows, *, compat: Compat = "upstream") -> float | None:
-    """Equal sets of values: numbers within 1e-6, dates y-m-d with xx for unknown parts, else normalised texts.
+    """Equal sets of values: numbers within 1e-6, dates y-m-d with xx for unknown parts, else normalized texts.
 
     Source: the published evaluator; the official WikiTableQuestions scorer's rule.
     """
@@ -112,10 +112,10 @@ def _same_denotation(found: Values, expected: Values) -> bool:
 
 
 def _denotation(texts: Values) -> dict[Value, str]:
-    """Distinct values, each with the normalised text it came from."""
+    """Distinct values, each with the normalized text it came from."""
     values: dict[Value, str] = {}
     for text in texts:
-        normal = normalise(text)
+        normal = normalize(text)
         values.setdefault(_parse(text) or ("text", normal), normal)
     return values
 
@@ -162,7 +162,7 @@ def _date(text: str) -> tuple[int, int, int] | None:
     return (year, month, day) if valid else None
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Without accents, citations, footnote marks, details in brackets, outer quotes, final period; lower case."""
     text = "".join(c for c in unicodedata.normalize("NFKD", text) if unicodedata.category(c) != "Mn")
     for marks, plain in (("‘’´`", "'"), ("“”", '"'), ("‐‑‒–—−", "-")):

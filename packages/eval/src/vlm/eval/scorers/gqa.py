@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from vlm.eval.scorers.text import Compat
+from vlm.eval.measures.text import Compat
 
 
 def gqa_convert(answer: str, *, compat: Compat = "upstream") -> str:

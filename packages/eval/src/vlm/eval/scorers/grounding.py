@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm.eval.scorers.text import Compat
+from vlm.eval.measures.text import Compat
 
 BOX = re.compile(r"\[++([^,\n]*+),([^,\n]*+),([^,\n]*+),([^\]\n]*+)\]")
 """Possessive: a reply of nothing but brackets must not take forever."""

@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 
 from vlm.eval.benchmark import Benchmark
-from vlm.eval.scorers.rows import Answers, Metric, Row
-from vlm.eval.scorers.text import Compat
+from vlm.eval.measures.rows import Answers, Metric, Row
+from vlm.eval.measures.text import Compat
 
 GRADE = re.compile(r"(?:0(?:\.\d+)?|1(?:\.0+)?)(?![\d.]*\d)")
 

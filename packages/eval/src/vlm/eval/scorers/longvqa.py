@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from vlm.eval.scorers.bleu import bleu_counts
+from vlm.eval.measures.bleu import bleu_counts
+from vlm.eval.measures.english import english_words, noun_lemma
+from vlm.eval.measures.text import Compat, vqa_normalize
 from vlm.eval.scorers.due import due_f1, due_wtq
-from vlm.eval.scorers.english import english_words, noun_lemma
 from vlm.eval.scorers.owl import Rows, owl_anls, owl_bleu4, owl_eacc, owl_racc, references_of, reply_of
-from vlm.eval.scorers.text import Compat, vqa_normalise
 from vlm.eval.scorers.vqa import leave_one_out
 
 TASKS: dict[str, str] = {
@@ -97,8 +97,8 @@ def longvqa_textvqa(rows: Rows, *, compat: Compat = "upstream") -> float | None:
     """
     scores = []
     for row in rows:
-        found = vqa_normalise(reply_of(row, compat))
-        references = [vqa_normalise(text) for text in references_of(row)]
+        found = vqa_normalize(reply_of(row, compat))
+        references = [vqa_normalize(text) for text in references_of(row)]
         if compat == "upstream" and len(references) not in (1, 10):
             raise AssertionError(f"{len(references)} references, the published scorer takes 1 or 10")
         scores.append(0.0 if compat == "fixed" and not found else leave_one_out(found, references))

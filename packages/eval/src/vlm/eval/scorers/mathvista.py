@@ -9,7 +9,7 @@ from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
-from vlm.eval.scorers.text import Compat
+from vlm.eval.measures.text import Compat
 
 BRACKETED = re.compile(r"\(([a-zA-Z])\)")
 MARKED = re.compile(r"(?:final )?answer:\s*(.*)", re.IGNORECASE)

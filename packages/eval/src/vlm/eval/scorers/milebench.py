@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from vlm.eval.scorers.rouge import rouge_l
-from vlm.eval.scorers.text import Compat, has_words, strip_marks
+from vlm.eval.measures.rouge import rouge_l
+from vlm.eval.measures.text import Compat, has_words, strip_marks
 
 ESCAPED = set("\\.^$*+?{}[]|()")
 """Characters that are special in a regular expression and that the published matcher escapes."""

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
+from vlm.eval.measures.text import Compat
 from vlm.eval.scorers.choice import mcq_letter_extract
-from vlm.eval.scorers.text import Compat
 
 ROTATION = 1_000_000
 NO_REPLY = "Failed to obtain answer via API"

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from vlm.core.errors import DataError
-from vlm.eval.scorers.text import Compat
+from vlm.eval.measures.text import Compat
 from vlm.eval.scorers.yesno import pope_parse
 
 TASKS = {

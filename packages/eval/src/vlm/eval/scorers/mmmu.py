@@ -6,8 +6,8 @@ from itertools import chain
 from string import ascii_uppercase
 from typing import Any
 
+from vlm.eval.measures.text import Compat
 from vlm.eval.scorers.choice import option_post_process, read_letter
-from vlm.eval.scorers.text import Compat
 
 RANDOM = "__RANDOM__"
 """Stands for the published parser's random choice among the options."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from vlm.eval.measures.text import MMNIAH_NUMBERS, Compat, has_words, vqa_normalize
 from vlm.eval.scorers.milebench import first_label
-from vlm.eval.scorers.text import MMNIAH_NUMBERS, Compat, has_words, vqa_normalise
 
 EDGES = (1000, 2000, 4000, 8000, 12000, 16000, 24000, 32000, 40000, 48000, 64000)
 """Lower edges of the context-length columns, in tokens; shorter samples are in no column."""
@@ -74,7 +74,7 @@ def mmniah_text(answer: str, response: str, *, compat: Compat = "upstream") -> i
     upstream: both are cut at the first period before the equality test, and a reference that cleans to nothing is in
     every reply that has a word. fixed: no cut, and such a reference must be equal.
     """
-    found, gold = (vqa_normalise(text, MMNIAH_NUMBERS) for text in (response.strip("."), answer))
+    found, gold = (vqa_normalize(text, MMNIAH_NUMBERS) for text in (response.strip("."), answer))
     if compat == "fixed":
         same = response.strip(" .*\n").lower() == answer.strip(" .*\n").lower() != ""
         return int(same or (bool(gold) and re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", found) is not None))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from vlm.eval.scorers.text import Compat
+from vlm.eval.measures.text import Compat
 
 FULL_WIDTH = {**{code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}, 0x3000: 0x20}
 """Full-width ASCII and the ideographic space, to their ordinary forms."""

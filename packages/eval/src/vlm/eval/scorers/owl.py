@@ -11,8 +11,8 @@ from typing import Any
 import regex
 from rapidfuzz.distance import Levenshtein
 
-from vlm.eval.scorers.bleu import bleu4, bleu_counts
-from vlm.eval.scorers.text import Compat, has_words
+from vlm.eval.measures.bleu import bleu4, bleu_counts
+from vlm.eval.measures.text import Compat, has_words
 
 Rows = Sequence[dict[str, Any]]
 

@@ -10,11 +10,11 @@ from functools import partial
 import numpy as np
 
 from vlm.eval.benchmark import Benchmark
+from vlm.eval.measures.rows import Answers, Metric, Row, bounds_of, by_group, plain
+from vlm.eval.measures.stats import mean_interval, ratio
+from vlm.eval.measures.text import Compat
 from vlm.eval.scorers.mme import TASKS
 from vlm.eval.scorers.mmmu import DOMAINS
-from vlm.eval.scorers.rows import Answers, Metric, Row, bounds_of, by_group, plain
-from vlm.eval.scorers.text import Compat
-from vlm.eval.stats import mean_interval, ratio
 
 
 def set_of(row: Row) -> str:

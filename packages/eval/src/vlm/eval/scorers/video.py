@@ -5,10 +5,10 @@ from string import ascii_uppercase
 from typing import Any
 
 from vlm.core.errors import DataError
-from vlm.core.media import frame_indices
+from vlm.core.sample.media import frame_indices
+from vlm.eval.measures.text import Compat
 from vlm.eval.scorers.choice import read_letter
 from vlm.eval.scorers.milebench import milebench_process
-from vlm.eval.scorers.text import Compat
 
 ALWAYS = (-100_000.0, 100_000.0)
 """The published bound, in seconds, of a video that has none."""

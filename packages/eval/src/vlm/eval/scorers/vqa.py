@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rapidfuzz.distance import Levenshtein
 
-from vlm.eval.scorers.text import Compat, vqa_normalise
+from vlm.eval.measures.text import Compat, vqa_normalize
 
 
 def _all(references: str | Sequence[str]) -> list[str]:
@@ -69,7 +69,7 @@ def anls(prediction: str, answers: Sequence[str], *, compat: Compat = "upstream"
 
 def evalai_normalizer(text: str, *, compat: Compat = "upstream") -> str:
     """The VQA answer clean-up, the same in both modes. Source: the published evaluators"""
-    return vqa_normalise(text)
+    return vqa_normalize(text)
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str], *, compat: Compat = "upstream") -> float:
@@ -80,10 +80,10 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], *, compat: Compat = "u
     """
     if compat == "upstream" and len(answers) != 10:
         raise AssertionError(f"{len(answers)} references, the published scorer takes 10")
-    found = vqa_normalise(prediction)
+    found = vqa_normalize(prediction)
     if compat == "fixed" and not found:
         return 0.0
-    return leave_one_out(found, [vqa_normalise(answer) for answer in answers])
+    return leave_one_out(found, [vqa_normalize(answer) for answer in answers])
 
 
 def leave_one_out(found: str, references: Sequence[str]) -> float:

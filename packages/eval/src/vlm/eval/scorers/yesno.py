@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from vlm.eval.scorers.text import Compat
+from vlm.eval.measures.text import Compat
 
 
 def pope_parse(text: str, *, compat: Compat = "upstream") -> str:

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vlm.core.errors import ConfigError
+from vlm.models.sequence.group import SequenceGroup
 from vlm.models.sequence.kernels import block_kernel
-from vlm.models.sequence.layout import Block, schedule
-from vlm.models.sequence.parallel import SequenceGroup
+from vlm.models.sequence.sharding import Block, schedule
 
 
 def ring(

@@ -15,8 +15,8 @@ from vlm.core.errors import ConfigError, DataError, UnknownName
 from vlm.models.attention import PACKED, check_packed
 from vlm.models.language import document_positions
 from vlm.models.loss import shifted, weighted_cross_entropy
-from vlm.models.sequence.layout import LAYOUTS, Shard, owners
-from vlm.models.sequence.parallel import SequenceGroup
+from vlm.models.sequence.group import SequenceGroup
+from vlm.models.sequence.sharding import LAYOUTS, Shard, owners
 from vlm.models.sequence.ulysses import key_copies
 from vlm.models.vlm import Output, VisionLanguageModel
 

@@ -9,7 +9,7 @@ import math
 from torch import Tensor
 
 from vlm.core.errors import ConfigError
-from vlm.models.sequence.parallel import SequenceGroup
+from vlm.models.sequence.group import SequenceGroup
 from vlm.models.sequence.ring import spread_only
 
 
@@ -26,7 +26,7 @@ def ulysses(
 
     query [1, H, n, D]; key, value [1, H_kv, n, D] of the tokens of `layout.contiguous`, `cu_seqlens` its borders (of
     the whole row). Each key head is repeated as often as needed for every process to get equally many. DeepSpeed's
-    communication has to be initialised, as it is once there is an engine.
+    communication has to be initialized, as it is once there is an engine.
 
     Raises:
         ConfigError: no group, a padded batch, or heads that do not divide.

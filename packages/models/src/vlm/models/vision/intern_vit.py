@@ -1,6 +1,6 @@
 """InternViT (300M: LayerNorm, qkv bias; 6B: RMSNorm, q/k norm).
 
-Unusual: q and k are normalised over the full width, all heads together; two LayerScale vectors a block; no final norm;
+Unusual: q and k are normalized over the full width, all heads together; two LayerScale vectors a block; no final norm;
 the class token is used inside and dropped from the output; the position table is resized on every forward.
 Source: the public configuration and checkpoints of OpenGVLab/InternVL.
 

@@ -1,0 +1,72 @@
+"""Tables on the terminal."""
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from vlm.train.plan.plan import Plan
+    from vlm.train.recipe.recipe import Recipe
+
+console = Console(stderr=True)
+
+
+def show_plan(recipe: "Recipe", plan: "Plan", to: Console = console) -> None:
+    """A recipe resolved and planned: parameters, states, steps, disagreements, what is lacking."""
+    from vlm.train.plan.preflight import by_fix
+
+    optimizer = recipe.optimizer
+    table = Table(title=f"{recipe.name}: {recipe.title}", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    table.add_row(
+        "parameters",
+        ", ".join(f"{k} {v:,}" for k, v in plan.parameters.items()) + f" = {sum(plan.parameters.values()):,}",
+    )
+    table.add_row("trained", "\n".join(f"{k}  {v:,}" for k, v in plan.trainable.items()))
+    table.add_row("data", "\n".join(f"{d.name} x {d.repeat:g}  {d.file}" for d in recipe.data))
+    steps = f"{plan.steps:,} steps" if plan.steps else "steps unknown until the data is here"
+    table.add_row("steps", f"{steps} of {recipe.batch.samples} samples, at most {plan.tokens_per_step:,} tokens each")
+    table.add_row(
+        "optimizer",
+        f"AdamW lr {optimizer.lr:g}, {optimizer.schedule}, warm-up {optimizer.warmup:g}, "
+        f"decay {optimizer.weight_decay:g}",
+    )
+    table.add_row("image", f"{plan.tokens_per_image} tokens a tile; positions {recipe.strides or 'arange'}")
+    states = f"{plan.gb_weights:.2f} + {plan.gb_gradients:.2f} + {plan.gb_optimizer:.2f} = {plan.gb_states:.2f} GB"
+    table.add_row(
+        "states",
+        f"{states} a process (weights + gradients + AdamW; "
+        f"ZeRO-{plan.zero_stage}, {plan.processes} processes, {recipe.precision})",
+    )
+    for d in recipe.differences:
+        table.add_row("differs", f"{d.key}: ours {d.ours}, published {d.published}. {d.why}")
+    for what, fix, found in by_fix(plan.lacking):
+        table.add_row(f"[yellow]lacks {what}", "\n".join([*found, f"[bold]{fix}"]))
+    to.print(table)
+
+
+def show_dry_run(facts: dict[str, Any]) -> None:
+    """What `vlm train --dry-run` found, on standard output: the recipe, its mixture, and the lines that start it."""
+    import yaml
+
+    out = Console()
+    apart = ("data", "sources", "differences")  # they have tables of their own
+    resolved = {key: value for key, value in facts["recipe"].items() if key not in apart}
+    out.print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), markup=False, highlight=False)
+    table = Table(title="data mixture", title_justify="left")
+    for column in ("set", "records", "repeat", "samples an epoch", "share"):
+        table.add_column(column, justify="left" if column == "set" else "right")
+    for row in facts["mixture"]:
+        numbers = [f"{row[key]:,}" if row[key] is not None else "not here yet" for key in ("records", "samples")]
+        share = "" if row["share"] is None else f"{row['share']:.1%}"
+        table.add_row(row["name"], numbers[0], f"{row['repeat']:g}", numbers[1], share)
+    out.print(table)
+    step = facts["step"]
+    rows = f"{step['samples']} samples, at most {step['tokens']:,} tokens"
+    each = f"up to {step['samples_a_group']} for each of {step['groups']} groups of {step['group_size']} GPUs"
+    steps = f"{step['steps']:,} steps" if step["steps"] else "steps unknown until the data is here"
+    out.print(f"a step: {rows}; {each}; {steps}", highlight=False, soft_wrap=True)
+    for line in facts["launch"]:
+        out.print(f"[bold]{line}[/bold]", highlight=False, soft_wrap=True)

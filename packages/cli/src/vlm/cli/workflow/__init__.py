@@ -1,0 +1,1 @@
+"""What the Snakefile asks: the catalogue as files, job shapes, guards, estimates."""

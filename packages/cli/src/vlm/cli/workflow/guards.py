@@ -1,0 +1,186 @@
+"""Guards of the DAG on a cluster, and the shape of a job. Used by the Snakefile's rules and its `onstart`.
+
+A killed Snakemake leaves its jobs running, and the next run would submit a second copy onto the same files: `exclusive`
+keeps a second Snakemake out, `cancel_strays` ends what a dead one left, `preflight` refuses shapes that no partition
+has (Slurm would keep them pending for ever, without a word).
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from vlm.core.errors import HardwareError, VlmError
+from vlm.core.home import locked, write_atomic
+
+PATIENCE = 120.0
+"""Seconds that canceled jobs get to disappear (Slurm's KillWait is 30 by default)."""
+
+
+def exclusive(run: str) -> AbstractContextManager[None]:
+    """The lock of a run's DAG; the kernel releases it when Snakemake dies, however it dies. Raises LockedError."""
+    return locked(Path(run) / ".dag", "snakemake")
+
+
+def slurm(*command: str) -> str:
+    """Output of a Slurm command. Raises VlmError when it is missing or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise VlmError(f"{command[0]} did not run: {error}", fix="start on a machine where Slurm answers") from error
+    if done.returncode:
+        raise VlmError(f"{' '.join(command)}: {done.stderr.strip()}", fix="ask `sinfo`; then the same command again")
+    return done.stdout
+
+
+def strays(folder: Path) -> list[str]:
+    """Numbers of this user's jobs that Snakemake submitted from `folder` (its jobs carry `rule_…` as comment)."""
+    lines = (line.split("|", 2) for line in slurm("squeue", "--me", "--noheader", "--format=%i|%k|%Z").splitlines())
+    here = str(folder.resolve())
+    return [number for number, comment, where in lines if where == here and comment.startswith("rule_")]
+
+
+def cancel_strays(folder: Path = Path()) -> list[str]:
+    """End the jobs that an earlier Snakemake left in `folder`, and wait until they are gone; returns their numbers."""
+    found = strays(folder)
+    if found:
+        slurm("scancel", *found)
+        end = time.monotonic() + PATIENCE
+        while left := set(found) & set(strays(folder)):
+            if time.monotonic() > end:
+                raise VlmError(f"jobs {', '.join(sorted(left))} do not end", fix="ask the cluster's administrators")
+            time.sleep(1)
+        print(f"cancelled what an earlier run left: {', '.join(found)}", flush=True)
+    return found
+
+
+def nodes_of(ranks: int, gpus_per_node: int) -> int:
+    """The fewest nodes that hold `ranks` in equal parts.
+
+    >>> nodes_of(32, 8), nodes_of(12, 8), nodes_of(2, 8)
+    (4, 2, 1)
+    """
+    return next(n for n in range(1, ranks + 1) if ranks % n == 0 and ranks // n <= gpus_per_node)
+
+
+Resources = dict[str, Any]
+"""Name -> value or function of the wildcards, for the `resources:` of a rule."""
+
+
+def one_process(site: dict[str, Any], gpus: Callable[[Any], int]) -> Resources:
+    """What a job of one process asks of the site, with `gpus(wildcards)` GPUs on one node; empty without a site."""
+    if not site:
+        return {}
+    return {
+        "gres": lambda w: f"gpu:{site['gpu']}:{gpus(w)}" if gpus(w) else None,
+        "mem_mb": lambda w: int(site["mem_mb_per_gpu"]) * gpus(w) or int(site["mem_mb"]),
+        "cpus_per_task": lambda w: int(site["cpus_per_gpu"]) * gpus(w) or 1,
+        "slurm_partition": lambda w: site["gpu_partition"] if gpus(w) else site["cpu_partition"],
+    }
+
+
+def many_processes(site: dict[str, Any], stage: Callable[[Any], dict[str, Any]]) -> Resources:
+    """What a training stage asks of the site: one task for each GPU or process, in equal parts on the fewest nodes."""
+    if not site:
+        return {}
+
+    def nodes(wildcards: Any) -> int:
+        return nodes_of(ranks(stage(wildcards)), int(site["gpus_per_node"]))
+
+    def tasks(wildcards: Any) -> int:
+        return ranks(stage(wildcards)) // nodes(wildcards)
+
+    alone = one_process(site, lambda w: tasks(w) if "gpus" in stage(w) else 0)  # `gres` and `mem_mb` are per node
+    return {
+        **alone,
+        "nodes": nodes,
+        "tasks_per_node": lambda w: tasks(w) if ranks(stage(w)) > 1 else None,
+        "mpi": lambda w: site["launcher"] if ranks(stage(w)) > 1 else None,
+        "cpus_per_task": lambda w: int(site["cpus_per_gpu"]) if "gpus" in stage(w) else 1,
+        # without `B:` the ranks hear of the time limit, and nothing else; a job of one rank has no step of its own
+        "slurm_extra": lambda w: (
+            f"--signal=USR1@{site['warn_seconds']} --open-mode=append" if ranks(stage(w)) > 1 else None
+        ),
+    }
+
+
+def ranks(stage: dict[str, Any]) -> int:
+    """Processes of a stage of the configuration."""
+    return stage.get("gpus") or stage.get("processes", 1)
+
+
+def launch(resources: Any) -> str:
+    """What stands before `vlm train`: the job step of a multi-process job, nothing for one process.
+
+    Nodes and tasks are repeated because a bare `srun` inside the job would start one task on each node. Without
+    `--kill-on-bad-exit` the others would wait for ever for a rank that failed.
+    """
+    if not resources.get("mpi"):
+        return ""
+    shape = f"--nodes={resources.nodes} --ntasks-per-node={resources.tasks_per_node}"
+    return f"{resources.mpi} --kill-on-bad-exit=1 {shape} "
+
+
+def train_options(stage: dict[str, Any], run: str) -> str:
+    """Flags of a stage for `vlm train`; the number of processes is also what a rank compares its world with."""
+    count = ranks(stage)
+    sets = [f"--set {key}={str(value).format(run=run)}" for key, value in stage.get("set", {}).items()]
+    return "".join(f"{flag} " for flag in [*([f"--processes {count}"] if count > 1 else []), *sets])
+
+
+def request(resources: Any, threads: int) -> tuple[str, ...]:
+    """The options of `sbatch` that decide whether a job can ever start."""
+    flags = {"--nodes": "nodes", "--ntasks-per-node": "tasks_per_node", "--gres": "gres", "--mem": "mem_mb"}
+    flags |= {"--time": "runtime", "--partition": "slurm_partition", "--account": "slurm_account"}
+    asked = [f"{flag}={resources[key]}" for flag, key in flags.items() if resources.get(key)]
+    return (*asked, f"--cpus-per-task={resources.get('cpus_per_task') or threads}")
+
+
+def preflight(jobs: Iterable[Any]) -> None:
+    """Ask Slurm once for each kind of job whether it could run at all.
+
+    Raises:
+        HardwareError: every impossible shape, with Slurm's answer.
+    """
+    shapes = {request(job.resources, job.threads): job.rule.name for job in jobs if not job.is_local}
+    refused = []
+    for options, rule in shapes.items():
+        command = ["sbatch", "--test-only", *options, "--output=/dev/null", "--wrap=true"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=without_defaults())
+        if done.returncode:
+            refused.append(f"  {rule}: {' '.join(options)}\n      {done.stderr.strip()}")
+    if refused:
+        raise HardwareError(
+            "this cluster cannot run:\n" + "\n".join(refused),
+            fix="correct `site`, set-resources or default-resources in profiles/slurm/config.yaml",
+        )
+
+
+def write_rule_graph(run: str, jobs: Iterable[Any]) -> None:
+    """Which rule needs which, as `run`/rulegraph.dot (graphviz), where `vlm report` looks for it."""
+    jobs = list(jobs)
+    maker = {str(path): job.rule.name for job in jobs for path in job.output}
+    needed = {(maker[str(path)], job.rule.name) for job in jobs for path in job.input if str(path) in maker}
+    lines = [f'  {name}[label = "{name}"];' for name in sorted({job.rule.name for job in jobs})]
+    lines += [f"  {before} -> {after};" for before, after in sorted(needed)]
+    write_atomic(Path(run) / "rulegraph.dot", "\n".join(["digraph rules {", *lines, "}", ""]))
+
+
+def write_snakemake_report(run: str, configfiles: Iterable[Any]) -> None:
+    """Snakemake's own report beside ours, once there is one: each job with its command, times and provenance."""
+    if not (Path(run) / "report/index.html").exists():
+        return
+    command = [sys.executable, "-m", "snakemake", "all", "--report", f"{run}/report/snakemake.html", "--quiet", "all"]
+    files = [str(file) for file in configfiles]
+    done = subprocess.run([*command, "--cores", "1", *(["--configfile", *files] if files else [])])
+    if done.returncode:  # a part of the DAG was asked for, and another part is not there
+        print(f"no {run}/report/snakemake.html: not everything of `all` is there", flush=True)
+
+
+def without_defaults() -> dict[str, str]:
+    """The environment without a user's own defaults for sbatch, which the plugin drops as well."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("SBATCH_")}

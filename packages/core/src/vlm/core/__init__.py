@@ -1,0 +1,1 @@
+"""Data and files without any neural network: samples, downloads, data sets, checks."""

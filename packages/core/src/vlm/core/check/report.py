@@ -1,0 +1,124 @@
+"""All that a check found as one report: totals, shares, a histogram, the longest samples, duplicates."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vlm.core.check.check import COLUMNS, ERRORS, Fault, Found, Source
+from vlm.core.sample.measure import Rules
+
+
+@dataclass
+class Report:
+    """All that was found. `rows`: one array a source; `seconds` is filled in by who measures the time."""
+
+    rules: Rules
+    sources: Sequence[Source]
+    rows: dict[str, np.ndarray]
+    lines: dict[str, int]
+    ids: dict[str, list[str]]
+    faults: list[Fault]
+    opened: int
+    seconds: float = 0.0
+
+    @property
+    def errors(self) -> list[Fault]:
+        """Faults of samples that cannot be used."""
+        return [fault for fault in self.faults if fault.kind in ERRORS]
+
+    def as_dict(self, samples: bool = True) -> dict[str, Any]:
+        """For JSON; `samples=False` leaves out the row of each sample."""
+        names = [*COLUMNS, *(f"positions_{'arange' if s is None else f'{s:g}'}" for s in self.rules.strides)]
+        everything = np.concatenate(list(self.rows.values()))
+        column = dict(zip(names, everything.T, strict=True))
+        tokens = {s.name: int(self.rows[s.name][:, names.index("tokens_kept")].sum()) for s in self.sources}
+        epoch = {s.name: (self.lines[s.name] * s.repeat, tokens[s.name] * s.repeat) for s in self.sources}
+        totals = [max(1.0, sum(values)) for values in zip(*epoch.values(), strict=True)]
+        unusable = {(fault.source, fault.line) for fault in self.errors}
+        result: dict[str, Any] = {
+            "lines": sum(self.lines.values()),
+            "usable": sum(self.lines.values()) - len(unusable),
+            "max_length": self.rules.max_length,
+            "faults": dict(Counter(fault.kind for fault in self.faults).most_common()),
+            "sources": [
+                {
+                    "name": s.name,
+                    "file": str(s.file),
+                    "lines": self.lines[s.name],
+                    "repeat": s.repeat,
+                    "share_of_samples": epoch[s.name][0] / totals[0],
+                    "share_of_tokens": epoch[s.name][1] / totals[1],
+                }
+                for s in self.sources
+            ],
+            "measures": {name: measures(column[name]) for name in names[1:]},
+            "histogram": histogram(column["tokens"]),
+            "worst": [self._sample(names, i) for i in np.argsort(-column["tokens"], kind="stable")[:10]],
+            "problems": [fault._asdict() for fault in self.faults],
+        }
+        if samples:
+            result |= {"columns": names, "rows": {name: rows.tolist() for name, rows in self.rows.items()}}
+        return result
+
+    def _sample(self, names: list[str], i: int) -> dict[str, Any]:
+        """The sample in row `i` of all sources together."""
+        for source in self.sources:
+            rows = self.rows[source.name]
+            if i < len(rows):
+                line = int(rows[i, 0])
+                return {"source": source.name, "id": self.ids[source.name][line - 1]} | {
+                    name: int(value) for name, value in zip(names, rows[i], strict=True)
+                }
+            i -= len(rows)
+        raise IndexError(i)
+
+
+def measures(values: np.ndarray) -> dict[str, float]:
+    """Sum, mean, percentiles and maximum; zeros where there is nothing."""
+    if not len(values):
+        return dict.fromkeys(("sum", "mean", "p50", "p90", "p99", "max"), 0)
+    p50, p90, p99 = np.percentile(values, (50, 90, 99)).tolist()
+    return {
+        "sum": int(values.sum()),
+        "mean": float(values.mean()),
+        "p50": p50,
+        "p90": p90,
+        "p99": p99,
+        "max": int(values.max()),
+    }
+
+
+def histogram(tokens: np.ndarray, bins: int = 16) -> dict[str, list[int]]:
+    """Samples between edges that grow by a constant factor."""
+    low, high = (int(tokens.min()), int(tokens.max()) + 1) if len(tokens) else (1, 2)
+    edges = np.unique(np.geomspace(max(1, low), high, bins + 1).round().astype(np.int64))
+    edges[-1] = high
+    return {"edges": edges.tolist(), "samples": np.histogram(tokens, edges)[0].tolist()}
+
+
+def collect(rules: Rules, sources: Sequence[Source], results: Iterable[tuple[Source, Found]]) -> Report:
+    """The report of what `check` yields, with duplicates: ids within a source, contents within all."""
+    rows: dict[str, list[np.ndarray]] = {source.name: [] for source in sources}
+    ids: dict[str, list[str]] = {source.name: [] for source in sources}
+    faults: list[Fault] = []
+    seen: dict[tuple[str, str] | bytes, str] = {}
+    opened = 0
+    for source, found in results:
+        first = len(ids[source.name])
+        faults += found.faults
+        for offset, (id, digest) in enumerate(zip(found.ids, found.digests, strict=True)):
+            where = f"{source.name}:{first + offset + 1}"
+            for kind, key in (("same id", (source.name, id)), ("same content", digest)):
+                if key in seen:
+                    faults.append(Fault(source.name, first + offset + 1, id, kind, f"as {seen[key]}"))
+                else:
+                    seen[key] = where
+        rows[source.name].append(found.rows)
+        ids[source.name] += found.ids
+        opened += found.opened
+    empty = np.empty((0, len(COLUMNS) + len(rules.strides)), np.int64)
+    joined = {name: np.concatenate([empty, *parts]) for name, parts in rows.items()}
+    return Report(rules, sources, joined, {name: len(known) for name, known in ids.items()}, ids, faults, opened)

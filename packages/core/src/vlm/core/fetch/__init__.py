@@ -1,0 +1,1 @@
+"""From the network to a folder: catalogue, transfers, archives, manifests."""

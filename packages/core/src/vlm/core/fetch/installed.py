@@ -1,0 +1,43 @@
+"""What of a catalogue entry is on this machine."""
+
+from fnmatch import fnmatchcase
+
+from vlm.core.fetch.catalogue import BuiltSource, Entry
+from vlm.core.fetch.manifest import damaged_files, read_manifest, state
+
+
+def organized_name(entry: Entry) -> str:
+    """Name of the manifest that says that `entry` is organized by its steps; several entries may share a folder."""
+    return f".vlm-organised-{entry.name}.json"
+
+
+def ledger_name(entry: Entry) -> str:
+    """Name of the file that lists what of `entry` cannot be used."""
+    return f"ledger-{entry.name}.jsonl"
+
+
+def entry_state(entry: Entry) -> str:
+    """`absent`, `partial`, `damaged`, `by hand` (steps are left), `downloaded` (to be organized) or `present`."""
+    made = (entry.path / organized_name(entry)).is_file()
+    if is_built(entry):
+        return state(entry.path) if not entry.organize else "present" if made else "absent"
+    found = state(entry.path) if entry.automatic else "absent" if entry.by_hand() else "present"
+    if found == "damaged" and made and _only_archives_are_gone(entry):
+        found = "present"
+    if found == "present" and entry.by_hand():
+        return "by hand"
+    return "downloaded" if found == "present" and entry.organize and not made else found
+
+
+def _only_archives_are_gone(entry: Entry) -> bool:
+    """Whether a person has removed what was unpacked, and nothing else."""
+    manifest = read_manifest(entry.path) or {"files": {}}
+    patterns = [step.unpack.archives for step in entry.organize if step.unpack]
+    gone = [name for name in damaged_files(entry.path, manifest) if not (entry.path / name).exists()]
+    cut = [name for name in damaged_files(entry.path, manifest) if name not in gone]
+    return not cut and all(any(fnmatchcase(name, pattern) for pattern in patterns) for name in gone)
+
+
+def is_built(entry: Entry) -> bool:
+    """Whether the entry is made here from others."""
+    return any(isinstance(source, BuiltSource) for source in entry.source)

@@ -1,0 +1,1 @@
+"""From a download to the published folder tree and the training records."""

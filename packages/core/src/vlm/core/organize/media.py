@@ -1,0 +1,120 @@
+"""Pictures made from pictures, videos and parquet files, each written at once or not at all; what cannot be read is a
+loss, not an end."""
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from vlm.core.errors import ConfigError, DataError, MediaError
+from vlm.core.fetch.step_schema import Jpeg, MiddleFrame, Parquet
+from vlm.core.ledger import Loss, Outcome
+from vlm.core.sample.media import load_image, load_video
+
+QUALITY = 95
+"""JPEG quality of converted pictures (alibaba/conv-llava docs/Data.md asks for .jpg; LLaVA's script uses 95)."""
+
+
+def to_jpegs(rule: Jpeg, folder: Path) -> Outcome:
+    """See layout.Jpeg. A JPEG that is newer than its original is left alone."""
+    outcome, made = Outcome(), set()
+    place = folder / rule.folder
+    if not place.is_dir():
+        return Outcome(missing=[rule.folder])
+    for path in sorted(p for p in place.iterdir() if p.suffix.lower() in rule.suffixes):
+        target = path.with_suffix(".jpg")
+        name = str(path.relative_to(folder))
+        if target in made:
+            outcome.losses.append(Loss(name, "convert", f"{target.name} is made from another file of that stem"))
+            continue
+        made.add(target)
+        _make(outcome, folder, name, path, target, lambda path=path: _jpeg(load_image(path)))  # type: ignore[misc]
+    return outcome
+
+
+def to_middle_frames(rule: MiddleFrame, folder: Path) -> Outcome:
+    """See layout.MiddleFrame: the frame that the published models take for one segment."""
+    outcome = Outcome()
+    videos = sorted(folder.glob(rule.videos))
+    if not videos:
+        return Outcome(missing=[rule.videos])
+    for path in videos:
+        target = folder / rule.into / f"{path.stem}.png"
+        name = str(path.relative_to(folder))
+        _make(outcome, folder, name, path, target, lambda path=path: _png(load_video(path, 1)[0]))  # type: ignore[misc]
+    return outcome
+
+
+def to_pictures(rule: Parquet, folder: Path) -> Outcome:
+    """See layout.Parquet. The bytes stay as published."""
+    outcome = Outcome()
+    paths = sorted(folder.glob(rule.files))
+    if not paths:
+        return Outcome(missing=[rule.files])
+    number = -1
+    for path in paths:
+        for row, data in enumerate(_column(path, rule.column)):
+            number += 1
+            try:
+                with Image.open(io.BytesIO(data)) as image:
+                    suffix = {"JPEG": "jpg"}.get(str(image.format), str(image.format).lower())
+                    image.load()
+            except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+                where = f"{path.relative_to(folder)}:{row}"
+                outcome.losses.append(Loss(where, "convert", f"no picture: {error}"))
+                continue
+            target = folder / rule.into / f"{number:08d}.{suffix}"
+            if not (target.is_file() and target.stat().st_size == len(data)):
+                _write(target, data)
+            outcome.files[str(target.relative_to(folder))] = len(data)
+    return outcome
+
+
+def _column(path: Path, column: str) -> Iterator[bytes]:
+    """The bytes of each row of a column of pictures (`{bytes, path}` or bytes), a few rows in memory at a time."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ConfigError("reading parquet files needs pyarrow", fix="pip install pyarrow") from error
+    try:
+        with pq.ParquetFile(path) as file:
+            if column not in file.schema_arrow.names:
+                names = ", ".join(file.schema_arrow.names)
+                raise DataError(f"{path} has no column {column}", expected=names, fix="correct the catalogue entry")
+            for batch in file.iter_batches(16, columns=[column]):
+                for value in batch.column(0).to_pylist():
+                    yield (value["bytes"] if isinstance(value, dict) else value) or b""
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read: {error}", fix="fetch the file again") from error
+
+
+def _make(outcome: Outcome, folder: Path, name: str, source: Path, target: Path, make: Callable[[], bytes]) -> None:
+    if not (target.is_file() and target.stat().st_mtime_ns >= source.stat().st_mtime_ns):
+        try:
+            data = make()
+        except MediaError as error:
+            outcome.losses.append(Loss(name, "convert", error.found.replace(f"{folder}/", "")))
+            return
+        _write(target, data)
+    outcome.files[str(target.relative_to(folder))] = target.stat().st_size
+
+
+def _write(target: Path, data: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.part")
+    temporary.write_bytes(data)
+    temporary.replace(target)
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

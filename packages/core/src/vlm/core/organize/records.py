@@ -1,0 +1,164 @@
+"""Published annotation -> JSONL: every record checked, with its files; what cannot be used goes to the ledger."""
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from vlm.core.errors import DataError, MediaError
+from vlm.core.fetch.step_schema import Records
+from vlm.core.home import dataset
+from vlm.core.ledger import Count, Loss, Outcome
+from vlm.core.paths import is_inside
+from vlm.core.sample.measure import header
+from vlm.core.sample.media import load_image, load_video
+from vlm.core.sample.records import read_record
+
+BLOCK = 1024
+"""Records that are checked at a time."""
+
+LONGEST = 1 << 26
+"""Characters of an element of a JSON list, at most: where a list is malformed, the rest is not read into memory."""
+
+Checked = tuple[dict[str, Any] | None, Loss | None, bool]
+"""(the record as it is to be written, what is wrong with it, whether a path was corrected)"""
+
+
+def convert_records(rule: Records, folder: Path, *, verify: bool) -> Outcome:
+    """See layout.Records. `verify` decodes every picture and video, else headers and ends of files are read.
+
+    Raises:
+        DataError: a JSON list that breaks off (its records cannot be told apart from there on).
+    """
+    source = (dataset() if rule.beside else folder) / rule.source
+    if not source.is_file():
+        return Outcome(missing=[f"{rule.to} (from dataset/{rule.source})" if rule.beside else rule.source])
+    target = folder / rule.to if rule.to else None
+    losses: list[Loss] = []
+    seen = renamed = 0
+    temporary = target.with_name(f".{target.name}.part") if target else Path(os.devnull)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    rows = iter_json_list(source) if source.suffix == ".json" else _lines(source)
+    with temporary.open("w", encoding="utf-8") as f, ThreadPoolExecutor(os.cpu_count()) as pool:
+        while block := list(islice(rows, BLOCK)):
+            checks = pool.map(lambda row: _check(row, rule, folder, verify), block)
+            for record, loss, corrected in checks:
+                seen += 1
+                if loss:
+                    losses.append(loss)
+                else:
+                    renamed += corrected
+                    f.write(json.dumps(record, ensure_ascii=False) + "\n")
+    count = Count(seen, seen - len(losses), len(losses), renamed)
+    if target is None:
+        return Outcome(losses=losses, counts={rule.source: count})
+    temporary.replace(target)
+    name = str(rule.to)
+    return Outcome(files={name: target.stat().st_size}, losses=losses, counts={name: count})
+
+
+def iter_json_list(path: Path, *, chunk: int = 1 << 20) -> Iterator[tuple[str, Any]]:
+    """(`file:number` from 1, element) of a file that holds one JSON list, without reading it whole.
+
+    Raises:
+        DataError: not a list, or it breaks off; names the character.
+    """
+    decoder = json.JSONDecoder()
+    with path.open(encoding="utf-8") as f:
+        text, at, number, read = f.read(chunk).lstrip("\ufeff"), 0, 0, 0
+
+        def bad(what: str) -> DataError:
+            return DataError(f"{path}: {what} at character {read + at}", expected="one JSON list", fix="fetch it again")
+
+        while True:
+            at = _skip(text, at)
+            if at < len(text):
+                if number == 0 and text[at] != "[":
+                    raise bad("no list")
+                if text[at] == "]":
+                    break
+                start = _skip(text, at + 1)  # what stands at `at` is the bracket, or a comma
+                if number == 0 and text[start : start + 1] == "]":
+                    break
+                try:
+                    value, end = decoder.raw_decode(text, start)
+                except json.JSONDecodeError:
+                    end = len(text)
+                end = _skip(text, end)
+                if end < len(text) and text[end] in ",]":  # else it may go on in what is not read yet
+                    number, at = number + 1, end
+                    yield f"{path.name}:{number}", value
+                    continue
+            more = f.read(max(chunk, len(text) - at)) if len(text) - at < LONGEST else ""
+            if not more:
+                raise bad("it breaks off or is malformed")
+            read, text, at = read + at, text[at:] + more, 0
+
+
+def _skip(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """(`file:line`, object) of JSONL; a line that is no JSON comes as the error."""
+    with path.open("rb") as f:
+        for number, line in enumerate(f, 1):
+            if line.strip():
+                try:
+                    yield f"{path.name}:{number}", json.loads(line)
+                except ValueError as error:
+                    yield f"{path.name}:{number}", error
+
+
+def _check(row: tuple[str, Any], rule: Records, folder: Path, verify: bool) -> Checked:
+    where, record = row
+    root = folder / rule.images
+    if isinstance(record, ValueError):
+        return None, Loss(where, "read", f"not JSON: {record}"), False
+    corrected = False
+    if isinstance(record, dict):
+        record = {"id": where.replace(":", "-"), **record}
+        if rule.jpg and record.get("image"):
+            before = record["image"]
+            record["image"] = [_twin(root, n) for n in before] if isinstance(before, list) else _twin(root, before)
+            corrected = record["image"] != before
+    try:
+        media = read_record(record, root=root, where=where).media
+    except DataError as error:
+        return None, Loss(where, "read", error.found.removeprefix(f"{where}: ")), False
+    for medium in media:
+        name = os.path.relpath(medium["path"], root)
+        try:
+            if not is_inside(name):
+                raise MediaError(f"{name} leaves the folder of the pictures")
+            _look(medium, verify)
+        except MediaError as error:
+            return None, Loss(where, "media", error.found.replace(f"{root}/", "")), False
+    return record, None, corrected
+
+
+def _twin(root: Path, name: Any) -> Any:
+    """The `.jpg` twin of `name` when there is one, else `name`."""
+    if not isinstance(name, str) or name.endswith(".jpg"):
+        return name
+    twin = str(Path(name).with_suffix(".jpg"))
+    return twin if (root / twin).exists() else name
+
+
+def _look(medium: dict[str, Any], verify: bool) -> None:
+    """Raise MediaError when a file is not there or not readable."""
+    path = medium["path"]
+    if medium["type"] == "video":
+        if verify:
+            load_video(path, 1, medium.get("clip"))
+        elif not Path(path).exists():
+            raise MediaError(f"no such file: {path}")
+    elif verify:
+        load_image(path)
+    elif not header(path)[1]:
+        raise MediaError(f"{path} is cut short: it has no end marker")

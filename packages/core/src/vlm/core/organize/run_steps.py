@@ -1,0 +1,119 @@
+"""Run the steps that make a set's folder tree. Each can be cut short at any moment and run again to the same files."""
+
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vlm.core.fetch.archive import extract
+from vlm.core.fetch.manifest import read_json
+from vlm.core.fetch.step_schema import Link, Step, Unpack
+from vlm.core.home import dataset, write_json
+from vlm.core.ledger import Count, Outcome
+from vlm.core.organize.media import to_jpegs, to_middle_frames, to_pictures
+from vlm.core.organize.records import convert_records
+
+
+def run_step(step: Step, folder: Path, scratch: Path, *, verify: bool = False) -> Outcome:
+    """Run one step on the entry's `folder`; unfinished work waits in `scratch`, which is for this step alone. A step
+    that is done, with the same inputs and nothing lost, is not run again.
+
+    Raises:
+        FetchError: an archive is damaged or unsafe. DataError: annotation or parquet that cannot be read.
+    """
+    key = {"step": step.model_dump(mode="json", by_alias=True), "verify": verify, "inputs": _inputs(step, folder)}
+    done = scratch / "done.json"
+    before = read_json(done)
+    if before and before["key"] == key and not before["losses"] and _intact(folder, before["files"]):
+        return _restored(before)
+    if read_json(scratch / "key.json") != key:
+        shutil.rmtree(scratch, ignore_errors=True)
+        write_json(scratch / "key.json", key)
+    outcome = _run(step, folder, scratch, verify)
+    if not outcome.missing:
+        write_json(done, {"key": key, **asdict(outcome)})
+    return outcome
+
+
+def _run(step: Step, folder: Path, scratch: Path, verify: bool) -> Outcome:
+    if step.unpack:
+        return unpack(step.unpack, folder, scratch)
+    if step.link:
+        return link(step.link, folder)
+    if step.jpeg:
+        return to_jpegs(step.jpeg, folder)
+    if step.middle_frame:
+        return to_middle_frames(step.middle_frame, folder)
+    if step.parquet:
+        return to_pictures(step.parquet, folder)
+    assert step.records
+    return convert_records(step.records, folder, verify=verify)
+
+
+def unpack(rule: Unpack, folder: Path, scratch: Path) -> Outcome:
+    """See layout.Unpack. An archive is read to its end before anything of it appears in the tree."""
+    archives = sorted(path for path in folder.glob(rule.archives) if path.is_file())
+    if not archives:
+        return Outcome(missing=[rule.archives])
+    outcome = Outcome()
+    for number, parts in enumerate([archives] if rule.parts else [[path] for path in archives]):
+        listing = scratch / f"{number}.json"
+        found = read_json(listing)
+        if found is None:
+            names = [name for _, name in extract(parts, rule.members, scratch / str(number))]
+            into = rule.into.replace("{stem}", parts[0].name.split(".")[0])
+            top = f"{Path(into).name if into else folder.name}/"
+            doubled = all(name.startswith(top) for name in names)
+            found = {"/".join(filter(None, (into, n.removeprefix(top) if doubled else n))): n for n in names}
+            write_json(listing, found)
+        for target, name in found.items():
+            staged = scratch / str(number) / name
+            if staged.exists():
+                (folder / target).parent.mkdir(parents=True, exist_ok=True)
+                staged.replace(folder / target)
+            outcome.files[target] = (folder / target).stat().st_size
+    return outcome
+
+
+def link(rule: Link, folder: Path) -> Outcome:
+    """See layout.Link."""
+    target, here = dataset() / rule.source, folder / rule.to
+    if not here.exists() and not target.exists():
+        return Outcome(missing=[f"{rule.to} (from dataset/{rule.source})"])
+    if not here.exists() or here.is_symlink():
+        here.parent.mkdir(parents=True, exist_ok=True)
+        wanted = os.path.relpath(target, here.parent)
+        if here.is_symlink() and not here.exists():
+            here.unlink()  # it leads nowhere
+        if not here.is_symlink():
+            here.symlink_to(wanted)
+        return Outcome(links={rule.to: str(here.readlink())})
+    return Outcome()
+
+
+def _inputs(step: Step, folder: Path) -> list[list[Any]]:
+    """Name, size and time of the files that a step reads, so that it runs again when they change."""
+    rule = step.rule
+    if step.unpack:
+        paths = sorted(folder.glob(rule.archives))
+    elif step.parquet:
+        paths = sorted(folder.glob(rule.files))
+    elif step.middle_frame:
+        paths = sorted(folder.glob(rule.videos))
+    elif step.jpeg:
+        paths = sorted(p for p in (folder / rule.folder).glob("*") if p.suffix.lower() in rule.suffixes)
+    elif step.records:
+        paths = [(dataset() if rule.beside else folder) / rule.source]
+    else:
+        paths = []
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths if path.is_file()]
+
+
+def _intact(folder: Path, files: dict[str, int]) -> bool:
+    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())
+
+
+def _restored(done: dict[str, Any]) -> Outcome:
+    counts = {name: Count(**count) for name, count in done["counts"].items()}
+    return Outcome(done["files"], done["links"], [], counts)

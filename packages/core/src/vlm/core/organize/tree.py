@@ -1,0 +1,148 @@
+"""Make the published folder tree of an entry from what was downloaded, by the steps in the catalogue, and verify it."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vlm.core.errors import DataError
+from vlm.core.fetch.catalogue import Entry, find_entry
+from vlm.core.fetch.installed import entry_state, is_built, ledger_name, organized_name
+from vlm.core.fetch.manifest import PARTIAL, count_records, damaged_files, read_manifest
+from vlm.core.fetch.transfer import disk_errors
+from vlm.core.home import locked, write_json
+from vlm.core.ledger import Outcome, write_ledger
+from vlm.core.organize.run_steps import run_step
+
+
+def organize_tree(entry: Entry, catalogue: dict[str, Entry], *, verify: bool = False, max_lost: float = 0.01) -> str:
+    """Unpack, link and convert what `entry` says, then check counts and tree; a no-op when that is done.
+
+    What it needs is organized first. Every step that can run does, so that the error names all that is missing.
+
+    Args:
+        verify: decode every picture and video, not only headers.
+        max_lost: share of records that may end in the ledger.
+
+    Returns:
+        "present" or "organised".
+
+    Raises:
+        DataError: what is missing, with the commands and steps that mend it; other counts than published; too many
+        records lost. FetchError: an unsafe or damaged archive.
+    """
+    folder, outcome = entry.path, Outcome()
+    missing = _organize_needs(entry, catalogue, verify, max_lost)
+    downloaded = (read_manifest(folder) or {}).get("source") if entry.automatic else None
+    described = {
+        "steps": [step.model_dump(mode="json", by_alias=True) for step in entry.organize],
+        "from": downloaded,
+    }
+    with disk_errors(folder), locked(folder, f"vlm data organize {entry.name}"):
+        if not missing and _is_done(entry, described, verify):
+            return "present"
+        missing += _not_downloaded(entry)
+        (folder / organized_name(entry)).unlink(missing_ok=True)
+        scratch = folder / PARTIAL / f"organise-{entry.name}"
+        for number, step in enumerate(entry.organize):
+            outcome.add(run_step(step, folder, scratch / str(number), verify=verify))
+        write_ledger(folder / ledger_name(entry), outcome.losses)
+        counts = _counts(entry, outcome)
+        known = bool(missing)  # what lacks in other sets is said already
+        missing += [f"{entry.folder}/{name}" for name in outcome.missing if not (known and "(from dataset/" in name)]
+        missing += [f"{entry.folder}/{p}" for p in entry.tree if not _is_there(folder, p)]
+        if missing:
+            raise DataError(f"{entry.name} lacks:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(missing)))
+        _refuse_counts(entry, counts, outcome, max_lost)
+        manifest = {
+            "name": entry.name,
+            "source": described,
+            "verified": verify,
+            "files": {name: {"size": size} for name, size in outcome.files.items()},
+            "links": outcome.links,
+            "counts": counts,
+            "lost": len(outcome.losses),
+        }
+        write_json(folder / organized_name(entry), manifest)
+        shutil.rmtree(scratch)
+        if not any((folder / PARTIAL).iterdir()):
+            (folder / PARTIAL).rmdir()
+    return "organised"
+
+
+def _organize_needs(entry: Entry, catalogue: dict[str, Entry], verify: bool, max_lost: float) -> list[str]:
+    """Organize the needs that are downloaded; one line for each that is not."""
+    missing = []
+    for name in entry.needs:
+        need = find_entry(name, catalogue)
+        found = entry_state(need)
+        if found == "present":
+            continue
+        if need.organize and (found == "downloaded" or is_built(need)):
+            try:
+                organize_tree(need, catalogue, verify=verify, max_lost=max_lost)
+            except DataError as error:
+                first, *lines = error.found.splitlines()
+                missing += [line.strip() for line in lines] if first.endswith("lacks:") else [error.found]
+            continue
+        hand = [f"{path} by hand: {s.instructions}" for s in need.by_hand() for path in s.paths or ("its files",)]
+        missing += [f"{need.folder}/{line}" for line in hand] or [f"{need.folder}: vlm download {need.name}"]
+    return missing
+
+
+def _not_downloaded(entry: Entry) -> list[str]:
+    folder = entry.path
+    manifest = read_manifest(folder)
+    lines = []
+    if entry.automatic and manifest is None:
+        lines.append(f"{entry.folder}: vlm download {entry.name}")
+    elif manifest and entry.automatic and (bad := damaged_files(folder, manifest)):
+        lines.append(f"{entry.folder}/{bad[0]} and {len(bad) - 1} more: vlm download {entry.name}")
+    for source in entry.by_hand():
+        mirror = f" Mirror: {source.mirror}" if source.mirror else ""
+        lines += [f"{entry.folder}/{path}, by hand: {source.instructions}{mirror}" for path in source.paths]
+    return lines
+
+
+def _is_done(entry: Entry, described: dict[str, Any], verify: bool) -> bool:
+    manifest = read_manifest(entry.path, organized_name(entry))
+    if not manifest or manifest["source"] != described or manifest["verified"] < verify:
+        return False
+    links = all((entry.path / name).exists() for name in manifest["links"])
+    return links and not damaged_files(entry.path, manifest) and all(_is_there(entry.path, p) for p in entry.tree)
+
+
+def _is_there(folder: Path, pattern: str) -> bool:
+    """Whether a path or pattern of the tree exists, a folder with something in it."""
+    found = folder / pattern
+    paths = [found] if found.exists() else folder.glob(pattern)
+    return any(not path.is_dir() or any(path.iterdir()) for path in paths)
+
+
+def _counts(entry: Entry, outcome: Outcome) -> dict[str, dict[str, int]]:
+    """Records of each annotation file: those that a step read, and of the others that the catalogue counts."""
+    counts = {name: asdict(count) for name, count in outcome.counts.items()}
+    for name in entry.records:
+        path = entry.path / name
+        if name not in counts and path.is_file():
+            number = count_records(path)
+            counts[name] = {"records": number, "used": number, "dropped": 0, "renamed": 0}
+    return counts
+
+
+def _refuse_counts(entry: Entry, counts: dict[str, dict[str, int]], outcome: Outcome, max_lost: float) -> None:
+    wrong = [
+        f"  {name}: {counts[name]['records'] if name in counts else 'no file'} instead of {expected}"
+        for name, expected in entry.records.items()
+        if name not in counts or counts[name]["records"] != expected
+    ]
+    if wrong:
+        raise DataError(f"{entry.name} has other numbers of records than were published:\n" + "\n".join(wrong))
+    total = sum(count["records"] for count in counts.values())
+    dropped = sum(count["dropped"] for count in counts.values())
+    if total and dropped / total > max_lost:
+        raise DataError(
+            f"{entry.name}: {dropped} of {total} records cannot be used",
+            expected=f"at most {max_lost:.1%}",
+            fix=f"read {entry.folder}/{ledger_name(entry)}; mend the files, or allow it with --max-lost",
+        )

@@ -1,0 +1,222 @@
+"""Chat templates: messages rendered as spans of text and media, with what is markup and what is supervised."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, NamedTuple
+
+from vlm.core.errors import DataError, UnknownName
+from vlm.core.sample.records import Message, split_placeholders, text
+
+IMAGE = "<image>"
+INTERNVL2_SYSTEM = (
+    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+)
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt format. A message is `headers[role]`, `lead`, its text, `ends[role]`, `tail`.
+
+    `headers`, `ends` and `tail` are markup: their special tokens are recognized, those of users are not. The text of
+    an answer and its end are supervised, the tail never is. A message without content is its header alone (published).
+    """
+
+    name: str
+    system: str
+    headers: dict[str, str]
+    ends: dict[str, str]
+    stop: tuple[str, ...]
+    """Tokens that end a generated answer."""
+    lead: str = ""
+    """Text between header and message, part of the message (so of its first token)."""
+    tail: str = ""
+    strip: bool = False
+    """Blanks around a message are removed (published InternLM2 code)."""
+    images_first: bool = False
+    """The images of a message move to its front, each followed by a newline, the rest is stripped (LLaVA)."""
+    images_only: bool = False
+    """The text of the user is discarded (LLaVA's caption template)."""
+
+
+def _chatml(name: str, system: str, tail: str = "", strip: bool = False) -> Template:
+    roles = ("system", "user", "assistant")
+    headers = {role: f"<|im_start|>{role}\n" for role in roles}
+    return Template(name, system, headers, dict.fromkeys(roles, "<|im_end|>"), ("<|im_end|>",), tail=tail, strip=strip)
+
+
+HERMES_2 = _chatml("Hermes-2", "Answer the questions.")
+LLAVA_V1 = Template(
+    "llava_v1",
+    VICUNA_SYSTEM,
+    headers={"system": "", "user": "USER:", "assistant": "ASSISTANT:"},
+    ends={"system": " ", "user": " ", "assistant": "</s>"},
+    stop=("</s>",),
+    lead=" ",
+    images_first=True,
+)
+NO_MARKUP = {"system": "", "user": "", "assistant": ""}
+
+# Sources: OpenGVLab/V2PE, OpenGVLab/InternVL, alibaba/conv-llava; smollm2 from the chat template of SmolLM2-Instruct.
+TEMPLATES: dict[str, Template] = {
+    t.name: t
+    for t in (
+        _chatml("internlm2-chat", INTERNVL2_SYSTEM, strip=True),
+        # the system text that the V1-2 weights were trained and released with ...
+        HERMES_2,
+        # ... and the one that the published code has had since July 2024, made for InternVL2
+        replace(HERMES_2, name="Hermes-2-2024-07", system=INTERNVL2_SYSTEM),
+        LLAVA_V1,
+        Template(
+            "llava_plain",
+            "",
+            NO_MARKUP,
+            {**NO_MARKUP, "assistant": "\n"},
+            stop=("</s>",),
+            images_first=True,
+            images_only=True,
+        ),
+        _chatml("smollm2", "You are a helpful AI assistant named SmolLM, trained by Hugging Face", tail="\n"),
+    )
+}
+
+
+class Span(NamedTuple):
+    """A stretch of the prompt: `text`, or a `medium` (an image or video part)."""
+
+    text: str | None
+    medium: dict[str, Any] | None
+    supervised: bool
+    markup: bool
+
+
+def get_template(template: str | Template) -> Template:
+    """A template by name. Raises UnknownName with the nearest names."""
+    if isinstance(template, Template):
+        return template
+    if template not in TEMPLATES:
+        raise UnknownName("template", template, TEMPLATES)
+    return TEMPLATES[template]
+
+
+def user_message(question: str, media: Sequence[dict[str, Any]] = (), *, where: str = "question") -> Message:
+    """A user message from text with `<image>` marks and the image or video parts that stand there, in order.
+
+    Without marks each medium gets a line of its own in front (published for one image). Without media `<image>` is
+    plain text.
+
+    Raises:
+        DataError: names `where` and both counts when marks and media differ.
+    """
+    if media and IMAGE not in question:
+        question = f"{IMAGE}\n" * len(media) + question
+    if media and question.count(IMAGE) != len(media):
+        raise DataError(
+            f"{where}: {question.count(IMAGE)} {IMAGE} placeholders but {len(media)} media",
+            expected="one placeholder for each, or none",
+        )
+    return {"role": "user", "content": split_placeholders(question, iter(media), IMAGE) if media else [text(question)]}
+
+
+def render(
+    messages: Sequence[Message],
+    template: str | Template,
+    system: str | None = None,
+    generation_prompt: bool = False,
+) -> list[Span]:
+    """Messages as spans in reading order.
+
+    `system` replaces the template's system text; a system message in `messages` replaces both. `generation_prompt`
+    ends with the header of the answer.
+
+    >>> "".join(s.text for s in render([user_message("Hi")], "llava_v1", "S.", generation_prompt=True))
+    'S. USER: Hi ASSISTANT:'
+
+    Raises:
+        DataError: messages that do not go user, assistant, user, ...
+        UnknownName: no such template.
+    """
+    form = get_template(template)
+    messages = list(messages)
+    system_text = form.system if system is None else system
+    if messages and messages[0]["role"] == "system":
+        system_text = "".join(part["text"] for part in messages.pop(0)["content"])
+    for i, message in enumerate(messages):
+        if message["role"] != ("user", "assistant")[i % 2]:
+            raise DataError(f"message {i} is from {message['role']!r}", expected="user and assistant in turn")
+
+    spans = [
+        _markup(form.headers["system"]),
+        Span(system_text, None, False, False),
+        _markup(form.ends["system"] + form.tail),
+    ]
+    for message in messages:
+        role = message["role"]
+        answer = role == "assistant"
+        spans.append(_markup(form.headers[role]))
+        content = [_content_span(piece, answer) for piece in _content(message["content"], form, answer)]
+        if content:
+            lead, end = _markup(form.lead, answer), _markup(form.ends[role], answer)
+            spans += [lead, *content, end, _markup(form.tail)]
+    if generation_prompt:
+        spans.append(_markup(form.headers["assistant"]))
+    return [span for span in spans if span.text != ""]
+
+
+@cache
+def _markup(value: str, supervised: bool = False) -> Span:
+    return Span(value, None, supervised, True)
+
+
+def _content_span(piece: str | dict[str, Any], supervised: bool) -> Span:
+    return Span(None, piece, False, False) if isinstance(piece, dict) else Span(piece, None, supervised, False)
+
+
+def _content(parts: Sequence[dict[str, Any]], form: Template, answer: bool) -> Iterator[str | dict[str, Any]]:
+    """Text and media of one message after the template's own normalization; empty text is left out."""
+    pieces: list[str | dict[str, Any]] = [part["text"] if part["type"] == "text" else part for part in parts]
+    media = [piece for piece in pieces if isinstance(piece, dict)]
+    if form.images_only and not answer:
+        pieces = list(media)
+    elif form.images_first and media:
+        words = "".join(piece for piece in pieces if isinstance(piece, str)).strip()
+        pieces = [*(item for medium in media for item in (medium, "\n")), words]
+        if not words:
+            pieces.pop(-2)
+    elif form.strip:
+        pieces = _stripped(pieces)
+    return (piece for piece in pieces if piece != "")
+
+
+def _stripped(pieces: list[str | dict[str, Any]]) -> list[str | dict[str, Any]]:
+    """Without blanks before the first and after the last thing that is not blank."""
+    while pieces and isinstance(pieces[0], str) and not pieces[0].strip():
+        pieces = pieces[1:]
+    while pieces and isinstance(pieces[-1], str) and not pieces[-1].strip():
+        pieces = pieces[:-1]
+    if pieces and isinstance(pieces[0], str):
+        pieces = [pieces[0].lstrip(), *pieces[1:]]
+    if pieces and isinstance(pieces[-1], str):
+        pieces = [*pieces[:-1], pieces[-1].rstrip()]
+    return pieces
+
+
+def prompt_text(
+    messages: Sequence[Message],
+    template: str | Template,
+    system: str | None = None,
+    generation_prompt: bool = False,
+    images: Sequence[str] | None = None,
+) -> str:
+    """The published prompt string, byte for byte. `images` are the texts that stand for the media, default `<image>`.
+
+    >>> prompt_text([user_message("Hi")], "internlm2-chat", "S.")
+    '<|im_start|>system\\nS.<|im_end|><|im_start|>user\\nHi<|im_end|>'
+    """
+    spans = render(messages, template, system, generation_prompt)
+    stand_ins = iter(images if images is not None else [IMAGE] * sum(s.medium is not None for s in spans))
+    return "".join(next(stand_ins) if span.text is None else span.text for span in spans)

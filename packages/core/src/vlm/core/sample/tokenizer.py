@@ -1,0 +1,267 @@
+"""Tokenizers behind one small interface: `tokenizer.model` (sentencepiece) or `tokenizer.json`, without transformers.
+
+The sentencepiece adapter reproduces the slow tokenizers that all three systems were trained with, which fast
+conversions do not: spaces next to special tokens differ with the `legacy` flag.
+"""
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as RustTokenizer
+
+from vlm.core.errors import CheckpointError
+
+Token = tuple[int, int]
+"""(id, index of the first character it covers)."""
+
+
+class Tokenizer(ABC):
+    """Text to ids and back. Special tokens are recognized only where the caller asks for it.
+
+    >>> tokenizer = load_tokenizer("pretrained/InternVL2-2B")              # doctest: +SKIP
+    >>> tokenizer.encode("a<|im_end|>"), tokenizer.encode_plain("a<|im_end|>")  # doctest: +SKIP
+    """
+
+    def __init__(self, added: dict[str, dict[str, Any]], config: dict[str, Any], size: int):
+        self.specials: dict[str, int] = {text: token["id"] for text, token in added.items()}
+        self._flags = added
+        self._size = max([size, *(i + 1 for i in self.specials.values())])
+        self.bos_id, self.eos_id, self.pad_id, self.unk_id = (
+            self.token_id(_content(config.get(f"{name}_token"))) for name in ("bos", "eos", "pad", "unk")
+        )
+        self.add_bos: bool = config.get("add_bos_token", True) and self.bos_id is not None
+
+    @abstractmethod
+    def tokenize(self, text: str, start: bool = True, *, places: bool = True) -> list[Token]:
+        """Plain text as tokens; never a special token. `start`: the text opens the string (no special token before).
+
+        Without `places` only the ids are right, which takes a third of the time.
+        """
+
+    @abstractmethod
+    def token_id(self, token: str | None) -> int | None:
+        """Id of one token, None if the vocabulary lacks it."""
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Text of ids; negative ids (image placeholders) are left out."""
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str] | None:
+        # an added token may swallow the blanks beside it; the longest of overlapping tokens wins
+        tokens = sorted(self._flags.items(), key=lambda item: -len(item[0]))
+        parts = (
+            r"\s*" * bool(t.get("lstrip")) + re.escape(text) + r"\s*" * bool(t.get("rstrip")) for text, t in tokens
+        )
+        return re.compile("|".join(parts)) if tokens else None
+
+    def split(self, text: str, keep: Collection[str] | None = None) -> list[int | str]:
+        """Special tokens (all, or those in `keep`) as ids, the text between them as strings."""
+        pieces: list[int | str] = []
+        end = 0
+        for match in self._pattern.finditer(text) if self._pattern else ():
+            token = match.group() if match.group() in self.specials else match.group().strip()
+            if keep is None or token in keep:
+                pieces += [text[end : match.start()], self.specials[token]]
+                end = match.end()
+        return [p for p in [*pieces, text[end:]] if p != ""]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids with special tokens recognized, without a beginning-of-sequence token."""
+        ids: list[int] = []
+        for i, piece in enumerate(self.split(text)):
+            ids += [piece] if isinstance(piece, int) else [token for token, _ in self.tokenize(piece, start=i == 0)]
+        return ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of text in which nothing is special: `<|im_end|>` becomes the pieces of its letters."""
+        return [token for token, _ in self.tokenize(text)]
+
+    def __len__(self) -> int:
+        """Rows an embedding table needs: the highest id + 1."""
+        return self._size
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """`tokenizer.model` as the slow Llama and InternLM2 tokenizers read it.
+
+    `legacy=True` (and InternLM2): every stretch between special tokens gets the model's own leading blank.
+    `legacy=False`: only the start of the string gets one.
+    """
+
+    # a control character that no vocabulary merges with its neighbors: text behind it gets no leading blank
+    _ANCHOR = "\x01"
+
+    def __init__(self, model_file: Path, added: dict[str, dict[str, Any]], config: dict[str, Any]):
+        from sentencepiece import SentencePieceProcessor
+
+        self._model = SentencePieceProcessor(model_file=str(model_file))
+        super().__init__(added, config, self._model.get_piece_size())
+        self.legacy = config.get("legacy") is not False
+        self._anchor = self._model.encode(self._ANCHOR)
+        # specials that the model itself would recognize inside plain text (Yi holds <|im_end|> as a piece)
+        own = [s for s, i in self.specials.items() if i in self._model.encode(s)]
+        self._own = re.compile("|".join(f"(?<={re.escape(s[0])})(?={re.escape(s[1:])})" for s in own)) if own else None
+
+    def token_id(self, token: str | None) -> int | None:
+        if token is None or token in self.specials:
+            return self.specials.get(token or "")
+        i = self._model.piece_to_id(token)
+        return i if self._model.id_to_piece(i) == token else None
+
+    def tokenize(self, text: str, start: bool = True, *, places: bool = True) -> list[Token]:
+        tokens: list[Token] = []
+        # cut behind the first letter of each such special, so that it is spelled out
+        cuts = [0, *(m.start() for m in self._own.finditer(text))] if self._own else [0]
+        for begin, end in zip(cuts, [*cuts[1:], len(text)], strict=True):
+            part = text[begin:end]
+            if begin or not (start or self.legacy):
+                tokens += self._continued(part, begin, places)
+            elif self.legacy:
+                tokens += self._offsets(part, begin, places)
+            else:
+                # the non-legacy code writes the leading blank itself
+                tokens += [(i, max(at, 0)) for i, at in self._continued(" " + part, -1, places)] if part else []
+        return tokens
+
+    def _offsets(self, text: str, begin: int, places: bool) -> list[Token]:
+        if not places:
+            return [(i, begin) for i in self._model.encode(text)]
+        found = self._model.encode_as_offset_mapping(text)
+        return [(i, begin + at[0]) for i, at in zip(found["ids"], found["offsets"], strict=True)]
+
+    def _continued(self, text: str, begin: int, places: bool) -> list[Token]:
+        return self._offsets(self._ANCHOR + text, begin - 1, places)[len(self._anchor) :]
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        names = {i: text for text, i in self.specials.items()}
+        text, run, start = "", [], True
+        for i in [*(int(i) for i in ids if i >= 0), None]:
+            if i is not None and i not in names:
+                run.append(i)
+                continue
+            if run and (start or self.legacy):
+                text += self._model.decode(run)
+            elif run:
+                text += self._model.decode(self._anchor + run).removeprefix(self._ANCHOR)
+            run, start = [], start and i == self.bos_id
+            text += names[i] if i is not None and not skip_special else ""
+        return text
+
+
+class FastTokenizer(Tokenizer):
+    """`tokenizer.json`, run by the `tokenizers` library. `spec` is its content."""
+
+    def __init__(self, spec: dict[str, Any], config: dict[str, Any]):
+        added = {t["content"]: t for t in spec.get("added_tokens") or []}
+        self._full = RustTokenizer.from_str(json.dumps(spec))
+        # one special token stays known, to stand in front of text that follows a special token
+        self._anchor = next((text for text, t in added.items() if not t["rstrip"]), None)
+        plain = {**spec, "added_tokens": [added[self._anchor]] if self._anchor else [], "post_processor": None}
+        self._plain = RustTokenizer.from_str(json.dumps(plain))
+        super().__init__(added, config, self._full.get_vocab_size(with_added_tokens=True))
+        if "add_bos_token" not in config:
+            self.add_bos = self.bos_id is not None and self._full.encode("").ids[:1] == [self.bos_id]
+
+    def token_id(self, token: str | None) -> int | None:
+        return None if token is None else self._full.token_to_id(token)
+
+    def tokenize(self, text: str, start: bool = True, *, places: bool = True) -> list[Token]:
+        if self._anchor and self._anchor in text:
+            cut = text.index(self._anchor) + 1
+            rest = self.tokenize(text[cut:], start=False, places=places)
+            return self.tokenize(text[:cut], start, places=places) + [(i, cut + at) for i, at in rest]
+        before = "" if start or not self._anchor else self._anchor
+        found = self._plain.encode(before + text, add_special_tokens=False)
+        if not places:
+            return [(i, 0) for i in found.ids[bool(before) :]]
+        tokens = [(i, max(at[0] - len(before), 0)) for i, at in zip(found.ids, found.offsets, strict=True)]
+        return tokens[bool(before) :]
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        return self._full.decode([int(i) for i in ids if i >= 0], skip_special_tokens=skip_special)
+
+
+def _content(token: Any) -> str | None:
+    """A token as configuration files write it: a string or {"content": ...}."""
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}", fix="download the file again") from error
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a model folder: `tokenizer.model` first (as published), else `tokenizer.json`.
+
+    Reads `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` beside it.
+
+    Raises:
+        CheckpointError: neither file is there, or one cannot be read.
+    """
+    folder = Path(folder)
+    config = {**_read(folder / "special_tokens_map.json"), **_read(folder / "tokenizer_config.json")}
+    model, spec = folder / "tokenizer.model", folder / "tokenizer.json"
+    try:
+        if model.is_file():
+            return SentencePieceTokenizer(model, _added_tokens(folder, config, model), config)
+        if spec.is_file():
+            return FastTokenizer(_read(spec), config)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"tokenizer in {folder} cannot be read: {error}", fix="download it again") from error
+    raise CheckpointError(
+        f"no tokenizer in {folder}",
+        expected="tokenizer.model or tokenizer.json",
+        fix="download the checkpoint again, or copy the tokenizer files beside its config.json",
+    )
+
+
+def _added_tokens(folder: Path, config: dict[str, Any], model: Path) -> dict[str, dict[str, Any]]:
+    """Every added or special token with its id and flags, from whichever of the three files names it."""
+    from sentencepiece import SentencePieceProcessor
+
+    vocabulary = SentencePieceProcessor(model_file=str(model))
+    added = {t["content"]: {**t, "id": int(i)} for i, t in config.get("added_tokens_decoder", {}).items()}
+    for name, i in _read(folder / "added_tokens.json").items():
+        added.setdefault(name, {"id": i})
+    named = [config.get(f"{name}_token") for name in ("bos", "eos", "unk", "pad")]
+    for token in [*named, *config.get("additional_special_tokens", [])]:
+        text = _content(token)
+        if text and text not in added and vocabulary.id_to_piece(vocabulary.piece_to_id(text)) == text:
+            added[text] = {"id": vocabulary.piece_to_id(text)}
+    return added
+
+
+def as_tokenizer(tokenizer: Any) -> Tokenizer:
+    """One of ours as it is; a transformers tokenizer read again from its files, else from its Rust backend.
+
+    Raises:
+        CheckpointError: a tokenizer that has neither, or one with tokens that its files lack.
+    """
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    vocab_file = getattr(tokenizer, "vocab_file", None)
+    if vocab_file and Path(vocab_file).name == "tokenizer.model":
+        ours = load_tokenizer(Path(vocab_file).parent)
+        if lacking := {token for token in tokenizer.get_added_vocab() if ours.token_id(token) is None}:
+            raise CheckpointError(
+                f"{vocab_file} lacks {', '.join(sorted(lacking))}, added in memory",
+                fix="save_pretrained the tokenizer and use load_tokenizer(folder)",
+            )
+        return ours
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise CheckpointError(
+            f"{type(tokenizer).__name__} has no tokenizer.model and no Rust backend",
+            fix="save_pretrained it and use load_tokenizer(folder)",
+        )
+    config = {f"{name}_token": getattr(tokenizer, f"{name}_token", None) for name in ("bos", "eos", "pad", "unk")}
+    return FastTokenizer(json.loads(backend.to_str()), config)

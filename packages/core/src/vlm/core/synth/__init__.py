@@ -1,0 +1,1 @@
+"""Generated data: small training sets, haystacks, long documents, tokenizers."""

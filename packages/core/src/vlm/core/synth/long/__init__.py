@@ -1,0 +1,1 @@
+"""Long-context sets (Long-MR, Long-VQA) of any length in tokens."""

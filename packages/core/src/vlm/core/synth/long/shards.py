@@ -1,0 +1,217 @@
+"""A set in shards: parallel, resumable, and the same files whatever the number of workers or interruptions.
+
+Work waits in `FOLDER/.partial/build`: `tree/` holds pictures, `shards/` the lines of each finished shard with a marker
+written last. At the end the lines are joined, everything moves into place, and the manifest is written.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import Progress
+
+from vlm.core.errors import DataError, VlmError
+from vlm.core.fetch.manifest import PARTIAL, damaged_files, files_below, install, read_manifest, sha256_of
+from vlm.core.fetch.transfer import disk_errors
+from vlm.core.home import locked, write_atomic, write_json
+from vlm.core.synth.long.pictures import Picture
+from vlm.core.synth.long.ruler import Ruler
+from vlm.core.synth.long.sources import Split
+
+CONSTRUCTION = 1
+"""Version of how documents are made: a higher number builds existing sets anew."""
+
+SHARD = 8
+"""Records in a shard: what a kill can cost."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Records `start` to `end` of one file of lines."""
+
+    split: Split
+    name: str
+    start: int
+    end: int
+
+    @property
+    def key(self) -> str:
+        """Name of its folder."""
+        return f"{self.split}-{self.name}-{self.start:08}"
+
+
+class Job(Protocol):
+    """What is to be built; picklable, and each shard a function of the job alone. `manifest`: name of its manifest."""
+
+    @property
+    def manifest(self) -> str: ...
+
+    def described(self) -> dict[str, Any]: ...
+
+    def shards(self, size: int) -> list[Shard]: ...
+
+    def rows(self, shard: Shard) -> Iterator[tuple[dict[str, Any], list[Picture], Path]]: ...
+
+    def extras(self) -> dict[str, Any]: ...
+
+
+def described_ruler(ruler: Ruler) -> dict[str, Any]:
+    """What the budgets of a set were counted with, for its manifest."""
+    folder = ruler.tokenizer
+    files = [folder / name for name in ("tokenizer.model", "tokenizer.json") if (folder / name).is_file()]
+    return {
+        "construction": CONSTRUCTION,
+        "tokenizer": sha256_of(files[0]) if files else None,
+        "template": ruler.template,
+        "tokens_per_tile": ruler.tokens_per_tile,
+        "image_rule": ruler.image_rule.model_dump(mode="json"),
+    }
+
+
+def build_shards(folder: Path, job: Job, *, workers: int, purpose: str) -> str:
+    """Build every shard that is missing and install the set in `folder`; `present` when it is there, else `built`."""
+    described = json.loads(json.dumps(job.described()))
+    with disk_errors(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:
+            raise DataError(f"cannot make {folder}: {error.strerror}", fix="name a folder you can write to") from error
+        with locked(folder, purpose):
+            work = folder / PARTIAL / "build"
+            manifest = read_manifest(folder, job.manifest)
+            if manifest and manifest["source"] == described and not damaged_files(folder, manifest):
+                shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+                return "present"
+            plan = work / "plan.json"
+            if not plan.is_file() or json.loads(plan.read_text(encoding="utf-8")) != described:
+                shutil.rmtree(work, ignore_errors=True)
+                write_json(plan, described)
+            shards = job.shards(SHARD)
+            _run(job, _missing(shards, work, folder), work, workers)
+            staged = _join(job, shards, work, folder)
+            install(folder, staged, name=described["kind"], source=described, manifest=job.manifest)
+    return "built"
+
+
+def _run(job: Job, missing: list[Shard], work: Path, workers: int) -> None:
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        done = bar.track(_results(job, missing, work, workers), total=len(missing), description="shards")
+        for _ in done:
+            pass
+
+
+def _results(job: Job, missing: list[Shard], work: Path, workers: int) -> Iterable[None]:
+    if workers == 1 or len(missing) < 2:
+        for shard in missing:
+            _build(job, shard, work)
+            yield None
+        return
+    # spawn: the command may have started threads, which do not survive a fork
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(missing)), context, initializer=_start, initargs=(job, work)) as pool:
+        try:
+            for future in as_completed([pool.submit(_work, shard) for shard in missing]):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a worker died", fix="run the command again: it goes on; fewer --workers need less"
+            ) from error
+        except VlmError:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+_job: tuple[Job, Path]
+
+
+def _start(job: Job, work: Path) -> None:
+    global _job  # of a worker process alone: the sources travel to it once, not with every shard
+    _job = (job, work)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
+
+
+def _work(shard: Shard) -> None:
+    _build(_job[0], shard, _job[1])
+
+
+def _build(job: Job, shard: Shard, work: Path) -> None:
+    """Write the pictures and lines of a shard, its marker last."""
+    target = work / "shards" / shard.key
+    shutil.rmtree(target, ignore_errors=True)
+    lines: dict[str, list[str]] = {}
+    files: dict[str, str] = {}
+    for row, pictures, folder in job.rows(shard):
+        for name, record in row.items():
+            lines.setdefault(name, []).append(json.dumps(record, ensure_ascii=False) + "\n")
+        for picture in pictures:
+            name = str(folder / picture.name)
+            if name not in files:
+                picture.save(work / "tree" / folder)
+                files[name] = sha256_of(work / "tree" / name)
+    for name, written in lines.items():
+        write_atomic(target / name, "".join(written))
+    write_json(target / "done.json", {"lines": sorted(lines), "files": files})
+
+
+def _missing(shards: list[Shard], work: Path, folder: Path) -> list[Shard]:
+    """Shards to build; staged pictures that no finished shard vouches for are removed, whole or not."""
+    markers = {shard: _marker(work, folder, shard) for shard in shards}
+    kept = {work / "tree" / name for marker in markers.values() if marker for name in marker["files"]}
+    for path in (work / "tree").rglob("*"):
+        if path.is_file() and path not in kept:
+            path.unlink()
+    return [shard for shard, marker in markers.items() if marker is None]
+
+
+def _marker(work: Path, folder: Path, shard: Shard) -> dict[str, Any] | None:
+    """The marker of a finished shard whose files are all there: staged, or moved into place by a build killed late."""
+    target = work / "shards" / shard.key
+    try:
+        marker = json.loads((target / "done.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    complete = all((target / name).is_file() for name in marker["lines"])
+    for name, digest in marker["files"].items():
+        path = _where(work, folder, name)
+        complete = complete and path.is_file() and sha256_of(path) == digest
+    return marker if complete else None
+
+
+def _where(work: Path, folder: Path, name: str) -> Path:
+    staged = work / "tree" / name
+    return staged if staged.is_file() else folder / name
+
+
+def _join(job: Job, shards: list[Shard], work: Path, folder: Path) -> list[tuple[Path, str]]:
+    """Join the lines of the shards in their order; returns every file of the set as (where it is, its name)."""
+    names: set[str] = set()
+    joined = work / "joined"
+    shutil.rmtree(joined, ignore_errors=True)
+    for shard in shards:
+        target = work / "shards" / shard.key
+        marker = json.loads((target / "done.json").read_text(encoding="utf-8"))
+        names |= set(marker["files"])
+        for name in marker["lines"]:
+            (joined / name).parent.mkdir(parents=True, exist_ok=True)
+            with (joined / name).open("ab") as out, (target / name).open("rb") as lines:
+                shutil.copyfileobj(lines, out)
+    for name, content in job.extras().items():
+        write_json(joined / name, content)
+    return [*files_below(joined), *((_where(work, folder, name), name) for name in sorted(names))]

@@ -1,0 +1,76 @@
+"""A visual question answering set as pictures with their questions, split by what the pictures show."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlm.core.errors import DataError
+from vlm.core.fetch.manifest import sha256_of
+from vlm.core.sample.records import iter_jsonl, read_record
+from vlm.core.synth.long.sources import Source, Split, license_of, pixels_hash, split_of
+
+Turn = tuple[str, str]
+"""(question, answer)."""
+
+
+@dataclass(frozen=True)
+class VqaSet:
+    """Pictures by content and the turns asked about each; `unused` counts records that were left out, by reason."""
+
+    sources: dict[str, Source]
+    turns: dict[str, tuple[Turn, ...]]
+    unused: dict[str, int]
+
+    def keys(self, split: Split) -> list[str]:
+        """Contents of the pictures of a split, in a fixed order."""
+        return [key for key, source in sorted(self.sources.items()) if source.split == split]
+
+    def questions(self, split: Split) -> list[tuple[str, Turn]]:
+        """(content, turn) of every question of a split, in a fixed order."""
+        return [(key, turn) for key in self.keys(split) for turn in self.turns[key]]
+
+
+def read_vqa(files: Sequence[Path], *, root: Path | None, val_share: float, more: Sequence[Source] = ()) -> VqaSet:
+    """The records with one image each of JSONL files in the published schema; every turn is a question of its own.
+
+    Args:
+        root: folder that image paths are relative to; by default that of each file.
+        more: pictures without questions, to be distractors only.
+
+    Raises:
+        DataError: a malformed record, or none that can be used. MediaError: a picture cannot be decoded.
+    """
+    sources: dict[str, Source] = {}
+    turns: dict[str, list[Turn]] = {}
+    unused: dict[str, int] = {}
+    known: dict[Path, str] = {}
+    for file in files:
+        for line, record in iter_jsonl(file):
+            sample = read_record(record, root=root or file.parent, where=f"{file}:{line}")
+            media = sample.media
+            if len(media) != 1 or media[0]["type"] != "image":
+                unused["not exactly one image"] = unused.get("not exactly one image", 0) + 1
+                continue
+            path = Path(media[0]["path"])
+            if path not in known:
+                known[path], size = pixels_hash(path)
+                split = split_of(known[path], val_share)
+                found = Source(str(path), path, sha256_of(path), license_of(path), split, known[path], size)
+                sources.setdefault(known[path], found)
+            asked = turns.setdefault(known[path], [])
+            talk = [m for m in sample.messages if m["role"] != "system"]
+            for user, assistant in zip(talk[::2], talk[1::2], strict=False):
+                question, answer = (
+                    "".join(part.get("text", "") for part in message["content"]).strip()
+                    for message in (user, assistant)
+                )
+                if (question, answer) not in asked and "<image>" not in question:
+                    asked.append((question, answer))
+    if not any(turns.values()):
+        raise DataError(
+            f"no question about one image in {', '.join(map(str, files))}",
+            expected="records with `image` and `conversations`",
+        )
+    for source in more:
+        sources.setdefault(source.content, source)
+    return VqaSet(sources, {key: tuple(turns.get(key, ())) for key in sources}, unused)

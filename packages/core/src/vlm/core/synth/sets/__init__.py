@@ -1,0 +1,1 @@
+"""Small training sets made from installed packages."""

@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks, loaders, scorers, backends, runs, reports."""

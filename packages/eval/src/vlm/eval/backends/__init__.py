@@ -1,0 +1,1 @@
+"""What answers a prompt: a checkpoint, a server, teacher forcing; and the judge."""

@@ -1,0 +1,229 @@
+"""A language model that grades or reads replies: any OpenAI-compatible endpoint, cached on the disk by content.
+
+judge = Judge("http://localhost:8000/v1", "gpt-4", cache=Path("runs/eval/.judge"), key=os.environ["VLM_JUDGE_KEY"])
+verdict = judge_reply(table, item, completion, judge)      # Verdict("judged", "0.8", "")
+
+Without a judge a reply is read by the table's fallback rule, which the result names, or it is not judged: no number. A
+judge that fails is no wrong answer of the model: its items are typed (`KINDS`), counted and left out of the mean.
+"""
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vlm.core.errors import ConfigError
+from vlm.core.home import write_json
+from vlm.eval.backends.endpoint import Endpoint, Nonsense, Unanswered, content_of
+from vlm.eval.benchmark import Benchmark
+from vlm.eval.loaders.common import Item
+from vlm.eval.run.outcomes import content_key
+from vlm.eval.scorers.judged import judge_grade
+from vlm.eval.scorers.mmbench import vlmevalkit_can_infer
+
+Kind = Literal["judged", "rule", "not judged", "down", "nonsense"]
+
+KINDS: dict[Kind, str] = {
+    "judged": "by the judge",
+    "rule": "by a deterministic rule, without the judge",
+    "not judged": "no judge was given; not scored",
+    "down": "the judge did not answer; not scored",
+    "nonsense": "the judge's answer cannot be read; not scored",
+}
+ENDED = ("not judged", "down", "nonsense")
+"""Kinds without a score."""
+
+PATIENCE = 3
+"""After so many items in a row that the judge did not answer, the others are not sent any more."""
+
+SETTINGS: dict[str, Any] = {"temperature": 0, "max_tokens": 64}
+Read = Callable[[str], str | None]
+"""A judge's answer -> what it means, None when it means nothing."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`text`: the grade, the extracted answer or the letter; `detail` says what went wrong."""
+
+    kind: Kind
+    text: str = ""
+    detail: str = ""
+
+    @property
+    def why(self) -> str:
+        return f"{self.kind}: {self.detail or KINDS[self.kind]}"
+
+
+class Judge:
+    """`url`: the endpoint up to `/v1`; `key`, `attempts`, `wait`, `timeout`: as of `Endpoint`. Answers are kept in
+    `cache`, a file for each (model, settings, prompt); failures are not."""
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        cache: Path,
+        key: str | None = None,
+        attempts: int = 4,
+        wait: float = 1.0,
+        timeout: float = 60.0,
+        workers: int = 4,
+    ):
+        self.endpoint = Endpoint(url, key=key, attempts=attempts, wait=wait, timeout=timeout, purpose="judge")
+        self.model, self.cache, self.workers = model, Path(cache), workers
+        self._down, self._lock = 0, threading.Lock()
+
+    def ask(self, prompt: str, read: Read) -> Verdict:
+        """The judge's answer to `prompt` as `read` understands it, from the cache when it was given before."""
+        path = self.cache / f"{content_key(model=self.model, prompt=prompt, **SETTINGS)}.json"
+        if (known := _cached(path, read)) is not None:
+            return Verdict("judged", known)
+        if self._down >= PATIENCE:
+            return Verdict("down", detail=f"not sent: the judge did not answer {PATIENCE} items in a row")
+        body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], **SETTINGS}
+        try:
+            reply, meaning = self.endpoint.chat(body, lambda answer: _meaning(answer, read))
+        except Nonsense as error:
+            verdict = Verdict("nonsense", detail=error.found)
+        except Unanswered as error:
+            verdict = Verdict("down", detail=error.found)
+        else:
+            verdict = Verdict("judged", meaning)
+            write_json(path, {"model": self.model, "prompt": prompt, "reply": reply})
+        with self._lock:
+            self._down = self._down + 1 if verdict.kind == "down" else 0
+        return verdict
+
+
+def _meaning(answer: Any, read: Read) -> tuple[str, str]:
+    """(the judge's words, what they mean). Raises Nonsense when they mean nothing."""
+    reply = content_of(answer)
+    if (meaning := read(reply)) is None:
+        raise Nonsense(f"the judge said {reply[:100]!r}")
+    return reply, meaning
+
+
+def _cached(path: Path, read: Read) -> str | None:
+    try:
+        return read(json.loads(path.read_text(encoding="utf-8"))["reply"])
+    except (OSError, ValueError, LookupError, TypeError):  # not there, or damaged: asked again
+        return None
+
+
+def judge_reply(benchmark: Benchmark, item: Item, completion: str, judge: Judge | None) -> Verdict:
+    """The verdict on one reply. What needs no judge (a bare number, an option that is named) is read by rule, as
+    published.
+    """
+    rule = benchmark.judge
+    if rule is None:
+        raise ConfigError(f"{benchmark.name} has no judge", expected="a table with `judge`")
+    request = REQUESTS[rule.kind](item, completion)
+    if request is None:
+        return Verdict("rule", detail="needs no judge")
+    if judge is None:
+        return Verdict("rule", detail=f"{rule.fallback} (no judge)") if rule.fallback else Verdict("not judged")
+    prompt, read = request
+    return judge.ask(f"{rule.instruction}\n{prompt}", read)
+
+
+def judge_all(
+    benchmark: Benchmark, answers: Sequence[tuple[Item, str | None]], judge: Judge | None
+) -> list[Verdict | None]:
+    """One verdict for each reply, in order; None where there is nothing to judge."""
+
+    def one(answer: tuple[Item, str | None]) -> Verdict | None:
+        item, completion = answer
+        judged = benchmark.judge and completion is not None and item.gold is not None
+        return judge_reply(benchmark, item, completion or "", judge) if judged else None
+
+    with ThreadPoolExecutor(judge.workers if judge else 1) as pool:
+        return list(pool.map(one, answers))
+
+
+def judge_summary(benchmark: Benchmark, verdicts: Sequence[Verdict | None], judge: Judge | None) -> dict[str, Any]:
+    """For summary.json: the judge's model, how many verdicts of each kind, and a note for the headline metric."""
+    given = [verdict for verdict in verdicts if verdict is not None]
+    counts = Counter(verdict.kind for verdict in given)
+    if counts["not judged"]:
+        note = "not judged: give a judge by --judge-url and --judge-model"
+    elif judge is None:
+        note = f"read without a judge, by {benchmark.judge.fallback}" if benchmark.judge else ""
+    else:
+        lost = [verdict for verdict in given if verdict.kind in ENDED]
+        note = f"{len(lost)} of {len(given)} replies not scored, for example {lost[0].why}" if lost else ""
+    return {"model": judge.model if judge else None, "verdicts": dict(sorted(counts.items())), "note": note}
+
+
+# what is asked, for each kind of judge -------------------------------------------------------------------------------
+
+
+def _grade(item: Item, completion: str) -> tuple[str, Read] | None:
+    cells = [" ".join(text.split()) for text in (item.meta["question"], item.gold, completion)]
+
+    def read(reply: str) -> str | None:
+        try:
+            return str(judge_grade(reply))
+        except ValueError:
+            return None
+
+    return " | ".join(cells) + " | ", read
+
+
+def _extract(item: Item, completion: str) -> tuple[str, Read] | None:
+    choices, form = item.meta["choices"] or [], item.meta["answer_type"]
+    choose = item.meta["question_type"] == "multi_choice"
+    number = not choose and form in ("integer", "float")
+    if completion == "" or (choose and completion in choices) or (number and _is_number(completion)):
+        return None
+
+    def read(reply: str) -> str | None:
+        lines = reply.strip().splitlines()
+        if not lines or len(lines[0]) > 200:
+            return None
+        found = lines[0].strip().removeprefix("Extracted answer:").strip()
+        if found.rstrip(".").lower() in ("none", "n/a"):
+            return ""
+        letters = [chr(65 + i) for i in range(len(choices))]
+        if choose and found not in choices and found.strip("() .")[:1] not in letters:
+            return None
+        return None if number and not _is_number(found) else found
+
+    return f"\n{question_of(item)}\n\nResponse: {completion}\n\nExtracted answer: ", read
+
+
+def _choose(item: Item, completion: str) -> tuple[str, Read] | None:
+    options = item.meta["options"]
+    if vlmevalkit_can_infer(completion, options):
+        return None
+
+    def read(reply: str) -> str | None:
+        letter = reply.strip().strip("()*.: ")[:1]
+        return letter if letter in options or letter == "Z" else None
+
+    return f"\n{question_of(item)}\n\nAnswer: {completion}\n\nLetter (Z for none): ", read
+
+
+def question_of(item: Item) -> str:
+    """The text of the question, without images."""
+    parts = [part for message in item.messages for part in message["content"] if message["role"] == "user"]
+    return "".join(part["text"] for part in parts if part["type"] == "text").strip()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return bool(text.strip()) and float(text) == float(text)
+    except ValueError:
+        return False
+
+
+REQUESTS: dict[str, Callable[[Item, str], tuple[str, Read] | None]] = {
+    "grade": _grade,
+    "extract": _extract,
+    "choose": _choose,
+}
+"""Kind of a table's `judge` -> function(item, reply) -> (prompt after the instruction, reader), None without need."""

@@ -1,0 +1,135 @@
+"""Teacher forcing: what the model would have said at each token of a given answer, from one forward pass.
+
+For contexts too long to generate from (MM-NIAH at 128k to 1M tokens). Items end with the answer, as the assistant's
+turn. Source: OpenGVLab/V2PE, evaluator of the long variant, which spreads a sample over a ring of processes: so does
+`RingBackend`; a `TeacherForcedBackend` holds it alone.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlm.core.errors import HardwareError
+from vlm.core.sample.chat import prompt_text
+from vlm.core.sample.encode import Encoded
+from vlm.core.sample.encoded import IGNORE
+from vlm.core.sample.records import Message
+from vlm.eval.backends.native import NativeBackend, Reply, Stopped, TooLong
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vlm.models.sequence.group import SequenceGroup
+
+
+class TeacherForcedBackend(NativeBackend):
+    """A checkpoint that predicts given answers. A reply is the text of the most likely tokens, one for each token of
+    the answer without the one that ends it.
+
+    >>> backend = TeacherForcedBackend(Checkpoint("pretrained/V2PE"), stride=64)              # doctest: +SKIP
+    """
+
+    def __init__(self, *args: Any, **settings: Any):
+        super().__init__(*args, **settings)
+        self.settings = {**self.settings, "teacher_forced": True}
+
+    def prompt(self, messages: list[Message]) -> str:
+        spec = self.processor.spec
+        return prompt_text(messages, spec.template, spec.system)
+
+    def encode(self, item_id: str, messages: list[Message]) -> Encoded:
+        encoded = self.processor.encode(messages, strides=self.stride, id=item_id, generation_prompt=False)
+        if self.max_length and len(encoded) > self.max_length:
+            raise TooLong(f"{len(encoded):,} tokens", expected=f"at most {self.max_length:,} (--max-length)")
+        return self._float32(encoded) if self.positions == "float32" else encoded
+
+    def answer(self, encoded: Sequence[Encoded], *, max_new_tokens: int, min_new_tokens: int) -> Sequence[Reply]:
+        from vlm.models.generation.batch import Reply as Text
+
+        tokenizer = self.processor.tokenizer
+        predicted = [self.predicted(sample) for sample in encoded]
+        return [Text(tokenizer.decode(ids, skip_special=True).strip(), len(ids), True) for ids in predicted]
+
+    def predicted(self, sample: Encoded) -> list[int]:
+        """The most likely token at each position of the answer, given everything before it."""
+        import torch
+
+        at = answer_positions(sample, self.processor.stop_ids)
+        with torch.inference_mode():
+            hidden = self._hidden(sample)[0, torch.from_numpy(at - 1)]
+            return self.checkpoint.model.language_model.lm_head(hidden).argmax(-1).tolist()
+
+    def _hidden(self, sample: Encoded) -> "Tensor":
+        """[1, L, C], the whole sample as one packed document: no mask of L x L, no logits of what is not asked."""
+        import torch
+
+        from vlm.models.generation.batch import encode_unique, left_padded
+
+        model = self.checkpoint.model
+        ids, _, positions = (tensor.to(self.checkpoint.device) for tensor in left_padded([sample]))
+        features = encode_unique(model, self.processor, [sample], 32)
+        borders = torch.tensor([0, len(sample)], dtype=torch.int32, device=ids.device)
+        embeddings = model.embed(ids, features=features)
+        document = model.decode(embeddings, attention_mask=None, position_ids=positions, cu_seqlens=borders)
+        return document.last_hidden_state
+
+
+class RingBackend(TeacherForcedBackend):
+    """The same over a ring of processes, each of which holds its share of a sample: its first process runs `vlm eval`
+    with this backend, the others `follow`. Answers equal those of one process up to rounding.
+    """
+
+    def __init__(self, *args: Any, group: "SequenceGroup", **settings: Any):
+        super().__init__(*args, **settings)
+        self.group = group
+
+    def answer(self, encoded: Sequence[Encoded], *, max_new_tokens: int, min_new_tokens: int) -> Sequence[Reply]:
+        try:
+            return super().answer(encoded, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens)
+        except RuntimeError as error:  # the others wait in the middle of a sample: no next one can follow
+            what = f"the ring of {self.group.size} processes failed on {', '.join(sample.id for sample in encoded)}"
+            fix = "more processes or a lower --max-length; the same command goes on"
+            raise Stopped(HardwareError(f"{what}: {error}", fix=fix)) from error
+
+    def predicted(self, sample: Encoded) -> list[int]:
+        self.group.shared(sample)
+        return self.share(sample)
+
+    def follow(self) -> None:
+        """On all processes but the first: take part in each sample until `end`."""
+        while (sample := self.group.shared()) is not None:
+            self.share(sample)
+
+    def end(self) -> None:
+        """On the first process: no more samples will come."""
+        self.group.shared(None)
+
+    def share(self, sample: Encoded) -> list[int]:
+        """This process's part of one sample; the predictions of all."""
+        import torch
+
+        from vlm.models.sequence.spread import SpreadModel, spread
+
+        model = self.checkpoint.model
+        if not isinstance(model, SpreadModel):
+            spread(model, self.group, "ring")
+        arrays = (sample.input_ids, sample.position_ids)
+        ids, positions = (torch.from_numpy(array)[None].to(self.checkpoint.device) for array in arrays)
+        pixels = None if sample.pixels is None else self.processor.pixels(sample.pixels)
+        borders = torch.tensor([0, len(sample)], dtype=torch.int32)
+        before = torch.from_numpy(answer_positions(sample, self.processor.stop_ids) - 1)
+        with torch.inference_mode():
+            hidden, shard = model.held_states(ids, pixels, positions, borders)
+            place = {int(at): number for number, at in enumerate(shard.places)}
+            said = torch.full((len(before),), -1, device=ids.device)
+            for number, at in enumerate(before.tolist()):
+                if at in place:
+                    said[number] = model.language_model.lm_head(hidden[0, place[at]]).argmax()
+            return self.group.greatest(said).tolist()
+
+
+def answer_positions(sample: Encoded, stop_ids: Sequence[int]) -> np.ndarray:
+    """Indices of the tokens of the last answer, int64, without the token that ends it."""
+    at = np.flatnonzero(sample.labels != IGNORE)
+    return at[:-1] if len(at) and sample.input_ids[at[-1]] in stop_ids else at

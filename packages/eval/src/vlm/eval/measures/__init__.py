@@ -1,0 +1,1 @@
+"""What scorers are built from: text clean-ups, BLEU, ROUGE, tokens, intervals."""

@@ -1,0 +1,66 @@
+"""Text clean-ups that several published scorers share, and that differ in small ways on purpose.
+
+The marks table, the step order and the odd rules are the published ones (VQA evaluation code and its descendants).
+"""
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+Compat = Literal["upstream", "fixed"]
+"""`upstream`: the published value, faults included. `fixed`: our correction where the published rule is faulty."""
+
+MARKS = ';/[]"{}()=+\\_-><@`,?!'
+PERIOD = re.compile(r"\.(?!\d)")
+DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
+MAX_PERIODS = 32
+"""The published call hands a regular-expression flag (32) over as the count."""
+
+_WORDS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+    seventeen eighteen nineteen"""
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_TO_NINETEEN = {word: str(i) for i, word in enumerate(_WORDS.split())}
+NUMBERS = dict(list(_TO_NINETEEN.items())[:11])
+VQA_NUMBERS = {**NUMBERS, "none": "0"}
+MMNIAH_NUMBERS = {**_TO_NINETEEN, **{word: str(10 * i) for i, word in enumerate(_TENS.split(), 2)}}
+ARTICLES = {"a", "an", "the"}
+
+
+@cache
+def contractions() -> dict[str, str]:
+    """Lower-case word without apostrophes -> with them (published table; its capital entries can never match)."""
+    return json.loads((Path(__file__).parent / "contractions.json").read_text(encoding="utf-8"))
+
+
+def strip_marks(value: str) -> str:
+    """Delete or space out punctuation marks, then delete periods that no digit follows (the first 32).
+
+    A mark goes without a trace when it touches a space anywhere in the *given* text, or when digit-comma-digit occurs
+    anywhere; else it becomes a space.
+    """
+    thousands = DIGIT_COMMA_DIGIT.search(value) is not None
+    result = value
+    for mark in MARKS:
+        if mark in value:
+            deleted = thousands or f"{mark} " in value or f" {mark}" in value
+            result = result.replace(mark, "" if deleted else " ")
+    return PERIOD.sub("", result, count=MAX_PERIODS)
+
+
+def vqa_normalize(value: str, numbers: dict[str, str] = VQA_NUMBERS) -> str:
+    """The published VQA answer clean-up: lower case, marks, number words, articles, contractions.
+
+    Source: the published evaluators; MM-NIAH passes `MMNIAH_NUMBERS` (11.3).
+    """
+    value = value.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    value = value.replace("\n", " ").replace("\t", " ").strip()
+    words = [numbers.get(word, word) for word in strip_marks(value).lower().split()]
+    table = contractions()
+    return " ".join(table.get(word, word) for word in words if word not in ARTICLES)
+
+
+def has_words(text: str, phrase: str) -> bool:
+    """Whether `phrase` occurs in `text` between word boundaries."""
+    return re.search(rf"\b{re.escape(phrase)}\b", text) is not None

@@ -1,0 +1,1 @@
+"""The report: gathered from run folders, built as data, rendered to files."""

@@ -1,0 +1,1 @@
+"""What run folders hold: evaluations, stages, samples, and the published tables."""

@@ -1,0 +1,128 @@
+"""Choose the samples the page shows, and shrink their media to thumbnails inside the page."""
+
+import base64
+import hashlib
+import io
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vlm.core.errors import MediaError
+from vlm.core.sample.media import load_image, load_video
+from vlm.eval.report.gather.collect import Evaluation, Row
+
+THUMBNAIL, QUALITY, IMAGES, TEXT = 320, 72, 8, 3000
+"""Longest side in px, JPEG quality, most images of a sample, most characters of a prompt or completion."""
+
+
+def pick(evaluations: Sequence[Evaluation], per_benchmark: int = 60, seed: int = 0) -> dict[str, Any]:
+    """`samples` (one per run and item), the `images` they share (name -> data URL) and `shown` counts per benchmark.
+
+    At most `per_benchmark` of each benchmark, divided over its runs, which show the same items so that they compare.
+    Of these a quarter are items without an answer or judged differently by the two scorers, half wrong, the rest right,
+    as far as there are such; drawn with `seed`.
+    """
+    groups: dict[str, list[Evaluation]] = defaultdict(list)
+    for e in evaluations:
+        groups[e.summary["benchmark"]].append(e)
+    samples: list[dict[str, Any]] = []
+    images: dict[str, str] = {}
+    shown = []
+    for name, group in groups.items() if per_benchmark else ():
+        chosen = _choose(group, max(1, per_benchmark // len(group)), f"{seed}/{name}")
+        before = len(samples)
+        for e in group:
+            samples += [_sample(e, row, images) for row in e.rows if row.id in chosen]
+        total = sum(len(e.rows) for e in group)
+        shown.append(
+            {"benchmark": name, "title": group[0].summary["title"], "shown": len(samples) - before, "of": total}
+        )
+    return {"samples": samples, "images": images, "shown": shown}
+
+
+def _choose(group: Sequence[Evaluation], n: int, seed: str) -> set[str]:
+    rows = list(group[0].rows)  # data order; every run of a benchmark holds the same ids
+    random.Random(seed).shuffle(rows)
+    special = [r.id for r in rows if r.score is None] + [r.id for r in rows if r.score != r.strict]
+    plain = [(r.id, r.score) for r in rows if r.score is not None and r.score == r.strict]
+    wrong = [id_ for id_, score in plain if score < 0.5]
+    right = [id_ for id_, score in plain if score >= 0.5]
+    chosen = dict.fromkeys(special[: n // 4] + wrong[: n // 2])
+    for id_ in right + wrong + special:
+        if len(chosen) >= n:
+            break
+        chosen[id_] = None
+    return set(chosen)
+
+
+def _sample(e: Evaluation, row: Row, images: dict[str, str]) -> dict[str, Any]:
+    full = e.read(row.offset)
+    thumbnails = [_thumbnail(path, images) for path in full["images"][:IMAGES]]
+    return {
+        "benchmark": e.summary["title"],
+        "run": f"{e.summary['model']} · {e.label}",
+        "id": row.id,
+        "group": row.group,
+        "outcome": row.outcome,
+        "verdict": _verdict(row),
+        "differs": row.score != row.strict,
+        "score": row.score,
+        "strict": row.strict,
+        "prompt": _cut(full["prompt"]),
+        "completion": _cut(full["completion"] or ""),
+        "extracted": full["extracted"],
+        "gold": full["gold"],
+        "why": full["why"],
+        "images": thumbnails,
+        "files": [Path(p).name for p in full["images"][:IMAGES]],
+        "more": max(0, len(full["images"]) - IMAGES),
+    }
+
+
+def _verdict(row: Row) -> str:
+    if row.score is None:
+        return "unscored"
+    return "right" if row.score >= 1 else "wrong" if row.score <= 0 else "partial"
+
+
+def _cut(text: str) -> str:
+    if len(text) <= TEXT:
+        return text
+    half = TEXT // 2
+    return f"{text[:half]}\n\n… {len(text) - TEXT:,} characters left out …\n\n{text[-half:]}"
+
+
+def _thumbnail(path: str, images: dict[str, str]) -> str:
+    """Name of the thumbnail in `images`, added when new; "" when the medium cannot be read here any more."""
+    name = hashlib.sha256(path.encode()).hexdigest()[:12]
+    if name not in images:
+        try:
+            images[name] = _data_url(_still(Path(path)))
+        except (MediaError, OSError):
+            return ""
+    return name
+
+
+def _still(path: Path) -> Image.Image:
+    """The image, or the four quarter points of a video side by side."""
+    if not path.is_dir() and path.suffix.lower() not in {".mp4", ".avi", ".mkv", ".webm", ".mov", ".gif"}:
+        return load_image(path)
+    frames = load_video(path, 4)
+    strip = Image.new("RGB", (sum(f.width for f in frames), max(f.height for f in frames)))
+    left = 0
+    for frame in frames:
+        strip.paste(frame, (left, 0))
+        left += frame.width
+    return strip
+
+
+def _data_url(image: Image.Image) -> str:
+    image = image.copy()
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,1 @@
+"""An evaluation run: plan, shards, batches, outcomes, results."""

@@ -1,0 +1,126 @@
+"""From a batch of planned items to typed outcomes: no exception of one item costs its neighbors their answers."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import zip_longest
+from typing import Any
+
+from vlm.core.errors import VlmError
+from vlm.core.sample.encoded import Encoded
+from vlm.eval.backends.native import Backend, Refused, Reply, is_out_of_memory
+from vlm.eval.run.outcomes import Kind, Outcome
+from vlm.eval.run.plan import Document, Task
+from vlm.eval.run.shards import batches
+
+RECORDED = (
+    VlmError,
+    RuntimeError,
+    ValueError,
+    OSError,
+    MemoryError,
+    ArithmeticError,
+    AssertionError,
+    LookupError,
+    TypeError,
+)
+"""Exceptions that become an item's outcome: what models and files raise. Others stop the run, with its state saved."""
+
+BATCH_TOKENS = 8192
+"""Tokens of a batch of unrelated prompts, padding counted. Beyond some thousand tokens a prompt fills any processor by
+itself, and padded attention takes a mask of length x length for each row: on one CPU core, four prompts of 3,400 tokens
+took 4.0 s together and 2.0 s one by one. A backend that does not pad names its own `batch_tokens`."""
+
+Batch = list[tuple[Task, Any]]
+
+
+def in_batches(
+    tasks: Sequence[Task], found: Sequence[Document], batch_size: int, *, max_tokens: float = BATCH_TOKENS
+) -> list[list[Task]]:
+    """The tasks in the order in which to ask: a batch has one budget of new tokens and, where several ask about one
+    document, only that document."""
+    shared = {i: number for number, document in enumerate(found) for i in document.tasks if document.shared}
+    budgets: dict[int, list[int]] = {}
+    for i, task in enumerate(tasks):
+        budgets.setdefault(task.limits["max_new_tokens"], []).append(i)
+    return [
+        [tasks[members[i]] for i in batch]
+        for members in budgets.values()
+        for batch in batches(
+            [tasks[i].cost for i in members], [shared.get(i) for i in members], batch_size, max_tokens=max_tokens
+        )
+    ]
+
+
+def answers(backend: Backend, order: Sequence[list[Task]]) -> Iterator[tuple[list[Task], list[Outcome]]]:
+    """Each batch with its outcomes; the next one is decoded and encoded while the model answers this one."""
+    with ThreadPoolExecutor(1) as pool:
+        futures = deque(pool.submit(encode, backend, batch) for batch in order[:1])
+        for batch, following in zip_longest(order, order[1:]):
+            encoded, failed = futures.popleft().result()
+            if following:
+                futures.append(pool.submit(encode, backend, following))
+            yield batch, failed + ask(backend, encoded)
+
+
+def encode(backend: Backend, tasks: Sequence[Task]) -> tuple[Batch, list[Outcome]]:
+    """The inputs of those that could be encoded, and the outcomes of those that could not."""
+    encoded, failed = [], []
+    for task in tasks:
+        if task.item.fault:
+            failed.append(Outcome(task.key, task.item.id, "error", detail=task.item.fault))
+            continue
+        try:
+            encoded.append((task, backend.encode(task.item.id, task.item.messages)))
+        except RECORDED as error:
+            failed.append(_failure(task, error))
+    return encoded, failed
+
+
+def ask(backend: Backend, batch: Batch) -> list[Outcome]:
+    """One outcome for each input; all share their limits.
+
+    A batch that fails is halved until the failing items stand alone.
+    """
+    if not batch:
+        return []
+    tasks = [task for task, _ in batch]
+    try:
+        replies = backend.answer([encoded for _, encoded in batch], **tasks[0].limits)
+        return [_outcome(*asked, reply) for asked, reply in zip(batch, _checked(replies, len(batch)), strict=True)]
+    except RECORDED as error:
+        failed, memory = _failure(tasks[0], error), is_out_of_memory(error)
+    # only now: the exception is gone, and with it the frames that held the tensors of the failed attempt
+    if memory:
+        backend.recover()
+    if len(batch) == 1:
+        return [failed]
+    middle = len(batch) // 2
+    return ask(backend, batch[:middle]) + ask(backend, batch[middle:])
+
+
+def _checked(replies: Sequence[Reply], expected: int) -> Sequence[Reply]:
+    """Raises ValueError for anything but one text for each question: no reply is ever guessed."""
+    if replies is None or len(replies) != expected:
+        raise ValueError(f"the model returned {len(replies or ())} replies to {expected} questions")
+    for reply in replies:
+        if not isinstance(reply.text, str):
+            raise ValueError(f"the model returned {reply.text!r:.60} instead of a text")
+    return replies
+
+
+def _outcome(task: Task, encoded: Any, reply: Reply) -> Outcome:
+    kind: Kind = "ok" if reply.finished else "truncated"
+    outcome = Outcome(task.key, task.item.id, kind, completion=reply.text)
+    if isinstance(encoded, Encoded):
+        return replace(outcome, tokens=len(encoded), max_position=float(encoded.position_ids.max()))
+    return outcome
+
+
+def _failure(task: Task, error: BaseException) -> Outcome:
+    if isinstance(error, Refused):
+        return Outcome(task.key, task.item.id, "refused", detail=str(error))
+    if is_out_of_memory(error):  # no byte counts: they differ from machine to machine
+        return Outcome(task.key, task.item.id, "oom", detail="out of memory when run alone")
+    return Outcome(task.key, task.item.id, "error", detail=f"{type(error).__name__}: {str(error)[:500]}")

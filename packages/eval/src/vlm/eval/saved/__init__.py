@@ -1,0 +1,1 @@
+"""Predictions saved by others: read, matched to items, scored, compared."""

@@ -1,0 +1,199 @@
+"""Which item a saved prediction belongs to. A prediction that cannot be told to be of an item is never scored as its.
+
+joined = join(items, predictions)      # joined.of_item: number of the item -> its predictions
+"""
+
+import ast
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlm.core.errors import DataError
+from vlm.eval.backends.judge import question_of
+from vlm.eval.loaders import Item
+from vlm.eval.saved.predictions import Prediction
+
+SHOWN = 3
+"""Examples given of what is wrong."""
+
+AGREEING = 0.95
+"""Predictions are believed to be of these items when at least this share of their references (questions) are ours."""
+
+NUMBERS = ("index", "doc_id")
+"""Ids of harnesses that may be mere numbers in an order of their own: they need a proof."""
+
+
+@dataclass
+class Joined:
+    """Predictions of each item (its number), those of none, and what was remarkable. `how`: by which id or order.
+
+    `proven`: ids that need no further proof; `questions`: whether each that the file holds is the item's own.
+    """
+
+    how: str
+    proven: bool = False
+    of_item: dict[int, list[Prediction]] = field(default_factory=lambda: defaultdict(list))
+    extra: list[Prediction] = field(default_factory=list)
+    retyped: list[Prediction] = field(default_factory=list)
+    references: list[tuple[bool, Prediction]] = field(default_factory=list)
+    questions: list[bool] = field(default_factory=list)
+
+
+def join(items: Sequence[Item], predictions: Sequence[Prediction]) -> Joined:
+    """The predictions of each item: by id, else by number in data order, which needs a proof.
+
+    Raises:
+        DataError: they are not of these items, or nothing tells of which.
+    """
+    keys = list(dict.fromkeys(key for p in predictions for key in p.ids))
+    ways = [_by_id(items, predictions, key) for key in keys]
+    ways += [_by_number(items, predictions, key) for key in [*keys, None]]
+    good = [way for way in ways if way.of_item and _believed(way, items)]
+    if good:
+        return max(good, key=lambda way: len(way.of_item))
+    tried = [f"by {w.how} {len(w.of_item)} of {len(items)} items, {_proof(w)}" for w in ways if w.of_item]
+    raise DataError(
+        f"{len(predictions)} predictions that are not, or not surely, of these items: "
+        f"{', '.join(named(p) for p in predictions[:SHOWN])}; {'; '.join(tried) or 'no id is known'}",
+        expected=f"ids as {', '.join(repr(item.id) for item in items[:SHOWN])} (what is before a / may be the name of "
+        "the file or of its folder), or all items in data order with their questions or references",
+        fix="name the benchmark that they are of, all its files, or write the ids into the records",
+    )
+
+
+def _believed(way: Joined, items: Sequence[Item]) -> bool:
+    """Whether nothing speaks against it, and, for mere numbers, the questions (else the references) speak for it."""
+    references, questions = _share([same for same, _ in way.references]), _share(way.questions)
+    if references is not None and references < AGREEING:
+        return False
+    if way.proven:
+        return True
+    if way.how == ORDER and (way.extra or len(way.of_item) < len(items)):
+        return False
+    if questions is not None:
+        return questions >= AGREEING
+    varied = len({repr(p.reference) for _, p in way.references}) > 2  # yes, no, yes, no fits any shift by two
+    return varied or (way.how in NUMBERS and not way.extra and len(way.of_item) == len(items))
+
+
+def _share(agree: Sequence[bool]) -> float | None:
+    return sum(agree) / len(agree) if agree else None
+
+
+def _proof(way: Joined) -> str:
+    shares = {"references": _share([same for same, _ in way.references]), "questions": _share(way.questions)}
+    told = [f"{share:.0%} of the {name} agree" for name, share in shares.items() if share is not None]
+    return " and ".join(told) or "no references and no questions to compare"
+
+
+def _by_id(items: Sequence[Item], predictions: Sequence[Prediction], key: str) -> Joined:
+    """By the id under that key: the item's own, without its group, of the official file, or (`image`) its image."""
+    joined, find = Joined(key, proven=key not in NUMBERS), _finder(items, images=key == "image")
+    usual = Counter(type(p.ids[key]) for p in predictions if key in p.ids).most_common(1)[0][0]
+    for prediction in predictions:
+        given = prediction.ids.get(key)
+        name = id_text(given)
+        i = find(name, prediction.group) if name is not None else None
+        if i is None:
+            joined.extra.append(prediction)
+            continue
+        official = given if key == "id" else items[i].meta.get("question_id", given)  # our own ids are text
+        if type(given) is not usual or type(given) is not type(official) or (isinstance(given, str) and given != name):
+            joined.retyped.append(prediction)
+        _put(joined, items, i, prediction)
+    return joined
+
+
+def named(prediction: Prediction) -> str:
+    """A prediction as the file calls it."""
+    return f"id {next(iter(prediction.ids.values()))!r:.60}" if prediction.ids else f"number {prediction.number}"
+
+
+def _finder(items: Sequence[Item], *, images: bool) -> Callable[[str, str], int | None]:
+    """(id as text, group) -> number of the item. A name that several items share finds none.
+
+    `images`: the names of their images are known, too.
+    """
+    full: dict[str, set[int]] = {}
+    official: dict[str, set[int]] = {}
+    cluster: dict[str, set[int]] = {}
+    for i, item in enumerate(items):
+        tail = item.id.split("/", 1)[-1]
+        for names, name in (
+            (full, item.id),
+            (full, f"{item.group}/{tail}"),
+            (official, tail),
+            (official, str(item.meta.get("question_id", tail))),
+            (cluster, str(item.meta.get("cluster", "")) if images else ""),
+        ):
+            names.setdefault(name, set()).add(i)
+
+    def find(name: str, group: str) -> int | None:
+        for numbers in (full.get(f"{group}/{name}"), full.get(name), official.get(name), cluster.get(name)):
+            if numbers:
+                return next(iter(numbers)) if len(numbers) == 1 else None
+        return None
+
+    return find
+
+
+def id_text(given: Any) -> str | None:
+    """An id as text: 3, 3.0 and ' 3' are '3'; None for what can be no id."""
+    if isinstance(given, float) and given.is_integer():
+        return str(int(given))
+    if isinstance(given, bool) or not isinstance(given, int | str) or not str(given).strip():
+        return None
+    return str(given).strip()
+
+
+ORDER = "the order in the file"
+
+
+def _by_number(items: Sequence[Item], predictions: Sequence[Prediction], key: str | None) -> Joined:
+    """By the number under that key, from 0 in data order; without a key by the place in the file, in the group that it
+    names."""
+    joined = Joined(ORDER if key is None else f"{key}, as a number in data order")
+    members: dict[str, list[int]] = defaultdict(list)
+    for i, item in enumerate(items):
+        members[item.group].append(i)
+        members[""].append(i)
+    for prediction in predictions:
+        name = str(prediction.number) if key is None else id_text(prediction.ids.get(key))
+        among = members[prediction.group if key is None else ""]
+        if name is None or not name.isdecimal() or int(name) >= len(among):
+            joined.extra.append(prediction)
+        else:
+            _put(joined, items, among[int(name)], prediction)
+    return joined
+
+
+def _put(joined: Joined, items: Sequence[Item], i: int, prediction: Prediction) -> None:
+    joined.of_item[i].append(prediction)
+    if prediction.reference is not None and items[i].gold is not None:
+        joined.references.append((_same(prediction.reference, items[i].gold), prediction))
+    if prediction.question:
+        ours, theirs = _words(question_of(items[i])), _words(prediction.question)
+        joined.questions.append(bool(ours and theirs) and (theirs in ours or ours in theirs))
+
+
+def _words(question: str) -> str:
+    return " ".join(re.sub(r"<[^>]*>", " ", question).lower().split())
+
+
+def _same(theirs: Any, ours: Any) -> bool:
+    """Whether two references are one answer, or lists that share one (number lists: equal)."""
+    one, other = _texts(theirs), _texts(ours)
+    return one == other if any(isinstance(x, int | float) for x in one) else bool(set(one) & set(other))
+
+
+def _texts(reference: Any) -> list[Any]:
+    if isinstance(reference, str) and reference.strip().startswith("["):
+        try:
+            reference = ast.literal_eval(reference.strip())
+        except (ValueError, SyntaxError):
+            return [reference.strip().lower()]
+    values = reference if isinstance(reference, list | tuple) else [reference]
+    numbers = all(isinstance(value, int | float) for value in values) and len(values) > 1
+    return [float(value) for value in values] if numbers else [str(value).strip().lower() for value in values]

@@ -1,0 +1,263 @@
+"""Files of saved predictions, by us or by others -> predictions. The keys of the records tell the format.
+
+found = read_predictions([Path("pred.json")], groups=["CLEVR-Change", "ALFRED"])      # found.format, found.predictions
+
+Which item a prediction belongs to, and what becomes of it: vlm.eval.saved.score.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlm.core.errors import DataError
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Format:
+    """Which keys every record has, and which of them hold the reply, the id and the reference answer.
+
+    `ids`: in the order in which they are tried; none: the records stand in data order. `reference` tells whether a
+    record is the item that it is taken for.
+    """
+
+    name: str
+    keys: set[str]
+    reply: str
+    ids: tuple[str, ...] = ()
+    reference: str | None = None
+
+
+FORMATS = (
+    Format("results.jsonl of vlm eval", {"id", "outcome", "completion"}, "completion", ("id",), "gold"),
+    Format("lmms-eval samples", {"doc_id", "filtered_resps"}, "filtered_resps", ("doc_id",), "target"),
+    Format("lmms-eval samples", {"doc_id", "resps"}, "resps", ("doc_id",), "target"),
+    Format("MileBench pred.json", {"sample_id", "pred_response"}, "pred_response", ("sample_id",), "gt_response"),
+    Format("Long-VQA result", {"id", "an", "pr"}, "pr", ("id",), "an"),
+    Format("MathVista result", {"pid", "response"}, "response", ("pid",), "answer"),
+    Format("MM-NIAH result", {"question_id", "response", "answer"}, "response", ("question_id",), "answer"),
+    Format("SEED-Bench result", {"question_id", "prediction", "answer"}, "prediction", ("question_id",), "answer"),
+    Format(
+        "VLMEvalKit or MMBench table", {"index", "prediction"}, "prediction", ("id", "question_id", "index"), "answer"
+    ),
+    Format("GQA predictions", {"questionId", "prediction"}, "prediction", ("questionId",)),
+    Format("InternVL VQA result", {"questionId", "answer"}, "answer", ("questionId",), "annotation"),
+    Format("InternVL VQA result", {"question_id", "answer", "annotation"}, "answer", ("question_id",), "annotation"),
+    Format("LLaVA answers", {"question_id", "text"}, "text", ("question_id",)),
+    Format("RefCOCO result", {"answer", "gt_bbox"}, "answer", (), "gt_bbox"),
+    Format("MVBench result", {"pred", "gt"}, "pred", (), "gt"),
+    Format("MME result", {"mme_line", "mme_reply"}, "mme_reply", ("mme_line",), "mme_gold"),
+    Format("AI2D result", {"image", "answer", "annotation"}, "answer", ("image",), "annotation"),
+    Format("ChartQA result", {"question", "answer", "annotation"}, "answer", (), "annotation"),
+    Format("VQA result", {"question_id", "answer"}, "answer", ("question_id",)),
+    Format("VizWiz submission", {"image", "answer"}, "answer", ("image",)),
+    *(
+        Format("records of id and reply", {name, reply}, reply, (name,), "gold")
+        for name in ("id", "question_id", "questionId", "sample_id", "index", "pid")
+        for reply in ("prediction", "response", "completion", "text", "output", "answer")
+    ),
+)
+"""The first whose keys the records have is taken. Sources: the published evaluators, lmms-eval, VLMEvalKit."""
+
+OWN_IDS = ("question_id", "questionId", "pid", "id", "index")
+"""Keys under which the `doc` of an lmms-eval sample may hold an id of its own."""
+
+QUESTION_KEYS = ("question", "prompt", "text", "input")
+"""Keys that may hold the question; like the reference it tells whether a record is the item that it is taken for."""
+
+GROUP_KEYS = ("group", "task_type", "task", "category")
+"""Keys that may name the group of a record."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One record. `ids`: candidates by their key, as they stand in the file; `number` counts from 0 in its file and
+    group. `table`: from a spreadsheet, where an empty cell is no reply, and numbers are texts.
+    """
+
+    where: str
+    group: str
+    number: int
+    reply: Any
+    ids: dict[str, Any] = field(default_factory=dict)
+    reference: Any = None
+    question: str | None = None
+    table: bool = False
+
+
+@dataclass
+class Found:
+    """The predictions of all files, and what they were recognized as; `bad`: places of records that are none."""
+
+    format: str
+    predictions: list[Prediction] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+
+
+def read_predictions(paths: Sequence[Path], groups: Sequence[str]) -> Found:
+    """The predictions in files and folders. `groups` of the benchmark: names of files, folders and records tell one.
+
+    Raises:
+        DataError: no such file, one that cannot be read, no records, or keys that no known format has.
+    """
+    files = [file for path in paths for file in _files(Path(path))]
+    found, names = Found(""), []
+    for file in files:
+        records = [(where, record) for where, record in _records(file) if record is not None]
+        known = next((record for _, record in records if isinstance(record, dict)), None)
+        if known is None:
+            raise DataError(f"{file} holds no predictions", expected="one record for each question")
+        kind = _format(known, file)
+        names.append(kind.name)
+        _collect(found, file, kind, records, groups)
+    found.format = ", ".join(dict.fromkeys(names))
+    return found
+
+
+def _collect(found: Found, file: Path, kind: Format, records: list[tuple[str, Any]], groups: Sequence[str]) -> None:
+    usual, counted = group_of(file, groups), dict.fromkeys(["", *groups], 0)
+    for where, record in records:
+        if not isinstance(record, dict) or kind.reply not in record:
+            found.bad.append(where)
+            continue
+        group = next((record[key] for key in GROUP_KEYS if record.get(key) in groups), usual)
+        doc = record["doc"] if isinstance(record.get("doc"), dict) else {}
+        harness = "doc_id" in kind.ids
+        reply = _unwrapped(record[kind.reply]) if harness else record[kind.reply]
+        ids = {key: doc[key] for key in OWN_IDS if harness and key in doc}
+        ids |= {key: record[key] for key in kind.ids if key in record}
+        asked = [
+            source[key] for source in (record, doc) for key in QUESTION_KEYS if key in source and key != kind.reply
+        ]
+        question = next((text for text in asked if isinstance(text, str)), None)
+        reference, table = record.get(kind.reference or ""), file.suffix.lower() in TABLES
+        found.predictions.append(Prediction(where, group, counted[group], reply, ids, reference, question, table))
+        counted[group] += 1
+
+
+def _unwrapped(reply: Any) -> Any:
+    while isinstance(reply, list) and len(reply) == 1:
+        reply = reply[0]
+    return reply
+
+
+def _format(record: Record, file: Path) -> Format:
+    for known in FORMATS:
+        if known.keys <= record.keys():
+            return known
+    raise DataError(
+        f"{file}: records with the keys {', '.join(map(str, record))}",
+        expected="a known format; the simplest is one JSON object per line with `id` and `prediction`",
+    )
+
+
+def group_of(file: Path, groups: Sequence[str]) -> str:
+    """The group that the name of a file, or of its folder, tells: the longest that stands there as whole words."""
+    for name in (file.stem, file.parent.name):
+        told = [g for g in groups if re.search(rf"(^|[_\-. ]){re.escape(g)}($|[_\-. ])", name, re.IGNORECASE)]
+        if told:
+            return max(told, key=len)
+    return ""
+
+
+# files ---------------------------------------------------------------------------------------------------------------
+
+PATTERNS = ("**/pred.json", "**/result_*.jsonl", "**/*.jsonl", "**/*.txt", "**/*.json", "**/*.tsv", "**/*.xlsx")
+"""Which files of a folder are predictions: those of the first pattern that is met. Shards in `temp_*` are not."""
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        for pattern in PATTERNS:
+            files = [p for p in sorted(path.glob(pattern)) if not any(part.startswith("temp_") for part in p.parts)]
+            if files:
+                return files
+        raise DataError(f"{path} holds no predictions", expected=f"files as {', '.join(PATTERNS)}")
+    if not path.is_file():
+        raise DataError(f"no such file: {path}", expected="predictions: .jsonl, .json, .tsv, .csv, .xlsx or .txt")
+    return [path]
+
+
+def _records(file: Path) -> Iterator[tuple[str, Any]]:
+    reader = READERS.get(file.suffix.lower())
+    if reader is None:
+        raise DataError(f"{file}: unknown kind of file", expected=", ".join(READERS))
+    try:
+        for number, record in enumerate(reader(file), 1):
+            yield f"{file.name}:{number}", record
+    except (ValueError, OSError, KeyError) as error:  # KeyError: an .xlsx that is a ZIP of something else
+        raise DataError(f"{file} cannot be read: {error}", fix="save it again") from error
+
+
+def _json(file: Path) -> Iterator[Any]:
+    """A list of records, an object from id to reply or record, an object that holds one list, or one record a line."""
+    content = file.read_text(encoding="utf-8-sig")
+    try:
+        value = json.loads(content, object_pairs_hook=_object)
+    except json.JSONDecodeError:
+        for number, line in enumerate(content.splitlines(), 1):
+            try:
+                yield json.loads(line or "null", object_pairs_hook=_object)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number} is not JSON: {error}") from error
+        return
+    pairs = value.pairs if isinstance(value, Pairs) else list(value.items()) if isinstance(value, dict) else []
+    lists = [v for _, v in pairs if isinstance(v, list) and v and all(isinstance(x, dict) for x in v)]
+    if isinstance(value, list):
+        yield from value
+    elif len(lists) == 1:
+        yield from lists[0]
+    elif isinstance(value, dict) and any(form.keys <= value.keys() for form in FORMATS):
+        yield value
+    elif any(isinstance(v, dict) for _, v in pairs):
+        yield from ({"pid": name, "id": name, **v} if isinstance(v, dict) else v for name, v in pairs)
+    else:
+        yield from ({"id": name, "prediction": reply} for name, reply in pairs)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A JSON object in which a name occurs twice; a dict would keep the last without a word."""
+
+    pairs: list[tuple[str, Any]]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Pairs:
+    return dict(pairs) if len({name for name, _ in pairs}) == len(pairs) else Pairs(pairs)
+
+
+def _table(file: Path) -> Iterator[Record]:
+    """TSV or CSV as text; the cells of a spreadsheet as they are, None for empty ones."""
+    import pandas as pd
+
+    if file.suffix.lower() == ".xlsx":
+        table = pd.read_excel(file, dtype=object, keep_default_na=False, na_values=[""])
+    else:
+        separator = "," if file.suffix.lower() == ".csv" else "\t"
+        table = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, na_values=[""])
+    for row in table.to_dict(orient="records"):
+        yield {str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+
+
+def _mme(file: Path) -> Iterator[Record]:
+    """`<task>.txt` of MME: image, question, gold and reply with tabs between; ids are line numbers."""
+    for line, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        cells = text.split("\t")
+        if len(cells) < 4:
+            raise ValueError(f"line {line} has {len(cells)} columns; image, question, gold and reply are expected")
+        yield {"mme_line": line, "mme_gold": cells[2], "mme_reply": "\t".join(cells[3:])}
+
+
+TABLES = (".tsv", ".csv", ".xlsx")
+READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
+    ".jsonl": _json,
+    ".json": _json,
+    ".txt": _mme,
+    **dict.fromkeys(TABLES, _table),
+}
+"""Ending -> function(file) -> records."""

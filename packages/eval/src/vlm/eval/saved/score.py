@@ -1,0 +1,130 @@
+"""Score saved predictions: join them to the items of a benchmark, type what does not fit, write what a run writes.
+
+summary = score_predictions(load_benchmark("POPE"), [Path("pope.jsonl")], out, data=folder, name="theirs")
+
+A prediction is scored as it stands. Nothing is guessed for the others: an item whose prediction is missing, ambiguous
+or no text is not answered, stands in the total, and says why.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from vlm.core.errors import DataError
+from vlm.core.home import locked, write_json
+from vlm.eval.backends.judge import Judge
+from vlm.eval.backends.native import Backend
+from vlm.eval.benchmark import Benchmark
+from vlm.eval.loaders import Item, load_items
+from vlm.eval.loaders.common import MARKER
+from vlm.eval.run.outcomes import Outcome, content_key, file_hash
+from vlm.eval.run.plan import Task
+from vlm.eval.run.provenance import provenance
+from vlm.eval.run.results import finish
+from vlm.eval.run.runner import Options
+from vlm.eval.saved.match import SHOWN, id_text, join, named
+from vlm.eval.saved.predictions import Prediction, read_predictions
+
+PROBLEMS = {
+    "missing": "items without a prediction; not answered",
+    "conflict": "items with several, different predictions; not answered",
+    "duplicate": "items with several, equal predictions; one counts",
+    "extra": "predictions of no item; not used",
+    "bad record": "records without a reply or an id; not used",
+    "mistyped id": "ids that fit only as another type (3, 3.0, ' 3'); used",
+    "other reference": "predictions whose file names another right answer than the benchmark; scored against ours",
+    "empty": "empty replies; scored as published, wrong in the strict column",
+    "null": "null, or an empty cell; not answered",
+    "NaN": "not a number; not answered",
+    "not text": "numbers, lists and the like; not answered",
+    "number cell": "numbers in a spreadsheet; read as text",
+}
+"""Kind of problem -> what becomes of it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What stands in the place of a model in the results: the hash of the files, and how they were read."""
+
+    fingerprint: str
+    settings: dict[str, Any]
+
+
+def score_predictions(
+    benchmark: Benchmark,
+    paths: Sequence[Path],
+    out_dir: Path,
+    *,
+    data: Path,
+    name: str,
+    judge: Judge | None = None,
+) -> dict[str, Any]:
+    """Write results.jsonl and summary.json to `out_dir` as a run does, and return the summary. Its `imported` says
+    which files (with hashes), which format, how they were joined, and what was wrong.
+
+    Raises:
+        DataError: no predictions, an unknown format, or predictions that belong to other items; nothing is written.
+    """
+    items = load_items(benchmark, data)
+    found = read_predictions(paths, list(dict.fromkeys(item.group for item in items)))
+    joined = join(items, found.predictions)
+    problems: dict[str, list[str]] = {kind: [] for kind in PROBLEMS}
+    for p in joined.extra:
+        nameless = p.ids and all(id_text(given) is None for given in p.ids.values())
+        problems["bad record" if nameless else "extra"].append(f"{p.where}: {named(p)}")
+    problems["bad record"] += found.bad
+    problems["mistyped id"] = [f"{p.where}: {named(p)}" for p in joined.retyped]
+    problems["other reference"] = [f"{p.where}: {p.reference!r:.60}" for same, p in joined.references if not same]
+    files = [{"file": path.name, "sha256": file_hash(str(path))} for path in map(Path, paths)]
+    source = Source(content_key(predictions=[f["sha256"] for f in files]), {"backend": "imported", "files": files})
+    outcomes = [_outcome(item, joined.of_item.get(i, []), problems) for i, item in enumerate(items)]
+    if not any(outcome.answered for outcome in outcomes):
+        reasons = ", ".join(f"{kind} {len(seen)}" for kind, seen in problems.items() if seen)
+        raise DataError(f"no prediction can be scored: {reasons}", expected="texts", fix="look at the file")
+    imported = {
+        "files": files,
+        "format": found.format,
+        "joined": joined.how,
+        "predictions": len(found.predictions) + len(found.bad),
+        "problems": {kind: {"n": len(seen), "examples": seen[:SHOWN]} for kind, seen in problems.items() if seen},
+    }
+    tasks = [Task(item, outcome.key, 0.0, {}) for item, outcome in zip(items, outcomes, strict=True)]
+    counts = {"items": len(items), "available": len(items), "limit": None, "mini": (data / MARKER).exists()}
+    about = {"model": name, "variant": Options.model_validate({}).variant, "data": counts, "imported": imported}
+    with locked(out_dir, f"vlm eval score {benchmark.name}"):
+        write_json(out_dir / "run.json", provenance(source.fingerprint, {"imported": imported}, data))
+        known = {outcome.key: outcome for outcome in outcomes}
+        return finish(benchmark, cast(Backend, source), tasks, known, out_dir, about, judge)
+
+
+def _outcome(item: Item, given: Sequence[Prediction], problems: dict[str, list[str]]) -> Outcome:
+    """The outcome of one item; what was wrong is added to `problems`."""
+
+    def unanswered(kind: str, detail: str) -> Outcome:
+        problems[kind].append(f"{item.id}: {detail}")
+        return Outcome(
+            content_key(imported=kind, id=item.id, detail=detail), item.id, "error", detail=f"{kind}: {detail}"
+        )
+
+    if not given:
+        return unanswered("missing", "no prediction of this id")
+    if len(given) > 1:
+        where = ", ".join(p.where for p in given[:SHOWN])
+        if len({repr(p.reply) for p in given}) > 1:
+            return unanswered("conflict", f"{len(given)} predictions that differ, in {where}")
+        problems["duplicate"].append(f"{item.id}: in {where}")
+    reply, table = given[0].reply, given[0].table
+    if reply is None:
+        return unanswered("null", f"no reply in {given[0].where}")
+    if (isinstance(reply, float) and math.isnan(reply)) or (table and str(reply).strip().lower() == "nan"):
+        return unanswered("NaN", f"NaN in {given[0].where}")
+    if table and isinstance(reply, int | float) and not isinstance(reply, bool):
+        problems["number cell"].append(f"{item.id}: {reply!r}")
+        reply = f"{reply:g}" if reply == int(reply) else str(reply)
+    if not isinstance(reply, str):
+        return unanswered("not text", f"{reply!r:.60} in {given[0].where}")
+    if not reply.strip():
+        problems["empty"].append(f"{item.id}: {given[0].where}")
+    return Outcome(content_key(imported=reply, id=item.id), item.id, "ok", completion=reply)

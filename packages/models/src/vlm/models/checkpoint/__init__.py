@@ -1,0 +1,1 @@
+"""Checkpoints on disk: formats, reading, writing, conversion, comparison, placement."""

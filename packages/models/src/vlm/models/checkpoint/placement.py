@@ -1,0 +1,253 @@
+"""Where a model's weights go and in what precision: one device, several GPUs, offloaded layers, 8 or 4 bits.
+
+>>> device_map(load_preset("internvl-chat-v1-2"), gpus=2)["language_model.model.layers.20"]
+1
+
+accelerate moves tensors between devices, bitsandbytes quantizes; both are imported when they are used.
+"""
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm.core.errors import CheckpointError, ConfigError, HardwareError, UnknownName
+from vlm.models.specs import ModelSpec
+from vlm.models.vlm import VisionLanguageModel
+
+Devices = Mapping[str, int | str]
+"""Module name -> GPU number, torch device, or "disk"; the longest name wins, "" is the whole model."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+QUANTISED = ("8bit", "4bit")
+OFFLOADS = ("cpu", "disk")
+
+LAYERS = "language_model.model.layers"
+TOGETHER = (
+    "encoder",
+    "projector",
+    "language_model.model.embed_tokens",
+    "language_model.model.rotary_emb",
+    "language_model.model.norm",
+    "language_model.lm_head",
+)
+"""What stays beside the first and the last layer: an answer begins and ends on one device."""
+
+
+def resolve_dtype(name: str) -> torch.dtype | None:
+    """A floating-point type by name; None for "auto" (as stored). Raises UnknownName."""
+    if name != "auto" and name not in DTYPES:
+        raise UnknownName("dtype", name, ["auto", *DTYPES])
+    return DTYPES.get(name)
+
+
+def device_map(spec: ModelSpec, gpus: int) -> dict[str, int | str]:
+    """Layers over GPUs: the first takes half a share, because encoder and projector are there, and the last layer.
+
+    With L layers on W GPUs a share is ceil(L / (W - 1/2)). Source: published multi-GPU quick start of
+    InternVL-Chat-V1-2 (60 layers on 2 GPUs: 21 and 39; on 8: 5, six times 8, 7). Few layers on many GPUs leave the
+    last ones idle, as published.
+
+    Raises:
+        ConfigError: less than one GPU.
+    """
+    if gpus < 1:
+        raise ConfigError(f"a device map over {gpus} GPUs", expected="at least 1")
+    depth = spec.language.depth
+    share = -(-2 * depth // (2 * gpus - 1))
+    counts = [-(-share // 2), *[share] * (gpus - 1)] if gpus > 1 else [depth]
+    owners = [gpu for gpu, count in enumerate(counts) for _ in range(count)][:depth]
+    owners[-1] = 0
+    return {**dict.fromkeys(TOGETHER, 0), **{f"{LAYERS}.{i}": gpu for i, gpu in enumerate(owners)}}
+
+
+def offload_map(spec: ModelSpec, main: int | str, where: str) -> dict[str, int | str]:
+    """All decoder layers in `where` ("cpu" or "disk"), brought to `main` one at a time; everything else on `main`."""
+    return {**dict.fromkeys(TOGETHER, main), **{f"{LAYERS}.{i}": where for i in range(spec.language.depth)}}
+
+
+def device_of(name: str, devices: Devices) -> int | str:
+    """The device of a tensor or module. Raises ConfigError when the map leaves it out."""
+    part = name
+    while part not in devices:
+        if not part:
+            raise ConfigError(f"the device map leaves out {name}", expected='a module above it, or "" for the rest')
+        part = part.rpartition(".")[0]
+    return devices[part]
+
+
+def quantized_linears(model: nn.Module) -> list[str]:
+    """Names of the modules that quantization replaces: the linear layers inside the language model's decoder layers.
+
+    Encoder, projector, embedding and head stay as they are: InternViT-6B in 4 bits gives nonsense (documented by the
+    authors of InternVL-Chat-V1-2).
+    """
+    return [n for n, m in model.named_modules() if n.startswith(f"{LAYERS}.") and isinstance(m, nn.Linear)]
+
+
+def resolve_devices(spec: ModelSpec, device: str | Devices, offload: str | None = None) -> dict[str, int | str]:
+    """`auto` | `cpu` | `cuda` | `cuda:1` | `map` | a dict -> device of each module.
+
+    Raises:
+        ConfigError: an unknown device or offload; HardwareError: a GPU that is not there.
+    """
+    if offload is not None and offload not in OFFLOADS:
+        raise UnknownName("offload", offload, OFFLOADS)
+    if not isinstance(device, str):
+        return dict(device)
+    gpus = torch.cuda.device_count()
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
+    try:
+        number = 0 if device == "map" else torch.device(device).index or 0
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {device!r}", expected="auto, cpu, cuda, cuda:1, …, or map") from error
+    if device.startswith(("cuda", "map")) and number >= gpus:
+        raise HardwareError(
+            f"--device {device}, but torch sees {gpus} CUDA GPUs",
+            fix="--device cpu; or install the NVIDIA driver and a CUDA build of torch (`vlm doctor` shows both)",
+        )
+    if device == "map":
+        if offload:
+            raise ConfigError("--device map with --offload", expected="one of them")
+        return device_map(spec, gpus)
+    if offload == "cpu" and device == "cpu":
+        raise ConfigError("--offload cpu, but the model runs on the CPU", fix="leave it out, or --offload disk")
+    return offload_map(spec, device, offload) if offload else {"": device}
+
+
+@dataclass
+class Placement:
+    """Puts each tensor of a checkpoint where it belongs as soon as it is read, so that no second copy exists.
+
+    `prepare(model)` before the first tensor, `put` for each, `finish` behind the last.
+    """
+
+    devices: dict[str, int | str]
+    dtype: torch.dtype | None
+    quantize: str | None = None
+    quantized: set[str] = field(default_factory=set)
+    offloaded: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    stored: set[torch.dtype] = field(default_factory=set)
+
+    def prepare(self, model: VisionLanguageModel) -> None:
+        """Replace what is to be quantized (nothing is allocated), and make room on the disk."""
+        if self.quantize:
+            self.quantized = set(quantized_linears(model))
+            for name in self.quantized:
+                parent, _, leaf = name.rpartition(".")
+                setattr(model.get_submodule(parent), leaf, self._low_bit(model.get_submodule(name)))
+        if "disk" in self.devices.values():
+            self.folder = Path(tempfile.mkdtemp(prefix="vlm-offload-"))
+            weakref.finalize(model, shutil.rmtree, self.folder, ignore_errors=True)
+
+    def put(self, model: VisionLanguageModel, name: str, tensor: Tensor) -> None:
+        """One tensor, cast and moved, in its place in the model."""
+        device = device_of(name, self.devices)
+        dtype = tensor.dtype
+        if tensor.is_floating_point():
+            self.stored.add(dtype)
+            dtype = self.dtype or dtype
+        module_name, _, leaf = name.rpartition(".")
+        module = model.get_submodule(module_name)
+        if device == "disk":
+            from accelerate.utils import offload_weight
+
+            offload_weight(tensor.to(dtype), name, str(self.folder), self.offloaded)
+        elif module_name in self.quantized and leaf == "weight":
+            empty = module.weight
+            module.weight = type(empty)(tensor.to(dtype), **_settings(self.quantize)).to(device)
+        elif leaf in module._parameters:
+            trained = module._parameters[leaf].requires_grad  # type: ignore[union-attr]
+            setattr(module, leaf, nn.Parameter(tensor.to(device, dtype), requires_grad=trained))
+        else:
+            setattr(module, leaf, tensor.to(device, dtype))
+
+    def finish(self, model: VisionLanguageModel) -> None:
+        """Tie shared weights and, with several devices, let accelerate carry activations and weights between them.
+
+        Raises CheckpointError when "auto" met tensors of several types.
+        """
+        if self.dtype is None and len(self.stored) > 1:
+            raise CheckpointError(
+                f"the checkpoint holds {' and '.join(sorted(str(d).removeprefix('torch.') for d in self.stored))}",
+                expected="one floating-point type for --dtype auto",
+                fix="name one: --dtype bfloat16",
+            )
+        model.language_model.tie_weights()
+        if len(set(self.devices.values())) == 1 and not self.folder:
+            return
+        from accelerate import dispatch_model
+        from accelerate.utils import save_offload_index
+
+        if self.folder:
+            save_offload_index(self.offloaded, str(self.folder))
+        main: Any = device_of("encoder", self.devices)
+        dispatch_model(
+            model,
+            dict(self.devices),
+            main_device=main,
+            offload_dir=str(self.folder) if self.folder else None,
+            skip_keys="past_key_values",
+        )
+
+    def _low_bit(self, old: nn.Module) -> nn.Module:
+        bnb = _bitsandbytes(str(self.quantize))
+        assert isinstance(old, nn.Linear)
+        sizes: dict[str, Any] = {
+            "input_features": old.in_features,
+            "output_features": old.out_features,
+            "bias": old.bias is not None,
+        }
+        with torch.device("meta"):
+            if self.quantize == "8bit":
+                return bnb.nn.Linear8bitLt(**sizes, has_fp16_weights=False)
+            return bnb.nn.Linear4bit(**sizes, quant_type="nf4", compute_dtype=self.dtype)
+
+
+def _settings(quantize: str | None) -> dict[str, Any]:
+    """Keywords of a low-bit weight: plain int8, or NF4 with double quantization."""
+    if quantize == "8bit":
+        return {"requires_grad": False, "has_fp16_weights": False}
+    return {"requires_grad": False, "quant_type": "nf4", "compress_statistics": True}
+
+
+def _bitsandbytes(quantize: str) -> Any:
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise ConfigError(
+            f"--quantize {quantize} needs bitsandbytes, which is not installed",
+            fix="pip install 'farlens-models[quant]'",
+        ) from error
+    return bitsandbytes
+
+
+def make_placement(
+    spec: ModelSpec,
+    device: str | Devices = "cpu",
+    dtype: str = "float32",
+    *,
+    quantize: str | None = None,
+    offload: str | None = None,
+) -> Placement:
+    """Check all settings before anything is read. See `load_model`.
+
+    Raises:
+        ConfigError: unknown names, settings that exclude each other, or a library that is not installed.
+        HardwareError: a GPU that is not there.
+    """
+    if quantize is not None:
+        if quantize not in QUANTISED:
+            raise UnknownName("quantisation", quantize, QUANTISED)
+        if offload or (not isinstance(device, str) and "disk" in device.values()):
+            raise ConfigError("quantised weights cannot be offloaded", fix="leave out --offload or --quantize")
+        _bitsandbytes(quantize)
+    return Placement(resolve_devices(spec, device, offload), resolve_dtype(dtype), quantize)

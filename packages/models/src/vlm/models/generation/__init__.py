@@ -1,0 +1,1 @@
+"""From prompts to new tokens: decoding, batches, shared prefixes."""

@@ -1,0 +1,176 @@
+"""Batched answers: rows of unequal length padded on the left, each image encoded once, exact positions kept."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlm.core.errors import ConfigError, DataError
+from vlm.core.sample.encode import Encoded
+from vlm.models.processor import Processor
+from vlm.models.vlm import VisionLanguageModel
+
+
+@dataclass(frozen=True)
+class Reply:
+    """`text` without stop tokens, stripped; `n_new` tokens incl. the stop token; `finished`: a stop token came."""
+
+    text: str
+    n_new: int
+    finished: bool
+
+
+def encode_unique(model: VisionLanguageModel, processor: Processor, batch: list[Encoded], chunk: int) -> Tensor | None:
+    """Features of all tiles of the batch in reading order [tiles, T, C]; equal tiles are encoded once."""
+    tiles = [tile for sample in batch if sample.pixels is not None for tile in sample.pixels]
+    if not tiles:
+        return None
+    unique: dict[bytes, tuple[int, np.ndarray]] = {}
+    order = [unique.setdefault(tile.tobytes(), (len(unique), tile))[0] for tile in tiles]
+    device = next(model.parameters()).device
+    # floats of one chunk at a time: they take four times the room of the bytes
+    rest = [tile for _, tile in unique.values()]
+    parts = [np.stack(rest[start : start + chunk]) for start in range(0, len(rest), chunk)]
+    features = [model.encode_images(processor.pixels(part).to(device)) for part in parts]
+    return torch.cat(features)[torch.tensor(order, device=device)]
+
+
+def left_padded(batch: list[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
+    """ids, mask [B, L] and positions [B, L]: float64 (V2PE), or int64 where all count 0, 1, 2, ...; pads are masked.
+
+    Raises:
+        DataError: V2PE and plain samples together. Plain counting is subject to RoPE scaling, V2PE is not, and one
+            tensor cannot tell which row is which.
+    """
+    plain = sum(sample.strides is None for sample in batch)
+    if plain not in (0, len(batch)):
+        raise DataError(
+            f"{plain} of {len(batch)} samples count plainly, the others by V2PE",
+            expected="one kind of positions in a batch",
+            fix="pad each kind by itself, as `answer` does",
+        )
+    length = max(len(sample.input_ids) for sample in batch)
+    ids = torch.zeros(len(batch), length, dtype=torch.long)
+    mask = torch.zeros(len(batch), length, dtype=torch.long)
+    positions = torch.zeros(len(batch), length, dtype=torch.int64 if plain else torch.float64)
+    for row, sample in enumerate(batch):
+        n = len(sample.input_ids)
+        ids[row, length - n :] = torch.from_numpy(sample.input_ids)
+        mask[row, length - n :] = 1
+        positions[row, length - n :] = torch.from_numpy(sample.position_ids)
+    return ids, mask, positions
+
+
+def shared_length(batch: list[Encoded]) -> int:
+    """How many leading tokens all samples have in common: ids, positions and pixels. Never all of a sample's tokens.
+
+    An image counts whole or not at all.
+    """
+    first, others = batch[0], batch[1:]
+    n = min(len(sample) for sample in batch) - 1
+    for other in others:
+        same = (first.input_ids[:n] == other.input_ids[:n]) & (first.position_ids[:n] == other.position_ids[:n])
+        n = n if same.all() else int(same.argmin())
+    tiles = 0
+    for i, (start, count, used) in enumerate(first.image_spans):
+        if start + count > n:
+            return min(n, start)
+        page = slice(tiles, tiles + used)
+        for other in others:
+            if first.pixels is None or other.pixels is None or other.image_spans[i] != first.image_spans[i]:
+                return start
+            if not np.array_equal(first.pixels[page], other.pixels[page]):
+                return start
+        tiles += used
+    return n
+
+
+def split(sample: Encoded, n: int) -> tuple[Encoded, Encoded]:
+    """The first n tokens and the rest, each with its own images; n is not within an image."""
+    images = sum(start < n for start, _, _ in sample.image_spans)
+    tiles = sum(used for _, _, used in sample.image_spans[:images])
+
+    def part(offset: int, tokens: slice, mine: slice, pages: slice) -> Encoded:
+        spans = [(start - offset, count, used) for start, count, used in sample.image_spans[mine]]
+        return replace(
+            sample,
+            input_ids=sample.input_ids[tokens],
+            labels=sample.labels[tokens],
+            position_ids=sample.position_ids[tokens],
+            image_spans=spans,
+            pixels=sample.pixels[pages] if spans and sample.pixels is not None else None,
+            strides=None if sample.strides is None else sample.strides[mine],
+        )
+
+    return (
+        part(0, slice(n), slice(images), slice(tiles)),
+        part(n, slice(n, None), slice(images, None), slice(tiles, None)),
+    )
+
+
+def document_length(model: VisionLanguageModel, batch: list[Encoded]) -> int:
+    """Tokens to compute once for the whole batch: what all share if it is at least half of the longest, else 0."""
+    longest, language = max(len(sample) for sample in batch), model.spec.language
+    scaled = batch[0].strides is None and language.rope_scaling is not None and longest > language.max_positions
+    if len(batch) == 1 or scaled:  # dynamic NTK gives each length keys of its own
+        return 0
+    shared = shared_length(batch)
+    return shared if 2 * shared >= longest else 0
+
+
+@torch.inference_mode()
+def answer(
+    model: VisionLanguageModel,
+    processor: Processor,
+    batch: list[Encoded],
+    *,
+    max_new_tokens: int,
+    image_chunk: int = 32,
+    **settings: Any,
+) -> list[Reply]:
+    """Answers to a batch of prompts (greedy unless `do_sample` or `num_beams` say otherwise).
+
+    What all prompts have in common, as several questions on one document do, is computed once. V2PE and plain prompts
+    are answered one kind after the other.
+    """
+    if settings.get("num_return_sequences") not in (None, 1):
+        raise ConfigError("several answers to each prompt", expected="one: a reply for each prompt", fix="ask again")
+    plain = [sample.strides is None for sample in batch]
+    if len(set(plain)) == 2:
+        common = {"max_new_tokens": max_new_tokens, "image_chunk": image_chunk, **settings}
+        kinds = ([s for s, p in zip(batch, plain, strict=True) if p == kind] for kind in (False, True))
+        replies = [iter(answer(model, processor, samples, **common)) for samples in kinds]
+        return [next(replies[kind]) for kind in plain]
+    device = next(model.parameters()).device
+    prefix = None
+    if length := document_length(model, batch):
+        parts = [split(sample, length) for sample in batch]
+        document, batch = parts[0][0], [question for _, question in parts]
+        ids, _, positions = (t.to(device) for t in left_padded([document]))
+        features = encode_unique(model, processor, [document], image_chunk)
+        prefix = model.prefill(ids, features=features, position_ids=positions)
+    features = encode_unique(model, processor, batch, image_chunk)
+    ids, mask, positions = (t.to(device) for t in left_padded(batch))
+    stop = processor.stop_ids
+    new = model.generate(
+        ids,
+        prefix=prefix,
+        features=features,
+        attention_mask=mask,
+        position_ids=positions,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=stop or None,
+        pad_token_id=stop[0] if stop else 0,
+        **settings,
+    )
+    return [reply(processor, row, stop) for row in new.tolist()]
+
+
+def reply(processor: Processor, ids: list[int], stop: list[int]) -> Reply:
+    """Cut at the first stop token."""
+    end = next((i for i, token in enumerate(ids) if token in stop), None)
+    kept = ids if end is None else ids[:end]
+    text = processor.tokenizer.decode(kept, skip_special=True).strip()
+    return Reply(text, len(kept) + (end is not None), end is not None)

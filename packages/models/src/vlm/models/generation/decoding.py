@@ -1,0 +1,243 @@
+"""From the embeddings of prompts to new tokens, by transformers' `generate`.
+
+Ours: settings are checked before anything is computed; long prompts are prefilled in chunks; a shared prefix is read
+from its cache; beams share one prefill; a seed leaves the global generator as it was. Of a prompt only the last
+position reaches `lm_head`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig
+
+from vlm.core.errors import ConfigError, DataError
+from vlm.models.generation.prefix import Prefix, check_unscaled, counted, states_of
+
+if TYPE_CHECKING:
+    from vlm.models.vlm import VisionLanguageModel
+
+PREFILL_CHUNK, IMAGE_CHUNK = 8192, 16
+"""Tokens prefilled and tiles encoded at once: they bound activations, and the mask of padded prompts."""
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+"""Settings that mean something only when tokens are drawn."""
+
+OBJECTS = ("streamer", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "synced_gpus", "tokenizer")
+"""Keywords of transformers' `generate` that are objects rather than settings."""
+
+
+def check_settings(max_new_tokens: int, rows: int, seed: int | None, settings: dict[str, Any]) -> int:
+    """How many rows `generate` makes of each prompt row.
+
+    Raises:
+        ConfigError: settings that are impossible, contradict each other, or would have no effect.
+    """
+
+    def number(name: str, default: float) -> Any:
+        value = settings.get(name)
+        return default if value is None else value
+
+    beams, returned, sample = number("num_beams", 1), number("num_return_sequences", 1), bool(settings.get("do_sample"))
+    idle = [k for k in SAMPLING if settings.get(k) is not None] + (["seed"] if seed is not None else [])
+    faults = [
+        (max_new_tokens < 1, f"max_new_tokens {max_new_tokens}", "at least 1"),
+        (
+            number("min_new_tokens", 0) > max_new_tokens,
+            f"min_new_tokens {settings.get('min_new_tokens')}",
+            f"at most max_new_tokens ({max_new_tokens})",
+        ),
+        (beams < 1 or returned < 1, f"num_beams {beams}, num_return_sequences {returned}", "at least 1 of each"),
+        (1 < beams < returned, f"num_return_sequences {returned}", f"at most num_beams ({beams})"),
+        (beams == 1 < returned and not sample, f"num_return_sequences {returned}", "num_beams or do_sample with it"),
+        (
+            settings.get("streamer") is not None and (beams > 1 or rows * returned > 1),
+            f"a streamer with {rows} prompts, {beams} beams, {returned} answers each",
+            "one prompt, one beam, one answer: tokens of several cannot be told apart",
+        ),
+        (bool(idle) and not sample, f"{', '.join(idle)} without do_sample", "do_sample=True: greedy draws nothing"),
+        (sample and number("temperature", 1) <= 0, f"temperature {settings.get('temperature')}", "above 0"),
+        (sample and not 0 < number("top_p", 1) <= 1, f"top_p {settings.get('top_p')}", "in (0, 1]"),
+        (sample and number("top_k", 0) < 0, f"top_k {settings.get('top_k')}", "0 (off) or above"),
+        (settings.get("use_cache") is False, "use_cache False", "the cache: it is how positions go on"),
+    ]
+    for fault, found, expected in faults:
+        if fault:
+            raise ConfigError(found, expected=expected)
+    try:
+        rest = GenerationConfig().update(**{k: v for k, v in settings.items() if k not in OBJECTS})
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if rest:
+        raise ConfigError(f"unknown generation settings: {', '.join(rest)}", fix="see transformers' GenerationConfig")
+    return max(beams, returned)
+
+
+def check_prompts(input_ids: Tensor, mask: Tensor, position_ids: Tensor) -> None:
+    """Raise DataError unless all are [B, L], L > 0, and every row ends with a token."""
+    shapes = [list(t.shape) for t in (input_ids, mask, position_ids)]
+    if input_ids.dim() != 2 or not input_ids.numel() or shapes != [shapes[0]] * 3:
+        raise DataError(
+            f"ids {shapes[0]}, mask {shapes[1]}, positions {shapes[2]}", expected="three equal shapes [B, L], not empty"
+        )
+    if not mask[:, -1].all():
+        raise DataError("a row ends with padding", expected="padding on the left", fix="see left_padded")
+
+
+def fill(
+    model: "VisionLanguageModel",
+    cache: DynamicCache,
+    embeddings: Tensor,
+    mask: Tensor,
+    position_ids: Tensor,
+    chunk: int,
+) -> None:
+    """Append keys and values of tokens [B, L, C] to the cache, `chunk` at a time; no logits are made.
+
+    `mask` [B, cached + L]; `position_ids` [B, L] or longer: their last says how long the whole prompt is.
+    """
+    if chunk < 1:
+        raise ConfigError(f"prefill chunks of {chunk} tokens", expected="at least 1")
+    cached, length = cache.get_seq_length(), embeddings.shape[1]
+    if not position_ids.is_floating_point():  # rotary scaling goes by the length of the prompt, not of the chunk
+        position_ids = torch.stack([position_ids, (position_ids[:, -1:] + 1).expand_as(position_ids)], dim=-1)
+    for start in range(0, length, chunk):
+        end = min(start + chunk, length)
+        model.decode(
+            embeddings[:, start:end],
+            attention_mask=mask[:, : cached + end],
+            position_ids=position_ids[:, start:end],
+            past_key_values=cache,
+            use_cache=True,
+        )
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from that seed; the global generators of CPU and `device` come out as they went in."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def new_tokens(
+    model: "VisionLanguageModel",
+    embeddings: Tensor,
+    mask: Tensor,
+    position_ids: Tensor,
+    *,
+    prefix: Prefix | None,
+    chunk: int,
+    copies: int,
+    seed: int | None,
+    settings: dict[str, Any],
+) -> Any:
+    """New token ids [B * answers, n] (or transformers' output object) for prompts [B, L, C] that follow the prefix.
+
+    `copies`: rows that `generate` makes of each. A short plain prompt is prefilled by `generate` itself; otherwise all
+    but its last token is put into the cache here, before the rows are copied.
+    """
+    rows, length = position_ids.shape
+    if prefix is not None:
+        prefix.check(model, mask, position_ids)
+        check_unscaled(model, position_ids)
+        mask = torch.cat([mask.new_ones(rows, prefix.length), mask], dim=1)
+    if prefix is not None or length > chunk or copies > 1:
+        if settings.get("cache_implementation"):
+            raise ConfigError(
+                f"cache_implementation {settings['cache_implementation']!r} with a prefix, beams or a chunked prefill",
+                expected="the default cache",
+            )
+        cache = prefix.cache(rows) if prefix else DynamicCache(config=model.language_model.config)
+        fill(model, cache, embeddings[:, :-1], mask, position_ids, chunk)
+        if copies > 1:
+            cache.batch_repeat_interleave(copies)
+        settings = settings | {"past_key_values": cache}
+        # `generate` cuts off as many embeddings as are cached; of those it only looks at the number
+        embeddings = embeddings[:, -1:].clone().expand(-1, mask.shape[1], -1)
+    if prefix is not None:  # positions as long as the mask; those of the prefix are in its keys
+        position_ids = torch.cat([prefix.position_ids.to(position_ids).expand(rows, -1), position_ids], dim=1)
+    with nullcontext() if seed is None else seeded(seed, embeddings.device):
+        return model.language_model.generate(  # type: ignore[misc]
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=position_ids, **settings
+        )
+
+
+class Generation:
+    """What a model says: `generate`, and `prefill` for several questions on one document."""
+
+    @torch.no_grad()
+    def prefill(  # type: ignore[misc]  # a part of that one class, in a file of its own
+        self: "VisionLanguageModel",
+        input_ids: Tensor,
+        *,
+        pixel_values: Tensor | None = None,
+        image_flags: Tensor | None = None,
+        features: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        chunk: int = PREFILL_CHUNK,
+        image_chunk: int = IMAGE_CHUNK,
+    ) -> Prefix:
+        """The cache of a document [1, P] for several `generate(question_ids, prefix=...)`; makes no logits.
+
+        It may end anywhere, also within an image: `features` [1, tokens, C] then holds the tokens of its part.
+
+        Raises:
+            DataError: more than one row, or a length at which dynamic NTK scaling would change the keys.
+        """
+        if len(input_ids) != 1:
+            raise DataError(f"a prefix of {len(input_ids)} rows", expected="one document, [1, P]")
+        mask = torch.ones_like(input_ids)
+        if position_ids is None:
+            position_ids = counted(mask)
+        check_prompts(input_ids, mask, position_ids)
+        check_unscaled(self, position_ids)
+        embeddings = self.embed(input_ids, pixel_values, image_flags, features, image_chunk)
+        cache = DynamicCache(config=self.language_model.config)
+        fill(self, cache, embeddings, mask, position_ids, chunk)
+        return Prefix(self, input_ids.clone(), position_ids.clone(), states_of(cache))
+
+    @torch.no_grad()
+    def generate(  # type: ignore[misc]  # a part of that one class, in a file of its own
+        self: "VisionLanguageModel",
+        input_ids: Tensor,
+        *,
+        prefix: Prefix | None = None,
+        pixel_values: Tensor | None = None,
+        image_flags: Tensor | None = None,
+        features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        max_new_tokens: int = 32,
+        image_chunk: int = IMAGE_CHUNK,
+        prefill_chunk: int = PREFILL_CHUNK,
+        seed: int | None = None,
+        **settings: Any,
+    ) -> Tensor:
+        """New token ids only, int64 [B * num_return_sequences, <= max_new_tokens]; greedy by default.
+
+        Rows of unequal length are padded on the left. Positions go on from the last one by one, whatever the stride
+        was. With a `prefix` ids, mask, positions and images are those of what follows it. `seed` makes `do_sample`
+        repeatable. Other keywords go to transformers' `generate` (`eos_token_id`, `num_beams`, `streamer`, ...).
+
+        Raises:
+            ConfigError: impossible settings. DataError: prompts that are malformed or do not fit the prefix.
+        """
+        copies = check_settings(max_new_tokens, len(input_ids), seed, settings)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if position_ids is None:
+            position_ids = prefix.positions_after(input_ids, mask) if prefix else counted(mask)
+        check_prompts(input_ids, mask, position_ids)
+        return new_tokens(
+            self,
+            self.embed(input_ids, pixel_values, image_flags, features, image_chunk),
+            mask,
+            position_ids,
+            prefix=prefix,
+            chunk=prefill_chunk,
+            copies=copies,
+            seed=seed,
+            settings={"do_sample": False, "pad_token_id": 0, **settings, "max_new_tokens": max_new_tokens},
+        )

@@ -1,0 +1,1 @@
+"""Sequence parallelism: one row of tokens held by several processes."""

@@ -1,0 +1,1 @@
+"""Training: recipes, plans, runs, launchers, and the comparison with published scripts."""

@@ -1,0 +1,1 @@
+"""Start several processes: torchrun on one machine, srun under Slurm."""

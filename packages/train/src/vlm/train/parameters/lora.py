@@ -1,0 +1,161 @@
+"""Low-rank adapters through peft: put into a model, merged into its weights, saved alone, read again.
+
+>>> add_adapters(model, recipe.lora, seed=0)
+>>> save_adapters(model.state_dict(), recipe.lora, folder)       # peft's own layout
+>>> state = merge(model.state_dict(), recipe.lora)                 # the names and shapes of the model before
+
+Merging and saving work on state dicts, because under ZeRO-3 only a gathered state dict is whole. The base weights stay
+as they are; a fresh adapter changes nothing, because its second matrix is zero.
+"""
+
+import fnmatch
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vlm.core.errors import CheckpointError, ConfigError
+from vlm.train.parameters.optim import freeze
+from vlm.train.recipe.recipe import Lora, Recipe
+
+ADAPTERS = ("*.lora_A.*", "*.lora_B.*")
+"""Patterns of the adapters' parameters."""
+
+PEFT = "base_model.model."
+"""What peft puts before the names in an adapter file; there the name of the adapter (`default`) is left out."""
+
+WEIGHTS, EXTRA = "adapter_model.safetensors", "trained.safetensors"
+
+
+def prepare(model: nn.Module, recipe: Recipe) -> dict[str, int]:
+    """Adapters put in, everything else frozen except `trainable`; part -> trained parameters. Works on meta models.
+
+    Raises ConfigError for patterns that match nothing.
+    """
+    if recipe.lora:
+        add_adapters(model, recipe.lora, recipe.seed)
+    return freeze(model, recipe.trainable + (ADAPTERS if recipe.lora else ()))
+
+
+def target_layers(model: nn.Module, spec: Lora) -> list[str]:
+    """Names of the linear layers that match. Raises ConfigError for a pattern without any."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if idle := [pattern for pattern in spec.targets if not fnmatch.filter(linear, pattern)]:
+        raise ConfigError(
+            f"lora.targets match no linear layer: {', '.join(idle)}",
+            expected=f"patterns over names such as {linear[0]} or {linear[-2]}",
+        )
+    return [name for name in linear if any(fnmatch.fnmatchcase(name, pattern) for pattern in spec.targets)]
+
+
+def peft_config(layers: list[str], spec: Lora) -> Any:
+    """peft's configuration of these adapters."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=spec.rank, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=layers, bias="none")
+
+
+def add_adapters(model: nn.Module, spec: Lora, seed: int) -> list[str]:
+    """Wrap the matching linear layers in place; returns their names. The first matrices depend on `seed` alone."""
+    from peft import inject_adapter_in_model
+
+    layers = target_layers(model, spec)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(peft_config(layers, spec), model)
+    return layers
+
+
+def merge(state: dict[str, Tensor], spec: Lora) -> dict[str, Tensor]:
+    """W + alpha / rank * B A for each wrapped layer, under the names of the model without adapters.
+
+    The product is made in float32 at least and added before rounding to the dtype of W.
+    """
+    merged = {}
+    for name, tensor in state.items():
+        if is_adapter(name):
+            continue
+        plain = name.replace(".base_layer.", ".")
+        if name.endswith(".base_layer.weight"):
+            layer = name.removesuffix("base_layer.weight")
+            first, second = (state[f"{layer}lora_{x}.default.weight"] for x in "AB")
+            wide = torch.promote_types(tensor.dtype, torch.float32)
+            update = second.to(wide) @ first.to(wide) * (spec.alpha / spec.rank)
+            tensor = (tensor.to(wide) + update).to(tensor.dtype)
+        merged[plain] = tensor
+    return merged
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter belongs to an adapter."""
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def save_adapters(
+    state: dict[str, Tensor], spec: Lora, folder: Path, *, trained: tuple[str, ...] = (), base: str | None = None
+) -> None:
+    """Write the adapters alone in peft's layout, and beside them the other tensors that match `trained` (a projector);
+    `base` is noted as the model they belong to. Under a temporary name, then renamed."""
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    layers = sorted({n.split(".lora_")[0] for n in state if is_adapter(n)})
+    config = peft_config(layers, spec)
+    config.base_model_name_or_path = base
+    config.inference_mode = True
+    config.save_pretrained(temporary)
+    own = {PEFT + n.replace(".default.", "."): t.contiguous() for n, t in state.items() if is_adapter(n)}
+    save_file(own, temporary / WEIGHTS)
+    extra = {
+        n: t.contiguous()
+        for n, t in state.items()
+        if not is_adapter(n) and any(fnmatch.fnmatchcase(n.replace(".base_layer.", "."), p) for p in trained)
+    }
+    if extra:
+        save_file(extra, temporary / EXTRA)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def load_adapters(model: nn.Module, folder: Path) -> Lora:
+    """Put saved adapters (ours, or peft's for the same layers) into a model; returns their settings.
+
+    Raises CheckpointError when a file is missing, or tensors and layers do not agree one to one.
+    """
+    folder = Path(folder)
+    for name in ("adapter_config.json", WEIGHTS):
+        if not (folder / name).exists():
+            raise CheckpointError(f"{folder} has no {name}", expected="a folder that `vlm train` wrote as adapter/")
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    spec = Lora(
+        rank=config["r"],
+        alpha=config["lora_alpha"],
+        dropout=config["lora_dropout"],
+        targets=tuple(sorted(config["target_modules"])),
+    )
+    stored = {
+        n.removeprefix(PEFT).replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default."): t
+        for n, t in load_file(folder / WEIGHTS).items()
+    }
+    try:
+        add_adapters(model, spec, seed=0)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder} was made for another model: {error.found}") from error
+    if (folder / EXTRA).exists():
+        stored |= load_file(folder / EXTRA)
+    wanted = {n for n in model.state_dict() if is_adapter(n)}
+    wrong = sorted(wanted - stored.keys() | {n for n in stored if n not in model.state_dict()})
+    shapes = {n: t.shape for n, t in model.state_dict().items()}
+    wrong += [n for n, t in stored.items() if n in shapes and shapes[n] != t.shape]
+    if wrong:
+        raise CheckpointError(
+            f"{folder}: {len(wrong)} tensors missing, unknown or of another shape, first {wrong[0]}",
+            fix="give the model that the adapters were trained on",
+        )
+    model.load_state_dict(stored, strict=False)
+    return spec

@@ -1,0 +1,105 @@
+"""What is trained, with which learning rate and decay; schedules as pure functions of the step."""
+
+import fnmatch
+import math
+
+import torch
+from torch import nn
+
+from vlm.core.errors import ConfigError
+from vlm.train.recipe.recipe import Optimizer
+
+
+def freeze(model: nn.Module, trainable: tuple[str, ...]) -> dict[str, int]:
+    """Train exactly the parameters whose names match a pattern (`*` crosses dots); top module -> trained parameters.
+
+    Raises ConfigError for a pattern that matches nothing: a typo must not freeze a tower silently.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    idle = [p for p in trainable if not fnmatch.filter(names, p)]
+    if idle:
+        raise ConfigError(
+            f"trainable patterns match no parameter: {', '.join(idle)}",
+            expected=f"patterns over names such as {names[0]} or {names[-1]}",
+        )
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = any(fnmatch.fnmatchcase(name, p) for p in trainable)
+        if parameter.requires_grad:
+            part = part_of(name)
+            counts[part] = counts.get(part, 0) + whole_shape(parameter).numel()
+    return counts
+
+
+def whole_shape(parameter: torch.Tensor) -> torch.Size:
+    """Its shape, also where ZeRO-3 has left a slice of it."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def part_of(name: str) -> str:
+    """The part of the model that a parameter is counted under, such as `encoder.stages.4` or `projector`."""
+    pieces = name.split(".")
+    if any(piece.startswith("lora_") for piece in pieces):
+        return f"{pieces[0]} (LoRA)"
+    if pieces[0] == "projector":
+        return "projector"
+    return ".".join(pieces[: 3 if name.startswith("encoder.stages") else 2])
+
+
+NO_DECAY = ("norm", "bias", "ls1", "ls2", "gamma", "embed", "embedding", "bn")
+
+
+def decays(name: str, parameter: torch.Tensor, rule: str, owner: nn.Module | None = None) -> bool:
+    """Whether weight decay applies to a parameter of the module `owner`, by `Optimizer.decay`.
+
+    `intended`: matrices only, never embeddings. `trainer`: all but biases, torch's own LayerNorm and Llama's norm, the
+    ones that transformers' Trainer knew. `published`: everything (V2PE's DeepSpeed optimizer got one flat list).
+    """
+    if rule == "published":
+        return True
+    if rule == "trainer":
+        return "bias" not in name and type(owner) is not nn.LayerNorm and type(owner).__name__ != "LlamaRMSNorm"
+    return len(whole_shape(parameter)) > 1 and not any(part in piece for piece in name.split(".") for part in NO_DECAY)
+
+
+def parameter_groups(model: nn.Module, spec: Optimizer) -> list[dict]:
+    """AdamW groups by (learning rate, decay); `spec.groups` gives patterns their own rate, first match wins.
+
+    Raises ConfigError for a pattern of `groups` that matches no trained parameter: its rate would go nowhere.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if idle := [pattern for pattern in spec.groups if not fnmatch.filter(trained, pattern)]:
+        raise ConfigError(
+            f"optimizer.groups: no trained parameter matches {', '.join(idle)}",
+            fix="add what it means to `trainable`, or take it out",
+        )
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        lr = next((rate for pattern, rate in spec.groups.items() if fnmatch.fnmatchcase(name, pattern)), spec.lr)
+        owner = model.get_submodule(name.rpartition(".")[0])
+        decay = spec.weight_decay if decays(name, parameter, spec.decay, owner) else 0.0
+        groups.setdefault((lr, decay), []).append(parameter)
+    return [{"params": p, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
+
+
+def make_optimizer(model: nn.Module, spec: Optimizer, *, on_host: bool = False) -> torch.optim.AdamW:
+    """AdamW on the trainable parameters; `on_host`: offloaded, by torch's fused kernel for CPUs, which reads each state
+    once. Raises ConfigError when there are none.
+    """
+    groups = parameter_groups(model, spec)
+    if not groups:
+        raise ConfigError("no parameter is trainable", fix="add patterns to `trainable`")
+    return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=on_host or None)
+
+
+def lr_factor(step: int, total: int, spec: Optimizer) -> float:
+    """Factor on each group's rate for a step counted from 0: linear warm-up, then the schedule."""
+    warmup = round(spec.warmup * total) if spec.warmup < 1 else int(spec.warmup)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    if spec.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return 1.0 - done if spec.schedule == "linear" else 1.0

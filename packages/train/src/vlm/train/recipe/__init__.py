@@ -1,0 +1,1 @@
+"""A recipe: one training stage as validated data."""

@@ -1,0 +1,210 @@
+"""A recipe: one stage of training as data. YAML in `recipes/`, one level of `base:`, every number with a source."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from vlm.core.config import Strict, find_table, load_yaml, package_tables, parse
+from vlm.core.errors import ConfigError
+from vlm.core.sample.positions import STRIDES
+from vlm.models.specs import ModelSpec, load_preset
+from vlm.train.recipe.sections import Batch as Batch
+from vlm.train.recipe.sections import DataEntry as DataEntry
+from vlm.train.recipe.sections import Difference as Difference
+from vlm.train.recipe.sections import Hardware as Hardware
+from vlm.train.recipe.sections import Lora as Lora
+from vlm.train.recipe.sections import Model as Model
+from vlm.train.recipe.sections import Optimizer as Optimizer
+from vlm.train.recipe.sections import SequenceParallel as SequenceParallel
+from vlm.train.recipe.sections import Zero as Zero
+
+
+class Recipe(Strict):
+    """One stage. `trainable`: module patterns such as `encoder.stages.4.*`; everything else is frozen, except the
+    adapters of `lora`. `jpeg_quality`: tiles are compressed anew at a quality drawn between the two.
+
+    `sources` maps a dotted key (or a prefix of one) to where its number comes from; `""` covers the rest.
+    """
+
+    name: str
+    title: str
+    model: Model
+    data: tuple[DataEntry, ...]
+    trainable: tuple[str, ...]
+    lora: Lora | None = None
+    optimizer: Optimizer
+    batch: Batch
+    epochs: float | None = None
+    steps: int | None = None
+    strides: float | Literal["random"] | None = None
+    stride_choices: tuple[float, ...] = STRIDES
+    loss: Literal["token", "sample", "square"] = "token"
+    max_length: int
+    jpeg_quality: tuple[int, int] | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    zero: Zero = Zero()
+    sequence_parallel: SequenceParallel = SequenceParallel()
+    gradient_checkpointing: bool = False
+    save_every: int = 500
+    keep: int = 2
+    seed: int = 0
+    max_lost: float = 0.01
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    hardware: Hardware | None = None
+    differences: tuple[Difference, ...] = ()
+    sources: dict[str, str]
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def check(cls, data: Any, build: ModelWrapValidatorHandler["Recipe"]) -> "Recipe":
+        """Every fault at once: pydantic's (keys, types) and those that only the whole recipe shows."""
+        faults: list[InitErrorDetails] = []
+        try:
+            recipe = build(data)
+            view = recipe.model_dump(exclude_defaults=True)
+        except ValidationError as error:
+            view = data if isinstance(data, dict) else {}
+            for e in error.errors():
+                faults.append({"type": e["type"], "loc": e["loc"], "input": e["input"], "ctx": e.get("ctx", {})})
+        for key, message in whole_faults(view):
+            faults.append({"type": PydanticCustomError("recipe", message), "loc": (key,), "input": view.get(key)})
+        if faults:
+            raise ValidationError.from_exception_data(cls.__name__, faults)
+        return recipe
+
+    @property
+    def zero_stage(self) -> int:
+        """The ZeRO stage in effect. Stage 0 keeps no float32 weights beside bfloat16 ones: small updates would vanish
+        without a word, so bfloat16 takes stage 1."""
+        return max(1, self.zero.stage) if self.precision == "bfloat16" else self.zero.stage
+
+    @property
+    def digest(self) -> str:
+        """sha256 of everything that changes the numbers (titles, sources, limits and saving habits do not)."""
+        habits = {"title", "sources", "save_every", "keep", "max_lost", "log", "hardware", "differences"}
+        kept = self.model_dump(mode="json", exclude=habits)
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def whole_faults(recipe: dict[str, Any]) -> list[tuple[str, Any]]:
+    """(key, what is wrong) of rules over several keys."""
+    faults: list[tuple[str, Any]] = []
+    if (recipe.get("epochs") is None) == (recipe.get("steps") is None):
+        faults.append(("epochs", "give exactly one of `epochs` and `steps`"))
+    sources = recipe.get("sources")
+    given = {k: v for k, v in recipe.items() if k not in ("sources", "differences")}  # a difference says who says it
+    if bare := [k for k in numbers(given) if not covered(k, sources if isinstance(sources, dict) else {})]:
+        faults.append(("sources", f"numbers without a source: {', '.join(bare)}"))
+    batch, longest = recipe.get("batch"), recipe.get("max_length")
+    if isinstance(batch, dict) and batch.get("packing", "best_fit") != "none":
+        room = batch.get("max_tokens")
+        if isinstance(longest, int) and isinstance(room, int) and longest > room:
+            faults.append(("max_length", f"a sample of max_length tokens fits in no row of batch.max_tokens = {room}"))
+    if not recipe.get("trainable", True) and not recipe.get("lora"):
+        faults.append(("trainable", "nothing is trained: give patterns, or `lora`"))
+    model = recipe.get("model")
+    if isinstance(model, dict) and model.get("spec") and isinstance(model.get("preset"), str):
+        try:
+            training_spec(Model(**model), load_preset(model["preset"]))
+        except (ConfigError, ValidationError) as error:
+            faults.append(("model.spec", str(error).splitlines()[0]))
+    return faults
+
+
+def training_spec(model: Model, spec: ModelSpec) -> ModelSpec:
+    """The spec of a checkpoint with the keys that a recipe sets anew. Raises ConfigError for keys it does not have."""
+    return parse(merged(spec.model_dump(), model.spec), ModelSpec, where="model.spec") if model.spec else spec
+
+
+def numbers(value: Any, key: str = "") -> list[str]:
+    """Dotted keys of all numbers below `value`."""
+    if isinstance(value, dict):
+        return [n for k, v in value.items() for n in numbers(v, f"{key}.{k}".lstrip("."))]
+    if isinstance(value, (list, tuple)):
+        return [n for v in value for n in numbers(v, key)]
+    return [key] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
+
+
+def covered(key: str, sources: dict[str, str]) -> bool:
+    return any(key == s or key.startswith(s + ".") or s == "" for s in sources)
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on `base`: mappings merge key by key, everything else is replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        result[key] = merged(base[key], value) if both else value
+    return result
+
+
+def load_recipe(
+    name: str, *, run: str | None = None, overrides: tuple[str, ...] = (), published: bool = False
+) -> Recipe:
+    """A shipped recipe by name, or a YAML file. `{run}` in paths becomes `run`; overrides are `key.path=value` (YAML);
+    `published` puts in what the published scripts did wherever ours differs (`differences`).
+
+    Raises:
+        UnknownName: with the nearest recipes. ConfigError: every fault at once.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else find_table("recipe", name, "vlm.train", "recipes")
+    data = mapping(path)
+    if base := data.pop("base", None):
+        base_path = path.with_name(f"{base}.yaml")
+        if not base_path.exists():
+            base_path = find_table("recipe", str(base), "vlm.train", "recipes")
+        below = mapping(base_path)
+        if "base" in below:
+            raise ConfigError(f"{path.name}: base {base} has a base itself", expected="one level of `base:`")
+        data = merged(below, data)
+    data.setdefault("name", path.stem)
+    if published:
+        data = as_published(data)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        try:
+            parsed: Any = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {override!r} is not valid YAML", expected="key.path=value") from error
+        if not value or not key:
+            raise ConfigError(f"override {override!r}", expected="key.path=value")
+        data = with_value(data, key, parsed, "override on the command line")
+    text = json.dumps(data, default=str).replace("{run}", run or "runs/" + str(data["name"]).split("-")[0])
+    return parse(json.loads(text), Recipe, where=path.name)
+
+
+def with_value(data: dict[str, Any], key: str, value: Any, source: str) -> dict[str, Any]:
+    """`data` with the value at a dotted key, and the source of that key."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return merged(merged(data, value), {"sources": {key: source}})
+
+
+def as_published(data: dict[str, Any]) -> dict[str, Any]:
+    """`data` with the published values of its differences; those that no key can express stay listed."""
+    left = []
+    for difference in data.get("differences") or ():
+        changes = difference.get("set") or {}
+        for key, value in changes.items():
+            data = with_value(data, key, value, f"published ({difference['published']})")
+        if not changes:
+            left.append(difference)
+    return {**data, "differences": left}
+
+
+def mapping(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file."""
+    data = load_yaml(path)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds {data!r:.40}", expected="the keys of a recipe")
+    return data
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(package_tables("vlm.train", "recipes"))

@@ -1,0 +1,1 @@
+"""A training run: data stream, engine, loop, checkpoints, metrics."""

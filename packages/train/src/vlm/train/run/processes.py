@@ -1,0 +1,103 @@
+"""Processes: who we are, and the few collectives of the loop.
+
+Processes form a mesh of data x sequence: `sequence_parallel.size` neighbors hold each row together, and the rows of a
+step are dealt to these groups. Only here and in `vlm.models.sequence.group` is torch.distributed used.
+"""
+
+import atexit
+import os
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from vlm.core.errors import ConfigError
+from vlm.models.sequence.group import SequenceGroup
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers. `sequence`: those it holds its rows with, None where it holds them alone."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+    sequence: SequenceGroup | None = None
+
+    @property
+    def sequence_size(self) -> int:
+        """Processes that hold a row together."""
+        return self.sequence.size if self.sequence else 1
+
+    @property
+    def data_rank(self) -> int:
+        """Which rows are ours: the same for all processes of a sequence group."""
+        return self.rank // self.sequence_size
+
+    @property
+    def data_size(self) -> int:
+        """Sequence groups."""
+        return self.size // self.sequence_size
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def total(self, value: float) -> float:
+        """Sum over all processes."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return tensor.item()
+
+    def agree(self, value: bool) -> bool:
+        """Whether any process says yes; the same answer everywhere."""
+        return self.total(float(value)) > 0
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def world() -> World:
+    """Join the process group that `vlm train --processes`, torchrun or srun describe in the environment; else alone.
+
+    The group lives as long as the process: DeepSpeed keeps handles to it, and peers of a process that fails learn of
+    it only after its message is on the terminal.
+    """
+    env = os.environ
+    rank, size, local = int(env.get("RANK", "0")), int(env.get("WORLD_SIZE", "1")), int(env.get("LOCAL_RANK", "0"))
+    env.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(local)
+    if not dist.is_initialized():
+        store = dist.HashStore() if size == 1 else None  # alone, no address is needed
+        dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=size, store=store)
+        atexit.register(dist.destroy_process_group)
+    return World(rank, size, local, torch.device("cuda", local) if cuda else torch.device("cpu"))
+
+
+def check_mesh(size: int, sequence: int) -> None:
+    """Raise ConfigError unless groups of `sequence` processes make up a world of `size`."""
+    if size % sequence:
+        raise ConfigError(
+            f"sequence_parallel.size is {sequence} with {size} processes",
+            expected=f"a size that divides {size}",
+            fix=f"start a multiple of {sequence} processes, or set another size",
+        )
+
+
+def meshed(me: World, sequence: int) -> World:
+    """The same process in a mesh whose groups of `sequence` neighbors hold rows together. All processes call this."""
+    check_mesh(me.size, sequence)
+    if sequence == 1:
+        return me
+    shape = (me.size // sequence, sequence)
+    mesh = init_device_mesh(me.device.type, shape, mesh_dim_names=("data", "sequence"))
+    return replace(me, sequence=SequenceGroup(mesh.get_group("sequence")))

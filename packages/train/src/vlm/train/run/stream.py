@@ -1,0 +1,257 @@
+"""The data stream: a pure function of (recipe, seed, step). Seekable in O(1), the same for any number of workers.
+
+A step takes the next `batch.samples` samples of the epoch's order, encodes them, packs them into rows, and deals the
+rows to the ranks. What cannot be used is told to the ledger by name, never replaced.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlm.core.errors import ConfigError, DataError, MediaError
+from vlm.core.home import resolve
+from vlm.core.sample.encode import Encoded, Strides
+from vlm.core.sample.index import LineIndex, Mixture, Shuffle
+from vlm.core.sample.packing import pack, pack_greedy
+from vlm.core.sample.positions import draw_strides
+from vlm.core.sample.records import Sample, read_record
+from vlm.models.processor import Processor
+from vlm.models.sequence.sharding import LAYOUTS
+from vlm.train.recipe.recipe import DataEntry, Recipe
+from vlm.train.run.augment import compress
+from vlm.train.run.grouping import has_media, modality_order
+from vlm.train.run.metrics import Lost, Stage
+
+
+class Lines:
+    """The records of one entry of a recipe, read when asked for."""
+
+    def __init__(self, entry: DataEntry):
+        self.entry, self.root = entry, resolve(entry.root)
+        self.index = LineIndex(resolve(entry.file))
+        if entry.count is not None and len(self) != entry.count:
+            raise DataError(
+                f"{self.index.path}: {len(self)} records",
+                expected=f"{entry.count}",
+                fix="make the file again, or correct `count` in the recipe",
+            )
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> Sample:
+        where = f"{self.index.path.name}:{i + 1}"
+        try:
+            record = json.loads(self.index[i])
+        except ValueError as error:
+            raise DataError(f"{where}: not JSON: {error}", fix="repair or remove the line") from error
+        return read_record(record, root=self.root, where=where)
+
+
+@dataclass
+class Row:
+    """One packed row, ready for the model (numpy; pixels uint8 until the device)."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    position_ids: np.ndarray
+    cu_seqlens: np.ndarray
+    pixels: np.ndarray | None
+    ids: list[str]
+
+    @property
+    def weight(self) -> float:
+        """Sum of the loss weights that count: the first label of a document has no predecessor."""
+        weights = self.weights.copy()
+        weights[self.cu_seqlens[:-1]] = 0
+        return float(weights[self.labels != -100].sum())
+
+
+@dataclass
+class StepData:
+    """What one step is made of: all rows, in an order that does not depend on ranks, and the samples not used as is."""
+
+    rows: list[Row]
+    lost: list[Lost] = field(default_factory=list)
+    n_samples: int = 0
+
+    @property
+    def n_dropped(self) -> int:
+        """Samples that are in no row."""
+        return sum(lost.what == "dropped" for lost in self.lost)
+
+
+class Stream:
+    """`stream.step(k)` gives the samples of step k; nothing else decides what they are."""
+
+    def __init__(self, recipe: Recipe, processor: Processor):
+        self.recipe, self.processor = recipe, processor
+        limits = [entry.max_tiles for entry in recipe.data]
+        self.processors = [processor if n is None else processor.with_image_rule(max_tiles=n) for n in limits]
+        self.grouped: dict[int, list[int]] = {}
+        self.files = [Lines(entry) for entry in recipe.data]
+        self.index = Mixture([len(f) for f in self.files], [entry.repeat for entry in recipe.data], recipe.seed)
+        if not len(self.index):
+            raise DataError("the training mixture is empty", expected="at least one record")
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        if self.recipe.steps is not None:
+            return self.recipe.steps
+        assert self.recipe.epochs is not None  # the recipe's validator has seen to it
+        return max(1, int(self.recipe.epochs * len(self.index) / self.recipe.batch.samples))
+
+    def order(self, epoch: int) -> Sequence[int]:
+        """The order of one epoch, seeded by (seed, epoch)."""
+        if self.recipe.batch.grouping == "none":
+            return _order(self.recipe.seed, epoch, len(self.index))
+        if epoch not in self.grouped:
+            samples = self.recipe.batch.samples
+            self.grouped = {epoch: modality_order(self.media, samples, self.recipe.seed, epoch).tolist()}
+        return self.grouped[epoch]
+
+    @cached_property
+    def media(self) -> list[bool]:
+        """Whether each sample of an epoch, before shuffling, has an image or a video: one pass over the files."""
+        flags = [[has_media(file.index[i]) for i in range(len(file))] for file in self.files]
+        return [flags[number][line] for number, line in self.index]
+
+    def picks(self, step: int) -> list[tuple[int, int, int]]:
+        """(epoch, file, line) of each sample of a step. Epochs follow one another without a gap."""
+        size, total = self.recipe.batch.samples, len(self.index)
+        result = []
+        for k in range(step * size, (step + 1) * size):
+            epoch, offset = divmod(k, total)
+            number, line = self.index[self.order(epoch)[offset]]
+            result.append((epoch, number, line))
+        return result
+
+    def strides_for(self, epoch: int, number: int, line: int) -> Strides:
+        """Positions per tile of the images of a sample; random ones depend on (seed, epoch, sample) alone."""
+        if self.recipe.strides != "random":
+            return self.recipe.strides
+        rng = random.Random(f"{self.recipe.seed}/{epoch}/{number}/{line}")
+        # n is the encoder's count, in which each frame of a video is an image
+        return lambda n: draw_strides(n, rng, self.recipe.stride_choices)
+
+    def step(self, step: int) -> StepData:
+        """The rows of a step."""
+        data, encoded = StepData([]), []
+        for epoch, number, line in self.picks(step):
+            data.n_samples += 1
+            name = f"{self.recipe.data[number].name}:{line + 1}"
+            stage: Stage = "read"
+            try:
+                sample = self.files[number][line]
+                stage = "encode"
+                one = self.processors[number].encode(
+                    sample.messages,
+                    strides=self.strides_for(epoch, number, line),
+                    generation_prompt=False,
+                    max_length=self.recipe.max_length,
+                    id=sample.id,
+                )
+            except DataError as error:
+                stage = "media" if isinstance(error, MediaError) else stage
+                data.lost.append(Lost(name, "dropped", stage, str(error)))
+                continue
+            if one.n_supervised == 0:
+                data.lost.append(Lost(name, "dropped", "encode", "no supervised token"))
+                continue
+            if one.n_tiles > self.recipe.batch.max_tiles:
+                why = f"{one.n_tiles} tiles, batch.max_tiles is {self.recipe.batch.max_tiles}"
+                data.lost.append(Lost(name, "dropped", "pack", why))
+                continue
+            if self.recipe.jpeg_quality and one.pixels is not None:
+                rng = random.Random(f"{self.recipe.seed}/{epoch}/{number}/{line}/jpeg")
+                one = replace(one, pixels=compress(one.pixels, self.recipe.jpeg_quality, rng))
+            if one.truncated:
+                data.lost.append(Lost(name, "truncated", "encode", f"cut to {self.recipe.max_length} tokens"))
+            encoded.append(one)
+        data.rows = self.rows(encoded)
+        return data
+
+    def rows(self, encoded: list[Encoded]) -> list[Row]:
+        """Samples packed into rows."""
+        batch = self.recipe.batch
+        lengths = [len(e.input_ids) for e in encoded]
+        tiles = [0 if e.pixels is None else len(e.pixels) for e in encoded]
+        if batch.packing == "none":
+            groups = [[i] for i in range(len(encoded))]
+        else:
+            if lengths and max(lengths) > batch.max_tokens:
+                raise ConfigError(
+                    f"a sample has {max(lengths)} tokens, batch.max_tokens is {batch.max_tokens}",
+                    expected="max_length <= batch.max_tokens",
+                )
+            if batch.packing == "greedy":
+                # published: a text-only sample carries a dummy tile
+                groups = pack_greedy(lengths, [max(1, t) for t in tiles], batch.max_tokens, batch.max_tiles)
+            else:
+                groups = pack(lengths, tiles, batch.max_tokens, batch.max_tiles, len(lengths) or 1)
+        return [make_row([encoded[i] for i in group], self.recipe.loss) for group in groups]
+
+
+def make_row(group: list[Encoded], loss: Literal["token", "sample", "square"]) -> Row:
+    """Samples one behind the other. Positions are integers where no sample has a stride."""
+    pixels = [e.pixels for e in group if e.pixels is not None and len(e.pixels)]
+    return Row(
+        input_ids=np.concatenate([e.input_ids for e in group]),
+        labels=np.concatenate([e.labels for e in group]),
+        weights=np.concatenate([e.loss_weights(loss) for e in group]),
+        position_ids=np.concatenate([e.position_ids for e in group]).astype(
+            np.int64 if all(e.strides is None for e in group) else np.float64
+        ),
+        cu_seqlens=np.cumsum([0, *(len(e.input_ids) for e in group)]).astype(np.int32),
+        pixels=np.concatenate(pixels) if pixels else None,
+        ids=[e.id for e in group],
+    )
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, total: int) -> Shuffle:
+    return Shuffle(total, seed, epoch, 0x6F72)
+
+
+def deal(rows: list[Row], rank: int, world: int) -> list[Row]:
+    """The rows of one of `world` sequence groups (of one process each without sequence parallelism): longest first,
+    each to the least loaded."""
+    loads, mine = [0] * world, []
+    for row in sorted(rows, key=lambda r: -len(r.input_ids)):
+        target = loads.index(min(loads))
+        loads[target] += len(row.input_ids)
+        if target == rank:
+            mine.append(row)
+    return mine
+
+
+def computed(row: Row, kind: str, size: int) -> int:
+    """Tokens of a row with the padding that `size` processes need to hold it together."""
+    return size * len(LAYOUTS[kind](torch.from_numpy(row.cu_seqlens), 0, size).places) if size > 1 else len(row.labels)
+
+
+def to_tensors(
+    row: Row, processor: Processor, device: torch.device, pixels_on: torch.device | None = None
+) -> dict[str, Tensor | None]:
+    """Arguments of the model's forward for a row (batch of one). Positions stay float64; pixels may stay elsewhere."""
+
+    def batch(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device)[None]
+
+    return {
+        "input_ids": batch(row.input_ids),
+        "labels": batch(row.labels),
+        "loss_weights": batch(row.weights),
+        "position_ids": batch(row.position_ids),
+        "cu_seqlens": torch.from_numpy(row.cu_seqlens).to(device),
+        "pixel_values": None if row.pixels is None else processor.pixels(row.pixels).to(pixels_on or device),
+    }

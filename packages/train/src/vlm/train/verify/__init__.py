@@ -1,0 +1,1 @@
+"""A recipe compared with a published script, table or data list."""
