@@ -80,6 +80,17 @@ def test_archives_in_parts_and_alone_become_the_tree_and_the_second_run_is_a_no_
     assert entry_state(entry) == "damaged"
 
 
+def test_a_kill_between_the_manifest_and_the_end_leaves_no_working_folder(monkeypatch: pytest.MonkeyPatch):
+    folder = downloaded("set", {"top.zip": zip_bytes({"set/images/1.png": picture(9, "PNG")})})
+    catalogue = {"set": entry_of("set", [{"unpack": {"archives": "top.zip"}}], tree=("images",))}
+    with monkeypatch.context() as killed:
+        killed.setattr("vlm.core.organize.tree._clear", lambda scratch: None)
+        assert organize("set", catalogue=catalogue) == "organised"
+    assert (folder / ".partial").exists()
+    assert organize("set", catalogue=catalogue) == "present"
+    assert not (folder / ".partial").exists()
+
+
 def test_links_lead_to_the_one_copy_and_real_folders_stay():
     downloaded("coco/train2017", {"1.jpg": picture(1)})
     pool = entry_of("coco", [], folder="dataset/coco/train2017")

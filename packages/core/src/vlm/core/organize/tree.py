@@ -39,11 +39,12 @@ def organize_tree(entry: Entry, catalogue: dict[str, Entry], *, verify: bool = F
         "from": downloaded,
     }
     with disk_errors(folder), locked(folder, f"vlm data organize {entry.name}"):
+        scratch = folder / PARTIAL / f"organise-{entry.name}"
         if not missing and _is_done(entry, described, verify):
+            _clear(scratch)  # a kill may fall between the manifest and the end of this function
             return "present"
         missing += _not_downloaded(entry)
         (folder / organized_name(entry)).unlink(missing_ok=True)
-        scratch = folder / PARTIAL / f"organise-{entry.name}"
         for number, step in enumerate(entry.organize):
             outcome.add(run_step(step, folder, scratch / str(number), verify=verify))
         write_ledger(folder / ledger_name(entry), outcome.losses)
@@ -64,10 +65,16 @@ def organize_tree(entry: Entry, catalogue: dict[str, Entry], *, verify: bool = F
             "lost": len(outcome.losses),
         }
         write_json(folder / organized_name(entry), manifest)
-        shutil.rmtree(scratch)
-        if not any((folder / PARTIAL).iterdir()):
-            (folder / PARTIAL).rmdir()
+        _clear(scratch)
     return "organised"
+
+
+def _clear(scratch: Path) -> None:
+    """Remove the working folder of finished steps, and the folder of all working folders when it is empty."""
+    if scratch.exists():
+        shutil.rmtree(scratch)
+        if not any(scratch.parent.iterdir()):
+            scratch.parent.rmdir()
 
 
 def _organize_needs(entry: Entry, catalogue: dict[str, Entry], verify: bool, max_lost: float) -> list[str]:
