@@ -1,0 +1,192 @@
+"""Record what a rebuilding must not change, and compare two records.
+
+    python tests/unchanged.py record /tmp/before      # in a checkout of the old commit
+    python tests/unchanged.py record /tmp/after       # in a checkout of the new one
+    python tests/unchanged.py compare /tmp/before /tmp/after
+
+`record` runs the public command line of the environment it is started with, in a home of its own (DIR/home), on one
+thread: the numbers then do not depend on what else the machine does. It writes:
+
+- `data.json`: sha256 of the training sets, the tokenizer and the start checkpoints that the quickstart is made of;
+- `losses.json`, `weights.json`: losses of the first 20 steps of four quickstart stages, sha256 of what they export;
+- `eval/`: results.jsonl and summary.json of every miniature benchmark, three items each;
+- `dag.txt`: the job counts of `snakemake --profile slurm -n all`;
+- `help/`: the help text of every verb.
+
+`compare` exits with 1 when anything differs. Of the help texts it compares verbs, options and defaults: wording may
+improve. It takes about five minutes; the quickstart's data come from the package index.
+"""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+STEPS = 20
+PARTS = "--encoder pretrained/efficientnet-lite0/efficientnet-lite0-57934424.pth"
+TOKENIZER = "pretrained/quickstart-tokenizer"
+SETS = ("easy-vqa", "photographs", "digits", "charts")
+STARTS = {"quickstart-convllava": PARTS, "quickstart-v2pe": PARTS, "quickstart-internvl-chat-v1-2": ""}
+STAGES = (
+    "quickstart-convllava-stage1",
+    "quickstart-v2pe-sft",
+    "quickstart-v2pe-long",
+    "quickstart-internvl-chat-v1-2-sft",
+)
+HAYSTACK = "--split train --tokens 256 --tokens-per-image 4 --count 200 --times 1x"
+VOLATILE = {"key", "provenance", "seconds", "time", "command", "versions", "commit", "machine"} | {"model", "path", "scorer"}
+"""Keys of results and summaries that name the code's bytes, the moment or the place, not what was computed."""
+
+GROUPS = {
+    "data": "data.json",
+    "losses": "losses.json",
+    "weights": "weights.json",
+    "evaluations": "eval/**/*.json",
+    "jobs": "dag.txt",
+    "help": "help/*.txt",
+}
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def run(home: Path, words: str, **extra: str) -> str:
+    """Run a command of this environment; return its standard output. Raises CalledProcessError after showing it."""
+    name, *rest = words.split()
+    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    env = {**os.environ, **threads, "VLM_HOME": str(home), **extra, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    done = subprocess.run([str(BIN / name), *rest], env=env, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        print(done.stdout[-4000:], done.stderr[-4000:], file=sys.stderr)
+        done.check_returncode()
+    return done.stdout
+
+
+def write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def prepare(home: Path) -> dict[str, str]:
+    """Make data sets, tokenizer and start checkpoints as the quickstart does; return their digests."""
+    run(home, "vlm download easy-vqa scikit-image scikit-learn vega-datasets efficientnet-lite0")
+    run(home, f"vlm data organize {' '.join(SETS)} --questions-per-record 12")
+    files = " ".join(f"dataset/{name}/train.jsonl" for name in SETS)
+    run(home, f"vlm data tokenizer {files} --out {TOKENIZER} --vocab-size 1024")
+    run(home, f"vlm data build haystack --out digit-haystack-train --tokenizer {TOKENIZER}/tokenizer.json {HAYSTACK}")
+    for name, parts in STARTS.items():
+        run(home, f"vlm weights make {name} --out pretrained/{name} {parts} --tokenizer {TOKENIZER}")
+    made = [*home.glob("dataset/*/*.jsonl"), *home.glob("pretrained/quickstart-*/*.safetensors")]
+    made += home.glob("pretrained/quickstart-*/tokenizer.json")
+    return {str(path.relative_to(home)): sha256(path) for path in sorted(made)}
+
+
+def train(home: Path) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Train the stages for a few steps; return losses by stage and digests of the exported weights."""
+    losses, weights = {}, {}
+    for stage in STAGES:
+        run(home, f"vlm train --recipe {stage} --run runs/unchanged --set steps={STEPS} --quiet")
+        folder = home / "runs/unchanged/train" / stage
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        losses[stage] = [json.loads(line)["loss"] for line in lines]
+        for path in sorted(folder.glob("model/*.safetensors")):
+            weights[f"{stage}/{path.name}"] = sha256(path)
+    return losses, weights
+
+
+def steady(value: Any, home: Path) -> Any:
+    """The value without volatile keys and without the place of the home."""
+    if isinstance(value, dict):
+        return {k: steady(v, home) for k, v in value.items() if k not in VOLATILE}
+    if isinstance(value, list):
+        return [steady(v, home) for v in value]
+    return value.replace(str(home), "HOME") if isinstance(value, str) else value
+
+
+def evaluate(home: Path, out: Path) -> None:
+    """Evaluate every miniature benchmark and keep its results."""
+    model = "runs/unchanged/train/quickstart-convllava-stage1/model"
+    run(home, f"vlm eval all --mini --limit 3 --model {model} --name unchanged --out runs/eval")
+    for summary in sorted((home / "runs/eval").rglob("summary.json")):
+        target = out / summary.parent.relative_to(home / "runs/eval")
+        target.mkdir(parents=True)
+        write(target / "summary.json", steady(json.loads(summary.read_text(encoding="utf-8")), home))
+        rows = summary.with_name("results.jsonl").read_text(encoding="utf-8").split("\n")
+        write(target / "results.json", [steady(json.loads(row), home) for row in rows if row])
+
+
+def helps(home: Path, verb: str = "") -> Iterator[tuple[str, str]]:
+    """Each verb with its help text, groups before their members."""
+    text = run(home, f"vlm {verb} --help")
+    yield verb.strip() or "vlm", text
+    if "─ Commands ─" in text:
+        commands = re.split(r"─ Commands ─", text, maxsplit=1)[1]
+        for name in re.findall(r"^│ ([a-z][a-z0-9-]*)  ", commands, re.MULTILINE):
+            yield from helps(home, f"{verb} {name}")
+
+
+def record(out: Path) -> None:
+    """Write the record of the running code to `out`, which must be new."""
+    home = out.absolute() / "home"
+    home.mkdir(parents=True)
+    (out / "help").mkdir()
+    for verb, text in helps(home):
+        (out / "help" / f"{verb.replace(' ', '-')}.txt").write_text(text, encoding="utf-8")
+    (out / "dag.txt").write_text(counts(run(home, "snakemake --profile slurm -n all")), encoding="utf-8")
+    write(out / "data.json", prepare(home))
+    losses, weights = train(home)
+    write(out / "losses.json", losses)
+    write(out / "weights.json", weights)
+    evaluate(home, out / "eval")
+    print(f"recorded {len(losses)} stages, {len(list((out / 'eval').rglob('summary.json')))} evaluations in {out}")
+
+
+def counts(screen: str) -> str:
+    """The table of jobs in what Snakemake prints, without its spacing."""
+    rows = re.findall(r"^(\w+) +(\d+)$", screen, re.MULTILINE)
+    return "".join(f"{rule} {n}\n" for rule, n in dict(rows).items())
+
+
+def options(text: str) -> str:
+    """Options and defaults of a help text."""
+    joined = re.sub(r"\s+", " ", re.sub(r"[│╭╮╰╯─]", " ", text))
+    names = sorted(set(re.findall(r"(?<![\w-])--?[a-z][\w-]*…?", joined)))
+    return "\n".join([*names, *sorted(re.findall(r"\[(?:default|env var)[^]]*\]|\[required\]", joined))])
+
+
+def compare(before: Path, after: Path) -> int:
+    """Print each group with its first difference; return the number of groups that differ."""
+    wrong = 0
+    for group, pattern in GROUPS.items():
+        old, new = (
+            {str(p.relative_to(folder)): p.read_text(encoding="utf-8") for p in folder.glob(pattern)}
+            for folder in (before, after)
+        )
+        if group == "help":
+            old, new = ({k: options(v) for k, v in texts.items()} for texts in (old, new))
+        differ = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+        wrong += bool(differ) or not old
+        print(f"{group}: " + (f"{len(differ)} of {len(old)} differ" if differ else f"{len(old)} equal"))
+        for name in differ[:8]:
+            a, b = (texts.get(name, "(absent)").splitlines() for texts in (old, new))
+            pair = next(((x, y) for x, y in zip(a, b, strict=False) if x != y), (f"{len(a)} lines", f"{len(b)} lines"))
+            print(f"  {name}: {pair[0].strip()[:150]} | {pair[1].strip()[:150]}")
+    return wrong
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["record", out]:
+            record(Path(out))
+        case ["compare", before, after]:
+            sys.exit(1 if compare(Path(before), Path(after)) else 0)
+        case _:
+            sys.exit(__doc__)
