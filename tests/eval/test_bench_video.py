@@ -11,8 +11,8 @@ from vlm.core.sample.encode import frames_as_images
 from vlm.core.sample.media import load_video
 from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import Item, load_items
+from vlm.eval.loaders.video import mvbench_frame_indices
 from vlm.eval.mini import make_mini
-from vlm.eval.scorers.video import mvbench_frame_indices
 
 spec = importlib.util.spec_from_file_location("bench_check", Path(__file__).with_name("bench_check.py"))
 check = importlib.util.module_from_spec(spec)

@@ -8,9 +8,7 @@ import yaml
 from vlm.core.errors import ConfigError, UnknownName
 from vlm.eval.benchmark import load_benchmark, tables
 from vlm.eval.loaders import LOADERS
-from vlm.eval.run.score import INPUTS
-from vlm.eval.scorers import SCORERS
-from vlm.eval.scorers.aggregate import AGGREGATES
+from vlm.eval.scorers import AGGREGATES, SCORERS
 
 
 @pytest.mark.parametrize("name", sorted(tables()))
@@ -18,7 +16,7 @@ def test_every_table_names_known_parts_and_sources(name: str) -> None:
     table = load_benchmark(name)
     scorers = {table.scorer} if isinstance(table.scorer, str) else set(table.scorer.values())
     assert table.loader in LOADERS and table.aggregate in AGGREGATES
-    assert scorers <= INPUTS.keys() & SCORERS.keys()
+    assert scorers <= {name for name, scorer in SCORERS.items() if scorer.inputs}
     assert table.prompt_source and table.generation.source and "{" not in table.name + table.folder
     top = 2000 if table.aggregate == "mme" else 100  # points, or percent
     assert all(p.source and 0 <= p.value <= top for p in table.published)

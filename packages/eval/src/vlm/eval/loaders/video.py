@@ -1,17 +1,62 @@
 """Questions about videos: MVBench (20 tasks) and Video-MME."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import DataError
-from vlm.core.sample.media import FOLDER_FPS, IMAGE_SUFFIXES
+from vlm.core.sample.media import FOLDER_FPS, IMAGE_SUFFIXES, frame_indices
 from vlm.core.sample.records import Message, text, video
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.common import CountTokens, Item, Items, get, inside, read_json, user
 from vlm.eval.loaders.parquet import parquet_rows
+from vlm.eval.measures.text import Compat
 
 VIDEO_SUFFIXES = (".mp4", ".MP4", ".mkv")
 """Endings under which Video-MME's harness looks for a video."""
+
+ALWAYS = (-100_000.0, 100_000.0)
+"""The published bound, in seconds, of a video that has none."""
+
+
+def mvbench_frame_indices(
+    bound: Sequence[float] | None,
+    fps: float,
+    max_frame: int,
+    first_idx: int = 0,
+    num_segments: int = 16,
+    *,
+    compat: Compat = "upstream",
+) -> list[int]:
+    """Choose the middle frames of equal parts of a video, or of its part within a bound, as V2PE does.
+
+    Args:
+        bound: Start and end in seconds; None for the whole video.
+        fps: Frames a second.
+        max_frame: Number of the last frame.
+        first_idx: Number of the first frame.
+        num_segments: How many parts, so how many frames.
+        compat: The same in both modes.
+    """
+    start, end = (bound or ALWAYS)[:2]
+    return frame_indices(max_frame + 1, fps, num_segments, (max(start, first_idx / fps), end))
+
+
+def mvbench_qa_template(data: Mapping[str, Any], *, compat: Compat = "upstream") -> dict[str, str]:
+    """Return the `question` with its lettered candidates, and the `answer` as `(B) text`, as V2PE does.
+
+    upstream: an answer that is no candidate is `(@) text`, which no reply can match. fixed: it is refused.
+
+    Raises:
+        DataError: fixed, for an answer that is no candidate.
+    """
+    candidates, answer = data["candidates"], data["answer"]
+    places = [i for i, candidate in enumerate(candidates) if candidate == answer]
+    if compat == "fixed" and not places:
+        raise DataError(f"the answer {answer!r} is no candidate", expected=f"one of {candidates}")
+    lines = [f"({chr(65 + i)}) {candidate}" for i, candidate in enumerate(candidates)]
+    question = "\n".join([f"Question: {data['question']}", "Options:", *lines, ""]).rstrip()
+    return {"question": question, "answer": f"({chr(65 + places[-1]) if places else '@'}) {answer}"}
 
 
 def video_message(path: Path, question: str, segments: int, clip: tuple[float, float] | None = None) -> list[Message]:
@@ -25,8 +70,6 @@ def load_mvbench(benchmark: Benchmark, folder: Path, *, count_tokens: CountToken
     The group is the task. A video that is a folder of frames is shown by the frames that the published rule names.
     Source: the V2PE evaluator
     """
-    from vlm.eval.scorers.video import mvbench_qa_template  # its prompt is golden there; scorers import loaders
-
     items, segments = Items(), benchmark.options["segments"]
     for task, about in benchmark.options["tasks"].items():
         path = folder / "json" / f"{task.lower().replace(' ', '_').replace('-', '_')}.json"
@@ -77,8 +120,6 @@ def _clip(record: dict[str, Any], where: str) -> tuple[float, float]:
 
 def _frames(folder: Path, clip: tuple[float, float] | None, segments: int, where: str) -> list[Path]:
     """The files of a video that is a folder of frames, three a second, numbered from 1."""
-    from vlm.eval.scorers.video import mvbench_frame_indices
-
     names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
     if not names:
         raise DataError(f"{where}: no frames in {folder}", fix="fetch or unpack the videos again")

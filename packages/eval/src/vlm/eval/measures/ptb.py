@@ -1,10 +1,10 @@
-"""The Penn Treebank tokens of Stanford CoreNLP 3.4.1 as caption metrics use them, without Java.
+"""Penn Treebank tokens of Stanford CoreNLP 3.4.1, as caption metrics use them, without Java.
 
     words(["A cat, isn't it?"])      # [["a", "cat", "is", "n't", "it"]]
 
-A table of rules in order of rank: at each place the rule with the longest match wins, context included, then the first.
-Literals match in any case, character classes in the case they are written in. Compared with the Java program on Latin
-text (see tests); scripts that its 2014 character tables did not know may split elsewhere.
+A table of rules in order of rank: at each place the rule with the longest match (context included) wins, then the first
+rule. Literals match in any case, character classes in the case they are written in. Compared with the Java program on
+Latin text (see the tests); scripts that its character tables of 2014 did not know may be split elsewhere.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from functools import cache
 import regex
 
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
-"""Dropped after tokenizing. Brackets are on the published list too, in capitals, which lower-cased tokens never are."""
+"""Dropped after tokenizing. The published list also has brackets, in capitals, which lower-case tokens never match."""
 
 _QUOTES = {"‘": "`", "‛": "`", "‹": "`", "’": "'", "›": "'", "“": "``", "«": "``", "”": "''", "»": "''"}
 _QUOTES |= {"\x91": "`", "\x92": "'", "\x93": "``", "\x94": "''"}
@@ -22,15 +22,15 @@ _SYMBOLS = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "¢": "cents", "£": "#", **
 _FRACTIONS = {"¼": "1/4", "½": "1/2", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"}
 _JOINED = ("gonna", "gotta", "lemme", "gimme", "wanna")
 _PLAIN = regex.compile(r"([A-Za-z]+) ")
-"""A word that no rule but the first two can split: most of any caption, read without asking them all."""
+"""A word that no rule but the first two can split: most words of a caption, read without trying every rule."""
 
 LONGEST = 1000
-"""Characters that a rule looks at: a token with its context is shorter, and a search stays as short."""
+"""Characters that a rule looks at: tokens with their context are shorter, and a search stays short."""
 
 NEWLINE = "\n"
 
 How = Callable[[str], tuple[str, int]]
-"""What was matched -> the token ("": none) and how many characters of it are used up."""
+"""function(matched text) -> the token ("": none), and how many characters it consumes."""
 
 
 def _whole(text: str) -> tuple[str, int]:
@@ -46,7 +46,7 @@ def _less(n: int) -> How:
 
 
 def _abbreviation(text: str) -> tuple[str, int]:
-    return text, len(text) - 1  # its period also ends the sentence: it is read twice
+    return text, len(text) - 1  # its period also ends the sentence, so it is read twice
 
 
 def _acronym(text: str) -> tuple[str, int]:
@@ -87,12 +87,12 @@ def _as(token: str) -> How:
 
 
 def _i(literals: str) -> str:
-    """A pattern of literals that matches in any case."""
-    return regex.sub("[A-Za-z]", lambda m: f"[{m[0].lower()}{m[0].upper()}]", literals)
+    """Make a pattern of literals match in any case."""
+    return str(regex.sub("[A-Za-z]", lambda m: f"[{m[0].lower()}{m[0].upper()}]", literals))
 
 
 def _rules() -> list[tuple[str, str, How]]:
-    """(pattern, what must follow, how) in order of rank."""
+    """Return (pattern, what must follow, how) in order of rank."""
     space, line = r"[ \t\xa0\u2000-\u200a\u3000]", r"(?:\r?\n|[\r\u2028\u2029\x0b\x0c\x85])"
     gap = rf"(?:{space}|{line})"
     letter = r"[\p{L}\xad\u02c2-\u02df\u02e5-\u02ff]|(?![\u20d0-\u20ff])\p{M}"
@@ -220,7 +220,7 @@ def _starting_with(character: str) -> list[tuple["regex.Pattern[str]", How]]:
 
 
 def lines(text: str) -> list[list[str]]:
-    """The lower-case tokens of each line of `text`. What no rule knows is dropped, as published."""
+    """Return the lower-case tokens of each line of `text`. What no rule matches is dropped, as published."""
     rows: list[list[str]] = [[]]
     at = 0
     while at < len(text):
@@ -245,11 +245,13 @@ def lines(text: str) -> list[list[str]]:
 
 
 def words(captions: list[str]) -> list[list[str]]:
-    """The words of each caption without punctuation. All captions are read as one text, a line each, as published: the
-    start of a line can decide about the abbreviation before it.
+    """Return the words of each caption without punctuation.
+
+    As published, all captions are read as one text, one line each: the start of a line can decide how the abbreviation
+    before it is read.
 
     Raises:
-        AssertionError: markup swallowed a line end (as published).
+        AssertionError: Markup swallowed a line end (as published).
     """
     rows = lines("\n".join(caption.replace("\n", " ") for caption in captions))
     assert len(rows) >= len(captions), "fewer lines than captions (as published)"

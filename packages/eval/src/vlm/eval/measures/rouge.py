@@ -1,16 +1,19 @@
-"""ROUGE-L of the `rouge` package (1.0.x), equal to the last bit, on bit-parallel rows instead of an n x m table."""
+"""ROUGE-L as the `rouge` package (1.0.x) computes it, equal to the last bit, by bit-parallel rows instead of a table.
+
+rouge_l("the cat sat", "the cat sat down")                     # 0.857
+"""
 
 from collections.abc import Sequence
 
 
 def rouge_l(prediction: str, reference: str) -> float:
-    """Summary-level ROUGE-L f, 0..1: texts are cut into sentences at `.`, and what counts is the *set* of words in the
-    longest common subsequences of all sentence pairs, over the sets of words of either side.
+    """Return the summary-level ROUGE-L F-score of two texts, 0 to 1.
 
-    Source: the published evaluators; the `rouge` package's rule.
+    Texts are cut into sentences at `.`. The *set* of words in the longest common subsequences of all pairs of sentences
+    is divided by the set of words of either side. Source: the published evaluators; the `rouge` package.
 
     Raises:
-        ValueError: a text without any sentence (as the package does).
+        ValueError: A text has no sentence (as in the package).
     """
     found, expected = _sentences(prediction), _sentences(reference)
     if not found or not expected:
@@ -30,11 +33,11 @@ def _sentences(value: str) -> list[list[str]]:
 
 
 def lcs_words(x: Sequence[str], y: Sequence[str]) -> set[str]:
-    """The words of the longest common subsequence of `x` and `y` that the table method finds, walking from the end and
-    going left on ties (the choice matters where words repeat).
+    """Return the words of the longest common subsequence of `x` and `y` that the table method finds.
 
-    Row i is an integer whose *zero* bits are the columns where the table grows by one: O(len(x)) big-integer steps.
-    What both sides begin or end with is in every longest common subsequence and needs no table.
+    It walks from the end and goes left on ties, which matters where words repeat. Row i is an integer whose *zero* bits
+    are the columns where the table grows by one: O(len(x)) steps on big integers. The words with which both sides begin
+    or end are in every longest common subsequence and need no table.
     """
     tail = head = 0
     for a, b in zip(reversed(x), reversed(y), strict=False):

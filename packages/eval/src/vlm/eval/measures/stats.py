@@ -1,44 +1,50 @@
-"""Intervals of the numbers a report prints: Wilson for accuracies, a seeded bootstrap over clusters for the rest.
+"""Intervals of the numbers in a report: Wilson's for accuracies, a seeded bootstrap over clusters for the rest.
 
-Everything is a fraction (0..1), two-sided 95 % unless told otherwise, and the same on every machine.
+Values are fractions from 0 to 1. Intervals are two-sided, 95 % by default, and the same on every machine.
+
+    wilson(45, 50)                                                # (0.786, 0.957)
+    mean_interval([1, 0, 0.5, 1], ["a.png", "a.png", "b.png", "c.png"])
 """
 
 from collections.abc import Callable, Hashable, Sequence
 from statistics import NormalDist
 
 import numpy as np
+import numpy.typing as npt
 
+Array = npt.NDArray[np.float64]
 Interval = tuple[float, float] | tuple[None, None]
 CHUNK = 100
 """Resamples held in memory at a time."""
 
 
 def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
-    """Wilson score interval of successes / n; (None, None) for n = 0. Source: Wilson 1927."""
+    """Return Wilson's score interval of successes / n; (None, None) for n = 0. Source: Wilson 1927."""
     if n <= 0:
         return None, None
     z = NormalDist().inv_cdf((1 + level) / 2)
     p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    return (0.0 if successes <= 0 else centre - half), (1.0 if successes >= n else centre + half)
+    return (0.0 if successes <= 0 else center - half), (1.0 if successes >= n else center + half)
 
 
-def cluster_sums(columns: np.ndarray, clusters: Sequence[Hashable]) -> np.ndarray:
-    """[items, k] -> [clusters, k]: sums over items of one cluster, in order of first appearance."""
+def cluster_sums(columns: Array, clusters: Sequence[Hashable]) -> Array:
+    """Sum the rows of [items, k] of each cluster: [clusters, k], in order of first appearance."""
     number = {key: i for i, key in enumerate(dict.fromkeys(clusters))}
     sums = np.zeros((len(number), columns.shape[1]))
     np.add.at(sums, np.fromiter((number[key] for key in clusters), dtype=np.int64, count=len(clusters)), columns)
     return sums
 
 
-def replicates(
-    sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, n: int = 1000, seed: int = 0
-) -> np.ndarray:
-    """`statistic` of `n` bootstrap samples of clusters, float64 [n].
+def replicates(sums: Array, statistic: Callable[[Array], Array], *, n: int = 1000, seed: int = 0) -> Array:
+    """Compute a statistic of `n` bootstrap samples of clusters, float64 [n].
 
-    `sums` is [clusters, k]; `statistic` takes [resamples, k] totals and gives [resamples]. A statistic that is
-    undefined in a resample may give NaN.
+    Args:
+        sums: [clusters, k], see `cluster_sums`.
+        statistic: From totals [resamples, k] to [resamples]; NaN where it is undefined.
+        n: Number of resamples.
+        seed: Of the random generator.
     """
     clusters = len(sums)
     rng = np.random.default_rng(seed)
@@ -51,8 +57,8 @@ def replicates(
     return found
 
 
-def interval(samples: np.ndarray, level: float = 0.95) -> Interval:
-    """Percentile interval of bootstrap replicates, NaN left out; (None, None) when none is left or none differs."""
+def interval(samples: Array, level: float = 0.95) -> Interval:
+    """Return the percentile interval of replicates, without NaN; (None, None) when none is left or none differs."""
     samples = samples[~np.isnan(samples)]
     if len(samples) == 0 or np.ptp(samples) < 1e-12:
         return None, None
@@ -60,17 +66,23 @@ def interval(samples: np.ndarray, level: float = 0.95) -> Interval:
     return float(low), float(high)
 
 
-def ratio(totals: np.ndarray) -> np.ndarray:
-    """[..., 2] sums and counts -> [...] their ratio, NaN for a count of 0."""
+def ratio(totals: Array) -> Array:
+    """Divide sums by counts, [..., 2] -> [...]; NaN for a count of 0."""
     sums, counts = totals[..., 0], totals[..., 1]
-    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+    found: Array = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+    return found
 
 
 def mean_interval(values: Sequence[float], clusters: Sequence[Hashable], *, seed: int = 0) -> Interval:
-    """Interval of a mean of values in 0..1: Wilson for 0/1 values of independent items, else a cluster bootstrap.
+    """Return the interval of a mean of values from 0 to 1.
 
-    When no resample differs from another, for example because all answers are right, the width a bootstrap would give
-    (none) is not to be believed: then Wilson over the number of clusters.
+    Wilson's for values 0 and 1 of independent items, else by a bootstrap over clusters. When no resample differs from
+    another, for example because all answers are right, a bootstrap gives no width: then Wilson's over the clusters.
+
+    Args:
+        values: One for each item.
+        clusters: For each item a name that it shares with the items that are not independent of it.
+        seed: Of the bootstrap.
     """
     if not values:
         return None, None

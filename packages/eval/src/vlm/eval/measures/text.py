@@ -1,6 +1,8 @@
-"""Text clean-ups that several published scorers share, and that differ in small ways on purpose.
+"""Text normalization that several published scorers share: marks, number words, articles, contractions.
 
-The marks table, the step order and the odd rules are the published ones (VQA evaluation code and its descendants).
+The table of marks, the order of the steps and the odd rules are as published (VQA evaluation code and its descendants).
+
+    vqa_normalize("The two cats.")                # "2 cats"
 """
 
 import json
@@ -10,13 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 Compat = Literal["upstream", "fixed"]
-"""`upstream`: the published value, faults included. `fixed`: our correction where the published rule is faulty."""
+"""`upstream`: the published rule, faults included. `fixed`: our correction where the published rule is faulty."""
 
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
 PERIOD = re.compile(r"\.(?!\d)")
 DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 MAX_PERIODS = 32
-"""The published call hands a regular-expression flag (32) over as the count."""
+"""The published call passes a regular-expression flag (32) as the count."""
 
 _WORDS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
     seventeen eighteen nineteen"""
@@ -30,15 +32,16 @@ ARTICLES = {"a", "an", "the"}
 
 @cache
 def contractions() -> dict[str, str]:
-    """Lower-case word without apostrophes -> with them (published table; its capital entries can never match)."""
-    return json.loads((Path(__file__).parent / "contractions.json").read_text(encoding="utf-8"))
+    """Return the published table: lower-case word without apostrophes -> with them (capitals can never match)."""
+    table: dict[str, str] = json.loads((Path(__file__).parent / "contractions.json").read_text(encoding="utf-8"))
+    return table
 
 
 def strip_marks(value: str) -> str:
-    """Delete or space out punctuation marks, then delete periods that no digit follows (the first 32).
+    """Delete marks or replace them by spaces, then delete the first 32 periods that no digit follows.
 
-    A mark goes without a trace when it touches a space anywhere in the *given* text, or when digit-comma-digit occurs
-    anywhere; else it becomes a space.
+    A mark is deleted when it touches a space anywhere in the *given* text, or when digit-comma-digit occurs anywhere;
+    else it becomes a space.
     """
     thousands = DIGIT_COMMA_DIGIT.search(value) is not None
     result = value
@@ -50,7 +53,7 @@ def strip_marks(value: str) -> str:
 
 
 def vqa_normalize(value: str, numbers: dict[str, str] = VQA_NUMBERS) -> str:
-    """The published VQA answer clean-up: lower case, marks, number words, articles, contractions.
+    """Normalize an answer as VQA does: lower case, marks, number words, articles, contractions.
 
     Source: the published evaluators; MM-NIAH passes `MMNIAH_NUMBERS` (11.3).
     """
@@ -62,5 +65,5 @@ def vqa_normalize(value: str, numbers: dict[str, str] = VQA_NUMBERS) -> str:
 
 
 def has_words(text: str, phrase: str) -> bool:
-    """Whether `phrase` occurs in `text` between word boundaries."""
+    """Return whether `phrase` occurs in `text` between word boundaries."""
     return re.search(rf"\b{re.escape(phrase)}\b", text) is not None

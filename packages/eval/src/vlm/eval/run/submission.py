@@ -13,13 +13,13 @@ from typing import Any
 from vlm.core.errors import UnknownName
 from vlm.core.home import write_atomic
 from vlm.eval.benchmark import Benchmark
-from vlm.eval.measures.rows import Row
+from vlm.eval.measures.rows import ResultRow
 from vlm.eval.scorers.choice import option_post_process
 
-Writer = Callable[[Benchmark, Sequence[Row]], str | bytes]
+Writer = Callable[[Benchmark, Sequence[ResultRow]], str | bytes]
 
 
-def write_submission(benchmark: Benchmark, rows: Sequence[Row], folder: Path) -> Path | None:
+def write_submission(benchmark: Benchmark, rows: Sequence[ResultRow], folder: Path) -> Path | None:
     """Write the submission file of the rows of results.jsonl to `folder`; None when the table names none.
 
     Raises:
@@ -35,29 +35,29 @@ def write_submission(benchmark: Benchmark, rows: Sequence[Row], folder: Path) ->
     return path
 
 
-def reply_of(row: Row) -> str:
+def reply_of(row: ResultRow) -> str:
     """What the published evaluators hand in: the reply, for lettered options reduced to a letter where it names one."""
     reply, options = (row["completion"] or "").strip(), row["meta"].get("options")
     return option_post_process(reply, options) if reply and options else reply
 
 
-def _rrc(benchmark: Benchmark, rows: Sequence[Row]) -> str:
+def _rrc(benchmark: Benchmark, rows: Sequence[ResultRow]) -> str:
     """DocVQA, InfoVQA: a list of question ids (of the type they have in the questions) and answers."""
     entries = [{"questionId": row["meta"]["question_id"], "answer": reply_of(row)} for row in rows]
     return json.dumps(entries, ensure_ascii=False)
 
 
-def _vizwiz(benchmark: Benchmark, rows: Sequence[Row]) -> str:
+def _vizwiz(benchmark: Benchmark, rows: Sequence[ResultRow]) -> str:
     """VizWiz: a list of image file names and answers."""
     return json.dumps([{"image": row["meta"]["cluster"], "answer": reply_of(row)} for row in rows], ensure_ascii=False)
 
 
-def _mmmu(benchmark: Benchmark, rows: Sequence[Row]) -> str:
+def _mmmu(benchmark: Benchmark, rows: Sequence[ResultRow]) -> str:
     """MMMU: question id -> reply."""
     return json.dumps({row["id"]: reply_of(row) for row in rows}, indent=4, ensure_ascii=False)
 
 
-def _mmbench(benchmark: Benchmark, rows: Sequence[Row]) -> bytes:
+def _mmbench(benchmark: Benchmark, rows: Sequence[ResultRow]) -> bytes:
     """MMBench, CCBench: the table without some columns, and `prediction` where the server looks for it (XLSX)."""
     import xlsxwriter
 

@@ -1,7 +1,10 @@
 """Long-VQA's second evaluator (after the DUE benchmark): shared values, F1, ANLS, WikiTableQuestions denotations.
 
-Rows are `{"id", "le", "pr", "an"}`; `pr` and `an` are a text or a list of texts, compared without case, outer spaces
-and final periods. Scores are percent. In `fixed` mode an empty or missing reply is wrong, and no rows give None.
+Rows are `{"id", "le", "pr", "an"}`: `pr` is the reply, `an` the reference, each a text or a list of texts, compared
+without case, outer spaces and final periods. Scores are percent. In `fixed` mode an empty or missing reply is wrong,
+and no rows give None. Source: the published evaluator.
+
+    due_wtq([{"id": "1", "le": 0, "pr": ["3.0", "x"], "an": ["x", "3"]}])          # 100.0: the same set of values
 """
 
 import math
@@ -13,6 +16,7 @@ from typing import Any
 from rapidfuzz.distance import Levenshtein
 
 from vlm.eval.measures.text import Compat
+from vlm.eval.scorers.scorer import Scorer
 
 Rows = Sequence[dict[str, Any]]
 Values = list[str]
@@ -44,14 +48,14 @@ def _share(found: Values, expected: Values) -> bool:
 
 
 def due_acc(rows: Rows, *, compat: Compat = "upstream") -> float | None:
-    """Rows whose reply shares a value with the reference. Source: the published evaluator."""
+    """Score rows whose reply shares a value with the reference."""
     return _percent(rows, _share, compat)
 
 
 def due_f1(rows: Rows, *, compat: Compat = "upstream") -> float | None:
-    """F1 of matched rows: a reply matches a reference of the same id with a common value, each once.
+    """Return the F1 of matched rows: a reply matches one reference of its id with a common value, each at most once.
 
-    With unique ids this is `due_acc`. Source: the published evaluator.
+    With unique ids this is `due_acc`.
     """
     sides = [(row.get("id"), *_sides(row, compat)) for row in rows]
     if not sides:
@@ -73,10 +77,11 @@ def _matched(these: list[tuple[Any, Values]], those: list[tuple[Any, Values]]) -
 
 
 def due_anls(rows: Rows, *, compat: Compat = "upstream") -> float | None:
-    """1 - edit distance / longer length, best over references, 0 up to one half. Source: the published evaluator.
+    """Score 1 - edit distance / longer length, best over references, 0 up to one half.
 
     Raises:
-        AssertionError: a reply that is not one text (upstream; fixed takes the best). ValueError: no reference.
+        AssertionError: A reply is not one text (upstream; fixed takes the best).
+        ValueError: A row has no reference.
     """
 
     def metric(found: Values, expected: Values) -> float:
@@ -95,13 +100,13 @@ def _similarity(a: str, b: str) -> float:
 # WikiTableQuestions --------------------------------------------------------------------------------------------------
 
 Value = tuple[str, Any]
-"""("number", amount), ("date", (year, month, day)) or ("text", normalized)."""
+"""("number", amount), ("date", (year, month, day)) or ("text", normalized text)."""
 
 
 def due_wtq(rows: Rows, *, compat: Compat = "upstream") -> float | None:
-    """Equal sets of values: numbers within 1e-6, dates y-m-d with xx for unknown parts, else normalized texts.
+    """Score equal sets of values: numbers within 1e-6, dates y-m-d (xx: unknown), else normalized texts.
 
-    Source: the published evaluator; the official WikiTableQuestions scorer's rule.
+    Source: the published evaluator; the rule of the official WikiTableQuestions scorer.
     """
     return _percent(rows, _same_denotation, compat)
 
@@ -112,7 +117,7 @@ def _same_denotation(found: Values, expected: Values) -> bool:
 
 
 def _denotation(texts: Values) -> dict[Value, str]:
-    """Distinct values, each with the normalized text it came from."""
+    """Return the distinct values, each with the normalized text that it was read from."""
     values: dict[Value, str] = {}
     for text in texts:
         normal = normalize(text)
@@ -163,7 +168,7 @@ def _date(text: str) -> tuple[int, int, int] | None:
 
 
 def normalize(text: str) -> str:
-    """Without accents, citations, footnote marks, details in brackets, outer quotes, final period; lower case."""
+    """Remove accents, citations, footnote marks, final brackets, outer quotes and one final period; lower the case."""
     text = "".join(c for c in unicodedata.normalize("NFKD", text) if unicodedata.category(c) != "Mn")
     for marks, plain in (("‘’´`", "'"), ("“”", '"'), ("‐‑‒–—−", "-")):
         text = re.sub(f"[{marks}]", plain, text)
@@ -174,3 +179,11 @@ def normalize(text: str) -> str:
         text = re.sub(r"(?<!^)( \([^)]*\))*$", "", text.strip())
         text = re.sub(r'^"([^"]*)"$', r"\1", text.strip())
     return re.sub(r"\s+", " ", text.removesuffix(".")).lower().strip()
+
+
+SCORERS = {
+    "due_acc": Scorer(due_acc),
+    "due_anls": Scorer(due_anls),
+    "due_f1": Scorer(due_f1),
+    "due_wtq": Scorer(due_wtq),
+}

@@ -1,14 +1,20 @@
-"""GQA: predictions as the official script reads them, and its accuracies. Source: the published evaluators"""
+"""GQA: replies as the official script reads them, and accuracies of binary and open questions.
 
-from collections.abc import Mapping, Sequence
+Source: the published evaluators.
+"""
 
+from collections.abc import Sequence
+
+from vlm.eval.benchmark import Benchmark
+from vlm.eval.measures.rows import Answers, Metric, ResultRow, plain
 from vlm.eval.measures.text import Compat
+from vlm.eval.scorers.scorer import Scorer, takes
 
 
 def gqa_convert(answer: str, *, compat: Compat = "upstream") -> str:
-    """The reply as a prediction: no final periods, lower case.
+    """Turn a reply into a prediction: no final periods, lower case.
 
-    upstream: white space stays, so that `yes ` is wrong. fixed: white space goes too.
+    upstream: white space is kept, so that `yes ` is wrong. fixed: white space is removed too.
     """
     if compat == "fixed":
         answer = answer.strip().rstrip(".").strip()
@@ -16,25 +22,21 @@ def gqa_convert(answer: str, *, compat: Compat = "upstream") -> str:
 
 
 def gqa_accuracy_single(answer: str, prediction: str, *, compat: Compat = "upstream") -> int:
-    """1 iff the converted reply is the answer; fixed: and not empty."""
+    """Return 1 iff the converted reply is the answer; fixed: and not empty."""
     found = gqa_convert(prediction, compat=compat)
     return int(found == answer and bool(found or compat == "upstream"))
 
 
-def gqa_official(items: Sequence[Mapping[str, str]], *, compat: Compat = "upstream") -> dict[str, float]:
-    """Percentages (two decimals) `binary` (`structural` is not query), `open` and `accuracy`; 0 for no items.
+def gqa(benchmark: Benchmark, rows: Sequence[ResultRow], compat: Compat) -> list[Metric]:
+    """Return the accuracy of all questions, of binary ones, and of open ones (structural type `query`)."""
+    kinds: dict[str, list[ResultRow]] = {"binary": [], "open": []}
+    for row in rows:
+        kinds["open" if row["meta"]["structural"] == "query" else "binary"].append(row)
+    return [*plain(rows, compat), *[Answers(part, compat).mean(kind) for kind, part in kinds.items()]]
 
-    upstream: predictions as given, converted beforehand. fixed: raw replies are converted here.
-    """
 
-    def percent(kinds: tuple[bool, ...]) -> float:
-        chosen = [item for item in items if (item["structural"] == "query") in kinds]
-        right = sum(
-            item["prediction"] == item["answer"]
-            if compat == "upstream"
-            else gqa_accuracy_single(item["answer"], item["prediction"], compat="fixed")
-            for item in chosen
-        )
-        return round(right / len(chosen) * 100, 2) if chosen else 0.0
-
-    return {"binary": percent((False,)), "open": percent((True,)), "accuracy": percent((True, False))}
+SCORERS = {
+    "gqa_accuracy_single": Scorer(gqa_accuracy_single, takes("prediction", "answer")),
+    "gqa_convert": Scorer(gqa_convert),
+}
+AGGREGATES = {"gqa": gqa}

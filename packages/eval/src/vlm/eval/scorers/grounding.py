@@ -1,7 +1,7 @@
 """RefCOCO, RefCOCO+, RefCOCOg: boxes from replies, and their overlap with the reference box.
 
-`gt_bbox` is (left, top, right, bottom) in pixels, `hw` (height, width); the overlap (`iou`) is 0..1 and counts from
-one half. Arithmetic in float32, as published.
+`gt_bbox` is (left, top, right, bottom) in pixels, `hw` is (height, width). The overlap `iou` is 0 to 1, and a box is
+right from one half on. Arithmetic is in float32, as published.
 """
 
 import math
@@ -10,21 +10,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vlm.eval.measures.text import Compat
+from vlm.eval.scorers.scorer import Scorer, by_fields, takes
+
+BoxArray = npt.NDArray[np.float32]
 
 BOX = re.compile(r"\[++([^,\n]*+),([^,\n]*+),([^,\n]*+),([^\]\n]*+)\]")
-"""Possessive: a reply of nothing but brackets must not take forever."""
+"""Possessive quantifiers: a reply of nothing but brackets must not take forever."""
 
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)"
 FRACTIONS = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\s*\]")
 THRESHOLD = 0.5
 
 
-def read_box(reply: str) -> np.ndarray:
-    """The first four comma-separated fields in brackets as fractions, float32 [4]; zeros unless all are numbers.
+def read_box(reply: str) -> BoxArray:
+    """Read the first four comma-separated fields in brackets as fractions, float32 [4]; zeros unless all are numbers.
 
-    Four numbers that add up to 4 or more are thousandths, so [1, 1, 1, 1] is too and [0, 0, 3, 0.99] is not.
+    Four numbers that add up to 4 or more are thousandths: [1, 1, 1, 1] is, [0, 0, 3, 0.99] is not.
     """
     match = BOX.search(reply)
     try:
@@ -36,7 +40,7 @@ def read_box(reply: str) -> np.ndarray:
         return box / np.float32(1000) if box.sum() >= 4 else box
 
 
-def _scored(box: np.ndarray, gt_bbox: Sequence[float], compat: Compat) -> dict[str, Any]:
+def _scored(box: BoxArray, gt_bbox: Sequence[float], compat: Compat) -> dict[str, Any]:
     gold = np.array(gt_bbox, np.float32)
     with np.errstate(all="ignore"):
         width, height = np.maximum(np.minimum(box[2:], gold[2:]) - np.maximum(box[:2], gold[:2]), np.float32(0))
@@ -50,9 +54,9 @@ def _scored(box: np.ndarray, gt_bbox: Sequence[float], compat: Compat) -> dict[s
 def refcoco_internvl(
     answer: str, gt_bbox: Sequence[float], hw: Sequence[int], *, compat: Compat = "upstream"
 ) -> dict[str, Any]:
-    """`iou` and `correct` of a box in fractions of width and height. Source: the published evaluators (InternVL)
+    """Return `iou` and `correct` of a box in fractions of width and height. Source: InternVL.
 
-    fixed: a box of no numbers (NaN) overlaps nothing; the scale is the system's own in both modes.
+    fixed: a box of no numbers (NaN) overlaps nothing. The scale is that of the system in both modes.
     """
     with np.errstate(all="ignore"):
         box = read_box(answer) * np.array([hw[1], hw[0], hw[1], hw[0]], np.float32)
@@ -62,9 +66,9 @@ def refcoco_internvl(
 def refcoco_convllava(
     answer: str, gt_bbox: Sequence[float], hw: Sequence[int], *, compat: Compat = "upstream"
 ) -> dict[str, Any]:
-    """`iou` and `correct` of a box in fractions of the padded square. Source: the published evaluators (ConvLLaVA)
+    """Return `iou` and `correct` of a box in fractions of the padded square. Source: ConvLLaVA.
 
-    fixed: a box of no numbers (NaN) overlaps nothing; the scale is the system's own in both modes.
+    fixed: a box of no numbers (NaN) overlaps nothing. The scale is that of the system in both modes.
     """
     side = max(hw)
     left, top = (side - hw[1]) // 2, (side - hw[0]) // 2
@@ -76,7 +80,7 @@ def refcoco_convllava(
 def refcoco_lmms_rec(
     answer: str, gt_bbox: Sequence[float], hw: Sequence[int], *, compat: Compat = "upstream"
 ) -> dict[str, Any]:
-    """`pred`, `iou` and `acc05` of a box in fractions; no other scale is understood. Source: lmms-eval
+    """Return `pred`, `iou` and `acc05` of a box in fractions; no other scale is understood. Source: lmms-eval.
 
     upstream: reversed corners give a negative area. fixed: two boxes without area overlap nothing.
 
@@ -91,3 +95,10 @@ def refcoco_lmms_rec(
     union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (gold, pred)) - shared
     iou = 0.0 if compat == "fixed" and union == 0 else shared / union
     return {"pred": pred, "iou": iou, "acc05": int(iou >= THRESHOLD)}
+
+
+SCORERS = {
+    "refcoco_convllava": Scorer(refcoco_convllava, takes("answer", "gt_bbox", hw="hw"), by_fields("correct")),
+    "refcoco_internvl": Scorer(refcoco_internvl, takes("answer", "gt_bbox", hw="hw"), by_fields("correct")),
+    "refcoco_lmms_rec": Scorer(refcoco_lmms_rec, takes("answer", "gt_bbox", hw="hw"), by_fields("acc05")),
+}

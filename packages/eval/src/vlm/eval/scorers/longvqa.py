@@ -1,16 +1,22 @@
-"""Long-VQA: the clean-up of replies and references, VQA accuracy, and the whole way from rows to one number a task."""
+"""Long-VQA: normalized replies and references, each task by its own metric, and the mean over tasks."""
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from vlm.eval.measures.bleu import bleu_counts
+from vlm.eval.benchmark import Benchmark
+from vlm.eval.loaders.common import Item
+from vlm.eval.measures.bleu import bleu4, bleu_counts
 from vlm.eval.measures.english import english_words, noun_lemma
+from vlm.eval.measures.rows import Answers, Metric, Parts, ResultRow, bounds_of, by_group
+from vlm.eval.measures.stats import Array, ratio
 from vlm.eval.measures.text import Compat, vqa_normalize
 from vlm.eval.scorers.due import due_f1, due_wtq
 from vlm.eval.scorers.owl import Rows, owl_anls, owl_bleu4, owl_eacc, owl_racc, references_of, reply_of
+from vlm.eval.scorers.scorer import Reading, Scorer
 from vlm.eval.scorers.vqa import leave_one_out
 
 TASKS: dict[str, str] = {
@@ -25,7 +31,7 @@ TASKS: dict[str, str] = {
 """Task -> metric. Any other task has RACC, as published."""
 
 BARE = {"svqa", "tabfact", "kleistercharity", "docvqa", "textvqa", "textcaps"}
-"""Known tasks without the long chain of clean-ups."""
+"""Known tasks without the long chain of normalization steps."""
 
 _WORDS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
     seventeen eighteen nineteen twenty"""
@@ -33,12 +39,12 @@ NUMBERS = {word: str(number) for number, word in enumerate(_WORDS.split())}
 
 
 def longvqa_rectify(task: str, an: str, *, compat: Compat = "upstream") -> str:
-    """A reply or reference as Long-VQA compares it. Source: the published evaluator.
+    """Normalize a reply or reference as Long-VQA compares it. Source: the published evaluator.
 
     upstream: whatever starts with no is no (`north`, `None`, `November`). fixed: only the word itself.
 
     Raises:
-        DataError: the word list or WordNet is not installed.
+        DataError: The word list or WordNet is not installed.
     """
     text = an.strip().strip(".")
     if task == "svqa":
@@ -88,7 +94,7 @@ def _quotient(text: str) -> str:
 
 
 def longvqa_textvqa(rows: Rows, *, compat: Compat = "upstream") -> float | None:
-    """VQA accuracy in percent with one reference (or ten) a row. Source: the published evaluator.
+    """Return the VQA accuracy in percent, with one reference (or ten) a row. Source: the published evaluator.
 
     fixed: any number of references, an empty or missing reply is wrong, no rows give None.
 
@@ -114,11 +120,11 @@ METRICS: dict[str, Callable[..., float | None]] = {
     "BLEU4": owl_bleu4,
     "WTQ": due_wtq,
 }
-"""Metric -> function(rows) -> percent."""
+"""Name of a metric -> function(rows) -> percent."""
 
 
 def rectified(task: str, rows: Rows, compat: Compat) -> list[dict[str, Any]]:
-    """Copies of `rows` with both sides cleaned; in fixed mode references may be lists and a missing reply is empty."""
+    """Copy `rows` with both sides normalized; in fixed mode references may be lists, and a missing reply is empty."""
 
     def clean(text: Any) -> Any:
         if compat == "fixed" and (text is None or isinstance(text, list)):
@@ -128,20 +134,55 @@ def rectified(task: str, rows: Rows, compat: Compat) -> list[dict[str, Any]]:
     return [row | {"pr": clean(row["pr"]), "an": clean(row["an"])} for row in rows]
 
 
-def bleu_columns(task: str, rows: Sequence[tuple[str, Any]], compat: Compat) -> np.ndarray:
-    """[rows, 10] counts of (reply, reference) rows, cleaned as one corpus, for `bleu4` of their sums."""
+def bleu_columns(task: str, rows: Sequence[tuple[str, Any]], compat: Compat) -> Array:
+    """Count (reply, reference) rows, normalized as one corpus, for `bleu4` of the sums: float64 [rows, 10]."""
     cleaned = rectified(task, [{"pr": reply, "an": reference} for reply, reference in rows], compat)
     return bleu_counts([reply_of(row, compat) for row in cleaned], [references_of(row) for row in cleaned])
 
 
 def longvqa_end_to_end(task: str, rows: Rows, *, compat: Compat = "upstream") -> dict[str, float | None]:
-    """{metric of the task: percent} of rows `{"id", "pr", "an"}`. Source: the published evaluator.
+    """Return {metric of the task: percent} of rows `{"id", "pr", "an"}`. Source: the published evaluator.
 
-    References are cleaned like replies in both modes, else they could not meet. upstream: samples that ran out of
-    memory are simply not among the rows. fixed: give them with `pr` None, and they count as wrong.
+    References are normalized like replies in both modes, else they could not match. upstream: samples that ran out of
+    memory are not among the rows. fixed: give them with `pr` None, and they count as wrong.
 
     Raises:
-        As the metric of the task does.
+        Exception: Whatever the metric of the task raises.
     """
     metric = TASKS.get(task, "RACC")
     return {metric: METRICS[metric](rectified(task, rows, compat), compat=compat)}
+
+
+def _one_row(item: Item, completion: str) -> dict[str, Any]:
+    length = item.meta["context_length"]
+    return {"task": item.group, "rows": [{"id": item.id, "le": length, "pr": completion, "an": item.gold}]}
+
+
+def _fraction(item: Item, completion: str, result: dict[str, float], compat: Compat) -> Reading:
+    return Reading(longvqa_rectify(item.group, completion, compat=compat), sum(result.values()) / 100)
+
+
+def longvqa(benchmark: Benchmark, rows: Sequence[ResultRow], compat: Compat) -> list[Metric]:
+    """Return every task by its own metric (BLEU-4 of a task as one corpus), and their mean, which is ours."""
+    groups, parts, each = by_group(rows), Parts(rows, compat), []
+    for number, task in enumerate(benchmark.options["tasks"]):
+        answers, name = Answers(groups.get(task, []), compat), f"{task} ({TASKS[task]})"
+        if not answers.rows:
+            each.append(answers.metric(name, None))
+            continue
+        columns, statistic = np.stack([answers.values, np.ones_like(answers.values)], axis=1), ratio
+        if TASKS[task] == "BLEU4":
+            columns = bleu_columns(task, [(row["completion"] or "", row["gold"]) for row in answers.rows], compat)
+            statistic = partial(np.apply_along_axis, bleu4, -1)
+        value, samples = float(statistic(columns.sum(axis=0))), answers.bootstrap(columns, statistic, seed=number)
+        parts.known[task] = (value, samples)
+        each.append(answers.metric(name, value, bounds_of(samples, value, len(answers.rows))))
+    return [parts.average("mean of 17 tasks", benchmark.options["tasks"]), *each]
+
+
+SCORERS = {
+    "longvqa_end_to_end": Scorer(longvqa_end_to_end, _one_row, _fraction),
+    "longvqa_rectify": Scorer(longvqa_rectify),
+    "longvqa_textvqa": Scorer(longvqa_textvqa),
+}
+AGGREGATES = {"longvqa": longvqa}

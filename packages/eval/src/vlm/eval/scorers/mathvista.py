@@ -1,7 +1,4 @@
-"""MathVista: an extracted answer in the form of its type, and extraction without a judge.
-
-Source: the published evaluators.
-"""
+"""MathVista: the answer in a reply, without a judge, and its normal form by type. Source: the published evaluators."""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +6,9 @@ from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
+from vlm.eval.loaders.common import Item
 from vlm.eval.measures.text import Compat
+from vlm.eval.scorers.scorer import Scorer, by_fields
 
 BRACKETED = re.compile(r"\(([a-zA-Z])\)")
 MARKED = re.compile(r"(?:final )?answer:\s*(.*)", re.IGNORECASE)
@@ -25,13 +24,13 @@ def mathvista_normalize(
     *,
     compat: Compat = "upstream",
 ) -> dict[str, Any]:
-    """`prediction` in the form of the type (None: unreadable), and `true_false`: whether it is the answer.
+    """Return the `prediction` in the form of its type (None: unreadable), and `true_false`: whether it is the answer.
 
-    A choice is taken by its letter, else the one at the smallest edit distance. upstream: a small letter or an empty
-    extraction goes to the nearest text too. fixed: a small letter is a letter, nothing is no choice.
+    A choice is named by its letter, else the one at the smallest edit distance is taken. upstream: also for a small
+    letter or an empty extraction. fixed: a small letter is a letter, an empty extraction is no choice.
 
     Raises:
-        ValueError, TypeError: a question to choose from without choices (as published).
+        ValueError, TypeError: A question to choose from has no choices (as published).
     """
     found: Any = extraction
     if question_type == "multi_choice":
@@ -39,7 +38,8 @@ def mathvista_normalize(
     elif answer_type in ("integer", "float"):
         try:
             number = float(extraction)
-            found = str(int(number)) if answer_type == "integer" else str(round(number, int(precision)))  # type: ignore[arg-type]
+            places: Any = precision  # None for an integer; int(None) is unreadable, as published
+            found = str(int(number)) if answer_type == "integer" else str(round(number, int(places)))
         except (ValueError, TypeError, OverflowError):
             found = None
     elif answer_type == "list":
@@ -63,7 +63,23 @@ def _choice(text: str, choices: Sequence[str] | None, compat: Compat) -> str | N
 
 
 def mathvista_quick_extract(text: str, *, compat: Compat = "upstream") -> str:
-    """What follows the first `Answer:` or `Final answer:` up to the end of its line, in any case; else the whole
-    text. The same in both modes."""
+    """Return what follows the first `Answer:` or `Final answer:` (in any case) on its line, else the whole text.
+
+    The same in both modes.
+    """
     match = MARKED.search(text)
     return match[1].strip() if match else text
+
+
+def _inputs(item: Item, completion: str) -> dict[str, Any]:
+    keys = ("choices", "question_type", "answer_type", "precision")
+    extraction = mathvista_quick_extract(completion)
+    return {"extraction": extraction, "answer": item.gold, **{key: item.meta[key] for key in keys}}
+
+
+SCORERS = {
+    "mathvista_normalize": Scorer(
+        mathvista_normalize, _inputs, by_fields("true_false", "prediction"), judged="extraction"
+    ),
+    "mathvista_quick_extract": Scorer(mathvista_quick_extract),
+}

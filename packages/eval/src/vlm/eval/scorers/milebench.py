@@ -1,24 +1,30 @@
-"""MileBench: clean-up, letters from replies, needles, containment, ROUGE-L. Source: the published evaluators"""
+"""MileBench: letters, needles, containment, ROUGE-L, and averages of its sets. Source: the published evaluators."""
 
 import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from vlm.eval.benchmark import Benchmark
 from vlm.eval.measures.rouge import rouge_l
+from vlm.eval.measures.rows import Answers, Metric, Parts, ResultRow, by_group, plain
+from vlm.eval.measures.stats import ratio
 from vlm.eval.measures.text import Compat, has_words, strip_marks
+from vlm.eval.scorers.scorer import Scorer, by_fields, takes
 
 ESCAPED = set("\\.^$*+?{}[]|()")
 """Characters that are special in a regular expression and that the published matcher escapes."""
 
 
 def milebench_process(text: str, *, compat: Compat = "upstream") -> str:
-    """The published clean-up, the same in both modes; commas go with the other marks, not beforehand."""
+    """Normalize a text as published, the same in both modes; commas are removed with the other marks, not before."""
     text = strip_marks(text.replace("\n", " ").replace("\t", " ").strip())
     return text.strip("'").strip('"').strip().lower()
 
 
 def label(index: int) -> str:
-    """A to Z, then AA, AB, ..., then BA, BB, ..."""
+    """Name an option by its index: A to Z, then AA, AB, ..., then BA, BB, ..."""
     return ("" if index < 26 else "A" if index < 52 else "B") + chr(65 + index - 26 * min(index // 26, 2))
 
 
@@ -30,12 +36,12 @@ def milebench_multichoice(
     *,
     compat: Compat = "upstream",
 ) -> dict[str, Any]:
-    """The chosen label (`extracted`), `score` 0 or 1, and the sums by number of images (`levels`).
+    """Return the chosen label (`extracted`), the `score` 0 or 1, and sums by number of images (`levels`).
 
     upstream: an empty reply is C, `The answer is B` is AB, `10` hits the option `1`. fixed: `first_label`.
 
     Raises:
-        AssertionError: the answer is not among the options (as published).
+        AssertionError: The answer is not among the options (as published).
     """
     options = [milebench_process(choice) for choice in choice_list]
     gold = milebench_process(gt_response)
@@ -58,7 +64,7 @@ def _match(reply: str, options: Sequence[str]) -> str:
     titled = [milebench_process(f"{name} {option}") for name, option in zip(labels, options, strict=True)]
     if hit := re.search("|".join(map(re.escape, titled)), reply):
         return hit[0][:1].upper()
-    tight = [milebench_process(option).replace(" ", "") for option in options]  # cleaned twice, as published
+    tight = [milebench_process(option).replace(" ", "") for option in options]  # normalized twice, as published
     if hit := re.search("|".join(map(re.escape, tight)), reply.replace(" ", "")):
         for name, option in zip(labels, tight, strict=True):
             # the published matcher compares the hit with the escaped text: an option with such a character never wins
@@ -70,9 +76,11 @@ def _match(reply: str, options: Sequence[str]) -> str:
 
 
 def first_label(reply: str, options: Sequence[str]) -> str:
-    """Our reading of a reply to lettered options: the text of an option, else the first label that stands alone (a
-    small letter only as the whole reply or right at its start before a mark), else the one option it mentions;
-    "" when it says none or several. Source: ours."""
+    """Read a reply to lettered options as a label, "" when it names none or several. Source: ours.
+
+    The reply is the text of an option; else the first label that stands alone counts (a small letter only as the whole
+    reply, or at its start before a mark); else the only option that it mentions.
+    """
     clean = milebench_process(reply)
     texts = [milebench_process(option) for option in options]
     if not clean:
@@ -81,9 +89,10 @@ def first_label(reply: str, options: Sequence[str]) -> str:
         return label(texts.index(clean))
     labels = {label(i) for i in range(len(texts))}
     start = re.match(r"\W*([A-Za-z]{1,2})\W*$|\W*([A-Za-z]{1,2})[.):,]", reply.strip())
-    if start and (start[1] or start[2]).upper() in labels:
-        return (start[1] or start[2]).upper()
+    if start and (first := str(start[1] or start[2]).upper()) in labels:
+        return first
     mentioned = [i for i, option in enumerate(texts) if option and has_words(clean, option)]
+    found: str
     for found in re.findall(r"\b[A-Z]{1,2}\b", reply):
         article = found == "A" and re.search(r"\bA\s+[a-z]", reply)
         if found in labels and not article:
@@ -92,7 +101,7 @@ def first_label(reply: str, options: Sequence[str]) -> str:
 
 
 def milebench_rouge_l(pred_response: str, gt_response: str, *, compat: Compat = "upstream") -> float:
-    """ROUGE-L f of the cleaned texts, 0 for an empty reply.
+    """Return the ROUGE-L F-score of the normalized texts, 0 for an empty reply.
 
     Raises:
         AssertionError, ValueError: upstream, when the reference (or either text's sentences) is empty, as published.
@@ -106,7 +115,7 @@ def milebench_rouge_l(pred_response: str, gt_response: str, *, compat: Compat = 
 
 
 def milebench_needle(pred_response: str, gt_response: str, *, compat: Compat = "upstream") -> int:
-    """1 iff the cleaned reference is one white-space token of the cleaned reply (fixed: or a phrase of whole words)."""
+    """Return 1 iff the normalized reference is a token of the normalized reply (fixed: or a phrase of whole words)."""
     found, gold = milebench_process(pred_response), milebench_process(gt_response)
     if gold in found.split():
         return 1
@@ -114,8 +123,43 @@ def milebench_needle(pred_response: str, gt_response: str, *, compat: Compat = "
 
 
 def milebench_contains(pred_response: str, gt_response: str, *, compat: Compat = "upstream") -> int:
-    """1 iff the cleaned reference is a substring of the cleaned reply (fixed: at word boundaries, and not empty)."""
+    """Return 1 iff the normalized reference is inside the normalized reply (fixed: as whole words, and not empty)."""
     found, gold = milebench_process(pred_response), milebench_process(gt_response)
     if compat == "upstream":
         return int(gold in found)
     return int(bool(gold) and re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", found) is not None)
+
+
+def milebench(benchmark: Benchmark, rows: Sequence[ResultRow], compat: Compat) -> list[Metric]:
+    """Return T, S and NI by both readings (mean over sets, mean over tasks), their average, and every set."""
+    tasks: dict[str, list[str]] = benchmark.options["tasks"]
+    sets = {letter: [s for task, names in tasks.items() if task.startswith(letter) for s in names] for letter in "TSN"}
+    groups, parts, each = by_group(rows), Parts(rows, compat), []
+    for number, group in enumerate(name for names in tasks.values() for name in names):
+        answers = Answers(groups.get(group, []), compat)
+        each.append(answers.mean(group))
+        if answers.rows:
+            columns = np.stack([answers.values, np.ones_like(answers.values)], axis=1)
+            parts.known[group] = (float(answers.values.mean()), answers.bootstrap(columns, ratio, seed=number))
+    by_set = [parts.average(f"{letter} (set mean)", sets[letter]) for letter in "TS"] + [parts.average("NI", sets["N"])]
+    average = parts.average("average", ["T (set mean)", "S (set mean)", "NI"])
+    task_means = [parts.average(task, names) for task, names in tasks.items() if task[0] in "TS"]
+    by_task = [parts.average(f"{letter} (task mean)", [t for t in tasks if t.startswith(letter)]) for letter in "TS"]
+    realistic = parts.average("realistic (task mean)", [task for task in tasks if task[0] in "TS"])
+    return [average, *by_set, *by_task, realistic, *plain(rows, compat)[:1], *task_means, *each]
+
+
+MULTICHOICE = Scorer(
+    milebench_multichoice,
+    takes("pred_response", "gt_response", choice_list="choice_list", n_images="n_images"),
+    by_fields("score", "extracted"),
+)
+SCORERS = {
+    "milebench_contains": Scorer(milebench_contains, takes("pred_response", "gt_response")),
+    "milebench_gpr_style": MULTICHOICE,  # the same rule on other options: fixtures keep the two apart
+    "milebench_multichoice": MULTICHOICE,
+    "milebench_needle": Scorer(milebench_needle, takes("pred_response", "gt_response")),
+    "milebench_process": Scorer(milebench_process),
+    "milebench_rouge_l": Scorer(milebench_rouge_l, takes("pred_response", "gt_response")),
+}
+AGGREGATES = {"milebench": milebench}

@@ -1,19 +1,16 @@
-"""MMBench: letters and option texts from replies without a judge, and circular groups (each copy rotates the options).
+"""MMBench: letters and texts of options from replies, without a judge. Source: VLMEvalKit.
 
-Copy k of question i has the index i + k * 1,000,000. The rules are the same in both modes: nothing in them is decided
-by a fault, and what they cannot read is left to a judge, or wrong.
+The rules are the same in both modes: no fault decides in them. What they cannot read is left to a judge, or wrong.
 """
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from string import ascii_uppercase
 from typing import Any
 
 from vlm.eval.measures.text import Compat
-from vlm.eval.scorers.choice import mcq_letter_extract
+from vlm.eval.scorers.scorer import Scorer, as_answer, takes
 
-ROTATION = 1_000_000
 NO_REPLY = "Failed to obtain answer via API"
 REFUSALS = (
     "Sorry, I can't help with images of people yet.",
@@ -23,20 +20,19 @@ REFUSALS = (
 )
 ANNOUNCED = re.compile(r"answer\s+is\s+\**([a-d])", re.IGNORECASE)
 SPACED = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
-FORMS = ("{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).", ":{}", ":{},", ":{}.", ":{})", ":{}).")
 
 
 def vlmevalkit_can_infer(answer: Any, choices: Mapping[str, Any], *, compat: Compat = "upstream") -> str | bool:
-    """The option (letter -> text) a reply names, `Z` for a refusal, or False: left to a judge. Source: VLMEvalKit
+    """Return the option (letter -> text) that a reply names, `Z` for a refusal, or False: left to a judge.
 
-    The only option letter that stands alone, unless five or more words from the end; else what follows `answer is`
-    (even the first letter of a word); else the only option whose text is inside a reply of moderate length.
+    It is the only letter of an option that stands alone, unless five or more words from the end; else what follows
+    `answer is` (even the first letter of a word); else the only option whose text is inside a reply of moderate length.
 
     Raises:
-        AssertionError: an option that is no capital letter (as published).
+        AssertionError: An option that is no capital letter (as published).
     """
     answer = str(answer)
-    return _named_letter(answer, choices) or _only_text(answer, choices, ascii_uppercase, bounded=True)
+    return _named_letter(answer, choices) or only_text(answer, choices, ascii_uppercase, bounded=True)
 
 
 def _named_letter(answer: str, choices: Mapping[str, Any]) -> str | bool:
@@ -54,7 +50,18 @@ def _named_letter(answer: str, choices: Mapping[str, Any]) -> str | bool:
     return announced[1].upper() if announced and announced[1].upper() in choices else False
 
 
-def _only_text(answer: str, choices: Mapping[str, Any], letters: str, bounded: bool = False) -> str | bool:
+def only_text(answer: str, choices: Mapping[str, Any], letters: str, bounded: bool = False) -> str | bool:
+    """Return the letter of the only option whose text is inside the reply, else False.
+
+    Args:
+        answer: The reply.
+        choices: Letter -> text.
+        letters: The letters that options may have.
+        bounded: Whether a reply of more than twice the length of all options names none.
+
+    Raises:
+        AssertionError: An option has another letter (as published).
+    """
     answer = answer.lower()
     if bounded and len(answer) > 2 * sum(len(str(text)) for text in choices.values()):
         return False
@@ -64,58 +71,4 @@ def _only_text(answer: str, choices: Mapping[str, Any], letters: str, bounded: b
     return inside[0] if len(inside) == 1 else False
 
 
-def _options(row: Mapping[str, Any], letters: str) -> dict[str, Any]:
-    """The filled options; a table marks an absent one by None or NaN."""
-    texts = {letter: row[letter] for letter in letters}
-    return {key: text for key, text in texts.items() if text is not None and text == text}
-
-
-def mmbench_circular_prefetch(rows: Sequence[Mapping[str, Any]], *, compat: Compat = "upstream") -> int | None:
-    """One circular group (`GT`, `prediction`, `A`...): 1 all copies right, 0 some copy read as wrong, None left to the
-    judge, and wrong without one. Source: VLMEvalKit"""
-    found = [
-        (
-            row["GT"],
-            vlmevalkit_can_infer(row["prediction"], _options(row, "".join(c for c in ascii_uppercase if c in row))),
-        )
-        for row in rows
-    ]
-    if any(letter and letter != gold for gold, letter in found):
-        return 0
-    return 1 if all(letter for _, letter in found) else None
-
-
-def mmbench_static_lmms(rows: Sequence[Mapping[str, Any]], *, compat: Compat = "upstream") -> dict[str, float]:
-    """`overall`: share of questions (`index` below 1,000,000) of which every copy is right; NaN without any.
-
-    Rows hold `index`, `answer`, `prediction`, `A` to `D`. Source: lmms-eval's evaluator with `static`
-
-    Raises:
-        KeyError: a row without one of its columns.
-    """
-    groups: dict[int, list[bool]] = {row["index"]: [] for row in rows if row["index"] < ROTATION}
-    for row in rows:
-        if (number := row["index"] % ROTATION) in groups:
-            groups[number].append(_static_letter(row) == row["answer"])
-    return {"overall": sum(map(all, groups.values())) / len(groups) if groups else math.nan}
-
-
-def _static_letter(row: Mapping[str, Any]) -> str | bool:
-    options, reply = _options(row, "ABCD"), str(row["prediction"])
-    letter = _listed_letter(reply) or _only_text(reply, options, "ABCD")
-    return letter or mcq_letter_extract(reply, choices=sorted(options) or "ABCDEFGH")
-
-
-def _listed_letter(reply: str) -> str | bool:
-    """The only letter of A to E that is a word, bare or in the first of `FORMS` that has just one."""
-    if NO_REPLY in reply:
-        return False
-    words = set(reply.split())
-    bare = [letter for letter in "ABCDE" if letter in words]
-    if len(bare) == 1 and not ("A" in words and len(reply.split()) > 3):  # an A in a sentence may be the article
-        return bare[0]
-    for form in FORMS:
-        formed = [letter for letter in "ABCDE" if form.format(letter) in words]
-        if len(formed) == 1:
-            return formed[0]
-    return False
+SCORERS = {"vlmevalkit_can_infer": Scorer(vlmevalkit_can_infer, takes("answer", choices="options"), as_answer)}

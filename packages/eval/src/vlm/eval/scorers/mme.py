@@ -1,28 +1,32 @@
-"""MME: yes or no from replies, and the scores of its 14 tasks. Source: the published evaluators"""
+"""MME: yes or no from replies, and the points of its 14 tasks. Source: the published evaluators."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 
-from vlm.core.errors import DataError
+import numpy as np
+
+from vlm.eval.benchmark import Benchmark
+from vlm.eval.measures.rows import Answers, Metric, ResultRow, bounds_of, by_group, plain
+from vlm.eval.measures.stats import Array, ratio
 from vlm.eval.measures.text import Compat
+from vlm.eval.scorers.scorer import Scorer, as_answer, takes
+from vlm.eval.scorers.sets import complete_sets, set_of
 from vlm.eval.scorers.yesno import pope_parse
 
 TASKS = {
     "perception": "existence count position color posters celebrity scene landmark artwork OCR",
     "cognition": "commonsense_reasoning numerical_calculation text_translation code_reasoning",
 }
-PERFECT = 200.0
-"""Points of a task with every reply right: 100 for the replies, 100 for the images."""
-
 WORDS = {"不是": "No", "是": "Yes", "否": "No"}
 CHINESE = re.compile("[\u4e00-\u9fa5]")
 
 
 def mme_post_processing(response: str, *, compat: Compat = "upstream") -> str:
-    """The reply as it is written to the result file: no line breaks, lower case, Chinese yes and no and true and false
-    translated, other Chinese characters removed.
+    """Normalize a reply as for the result file of the published script.
 
-    upstream: the words around a line break grow together. fixed: it becomes a space.
+    Line breaks and Chinese characters are removed, Chinese yes and no and English true and false are translated first;
+    the result is in lower case. upstream: the words around a line break are joined. fixed: it becomes a space.
     """
     response = response.replace("\n", " " if compat == "fixed" else "")
     for word, english in WORDS.items():
@@ -31,7 +35,7 @@ def mme_post_processing(response: str, *, compat: Compat = "upstream") -> str:
 
 
 def mme_parse(pred_ans: str, *, compat: Compat = "upstream") -> str:
-    """`yes`, `no` or `other`.
+    """Read a normalized reply as `yes`, `no` or `other`.
 
     upstream: whichever of yes and no is inside the first four characters (`snow` is no). fixed: by whole words, other
     when the reply says neither or both.
@@ -44,59 +48,65 @@ def mme_parse(pred_ans: str, *, compat: Compat = "upstream") -> str:
 
 
 def mme_reply(response: str, *, compat: Compat = "upstream") -> str:
-    """`yes`, `no` or `other` from a raw reply: `mme_post_processing`, then `mme_parse`."""
+    """Read a raw reply as `yes`, `no` or `other`: `mme_post_processing`, then `mme_parse`."""
     return mme_parse(mme_post_processing(response, compat=compat), compat=compat)
 
 
-def mme_score(files: Mapping[str, Sequence[Sequence[str]]], *, compat: Compat = "upstream") -> dict[str, float]:
-    """Points per task (0 to 200), `perception_total` and `cognition_total`, from rows of image, question, yes or no,
-    and reply; two consecutive rows are one image. Task points: 100 times the share of right replies, plus 100 times
-    the share of images with both right.
+def mme(benchmark: Benchmark, rows: Sequence[ResultRow], compat: Compat) -> list[Metric]:
+    """Return points, not percent: perception (0 to 2000), cognition (0 to 800), each task (0 to 200).
 
-    upstream: a task that is not given counts as perfect (as the golden values were made), and a row that does not read
-    as one line of four columns is skipped. fixed: only given tasks count, a task that is not MME's is refused.
-
-    Raises:
-        AssertionError: a row without its partner, or a reference other than yes or no (as published).
-        ValueError: upstream, for a task in which no reply is yes or no (the published metrics stop there).
-        DataError: fixed, for an unknown task, one without rows, or a row without four columns.
+    Task points are 100 times the share of right rows plus 100 times the share of images (sets) with both right.
     """
-    if compat == "fixed" and (unknown := files.keys() - " ".join(TASKS.values()).split()):
-        raise DataError(f"MME has no tasks {sorted(unknown)}", expected=" ".join(TASKS.values()))
-    scores: dict[str, float] = {}
+    groups = by_group(rows)
+    totals, each = [], []
     for kind, names in TASKS.items():
-        points = {name: task_points(files[name], compat) for name in names.split() if name in files}
-        missing = 0 if compat == "fixed" else len(names.split()) - len(points)
-        scores |= {f"{kind}_total": sum(points.values()) + PERFECT * missing, **points}
-    return scores
+        tasks = names.split()
+        part = Answers([row for row in rows if row["group"] in tasks], compat)
+        part.clusters = [set_of(row) for row in part.rows]
+        columns = _points(part, tasks, [row for row in rows if row["group"] in tasks])
+        missing = [task for i, task in enumerate(tasks) if not columns[:, 4 * i + 3].sum()]
+        points = _task_points(columns.sum(axis=0), len(tasks))
+        each += [
+            Answers(groups.get(task, []), compat).metric(task, None if task in missing else float(value))
+            for task, value in zip(tasks, points, strict=True)
+        ]
+        if missing:
+            totals.append(part.metric(kind, None, note=f"{len(missing)} missing: {', '.join(missing[:5])}"))
+            continue
+        value = float(points.sum())
+        samples = part.bootstrap(columns, partial(_total_points, n_tasks=len(tasks)), seed=0)
+        totals.append(part.metric(kind, value, bounds_of(samples, value, 0)))
+    return [*totals, *each, *plain(rows, compat)[:1]]
 
 
-def task_points(rows: Sequence[Sequence[str]], compat: Compat = "upstream") -> float:
-    """Points of one task, 0 to 200; see `mme_score`."""
-    if compat == "upstream":  # through the text file of the published script
-        lines = re.split(r"\r\n|\r|\n", "".join("\t".join(map(str, row)) + "\n" for row in rows))[:-1]
-        rows = [line.split("\t") for line in lines]
-    right: list[bool] = []
-    readable, whole = False, 0
-    for first in range(0, len(rows), 2):
-        pair = rows[first : first + 2]
-        if len(pair) != 2:
-            raise AssertionError("a row without its partner")
-        image: list[bool] = []
-        for row in pair:
-            if len(row) != 4:
-                if compat == "fixed":
-                    raise DataError(f"a row of {len(row)} columns", expected="image, question, yes or no, reply")
-                continue
-            gold, found = row[2].lower(), mme_parse(row[3], compat=compat)
-            if gold not in ("yes", "no"):
-                raise AssertionError(f"reference {row[2]!r}, expected yes or no")
-            readable |= found != "other"
-            image.append(found == gold)
-        whole += len(image) == 2 and all(image)
-        right += image
-    if compat == "upstream" and not readable:
-        raise ValueError("no reply is yes or no")
-    if not right:
-        raise DataError("a task without rows", expected="two rows per image")
-    return 100 * sum(right) / len(right) + 100 * whole / (len(rows) / 2)
+def _points(answers: Answers, tasks: Sequence[str], rows: Sequence[ResultRow]) -> Array:
+    """Count right rows, rows, images with both right, and images (on the first row of each), [rows, 4 per task]."""
+    columns, seen = np.zeros((len(answers.rows), 4 * len(tasks))), set()
+    whole = complete_sets(rows, answers)
+    for i, (row, value) in enumerate(zip(answers.rows, answers.values, strict=True)):
+        image, start = set_of(row), 4 * tasks.index(row["group"])
+        columns[i, start : start + 2] = value, 1
+        if image in whole and image not in seen:
+            columns[i, start + 2 : start + 4] = whole[image], 1
+            seen.add(image)
+    return columns
+
+
+def _task_points(sums: Array, n_tasks: int) -> Array:
+    """Return hundreds of points, [..., 4 per task] -> [..., tasks]; NaN for a task without rows or images."""
+    points: Array = ratio(sums.reshape(*sums.shape[:-1], n_tasks, 2, 2)).sum(axis=-1)
+    return points
+
+
+def _total_points(sums: Array, n_tasks: int) -> Array:
+    """Return hundreds of points of all tasks together, [..., 4 per task] -> [...]."""
+    total: Array = _task_points(sums, n_tasks).sum(axis=-1)
+    return total
+
+
+SCORERS = {
+    "mme_parse": Scorer(mme_parse),
+    "mme_post_processing": Scorer(mme_post_processing),
+    "mme_reply": Scorer(mme_reply, takes("response"), as_answer),
+}
+AGGREGATES = {"mme": mme}

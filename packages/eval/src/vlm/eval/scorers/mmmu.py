@@ -1,16 +1,18 @@
-"""MMMU: letters and open answers from replies, and accuracies by subject. Source: the published evaluators"""
+"""MMMU: letters and open answers from replies, and accuracies by subject. Source: the published evaluators."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
-from string import ascii_uppercase
 from typing import Any
 
+from vlm.eval.benchmark import Benchmark
+from vlm.eval.measures.rows import Answers, Metric, ResultRow, plain
 from vlm.eval.measures.text import Compat
 from vlm.eval.scorers.choice import option_post_process, read_letter
+from vlm.eval.scorers.scorer import Scorer, by_fields, takes
 
 RANDOM = "__RANDOM__"
-"""Stands for the published parser's random choice among the options."""
+"""In the place of the published parser's random choice among the options."""
 
 DOMAINS = {
     "Art and Design": "Art Art_Theory Design Music",
@@ -29,15 +31,14 @@ NUMBERS = (
     re.compile(r"-?\d+(?:\.\d+)?e[+-]?\d+"),
     re.compile(r"-?(?:\d*\.\d+|\d+\b)(?!e[+-]?\d)(?![,\d])"),
 )
-LETTERS = dict.fromkeys(ascii_uppercase[:13], "")
 
 
 def mmmu_multi_choice_parse(
     response: str, all_choices: Sequence[str], index2ans: Mapping[str, str], *, compat: Compat = "upstream"
 ) -> str:
-    """The letter of the last mention: `(A)`, else ` A `, else, in replies of more than five words, an option's text.
+    """Return the letter of the last mention: `(A)`, else ` A `, else, in more than five words, an option's text.
 
-    Shipped with MMMU, not called by its published scripts. Nothing mentioned: upstream `RANDOM`; fixed: `read_letter`,
+    Part of MMMU, but not called by its published scripts. Nothing mentioned: upstream `RANDOM`; fixed: `read_letter`,
     which may be "".
     """
     reply = response
@@ -56,10 +57,10 @@ def mmmu_multi_choice_parse(
 
 
 def mmmu_open_parse(response: str, *, compat: Compat = "upstream") -> list[float | str]:
-    """What a reply to an open question may say: numbers (two decimals), then texts, both by spelling, none twice.
+    """List what a reply to an open question may say: numbers (two decimals), then texts, sorted and without repeats.
 
-    Of each line the shortest tail after a cue word, and every number in those tails; without any, of the whole reply.
-    The same in both modes (`.5` loses its point to the clean-up of final periods).
+    These are the shortest tail after a cue word of each line, and every number in the tails; without a tail, those of
+    the whole reply. The same in both modes (`.5` loses its point with the final periods).
     """
     reply = response.strip().strip(".").lower()
     lines = reply.split("\n")
@@ -78,7 +79,7 @@ def mmmu_open_parse(response: str, *, compat: Compat = "upstream") -> list[float
 
 
 def _normal(text: str) -> list[float | str]:
-    """A number to two decimals, else the text in lower case; one letter is padded, or it would be in every word."""
+    """Return a number to two decimals, else the text in lower case; one letter is padded: it is in too many words."""
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]
@@ -88,7 +89,7 @@ def _normal(text: str) -> list[float | str]:
 
 
 def mmmu_open_eval(gold: str | Sequence[str], response: str, *, compat: Compat = "upstream") -> bool:
-    """Whether a reference equals a number of the reply or is inside one of its texts; the same in both modes."""
+    """Return whether a reference equals a number of the reply, or is inside one of its texts, in both modes."""
     answers = [part for answer in ([gold] if isinstance(gold, str) else gold) for part in _normal(answer)]
     for part in mmmu_open_parse(response):
         if isinstance(part, float):
@@ -107,8 +108,9 @@ def mmmu_item(
     *,
     compat: Compat = "upstream",
 ) -> dict[str, Any]:
-    """`extracted` and `score` (0 or 1) of one raw reply, as the published scripts chain their steps: a letter by
-    `option_post_process`, all but multiple choice by `mmmu_open_eval`.
+    """Return what was `extracted` from a raw reply, and its `score`, 0 or 1.
+
+    As the published scripts chain their steps: letters by `option_post_process`, all else by `mmmu_open_eval`.
 
     Raises:
         IndexError: upstream, for an empty reply to options (as published).
@@ -120,52 +122,21 @@ def mmmu_item(
     return {"extracted": letter, "score": int(right)}
 
 
-def mmmu_main_eval(
-    outputs: Mapping[str, str], answers: Mapping[str, Mapping[str, Any]], *, compat: Compat = "upstream"
-) -> dict[str, dict[str, float]]:
-    """`num` and `acc` (0..1, three decimals) per subject, per domain (`Overall-...`) and `Overall`, by id.
-
-    Ids are like `validation_Art_Theory_1`; `answers` holds `question_type` and `ground_truth` (one or a list). A letter
-    must be equal, all else goes through `mmmu_open_eval`. upstream: only ids in `outputs` count. fixed: every id of
-    `answers` counts, a missing or empty reply is wrong, and letters are read by `read_letter`.
-
-    Raises:
-        KeyError: a reply to a question that is not in `answers`.
-    """
-    known = {subject for names in DOMAINS.values() for subject in names.split()}
-    marked = {_subject(key) for key in answers}
-    if compat == "fixed":
-        outputs = dict.fromkeys(answers, "") | dict(outputs)
-    right: dict[str, list[bool]] = {}
-    for key, reply in outputs.items():
-        if (subject := _subject(key)) in known & marked:
-            right.setdefault(subject, []).append(_right(reply, answers[key], compat))
-    found: dict[str, dict[str, float]] = {}
-    for domain, names in DOMAINS.items():
-        inside = {name: right[name] for name in names.split() if name in right}
-        found[f"Overall-{domain}"] = _accuracy(inside.values())
-        found |= {name: _accuracy([values]) for name, values in inside.items()}
-    return found | {"Overall": _accuracy(right[name] for name in sorted(right))}
+def mmmu(benchmark: Benchmark, rows: Sequence[ResultRow], compat: Compat) -> list[Metric]:
+    """Return the accuracy over all questions, per domain, and per subject (the groups)."""
+    overall, *subjects = plain(rows, compat)
+    domains = {name: [row for row in rows if row["group"] in names.split()] for name, names in DOMAINS.items()}
+    return [overall, *[Answers(part, compat).mean(f"accuracy/{name}") for name, part in domains.items()], *subjects]
 
 
-def _subject(key: str) -> str:
-    return "_".join(key.split("_")[1:-1])
-
-
-def _right(reply: str, answer: Mapping[str, Any], compat: Compat) -> bool:
-    gold = answer["ground_truth"]
-    if compat == "fixed" and not reply.strip():
-        return False
-    if answer["question_type"] != "multiple-choice":
-        return mmmu_open_eval(gold, reply, compat=compat)
-    letter = read_letter(reply, LETTERS) if compat == "fixed" else reply
-    return letter in gold if isinstance(gold, list) else letter == gold
-
-
-def _accuracy(subjects: Iterable[Sequence[bool]]) -> dict[str, float]:
-    """Weighted by the number of questions, through the subjects' own shares as published (it can move a rounding)."""
-    n, total = 0, 0.0
-    for values in subjects:
-        n += len(values)
-        total += sum(values) / len(values) * len(values)
-    return {"num": n, "acc": round(total / n, 3) if n else 0}
+SCORERS = {
+    "mmmu_item": Scorer(
+        mmmu_item,
+        takes("response", "ground_truth", question_type="question_type", options="options"),
+        by_fields("score", "extracted"),
+    ),
+    "mmmu_multi_choice_parse": Scorer(mmmu_multi_choice_parse),
+    "mmmu_open_eval": Scorer(mmmu_open_eval),
+    "mmmu_open_parse": Scorer(mmmu_open_parse),
+}
+AGGREGATES = {"mmmu": mmmu}

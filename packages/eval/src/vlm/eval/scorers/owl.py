@@ -1,8 +1,10 @@
 """Long-VQA's first evaluator: equality, relaxed accuracy, containment, ANLS, box overlap, BLEU-4.
 
-Rows are `{"id", "le", "pr", "an"}`: reply and reference (a text or a list of texts). Scores are percent over all rows.
-Both sides lose line breaks and one final period first. In `fixed` mode an empty or missing reply is wrong, and no rows
-give None instead of an error.
+Rows are `{"id", "le", "pr", "an"}`: `pr` is the reply, `an` the reference, a text or a list of texts. Line breaks and
+one final period are removed from both sides first. Scores are percent over all rows. In `fixed` mode an empty or
+missing reply is wrong, and no rows give None instead of an error. Source: the published evaluator.
+
+    owl_racc([{"id": "1", "le": 0, "pr": "95", "an": "100"}])            # 100.0: within 5 %
 """
 
 from collections.abc import Callable, Sequence
@@ -13,22 +15,23 @@ from rapidfuzz.distance import Levenshtein
 
 from vlm.eval.measures.bleu import bleu4, bleu_counts
 from vlm.eval.measures.text import Compat, has_words
+from vlm.eval.scorers.scorer import Scorer
 
 Rows = Sequence[dict[str, Any]]
 
 
 def tidy(text: str) -> str:
-    """Without line breaks, outer spaces and one final period. Source: the published evaluator."""
+    """Remove line breaks, outer spaces and one final period."""
     return text.replace("\n", "").strip().removesuffix(".")
 
 
 def reply_of(row: dict[str, Any], compat: Compat) -> str:
-    """The tidied reply; in fixed mode a missing one is empty."""
+    """Return the tidied reply; in fixed mode a missing one is empty."""
     return tidy(row["pr"] or "" if compat == "fixed" else row["pr"])
 
 
 def references_of(row: dict[str, Any]) -> list[str]:
-    """The tidied references."""
+    """Return the tidied references."""
     return [tidy(text) for text in (row["an"] if isinstance(row["an"], list) else [row["an"]])]
 
 
@@ -44,16 +47,16 @@ def _percent(
 
 
 def owl_eacc(rows: Rows, *, compat: Compat = "upstream") -> float | None:
-    """Equal texts. Source: the published evaluator.
+    """Score equal texts.
 
     Raises:
-        ZeroDivisionError: no rows (upstream; of all scorers here but BLEU-4 and IoU).
+        ZeroDivisionError: No rows (upstream; as all scorers here but BLEU-4 and IoU).
     """
     return _percent(rows, lambda reply, reference: float(reply == reference), compat)
 
 
 def owl_racc(rows: Rows, *, compat: Compat = "upstream") -> float | None:
-    """Non-zero numbers within 5 % of the reference, else texts equal but for case. Source: the published evaluator."""
+    """Score numbers other than 0 within 5 % of the reference, else texts that are equal but for case."""
     return _percent(rows, _relaxed, compat)
 
 
@@ -70,7 +73,7 @@ def _number(text: str) -> float | None:
 
 
 def owl_cacc(rows: Rows, *, compat: Compat = "upstream") -> float | None:
-    """The reference as whole words of the reply, Latin letters and digits only. Source: the published evaluator."""
+    """Score replies with the reference as whole words, Latin letters and digits only."""
     return _percent(
         rows,
         lambda reply, reference: float(has_words(reply, reference)),
@@ -80,10 +83,10 @@ def owl_cacc(rows: Rows, *, compat: Compat = "upstream") -> float | None:
 
 
 def owl_anls(rows: Rows, *, compat: Compat = "upstream") -> float | None:
-    """1 - edit distance / longer length, 0 from one half on, in lower case. Source: the published evaluator.
+    """Score 1 - edit distance / longer length, 0 from one half on, in lower case.
 
     Raises:
-        ZeroDivisionError: a reply and its reference are both empty (upstream).
+        ZeroDivisionError: A reply and its reference are both empty (upstream).
     """
     return _percent(rows, _similarity, compat, clean=str.lower)
 
@@ -94,7 +97,7 @@ def _similarity(reply: str, reference: str) -> float:
 
 
 def owl_iou(target: Sequence[float], prediction: Sequence[float], *, compat: Compat = "upstream") -> float:
-    """1 if the boxes [x1, y1, x2, y2] overlap by half of their union. Source: the published evaluator.
+    """Return 1 if the boxes [x1, y1, x2, y2] overlap by half of their union, else 0.
 
     upstream: boxes apart on *both* axes have a positive product of two negative overlaps, and can score 1. fixed: they
     do not overlap.
@@ -110,8 +113,18 @@ def owl_iou(target: Sequence[float], prediction: Sequence[float], *, compat: Com
 
 
 def owl_bleu4(rows: Rows, *, compat: Compat = "upstream") -> float | None:
-    """Corpus BLEU-4 x 100 of Penn Treebank tokens; an empty reply adds no match. Source: the published evaluator."""
+    """Return BLEU-4 x 100 of the rows as one corpus of Penn Treebank tokens; an empty reply adds no match."""
     if compat == "fixed" and not rows:
         return None
     counts = bleu_counts([reply_of(row, compat) for row in rows], [references_of(row) for row in rows])
     return 100.0 * bleu4(counts.sum(axis=0))
+
+
+SCORERS = {
+    "owl_anls": Scorer(owl_anls),
+    "owl_bleu4": Scorer(owl_bleu4),
+    "owl_cacc": Scorer(owl_cacc),
+    "owl_eacc": Scorer(owl_eacc),
+    "owl_iou": Scorer(owl_iou),
+    "owl_racc": Scorer(owl_racc),
+}

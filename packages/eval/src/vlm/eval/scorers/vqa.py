@@ -1,14 +1,19 @@
-"""Open answers: exact match, relaxed accuracy (ChartQA), ANLS (DocVQA, InfoVQA), VQA accuracy, exact word match.
+"""Open answers: exact match, relaxed accuracy (ChartQA), ANLS (DocVQA, InfoVQA), VQA accuracy, one exact word.
 
-Every scorer returns 0..1. In `fixed` mode an empty prediction is always wrong.
+Every scorer returns 0 to 1. In `fixed` mode an empty prediction is always wrong.
+
+    anls("a cats", ["a cat", "the cat"])                       # 0.833: one edit in six characters
 """
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
+from vlm.eval.loaders.common import Item
 from vlm.eval.measures.text import Compat, vqa_normalize
+from vlm.eval.scorers.scorer import Scorer, takes
 
 
 def _all(references: str | Sequence[str]) -> list[str]:
@@ -16,7 +21,7 @@ def _all(references: str | Sequence[str]) -> list[str]:
 
 
 def exact_match_accuracy(prediction: str, annotation: str | Sequence[str], *, compat: Compat = "upstream") -> float:
-    """1 if the stripped, lower-case texts are equal, best over references. Source: the published evaluators"""
+    """Return 1 if the stripped, lower-case texts are equal, best over references. Source: the published evaluators."""
     found = prediction.strip().lower()
     if compat == "fixed" and not found:
         return 0.0
@@ -24,10 +29,10 @@ def exact_match_accuracy(prediction: str, annotation: str | Sequence[str], *, co
 
 
 def relaxed_accuracy(prediction: str, annotation: str | Sequence[str], *, compat: Compat = "upstream") -> float:
-    """1 if two numbers differ by at most 5 %, or other texts are equal but for case; best over references.
+    """Return 1 if numbers differ by at most 5 %, or other texts are equal but for case; best over references.
 
-    upstream: 5 % of the *prediction* (published argument mix-up), references unstripped. fixed: 5 % of the reference.
-    Source: the published evaluators
+    upstream: 5 % of the *prediction* (arguments mixed up, as published), references not stripped. fixed: 5 % of the
+    reference. Source: the published evaluators.
     """
     found = prediction.strip()
     if compat == "fixed":
@@ -50,10 +55,10 @@ def _number(value: str) -> float | None:
 
 
 def anls(prediction: str, answers: Sequence[str], *, compat: Compat = "upstream") -> float:
-    """1 - edit distance / length, 0 below one half; best over references.
+    """Return 1 - edit distance / length, 0 below one half; best over references.
 
-    Distances are between stripped, lower-case, space-collapsed texts, lengths those of the raw upper-cased ones.
-    Source: the published evaluators (the published rule is kept; fixed only adds the empty prediction).
+    Distances are between stripped, lower-case texts with single spaces; lengths are of the raw texts in upper case.
+    Source: the published evaluators. fixed differs for the empty prediction only.
     """
     if compat == "fixed" and not prediction.strip():
         return 0.0
@@ -68,12 +73,12 @@ def anls(prediction: str, answers: Sequence[str], *, compat: Compat = "upstream"
 
 
 def evalai_normalizer(text: str, *, compat: Compat = "upstream") -> str:
-    """The VQA answer clean-up, the same in both modes. Source: the published evaluators"""
+    """Normalize an answer as VQA does, the same in both modes. Source: the published evaluators."""
     return vqa_normalize(text)
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str], *, compat: Compat = "upstream") -> float:
-    """Mean over references of min(1, matches among the others / 3). Source: the published evaluators
+    """Return the mean over references of min(1, matches among the others / 3). Source: the published evaluators.
 
     Raises:
         AssertionError: upstream, for any other number of references than ten (as published).
@@ -87,7 +92,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], *, compat: Compat = "u
 
 
 def leave_one_out(found: str, references: Sequence[str]) -> float:
-    """Mean over references of min(1, matches of `found` among the others / 3); with one reference 0 or 1."""
+    """Return the mean over references of min(1, matches of `found` among the others / 3); with one reference 0 or 1."""
     same = Counter(references)[found]
     if len(references) == 1 or same == 0:
         return float(same)
@@ -96,6 +101,20 @@ def leave_one_out(found: str, references: Sequence[str]) -> float:
 
 
 def word_match(prediction: str, annotation: str, *, compat: Compat = "upstream") -> float:
-    """1 if the reply is the reference word and nothing else; case and surrounding punctuation aside. Source: ours."""
+    """Return 1 if the reply is just the reference, without case and surrounding punctuation. Source: ours."""
     found = prediction.strip().strip(".,;:!?\"'*()").lower()
     return float(bool(found) and found == annotation.strip().lower())
+
+
+def _references(item: Item, completion: str) -> dict[str, Any]:
+    return {"prediction": completion, "answers": item.gold if isinstance(item.gold, list) else [item.gold]}
+
+
+SCORERS = {
+    "anls": Scorer(anls, _references),
+    "evalai_normalizer": Scorer(evalai_normalizer),
+    "exact_match_accuracy": Scorer(exact_match_accuracy, takes("prediction", "annotation")),
+    "relaxed_accuracy": Scorer(relaxed_accuracy, takes("prediction", "annotation")),
+    "vqa_accuracy": Scorer(vqa_accuracy, _references),
+    "word_match": Scorer(word_match, takes("prediction", "annotation")),
+}
