@@ -98,9 +98,9 @@ def test_what_a_person_must_fetch_is_said_after_the_rest_is_here_and_the_next_st
 def test_of_several_downloads_the_others_go_on_and_the_failed_are_named_at_the_end(vlm):
     plan = vlm("download", "gone", "hand", "hubby", "tiny", "--dry-run", *vlm.catalogue)
     assert plan.stdout.splitlines()[-5:] == [
-        "in sum: 1.3 kB for 3 downloads",
+        "total: 1.3 kB for 3 downloads",
         "and of unknown size: gone, hubby",
-        "licence CC0: gone, hand, hubby, tiny",
+        "license CC0: gone, hand, hubby, tiny",
         "by hand: hand",
         "not pinned, one at a time with --revision: hubby",
     ]

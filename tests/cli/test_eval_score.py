@@ -114,7 +114,7 @@ def test_the_installed_command_scores_a_file(home: Path) -> None:
     words = [sys.executable, "-m", "vlm.cli.main", "eval", "score", "pope", str(path), "--mini"]
     done = subprocess.run(words, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
-    assert "recognised as: LLaVA answers" in done.stdout and "100.0" in done.stdout
+    assert "recognized as: LLaVA answers" in done.stdout and "100.0" in done.stdout
     folder = home / "runs" / "eval" / "imported-answers" / "POPE" / "imported"
     assert {path.name for path in folder.iterdir()} >= {"results.jsonl", "summary.json", "run.json"}
     words = [*words[:5], "pope", str(home / "none.jsonl"), "--mini"]

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from vlm.cli.commands.eval_model import make_judge as _judge
+from vlm.cli.backends import make_judge as _judge
+from vlm.cli.options import JudgeOptions
 from vlm.core.errors import ConfigError
 from vlm.eval.backends.judge import PATIENCE, Judge, Verdict, judge_all, judge_reply, judge_summary
 from vlm.eval.benchmark import Benchmark, JudgeRule, load_benchmark
@@ -141,7 +142,7 @@ def test_without_a_judge_there_is_no_grade_and_mathvista_names_its_rule() -> Non
     with pytest.raises(ConfigError, match="has no judge"):
         judge_reply(load_benchmark("POPE"), vet(), "x", None)
     with pytest.raises(ConfigError, match="half a judge"):
-        _judge("http://localhost:1/v1", None, "VLM_JUDGE_KEY", Path())
+        _judge(JudgeOptions("http://localhost:1/v1", None, "VLM_JUDGE_KEY"), Path())
     with pytest.raises(ConfigError, match="judge endpoint 'localhost:1'"):
         Judge("localhost:1", "m", cache=Path())
 

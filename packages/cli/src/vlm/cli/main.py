@@ -11,36 +11,37 @@ from typer.core import TyperCommand, TyperGroup
 from vlm.core.errors import UnknownName, VlmError
 
 VERBS = {
-    "doctor": "What this machine has, and which kernels will really run.",
-    "list": "Recipes, benchmarks, datasets and weights, with their local state.",
+    "doctor": "Show what this machine has, and which kernels will run.",
+    "list": "List recipes, benchmarks, datasets and weights, with their local state.",
     "download": "Fetch weights, datasets and benchmarks into the published folder trees.",
-    "data": "Organise, check, build and preview datasets.",
+    "data": "Organize, check, build and preview datasets.",
     "weights": "Make, inspect and convert checkpoints.",
     "recipe": "Show, validate and verify training recipes.",
-    "plan": "What a recipe costs, before anything is loaded.",
-    "train": "Train one stage from a recipe; the same command resumes.",
-    "launch": "Train on several GPUs or nodes: prints and runs the srun or torchrun line.",
-    "eval": "Evaluate a model on benchmarks; the same command resumes.",
-    "diff": "Which samples moved between two evaluations, and why.",
-    "report": "One self-contained page from training runs and evaluations.",
-    "reproduce": "A published system from weights to report through the DAG, or what it would take.",
+    "plan": "Predict what a recipe costs, before anything is loaded.",
+    "train": "Train one stage from a recipe; rerun to resume.",
+    "launch": "Train on several GPUs or nodes: print and run the srun or torchrun line.",
+    "eval": "Evaluate a model on benchmarks; rerun to resume.",
+    "diff": "Show which samples moved between two evaluations, and why.",
+    "report": "Write one self-contained page from training runs and evaluations.",
+    "reproduce": "Run a published system from weights to report through the DAG, or show what it takes.",
     "chat": "Talk to a model about images and videos.",
 }
 """Verb -> one line of help. `vlm.cli.commands.<verb>` holds an `app` (Typer); the file is imported when used."""
 
 
 class LazyGroup(TyperGroup):
-    """A group that lists its verbs from VERBS and imports a verb's module only when that verb runs."""
+    """A group that lists its verbs from VERBS and imports a verb's module when that verb runs."""
 
     def list_commands(self, ctx: Any) -> list[str]:
+        """Return the verbs in the order of VERBS."""
         return list(VERBS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Name and help of a verb, for listings and completion; nothing is imported."""
+        """Return name and help of a verb, for listings and completion; import nothing."""
         return TyperCommand(cmd_name, help=VERBS[cmd_name]) if cmd_name in VERBS else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The verb that was typed, imported. Raises UnknownName with the nearest verbs."""
+        """Import the verb that was typed. Raises UnknownName with the nearest verbs."""
         name, *rest = args
         if name.startswith("-"):
             return super().resolve_command(ctx, args)
@@ -71,7 +72,7 @@ def root() -> None:
 
 
 def main() -> None:
-    """Run the command; errors a user can mend print without a traceback and set the documented exit code."""
+    """Run the command. Errors that a user can fix print without a traceback and set the documented exit code."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # busy-waiting threads cost 3-4x on shared cores
     try:
         app()
@@ -81,8 +82,8 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:  # Typer makes a silent 130 of Ctrl-C
             raise
-        if "VLM_LAUNCHER" not in os.environ:  # `vlm train --processes` says it for its ranks
-            typer.secho("stopped by Ctrl-C; the same command goes on from here", fg="yellow", err=True)
+        if "VLM_LAUNCHER" not in os.environ:  # `vlm train --processes` prints it for its ranks
+            typer.secho("stopped by Ctrl-C; rerun the same command to continue", fg="yellow", err=True)
         sys.exit(130)
 
 

@@ -1,12 +1,16 @@
 """`vlm chat`: talk to a model about images and videos."""
 
 import shlex
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlm.cli.find import find_model
+from vlm.cli.options import Placement, grouped
 from vlm.core.errors import ConfigError, VlmError
 
 if TYPE_CHECKING:
@@ -27,7 +31,9 @@ PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 @app.command()
+@grouped
 def chat(
+    placement: Placement,
     words: Annotated[
         list[str] | None,
         typer.Argument(
@@ -50,21 +56,11 @@ def chat(
     ] = False,
     max_tiles: Annotated[int | None, typer.Option(help="Tiles per picture. Default: the checkpoint's.")] = None,
     frames: Annotated[int, typer.Option(help="Frames taken from a video.")] = 8,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …, or map: layers over all GPUs.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, float64, or auto: as stored.")] = "float32",
-    quantize: Annotated[
-        str | None, typer.Option(metavar="8bit|4bit", help="Language model's linear layers alone (extra `quant`).")
-    ] = None,
-    offload: Annotated[
-        str | None, typer.Option(metavar="cpu|disk", help="Where the language model's layers wait for their turn.")
-    ] = None,
 ) -> None:
     """Ask one question about files, or open a conversation.
 
     vlm chat cat.png "What is in the picture?"
     """
-    from vlm.cli.commands.eval import find_model
-
     files, question = split_words(words or [])
     drawing: dict[str, Any] = {"top_p": top_p, "seed": seed}
     if temperature == 0 and (idle := [f"--{k.replace('_', '-')}" for k, v in drawing.items() if v is not None]):
@@ -73,28 +69,25 @@ def chat(
     if temperature > 0:
         drawn = {k: v for k, v in drawing.items() if v is not None}
         settings |= {"do_sample": True, "temperature": temperature, "seed": 0, **drawn}
-    session = load(
+    session = load_session(
         find_model(model),
         strides=read_stride(stride),
         system=system,
         combine=combine,
         max_tiles=max_tiles,
         frames=frames,
-        device=device,
-        dtype=dtype,
-        quantize=quantize,
-        offload=offload,
+        **asdict(placement),
     )
     images = [f for f in files if f.suffix.lower() not in VIDEOS]
     videos = [f for f in files if f.suffix.lower() in VIDEOS]
     if question is not None:
         say(session, question, images, videos, settings)
     else:
-        Shell(session, settings, images, videos).run()
+        ChatShell(session, settings, images, videos).run()
 
 
 def split_words(words: list[str]) -> tuple[list[Path], str | None]:
-    """Files and the question, None when there is none.
+    """Split the words of the command line into files and the question (None when there is none).
 
     Raises:
         ConfigError: an empty question, or a file that does not exist.
@@ -113,7 +106,7 @@ def split_words(words: list[str]) -> tuple[list[Path], str | None]:
 
 
 def read_stride(value: str | None) -> float | str | None:
-    """The `--stride` option: None -> the checkpoint's own, "none" -> plain counting. Raises ConfigError."""
+    """Read the `--stride` option: None is the checkpoint's own, "none" is plain counting. Raises ConfigError."""
     if value is None:
         return "model"
     try:
@@ -122,8 +115,8 @@ def read_stride(value: str | None) -> float | str | None:
         raise ConfigError(f"--stride {value}", expected="positions per tile above 0, or `none`") from error
 
 
-def load(path: Path, **settings: Any) -> "ChatSession":
-    """A session, with progress on a terminal's standard error while torch is imported and the weights are read."""
+def load_session(path: Path, **settings: Any) -> "ChatSession":
+    """Load a session, with progress on standard error while torch is imported and the weights are read."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
@@ -136,20 +129,22 @@ def load(path: Path, **settings: Any) -> "ChatSession":
         return ChatSession(path, progress=lambda done, total: bar.update(task, completed=done, total=total), **settings)
 
 
-def say(session: "ChatSession", question: str, images: list[Path], videos: list[Path], settings: dict) -> None:
+def say(
+    session: "ChatSession", question: str, images: list[Path], videos: list[Path], settings: dict[str, Any]
+) -> None:
     """Print an answer as it is made."""
     for piece in session.stream(question, images=images, videos=videos, **settings):
         typer.echo(piece, nl=False)
     typer.echo()
 
 
-class Shell:
-    """The interactive conversation. A mistake is told and the conversation goes on."""
+class ChatShell:
+    """The interactive conversation. A mistake prints an error, and the conversation continues."""
 
     def __init__(self, session: "ChatSession", settings: dict[str, Any], images: list[Path], videos: list[Path]):
         self.session, self.settings = session, settings
         self.images, self.videos = list(images), list(videos)
-        self.commands = {
+        self.commands: dict[str, Callable[[str], None]] = {
             "/image": self.add_images,
             "/video": self.add_video,
             "/history": self.show_history,
@@ -172,7 +167,7 @@ class Shell:
                 lines()
 
     def read(self) -> str:
-        """The next line; "/quit" at the end of input. Ctrl-C drops a line that is being typed."""
+        """Read the next line; "/quit" at the end of input. Ctrl-C drops a line that is being typed."""
         while True:
             try:
                 return input("> ").strip()
@@ -183,7 +178,7 @@ class Shell:
                 typer.echo()
 
     def answer(self, line: str) -> None:
-        """Obey a command or put a question."""
+        """Run a command or ask a question."""
         command, _, rest = line.partition(" ")
         try:
             if command.startswith("/"):
@@ -199,14 +194,16 @@ class Shell:
             typer.secho("\n(stopped; this turn is not in the conversation)", fg="yellow", err=True)
 
     def add_images(self, rest: str) -> None:
+        """Add pictures to the next question."""
         from vlm.core.sample.media import load_image
 
         paths = file_names(rest, "/image FILE...")
-        for path in paths:  # a broken file is told now, not at the question
+        for path in paths:  # a broken file fails now, not at the question
             load_image(path)
         self.images += paths
 
     def add_video(self, rest: str) -> None:
+        """Add a video to the next question."""
         from vlm.core.sample.media import load_video
 
         paths = file_names(rest, "/video FILE")
@@ -215,6 +212,7 @@ class Shell:
         self.videos += paths
 
     def show_history(self, _: str) -> None:
+        """Print the conversation."""
         for message in self.session.history:
             shown = "".join(
                 part["text"] if part["type"] == "text" else f"[{' + '.join(part.get('together', [part['path']]))}]"
@@ -223,10 +221,12 @@ class Shell:
             typer.echo(f"{message['role']}: {shown}")
 
     def reset(self, _: str) -> None:
+        """Forget the conversation and the added files."""
         self.session.reset()
         self.images, self.videos = [], []
 
     def save(self, rest: str) -> None:
+        """Write the conversation as JSON."""
         from vlm.core.home import write_json
 
         (path,) = file_names(rest, "/save FILE")[:1]
@@ -238,7 +238,7 @@ class Shell:
 
 
 def file_names(rest: str, usage: str) -> list[Path]:
-    """The file names behind a command, quoted where they hold blanks. A name that exists as a whole needs no quotes."""
+    """Return the file names after a command; names with blanks are quoted unless the whole text is one name."""
     if rest and Path(rest).exists():
         return [Path(rest)]
     try:
@@ -251,7 +251,7 @@ def file_names(rest: str, usage: str) -> list[Path]:
 
 
 def line_editing(file: Path) -> Any:
-    """Arrow keys and a history over sessions, where Python has readline; returns what writes the history, or None."""
+    """Turn on arrow keys and a history over sessions where Python has readline; return what writes it, or None."""
     try:
         import readline
     except ImportError:

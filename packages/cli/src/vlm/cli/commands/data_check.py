@@ -1,4 +1,4 @@
-"""`vlm data check` and `vlm data ledger`: what a data set costs before training, and what a run left out."""
+"""`vlm data check` and `vlm data ledger`: what a data set costs before training, and what a run did not use."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def check(
     png: Annotated[Path | None, typer.Option(help="The histogram of tokens.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
 ) -> None:
-    """What every sample costs and what would be lost, from image headers alone. Exit 3 if a sample cannot be used.
+    """Count what every sample costs and would lose, from image headers alone. Exit 3 if a sample cannot be used.
 
     Example: vlm data check quickstart-v2pe-sft --json check.json --png tokens.png
     """
@@ -42,15 +42,15 @@ def check(
     from vlm.core.errors import DataError
     from vlm.core.home import resolve, write_atomic
 
-    rules, sources = plan(what, model, preset, tokenizer, root, max_length, strides, run)
+    rules, sources = rules_and_sources(what, model, preset, tokenizer, root, max_length, strides, run)
     began = time.perf_counter()
     report = collect(rules, sources, check_sources(rules, sources, workers))
     report.seconds = time.perf_counter() - began
-    show(report)
+    show_report(report)
     if json_out:
         write_atomic(resolve(json_out), json.dumps(report.as_dict(), ensure_ascii=False) + "\n")
     if png:
-        draw(report, resolve(png))
+        draw_histogram(report, resolve(png))
     if report.errors:
         facts = report.as_dict(samples=False)
         raise DataError(
@@ -60,7 +60,7 @@ def check(
         )
 
 
-def plan(
+def rules_and_sources(
     what: str,
     model: str | None,
     preset: str | None,
@@ -70,7 +70,7 @@ def plan(
     strides: list[float] | None,
     run: str | None,
 ) -> "tuple[Rules, list[Source]]":
-    """Rules and sources of a recipe or of a file."""
+    """Return the counting rules and the sources of a recipe or of a file."""
     from vlm.core.check.check import Source
     from vlm.core.errors import ConfigError
     from vlm.core.home import resolve
@@ -88,7 +88,7 @@ def plan(
         recipe = load_recipe(what, run=run)
         sources = [Source(d.name, resolve(d.file), resolve(root or d.root), d.repeat) for d in recipe.data]
         max_length = max_length or recipe.max_length
-    spec, folder = find_model(recipe, model, preset)
+    spec, folder = find_spec(recipe, model, preset)
     if folder is None and tokenizer is None:
         raise ConfigError("no tokenizer to count with", expected="--model CHECKPOINT, or --preset with --tokenizer")
     wanted: tuple[float | None, ...] = tuple(strides or ())
@@ -111,8 +111,8 @@ def plan(
     return rules, sources
 
 
-def find_model(recipe: "Recipe | None", model: str | None, preset: str | None) -> "tuple[ModelSpec, Path | None]":
-    """Spec and folder of a model: --model, --preset, the recipe's start, or where that is not here, its preset."""
+def find_spec(recipe: "Recipe | None", model: str | None, preset: str | None) -> "tuple[ModelSpec, Path | None]":
+    """Return spec and folder of a model: --model, --preset, the recipe's start, or its preset where that is missing."""
     from vlm.core.errors import CheckpointError, ConfigError
     from vlm.core.home import pretrained
     from vlm.models.specs import load_preset
@@ -122,18 +122,18 @@ def find_model(recipe: "Recipe | None", model: str | None, preset: str | None) -
     if preset:
         return load_preset(preset), None
     if model:
-        return checkpoint(model)
+        return read_checkpoint(model)
     if recipe is None:
         raise ConfigError("a file alone has no image rule", expected="--model CHECKPOINT or --preset NAME")
     try:
-        return checkpoint(recipe.model.start)
+        return read_checkpoint(recipe.model.start)
     except CheckpointError:
         folder = pretrained() / recipe.model.preset
         return load_preset(recipe.model.preset), folder if folder.is_dir() else None
 
 
-def checkpoint(name: str) -> "tuple[ModelSpec, Path]":
-    """Spec and folder of a checkpoint. Our own layout is read without torch, published ones with the models' reader."""
+def read_checkpoint(name: str) -> "tuple[ModelSpec, Path]":
+    """Return spec and folder of a checkpoint. Our own layout is read without torch."""
     from vlm.core.config import parse
     from vlm.models.checkpoint.locate import find_checkpoint, read_config
     from vlm.models.specs import ModelSpec
@@ -147,8 +147,8 @@ def checkpoint(name: str) -> "tuple[ModelSpec, Path]":
     return read_layout(folder).spec, folder
 
 
-def show(report: "Report") -> None:
-    """Tables and a histogram on the terminal."""
+def show_report(report: "Report") -> None:
+    """Print tables and a histogram."""
     from rich.table import Table
 
     from vlm.cli.show.plan import console
@@ -184,9 +184,9 @@ def show(report: "Report") -> None:
         table = Table("fault", "samples", "", "for example", title="faults", title_justify="left")
         for kind, n in facts["faults"].items():
             first = next(f for f in report.faults if f.kind == kind)
-            colour = "red" if kind in ERRORS else "yellow"
+            color = "red" if kind in ERRORS else "yellow"
             where = f"{first.source}:{first.line}: {first.message}"
-            table.add_row(f"[{colour}]{kind}", f"{n:,}", {**ERRORS, **WARNINGS}[kind], where)
+            table.add_row(f"[{color}]{kind}", f"{n:,}", {**ERRORS, **WARNINGS}[kind], where)
         console.print(table)
     for fault in report.errors[:SHOWN]:
         console.print(f"  {fault.source}:{fault.line} ({fault.id}): {fault.kind}: {fault.message}", markup=False)
@@ -194,8 +194,8 @@ def show(report: "Report") -> None:
         console.print(f"  … and {len(report.errors) - SHOWN:,} more")
 
 
-def draw(report: "Report", path: Path) -> None:
-    """The histogram of tokens as a PNG."""
+def draw_histogram(report: "Report", path: Path) -> None:
+    """Write the histogram of tokens as a PNG."""
     import io
 
     from matplotlib.figure import Figure
@@ -221,7 +221,7 @@ def ledger(
     run: Annotated[Path, typer.Argument(help="A run, or one stage of it: RUN/train/RECIPE.")],
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, with every entry.")] = False,
 ) -> None:
-    """Samples that a training run did not use as they are: how many, why, and whether the counts close.
+    """List samples that a training run did not use as they are: how many, why, and whether the counts close.
 
     Example: vlm data ledger runs/quickstart
     """

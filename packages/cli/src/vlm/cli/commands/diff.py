@@ -1,4 +1,4 @@
-"""`vlm diff`: which samples moved between two evaluations, whether by chance, and what caused it."""
+"""`vlm diff`: show which samples moved between two evaluations, whether by chance, and why."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ app = typer.Typer()
 @app.command()
 def diff(
     a: Annotated[Path, typer.Argument(metavar="A", help="Folder of an evaluation, or of a run with several.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The other one.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The other folder.")],
     rows: Annotated[int, typer.Option(min=0, help="Samples that moved to show; --json has them all.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`vlm doctor`: what this machine has, and what will really run."""
+"""`vlm doctor`: show what this machine has, and what will run."""
 
 import importlib.util
 import json
@@ -8,7 +8,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 Check = tuple[str, bool | None, str]
-"""What, whether it is well (None: absent, and not needed), and the words."""
+"""What was checked, whether it works (None: absent and not needed), and what was found."""
 
 
 @app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
-    """Python, torch, CUDA, flash-attn, DeepSpeed, Slurm, disk, a shadowing `vlm`, and which attention kernel runs.
+    """Check Python, torch, CUDA, flash-attn, DeepSpeed, Slurm, disk, a shadowing `vlm`, and the attention kernel.
 
     Exit code 7 when something that everything needs is broken.
     """
@@ -46,12 +46,13 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Machine-readabl
 
 
 def python() -> Check:
+    """Check the version of Python."""
     good = sys.version_info >= (3, 11)
     return "Python", good, f"{sys.version.split()[0]} at {sys.executable}" + ("" if good else "; needs 3.11 or newer")
 
 
 def shadow() -> Check:
-    """A stranger's regular package called `vlm` hides the namespace: its __init__.py is found first."""
+    """Check that no other package called `vlm` hides ours: its __init__.py would be found first."""
     spec = importlib.util.find_spec("vlm")
     if spec is not None and spec.origin:
         return "vlm", False, f"shadowed by {spec.origin}: uninstall that package or leave its folder"
@@ -64,7 +65,7 @@ def shadow() -> Check:
 
 
 def packages() -> list[Check]:
-    """Required libraries, then the optional extras."""
+    """Check the required libraries, then the optional extras."""
     found: list[Check] = []
     for name in ("torch", "transformers", "timm", "deepspeed", "snakemake", "decord", "av"):
         found.append(package(name, False))
@@ -80,6 +81,7 @@ def packages() -> list[Check]:
 
 
 def package(name: str, absent: bool | None) -> Check:
+    """Check one library; `absent` is the verdict when it is not installed."""
     try:
         return name, True, version(name)
     except PackageNotFoundError:
@@ -87,7 +89,7 @@ def package(name: str, absent: bool | None) -> Check:
 
 
 def torch_facts() -> list[Check]:
-    """CUDA devices, and the kernels that attention `auto` will really use: run, not guessed."""
+    """Check CUDA devices and the kernels that attention `auto` uses, by running them."""
     import torch
 
     from vlm.models.attention import flash_problem
@@ -108,7 +110,7 @@ def torch_facts() -> list[Check]:
 
 
 def attention_kernel(rows: str, device: str, dtype: "torch.dtype") -> str:
-    """The backend that `auto` takes for padded or packed rows, and the operator that it calls: run, not guessed."""
+    """Run attention on padded or packed rows; return the backend that `auto` takes and the operator that it calls."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -116,8 +118,8 @@ def attention_kernel(rows: str, device: str, dtype: "torch.dtype") -> str:
 
     called: list[str] = []
 
-    class Recorder(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its hooks untyped
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             called.append(func.__name__.split(".")[0])
             return func(*args, **(kwargs or {}))
 
@@ -125,13 +127,14 @@ def attention_kernel(rows: str, device: str, dtype: "torch.dtype") -> str:
     name = choose("auto", packed, device, dtype)
     query = torch.randn(1, 4, 16, 32, device=device, dtype=dtype)
     borders = torch.tensor([0, 6, 16], dtype=torch.int32, device=device) if packed else None
-    with Recorder():
+    with Recorder():  # type: ignore[no-untyped-call]
         BACKENDS[name].attend(query, query, query, None, borders, None)
     kernels = [c.lstrip("_") for c in called if "attention" in c or "flash" in c] or ["math"]
     return f"{name} ({kernels[0]}" + (f", {len(kernels)} calls for 2 documents)" if packed else ")")
 
 
 def slurm() -> Check:
+    """Ask Slurm for its partitions."""
     if shutil.which("sinfo") is None:
         return "Slurm", None, "no sinfo on PATH"
     configured = "SLURM_CONF" in os.environ or Path("/etc/slurm/slurm.conf").exists()
@@ -148,7 +151,7 @@ def slurm() -> Check:
 
 
 def disk() -> list[Check]:
-    """Room and write access where files go."""
+    """Check space and write access where files go."""
     from vlm.core.home import home
 
     place = home()
@@ -160,5 +163,6 @@ def disk() -> list[Check]:
 
 
 def chromium() -> Check:
+    """Look for a browser, which only tests need."""
     found = shutil.which("chromium") or shutil.which("google-chrome")
     return "Chromium", True if found else None, found or "absent; only the browser test of the report needs it"

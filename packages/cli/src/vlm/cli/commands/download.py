@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from vlm.cli.commands.choose import chosen
+from vlm.cli.find import find_entries
+from vlm.cli.options import EntryChoice, grouped
+from vlm.cli.show.catalogue import human_size
 from vlm.core.errors import ConfigError, VlmError
 from vlm.core.fetch.catalogue import BuiltSource, Entry, HubSource, load_catalogue
 from vlm.core.fetch.fetch import fetch, refuse_by_hand
@@ -19,25 +21,18 @@ app = typer.Typer()
 
 
 @app.command()
+@grouped
 def download(
+    choice: EntryChoice,
     names: Annotated[
         list[str] | None, typer.Argument(help="Names from `vlm list weights`, `data` and `benchmarks`.")
     ] = None,
-    group: Annotated[
-        str | None,
-        typer.Option("--all", help="Every entry of a group: quickstart, v2pe, weights, benchmarks, everything, …"),
-    ] = None,
-    recipe: Annotated[str | None, typer.Option(help="Start weights and data of a recipe.")] = None,
-    benchmark: Annotated[str | None, typer.Option(help="The data of a benchmark, or of `all`.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and fetch nothing.")] = False,
     revision: Annotated[
         str | None, typer.Option(help="Commit of a hub repository that the catalogue does not pin.")
     ] = None,
     find_links: Annotated[
         Path | None, typer.Option(help="Folder of wheels to use instead of the package index.")
-    ] = None,
-    catalogue: Annotated[
-        Path | None, typer.Option(help="A catalogue of your own beside the shipped one (YAML).")
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare checksums of what is here, not only sizes.")
@@ -48,11 +43,11 @@ def download(
 ) -> None:
     """Fetch weights, datasets and benchmarks into the published folder trees.
 
-    Interrupted at any moment, the same command goes on. What is complete is left alone. Of several entries, those that
-    cannot be fetched are named at the end.
+    After an interruption, rerun the same command to continue. Complete entries are left alone. Entries that cannot be
+    fetched are named at the end.
     """
-    known = load_catalogue(catalogue)
-    entries = chosen(known, names=names, group=group, recipe=recipe, benchmark=benchmark)
+    known = load_catalogue(choice.catalogue)
+    entries = find_entries(known, names, choice)
     if not entries:
         raise ConfigError("nothing to download", fix="name something, or: vlm download --all quickstart")
     if revision and len(entries) > 1:
@@ -125,7 +120,7 @@ def _action(entry: Entry, outcome: str, revision: str | None) -> str:
         return hand or "nothing to do"
     if repos := _unpinned(entry, revision):
         return f"needs --revision (a commit of {repos[0]})" + (f"; {hand}" if hand else "")
-    verb = {"partial": "go on fetching", "damaged": "repair"}.get(outcome, "fetch")
+    verb = {"partial": "continue fetching", "damaged": "repair"}.get(outcome, "fetch")
     return f"{verb} {human_size(entry)} to {entry.folder} ({entry.license})" + (f"; {hand}" if hand else "")
 
 
@@ -133,13 +128,8 @@ def _unpinned(entry: Entry, revision: str | None) -> list[str]:
     return [s.repo for s in entry.source if isinstance(s, HubSource) and not (revision or s.revision)]
 
 
-def human_size(entry: Entry) -> str:
-    """`about 4.4 GB`; `?` when unknown."""
-    return human_bytes(entry.size) if entry.size_is == "exact" else f"{entry.size_is} {human_bytes(entry.size)}"
-
-
 def _sum(entries: list[Entry], revision: str | None) -> str:
-    """What all entries to fetch come to: bytes and licenses, sizes that nobody knows, what a person must do."""
+    """Sum up what is left to fetch: bytes and licenses, unknown sizes, steps by hand."""
     left = [e for e in entries if entry_state(e) in ("absent", "partial", "damaged", "by hand") and not is_built(e)]
     if len(entries) < 2:
         return ""
@@ -147,13 +137,13 @@ def _sum(entries: list[Entry], revision: str | None) -> str:
     unknown = [entry.name for entry in open_ones if entry.size is None]
     total = sum(entry.size or 0 for entry in open_ones)
     kinds = {entry.size_is for entry in open_ones if entry.size}
-    lines = [f"in sum: {'' if kinds <= {'exact'} else 'about '}{human_bytes(total)} for {len(open_ones)} downloads"]
+    lines = [f"total: {'' if kinds <= {'exact'} else 'about '}{human_bytes(total)} for {len(open_ones)} downloads"]
     if unknown:
         lines.append(f"and of unknown size: {', '.join(unknown)}")
-    licences: dict[str, list[str]] = {}
+    licenses: dict[str, list[str]] = {}
     for entry in left:
-        licences.setdefault(entry.license, []).append(entry.name)
-    lines += [f"licence {licence}: {', '.join(names)}" for licence, names in sorted(licences.items())]
+        licenses.setdefault(entry.license, []).append(entry.name)
+    lines += [f"license {license}: {', '.join(names)}" for license, names in sorted(licenses.items())]
     lines += [f"terms of {entry.name}: {entry.terms}" for entry in left if entry.terms]
     if by_hand := [entry.name for entry in left if entry.by_hand()]:
         lines.append(f"by hand: {', '.join(by_hand)}")

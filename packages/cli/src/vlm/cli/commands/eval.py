@@ -1,64 +1,67 @@
-"""`vlm eval`: evaluate a model on benchmarks; the same command resumes, and with everything done computes nothing."""
+"""`vlm eval`: evaluate a model on benchmarks; rerun the same command to resume."""
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from vlm.cli.commands.eval_model import data_folder, find_model, make_judge, model_name, native, ring, run_one, server
+from vlm.cli.backends import make_judge, native, ring, run_one, server
 from vlm.cli.commands.eval_score import score
-from vlm.cli.show.evaluation import show, show_all
+from vlm.cli.find import find_benchmark_files, find_model
+from vlm.cli.options import NATIVE, SERVER, BenchmarkFiles, JudgeOptions, Placement, ServerOptions, grouped
+from vlm.cli.show.evaluation import show_all, show_evaluation
 from vlm.core.errors import ConfigError, FetchError, UnknownName, VlmError
 
-__all__ = ["app", "evaluate", "find_model", "model_name"]
 
-
-class FallBack(TyperGroup):
-    """`vlm eval score …` is a command of its own; whatever else follows `vlm eval` goes to `evaluate`."""
+class EvaluateOrScore(TyperGroup):
+    """Run `vlm eval score …` as a command of its own; whatever else follows `vlm eval` goes to `evaluate`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the empty name of `evaluate` in front of its arguments."""
         return super().parse_args(ctx, args if args[:1] == ["score"] else ["", *args])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the name, the command and the rest of the line."""
         name, *rest = args
         return name, self.commands[name or "evaluate"], rest
 
 
-app = typer.Typer(cls=FallBack, add_completion=False)
+app = typer.Typer(cls=EvaluateOrScore, add_completion=False)
 app.command()(score)
-
-NATIVE = "Native backend"
-SERVER = "Server (--backend openai)"
-JUDGE = "Judge"
 
 
 @app.command()
+@grouped
 def evaluate(
     benchmarks: Annotated[
         list[str], typer.Argument(metavar="BENCH...", help="Names in any case, or `all`; `vlm list benchmarks`.")
     ],
+    files: BenchmarkFiles,
+    placement: Placement,
+    endpoint: ServerOptions,
+    grader: JudgeOptions,
     model: Annotated[
         str | None,
         typer.Option(
             "--model",
             "-m",
             help="Checkpoint folder, or a name below pretrained/. Default: the newest below runs/. "
-            "Of a server: the model's name there.",
+            "With a server: the model's name there.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Results go to OUT/NAME/BENCH/VARIANT/.")] = Path("runs/eval"),
     name: Annotated[str | None, typer.Option(help="Name of the model in results. Default: from its path.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the benchmark's files. Default: below dataset/.")] = None,
-    mini: Annotated[bool, typer.Option(help="Generated miniature data in dataset/mini/, made when absent.")] = False,
     limit: Annotated[int | None, typer.Option(help="Only the first N items; reported as such.")] = None,
     shuffle_images: Annotated[bool, typer.Option(help="Blind control: images of other questions.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of --shuffle-images.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Items asked at once; does not change answers.")] = 8,
     shard: Annotated[
-        str, typer.Option(metavar="I/N", help="This worker's share, 0/4 … 3/4. The last one to end writes the results.")
+        str,
+        typer.Option(metavar="I/N", help="This worker's share, 0/4 … 3/4. The last one to finish writes the results."),
     ] = "0/1",
     retry_failed: Annotated[bool, typer.Option(help="Ask again where the outcome was oom or error.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summaries as JSON.")] = False,
@@ -77,12 +80,6 @@ def evaluate(
     max_length: Annotated[
         int | None, typer.Option(help="Refuse prompts of more tokens.", rich_help_panel=NATIVE)
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …", rich_help_panel=NATIVE)] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=NATIVE)] = "float32",
-    quantize: Annotated[str | None, typer.Option(help="8bit or 4bit (bitsandbytes).", rich_help_panel=NATIVE)] = None,
-    offload: Annotated[
-        str | None, typer.Option(help="cpu or disk: where layers wait for their turn.", rich_help_panel=NATIVE)
-    ] = None,
     attention: Annotated[
         str, typer.Option(help="auto, sdpa, varlen or flash_attention_2.", rich_help_panel=NATIVE)
     ] = "auto",
@@ -90,34 +87,11 @@ def evaluate(
         int,
         typer.Option(min=1, help="Hold each sample of a teacher-forced benchmark in a ring.", rich_help_panel=NATIVE),
     ] = 1,
-    base_url: Annotated[
-        str | None, typer.Option(help="Address of the server, up to /v1.", rich_help_panel=SERVER)
-    ] = None,
-    api_key_env: Annotated[
-        str | None,
-        typer.Option(help="Environment variable with its key. Default: VLM_API_KEY, if set.", rich_help_panel=SERVER),
-    ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.", rich_help_panel=SERVER)] = 8,
-    rate: Annotated[float | None, typer.Option(help="Requests a minute at most.", rich_help_panel=SERVER)] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.", rich_help_panel=SERVER)] = 300.0,
     family: Annotated[
         str, typer.Option(help="Ask as this family is asked, e.g. internvl2.", rich_help_panel=SERVER)
     ] = "",
-    judge_url: Annotated[
-        str | None,
-        typer.Option(
-            help="OpenAI-compatible endpoint, up to /v1, for benchmarks that a judge scores.", rich_help_panel=JUDGE
-        ),
-    ] = None,
-    judge_model: Annotated[
-        str | None, typer.Option(help="The judge's model name at that endpoint.", rich_help_panel=JUDGE)
-    ] = None,
-    judge_key_env: Annotated[
-        str | None,
-        typer.Option(help="Environment variable with its key. Default: VLM_JUDGE_KEY, if set.", rich_help_panel=JUDGE),
-    ] = None,
 ) -> None:
-    """Evaluate a model on benchmarks. The same command resumes after a kill; results do not depend on interruptions.
+    """Evaluate a model on benchmarks. Rerun the same command after a kill; results do not depend on interruptions.
 
     `vlm eval score --help`: score predictions that were saved, by us or by others.
 
@@ -134,21 +108,14 @@ def evaluate(
 
     everything = "all" in [bench.lower() for bench in benchmarks]
     names = list(tables(home())) if everything else benchmarks
-    if data and len(names) > 1:
+    if files.data and len(names) > 1:
         raise ConfigError("--data with several benchmarks", expected="one benchmark, or no --data")
-    if not everything:  # what was named is looked for before anything is computed
+    if not everything:  # a named benchmark without files fails before anything is computed
         for bench in names:
-            data_folder(load_benchmark(bench, home()), data, mini)
-    how: dict[str, Any] = {
-        "device": device,
-        "dtype": dtype,
-        "quantize": quantize,
-        "offload": offload,
-        "attention": attention,
-    }
-    here = {"stride": stride, "positions": positions, "tiles": tiles, "max_length": max_length, **how}
-    here["processes"] = processes
-    _check_backend(backend, base_url, here)
+            find_benchmark_files(load_benchmark(bench, home()), files)
+    native_only = {"stride": stride, "positions": positions, "tiles": tiles, "max_length": max_length}
+    native_only |= {**asdict(placement), "attention": attention, "processes": processes}
+    _check_backend(backend, endpoint.base_url, native_only)
     path = find_model(model) if backend == "native" else None
     settings: dict[str, Any] = {
         "positions": positions,
@@ -156,37 +123,36 @@ def evaluate(
         "shuffle_images": shuffle_images,
         "seed": seed,
         "limit": limit,
-        "batch_size": batch_size if path else concurrency,
+        "batch_size": batch_size if path else endpoint.concurrency,
         "shard": _shard(shard),
         "retry_failed": retry_failed,
     }
     sweep = _strides(stride)
     parse({**settings, "stride": None}, Options, where="vlm eval")  # faults before torch is imported
-    judge = make_judge(judge_url, judge_model, judge_key_env, resolve(out) / ".judge")
+    judge = make_judge(grader, resolve(out) / ".judge")
     if path:
         group = ring(processes, [load_benchmark(bench, home()) for bench in names])
-        asked = native(path, max_length=max_length, group=group, **how)
+        asked = native(path, placement, attention=attention, max_length=max_length, group=group)
     else:
-        about: dict[str, Any] = {"family": family, "concurrency": concurrency, "rate": rate, "timeout": timeout}
-        asked = server(base_url, model, key_env=api_key_env, **about)
+        asked = server(endpoint, model, family=family)
 
     def evaluate_one(bench: str) -> Done:
         table = load_benchmark(bench, home())
         found: Done = []
-        folder = data_folder(table, data, mini)
+        folder = find_benchmark_files(table, files)
         for value in sweep:
-            stride_of_it = asked.stride if value == "model" else value
-            options = parse({**settings, "name": name or asked.name, "stride": stride_of_it}, Options, where="vlm eval")
+            chosen = asked.stride if value == "model" else value
+            options = parse({**settings, "name": name or asked.name, "stride": chosen}, Options, where="vlm eval")
             target = resolve(out) / options.name / table.name / options.folder
             if summary := run_one(asked, table, folder, options, target, judge):
                 found.append((summary, options.folder))
                 if not (everything or as_json):
-                    show(summary, target)
+                    show_evaluation(summary, target)
         return found
 
-    summaries, failed = _each(names, evaluate_one, go_on=everything)
+    summaries, failed = _each(names, evaluate_one, continue_on_error=everything)
     if asked.follows:
-        return  # the first process of the ring says what came of it
+        return  # the first process of the ring reports
     if as_json:
         typer.echo(json.dumps([s for s, _ in summaries], indent=1, sort_keys=True, ensure_ascii=False))
     elif everything:
@@ -200,10 +166,10 @@ Done = list[tuple[dict[str, Any], str]]
 """Summaries, each with the folder name of its variant."""
 
 
-def _each(names: list[str], one: Callable[[str], Done], *, go_on: bool) -> tuple[Done, dict[str, VlmError]]:
-    """The results of `one` for each name, and the errors of those that failed; without `go_on` an error is raised.
+def _each(names: list[str], one: Callable[[str], Done], *, continue_on_error: bool) -> tuple[Done, dict[str, VlmError]]:
+    """Return the results of `one` for each name, and the errors of those that failed.
 
-    A server that stopped answering ends it in any case.
+    Without `continue_on_error` the first error is raised. A server that stopped answering ends the loop in any case.
     """
     summaries: Done = []
     failed: dict[str, VlmError] = {}
@@ -211,7 +177,7 @@ def _each(names: list[str], one: Callable[[str], Done], *, go_on: bool) -> tuple
         try:
             summaries += one(bench)
         except VlmError as error:
-            if not go_on:
+            if not continue_on_error:
                 raise
             failed[bench] = error
             if isinstance(error, FetchError):
@@ -219,16 +185,18 @@ def _each(names: list[str], one: Callable[[str], Done], *, go_on: bool) -> tuple
     return summaries, failed
 
 
-def _check_backend(backend: str, base_url: str | None, here: dict[str, Any]) -> None:
-    """Raises ConfigError for flags of the other backend: none is passed over without a word."""
+def _check_backend(backend: str, base_url: str | None, native_only: dict[str, Any]) -> None:
+    """Raise ConfigError for options of the other backend: none is ignored."""
     if backend not in ("native", "openai"):
         raise UnknownName("backend", backend, ("native", "openai"))
     if backend == "native" and base_url:
         raise ConfigError("--base-url with the native backend", expected="--backend openai")
     usual = {"positions": "exact", "device": "auto", "dtype": "float32", "attention": "auto", "processes": 1}
-    given = [f"--{key.replace('_', '-')}" for key, value in here.items() if value != usual.get(key)]
+    given = [f"--{key.replace('_', '-')}" for key, value in native_only.items() if value != usual.get(key)]
     if backend == "openai" and given:
-        raise ConfigError(f"{', '.join(given)} with --backend openai", expected="settings of the server, made there")
+        raise ConfigError(
+            f"{', '.join(given)} with --backend openai", expected="settings of the server, to be set there"
+        )
 
 
 def _shard(value: str) -> tuple[int, int]:
@@ -239,7 +207,7 @@ def _shard(value: str) -> tuple[int, int]:
 
 
 def _strides(value: str | None) -> list[float | str | None]:
-    """`None` -> the checkpoint's own; "1,16,none" -> [1.0, 16.0, None]."""
+    """Return the strides of a sweep: `None` is the checkpoint's own, "1,16,none" is [1.0, 16.0, None]."""
     if value is None:
         return ["model"]
     try:

@@ -1,4 +1,4 @@
-"""`vlm list`: what there is, and what of it is here."""
+"""`vlm list`: weights, data, benchmarks and recipes, with their local state."""
 
 import json
 from enum import StrEnum
@@ -8,9 +8,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vlm.cli.commands.download import human_size
+from vlm.cli.show.catalogue import entry_row
 from vlm.core.config import load_yaml, package_tables
-from vlm.core.fetch.catalogue import Entry, HubSource, ManualSource, load_catalogue
+from vlm.core.fetch.catalogue import load_catalogue
 from vlm.core.fetch.installed import entry_state
 from vlm.core.fetch.manifest import state
 from vlm.core.home import dataset
@@ -19,7 +19,7 @@ app = typer.Typer()
 
 
 class What(StrEnum):
-    """The lists."""
+    """What can be listed."""
 
     weights = "weights"
     data = "data"
@@ -32,7 +32,7 @@ def list_(
     what: Annotated[What, typer.Argument(help="Which list.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list on standard output.")] = False,
 ) -> None:
-    """Weights, data, benchmarks or recipes, with their local state: present, partial, damaged or absent."""
+    """List weights, data, benchmarks or recipes with their local state: present, partial, damaged or absent."""
     rows = {What.weights: _entries, What.data: _entries, What.benchmarks: _benchmarks, What.recipes: _recipes}[what](
         what
     )
@@ -53,33 +53,11 @@ def list_(
 
 def _entries(what: What) -> list[dict[str, Any]]:
     kind = {What.weights: "weights", What.data: "data"}[what]
-    return [_row(entry) for entry in load_catalogue().values() if entry.kind == kind]
-
-
-def _row(entry: Entry) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "state": entry_state(entry),
-        "bytes": human_size(entry),
-        "from": ", ".join(dict.fromkeys(_source(source) for source in entry.source)),
-        "licence": entry.license,
-        "title": entry.title,
-        "size": entry.size,
-        "folder": entry.folder,
-        "terms": entry.terms,
-        "notes": entry.notes,
-    }
-
-
-def _source(source: Any) -> str:
-    """The kind of a source; what nobody pinned and what has a mirror is said so."""
-    if isinstance(source, HubSource) and source.revision is None:
-        return "hub, not pinned"
-    return "by hand" if isinstance(source, ManualSource) else str(source.kind)
+    return [entry_row(entry) for entry in load_catalogue().values() if entry.kind == kind]
 
 
 def _benchmarks(what: What) -> list[dict[str, Any]]:
-    """The benchmark tables, each variant a row; a folder counts as present when its data or marker is there. Size,
+    """Return one row for each variant of each table; a folder counts as present when its data or marker is there. Size,
     license and source are those of the catalogue entry that serves the folder."""
     serving = {table: entry for entry in load_catalogue().values() for table in entry.benchmarks}
     rows = []
@@ -96,7 +74,9 @@ def _benchmarks(what: What) -> list[dict[str, Any]]:
             if entry and entry_state(entry) != "absent":
                 found = entry_state(entry)
             here = "present" if found == "absent" and filled else found
-            about = _row(entry) if entry else dict.fromkeys(("bytes", "from", "licence", "terms"), "") | {"size": None}
+            about = (
+                entry_row(entry) if entry else dict.fromkeys(("bytes", "from", "licence", "terms"), "") | {"size": None}
+            )
             keys = ("bytes", "from", "licence", "size", "terms")
             row = {"name": name, "state": here, "title": title, "folder": f"dataset/{folder}"}
             rows.append(row | {key: about[key] for key in keys} | {"entry": entry.name if entry else ""})

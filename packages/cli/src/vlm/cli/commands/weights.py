@@ -85,7 +85,7 @@ def inspect(
     keys: Annotated[bool, typer.Option("--keys", help="Account for every stored key.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """Layout, family, shapes and parameter counts of a checkpoint, without loading it.
+    """Show layout, family, shapes and parameter counts of a checkpoint, without loading it.
 
     With --keys: how many stored keys are used, and which are dropped by name, missing or unknown (exit code 5 if any is
     missing or unknown).
@@ -123,7 +123,7 @@ def inspect(
 
 
 def key_accounts(layout: "Layout", folder: Path) -> dict[str, Any]:
-    """What became of each stored key, and whether both vision copies agree."""
+    """Count what becomes of each stored key, and whether both vision copies agree."""
     from vlm.core.errors import CheckpointError
     from vlm.models.checkpoint.reader import Source
 
@@ -145,7 +145,7 @@ def key_accounts(layout: "Layout", folder: Path) -> dict[str, Any]:
 
 
 def show_json(facts: dict[str, Any], as_json: bool) -> None:
-    """JSON for machines on standard output, else colored on standard error."""
+    """Print JSON to standard output for machines, or colored to standard error for people."""
     text = json.dumps(facts, indent=1, ensure_ascii=False)
     if as_json:
         typer.echo(text)
@@ -180,14 +180,14 @@ def convert(
 @app.command()
 def diff(
     a: Annotated[str, typer.Argument(help="Checkpoint folder or name.")],
-    b: Annotated[str, typer.Argument(help="Another one, in any layout.")],
+    b: Annotated[str, typer.Argument(help="Another checkpoint, in any layout.")],
     image: Annotated[Path | None, typer.Option(help="Picture to run. Default: random pixels.")] = None,
     text: Annotated[str | None, typer.Option(help="Question to run, with A's tokenizer. Default: random ids.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random input.")] = 0,
     atol: Annotated[float, typer.Option(help="Activations may differ by this much.")] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """Where two checkpoints differ: their tensors, then the first module whose activations do.
+    """Show where two checkpoints differ: their tensors, then the first module whose activations do.
 
     Exit code 0: equal, 1: different. Settings that differ are listed; alone they do not count.
 
@@ -207,7 +207,7 @@ ROWS = 20  # of a table on the terminal; --json has all
 
 
 def show_difference(found: "Difference") -> None:
-    """One line of verdict, then a table of what differs."""
+    """Print one line with the verdict, then a table of what differs."""
     from rich.table import Column, Table
 
     from vlm.cli.show.plan import console

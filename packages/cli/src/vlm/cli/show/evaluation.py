@@ -1,4 +1,4 @@
-"""What `vlm eval` shows: a progress bar while it asks, a table when it is done."""
+"""Progress and tables of `vlm eval` on the terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ SHOWN = 8
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int, float | None], None]]:
-    """A bar on the error stream, and the function that moves it: items done, items in all, mean score so far."""
+    """Show a bar on standard error; yield the function that moves it: items done, items in all, mean score so far."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.progress import TimeRemainingColumn as Remaining
@@ -28,8 +28,8 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int, float | None], None
         yield progress
 
 
-def show(summary: dict[str, Any], target: Path) -> None:
-    """The metrics of one evaluation, its outcomes, and what stands in the way of a comparison."""
+def show_evaluation(summary: dict[str, Any], target: Path) -> None:
+    """Print the metrics of one evaluation, its outcomes, and what limits a comparison."""
     from rich.console import Console
     from rich.table import Table
 
@@ -55,7 +55,7 @@ def show(summary: dict[str, Any], target: Path) -> None:
 
 
 def show_all(summaries: list[tuple[dict[str, Any], str]], failed: dict[str, VlmError]) -> None:
-    """One line for each evaluation (summary, folder name), and for each benchmark that could not be run."""
+    """Print one line for each evaluation (summary, folder name), and for each benchmark that failed."""
     from rich.console import Console
     from rich.table import Table
 
@@ -77,7 +77,7 @@ def show_all(summaries: list[tuple[dict[str, Any], str]], failed: dict[str, VlmE
 
 
 def number(value: float | None) -> str:
-    """One decimal; a dash for nothing."""
+    """Format with one decimal; a dash for None."""
     return "–" if value is None else f"{value:.1f}"
 
 

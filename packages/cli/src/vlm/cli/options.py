@@ -1,0 +1,156 @@
+"""Options that several verbs share: each group is a dataclass, and `grouped` makes its fields options of a command.
+
+@app.command()
+@grouped
+def chat(words: Words, placement: Placement) -> None:   # takes --device, --dtype, --quantize and --offload
+    session = ChatSession(path, **asdict(placement))
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+NATIVE = "Native backend"
+SERVER = "Server (--backend openai)"
+JUDGE = "Judge"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model's weights go and in what precision: the arguments of `ChatSession` and `Checkpoint`."""
+
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:1, …, or map: layers over all GPUs.", rich_help_panel=NATIVE)
+    ] = "auto"
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16, float64, or auto: as stored.", rich_help_panel=NATIVE)
+    ] = "float32"
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="8bit|4bit",
+            help="Linear layers of the language model only (extra `quant`: bitsandbytes).",
+            rich_help_panel=NATIVE,
+        ),
+    ] = None
+    offload: Annotated[
+        str | None,
+        typer.Option(
+            metavar="cpu|disk", help="Where layers of the language model wait for their turn.", rich_help_panel=NATIVE
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """An OpenAI-compatible server that answers in the place of a checkpoint."""
+
+    base_url: Annotated[str | None, typer.Option(help="Address of the server, up to /v1.", rich_help_panel=SERVER)] = (
+        None
+    )
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(help="Environment variable with its key. Default: VLM_API_KEY, if set.", rich_help_panel=SERVER),
+    ] = None
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.", rich_help_panel=SERVER)] = 8
+    rate: Annotated[float | None, typer.Option(help="Requests a minute at most.", rich_help_panel=SERVER)] = None
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.", rich_help_panel=SERVER)] = 300.0
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """A language model that grades or reads replies, behind an OpenAI-compatible endpoint."""
+
+    judge_url: Annotated[
+        str | None,
+        typer.Option(
+            help="OpenAI-compatible endpoint, up to /v1, for benchmarks that a judge scores.", rich_help_panel=JUDGE
+        ),
+    ] = None
+    judge_model: Annotated[
+        str | None, typer.Option(help="The judge's model name at that endpoint.", rich_help_panel=JUDGE)
+    ] = None
+    judge_key_env: Annotated[
+        str | None,
+        typer.Option(help="Environment variable with its key. Default: VLM_JUDGE_KEY, if set.", rich_help_panel=JUDGE),
+    ] = None
+
+
+@dataclass(frozen=True)
+class BenchmarkFiles:
+    """Where the files of a benchmark are."""
+
+    data: Annotated[Path | None, typer.Option(help="Folder of the benchmark's files. Default: below dataset/.")] = None
+    mini: Annotated[bool, typer.Option(help="Generated miniature data in dataset/mini/, made when absent.")] = False
+
+
+@dataclass(frozen=True)
+class EntryChoice:
+    """Entries of the catalogue: a group, what a recipe or a benchmark needs, and the user's own catalogue."""
+
+    group: Annotated[
+        str | None,
+        typer.Option("--all", help="Every entry of a group: quickstart, v2pe, weights, benchmarks, everything, …"),
+    ] = None
+    recipe: Annotated[str | None, typer.Option(help="Start weights and data of a recipe.")] = None
+    benchmark: Annotated[str | None, typer.Option(help="The data of a benchmark, or of `all`.")] = None
+    catalogue: Annotated[Path | None, typer.Option(help="A catalogue of your own beside the shipped one (YAML).")] = (
+        None
+    )
+
+
+@dataclass(frozen=True)
+class LongSetOptions:
+    """What every builder of long-context sets takes: the target, the model that counts, sizes and sources."""
+
+    out: Annotated[str, typer.Option(help="Folder; a relative one lies below dataset/.")]
+    model: Annotated[str, typer.Option(help="Checkpoint, or a preset with --tokenizer: its rules count the tokens.")]
+    tokens: Annotated[list[str], typer.Option(help="Length: 4096, 16K, 1M or a range 16K-32K (K is 1024). Repeatable.")]
+    train: Annotated[int, typer.Option(min=0, help="Training records of each task or length.")] = 100
+    val: Annotated[int, typer.Option(min=0, help="Validation records of each task or length.")] = 20
+    images: Annotated[list[Path] | None, typer.Option(help="Folder of source images. Repeatable.")] = None
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder of the tokenizer; by default the model's own.")] = None
+    max_tiles: Annotated[int | None, typer.Option(min=1, help="Tiles of an image at most; by default the model's.")] = (
+        None
+    )
+    val_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Part of the sources that are for validation.")] = (
+        0.25
+    )
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1
+
+
+def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `command` with each parameter that is a group replaced by the options of the group, in their place."""
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, Any] = {n: p.annotation for n, p in signature.parameters.items() if is_dataclass(p.annotation)}
+    options: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        if group := groups.get(name):
+            hints = get_type_hints(group, include_extras=True)
+            options += [_option(field.name, field.default, hints[field.name]) for field in fields(group)]
+        else:
+            options.append(_option(name, parameter.default, parameter.annotation))
+
+    @wraps(command)
+    def run(*args: Any, **values: Any) -> Any:
+        values |= dict(zip((option.name for option in options), args, strict=False))
+        for name, group in groups.items():
+            given = {field.name for field in fields(group)} & values.keys()
+            values[name] = group(**{key: values.pop(key) for key in given})
+        return command(**values)
+
+    run.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]  # typing has no such field
+    run.__annotations__ = {option.name: option.annotation for option in options}
+    return run
+
+
+def _option(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    empty = inspect.Parameter.empty
+    default = empty if default in (MISSING, empty) else default
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
