@@ -31,8 +31,9 @@ mini-v2pe: setup
 	snakemake --profile profiles/local --configfile workflows/config/mini-v2pe.yaml
 	python workflows/scripts/mini_v2pe.py runs/mini-v2pe docs/results
 
+# both cores: a worker takes whole files
 test: setup
-	pytest
+	pytest -n 2 --dist loadfile
 
 test-slow: setup
 	pytest -m slow

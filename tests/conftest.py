@@ -1,8 +1,12 @@
-"""What tests of several packages need."""
+"""Fixtures of several packages, and one thread for each worker: two workers share two cores."""
 
+import os
 import shutil
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch; child processes inherit it
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ STAGES = (
     "quickstart-internvl-chat-v1-2-sft",
 )
 HAYSTACK = "--split train --tokens 256 --tokens-per-image 4 --count 200 --times 1x"
-VOLATILE = {"key", "provenance", "seconds", "time", "command", "versions", "commit", "machine"} | {"model", "path", "scorer"}
+VOLATILE = {"key", "provenance", "seconds", "time", "command", "versions", "commit", "machine", "model", "path"}
 """Keys of results and summaries that name the code's bytes, the moment or the place, not what was computed."""
 
 GROUPS = {

@@ -1,7 +1,6 @@
 """`vlm data build long-mr | long-vqa | haystack` as a person runs them: what they print, and how they refuse."""
 
 import hashlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,15 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from support import long_world as world_module
 from vlm.core.fetch.manifest import files_below, install
 from vlm.core.home import dataset
 from vlm.core.synth.haystack import HaystackOptions, build_haystack
 from vlm.core.synth.jsonl import NUMBER_WORDS, vqa_record, write_jsonl
-
-location = Path(__file__).parent.parent / "core" / "long_world.py"
-spec = importlib.util.spec_from_file_location("long_world", location)
-world_module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(world_module)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,12 @@
 """The preview in a real browser: needles are found on request, and only then. Screenshots go to tmp_path, or to
 $VLM_SCREENSHOTS."""
 
-import importlib.util
 import os
 from pathlib import Path
 
 import pytest
 
+from support import long_world as world_module
 from vlm.core.synth.long.budget import Budget
 from vlm.core.synth.long.long_mr import LongMrOptions, build_long_mr
 from vlm.core.synth.preview import preview
@@ -15,10 +15,6 @@ pytestmark = pytest.mark.browser
 pytest.importorskip("selenium", reason="needs the selenium package")
 
 from selenium.webdriver.common.by import By  # noqa: E402
-
-spec = importlib.util.spec_from_file_location("long_world", Path(__file__).with_name("long_world.py"))
-world_module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(world_module)
 
 
 @pytest.mark.parametrize("task", ["counting-text", "counting-image"])

@@ -1,6 +1,5 @@
 """Long-MR: budgets, needles, depths, splits, preview."""
 
-import importlib.util
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support import long_world as world_module
 from vlm.core.sample.media import image_size, load_image
 from vlm.core.sample.records import iter_jsonl, read_record
 from vlm.core.synth.long.budget import Budget
@@ -19,9 +19,6 @@ from vlm.core.synth.long.needles import TASKS
 from vlm.core.synth.long.sources import find_sources, paragraphs_of, pixels_hash
 from vlm.core.synth.preview import preview
 
-spec = importlib.util.spec_from_file_location("long_world", Path(__file__).with_name("long_world.py"))
-world_module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(world_module)
 build, tree = world_module.build, world_module.tree
 
 BUDGETS = tuple(map(Budget.parse, ("1500", "4K", "2K-3K")))

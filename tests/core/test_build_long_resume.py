@@ -1,6 +1,5 @@
 """Long-MR: what a killed, repeated or crowded build leaves, and what is refused."""
 
-import importlib.util
 import multiprocessing
 import os
 import shutil
@@ -14,15 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from support import long_world as world_module
 from vlm.core.errors import ConfigError, DataError, FetchError, LockedError, UnknownName, VlmError
 from vlm.core.home import locked
 from vlm.core.synth.long import shards as shards_module
 from vlm.core.synth.long.budget import Budget
 from vlm.core.synth.long.long_mr import LongMrOptions, build_long_mr
 
-spec = importlib.util.spec_from_file_location("long_world", Path(__file__).with_name("long_world.py"))
-world_module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(world_module)
 build, tree = world_module.build, world_module.tree
 
 BUDGETS = tuple(map(Budget.parse, ("1500", "4K", "2K-3K")))
@@ -98,7 +95,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 def main():
-    from long_world import ruler
+    from support.long_world import ruler
     from vlm.core.synth.long.budget import Budget
     from vlm.core.synth.long.long_mr import LONG_TASKS, LongMrOptions, build_long_mr
     world = Path(sys.argv[1])
@@ -122,11 +119,11 @@ def test_thirty_kills_at_random_points_with_two_workers_end_in_the_same_tree(wor
     script.write_text(KILLED)
     whole, out = tmp_path / "whole", tmp_path / "killed"
     command = [sys.executable, str(script), str(world)]
-    subprocess.run([*command, str(whole), str(Path(__file__).parent)], check=True)
+    subprocess.run([*command, str(whole), str(Path(__file__).parents[1])], check=True)
     rng = np.random.default_rng(0)
     kills = finished = 0
     while kills < 30:
-        process = subprocess.Popen([*command, str(out), str(Path(__file__).parent)])
+        process = subprocess.Popen([*command, str(out), str(Path(__file__).parents[1])])
         start, more = files_in(out), int(rng.integers(0, 60))
         while process.poll() is None and files_in(out) < start + more:
             time.sleep(0.02)
@@ -140,7 +137,7 @@ def test_thirty_kills_at_random_points_with_two_workers_end_in_the_same_tree(wor
         process.wait()
         if finished > 40:
             pytest.fail("the builds are too quick to be killed")
-    subprocess.run([*command, str(out), str(Path(__file__).parent)], check=True)
+    subprocess.run([*command, str(out), str(Path(__file__).parents[1])], check=True)
     assert tree(out) == tree(whole)
 
 

@@ -1,7 +1,6 @@
 """Long-VQA: the asked picture among many, budgets, splits, pages, and what does not fit."""
 
 import hashlib
-import importlib.util
 import json
 import re
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from support import long_world as world_module
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.sample.media import load_image
 from vlm.core.sample.records import iter_jsonl, read_record
@@ -20,9 +20,6 @@ from vlm.core.synth.long.long_vqa import LongVqaOptions, build_long_vqa
 from vlm.core.synth.long.sources import pixels_hash
 from vlm.core.synth.preview import preview
 
-spec = importlib.util.spec_from_file_location("long_world", Path(__file__).with_name("long_world.py"))
-world_module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(world_module)
 tree = world_module.tree
 
 OPTIONS = LongVqaOptions("noise", (Budget(800, 800), Budget(850, 950)), train=5, val=3, val_share=0.45)

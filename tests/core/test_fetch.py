@@ -1,7 +1,6 @@
 """URLs and hub snapshots against a real local server: resume, retries, damage, kills, locks."""
 
 import errno
-import importlib.util
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from support import local_hub as hub
 from vlm.core.errors import ConfigError, FetchError, LockedError
 from vlm.core.fetch.catalogue import Entry, HubSource, UrlSource
 from vlm.core.fetch.fetch import fetch, pinned
@@ -19,9 +19,6 @@ from vlm.core.fetch.manifest import MANIFEST, read_manifest, state
 from vlm.core.fetch.transfer import Patience, disk_errors, fetch_url
 from vlm.core.home import locked
 
-spec = importlib.util.spec_from_file_location("local_hub", Path(__file__).with_name("local_hub.py"))
-hub = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(hub)
 CONTENT, SHA, COMMIT, HUB_FILES, tree = hub.CONTENT, hub.SHA, hub.COMMIT, hub.HUB_FILES, hub.tree
 QUICK = Patience(tries=3, backoff=0.01, timeout=5)
 

@@ -1,7 +1,6 @@
 """kill -9 of `vlm download` and `vlm data organize` at random moments: the same commands then make the same bytes."""
 
 import hashlib
-import importlib.util
 import io
 import json
 import os
@@ -21,9 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-spec = importlib.util.spec_from_file_location("local_hub", Path(__file__).with_name("local_hub.py"))
-hub = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(hub)
+from support import local_hub as hub
 
 PICTURES = 40
 SLOW = [pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -1,20 +1,17 @@
 """Annotation made and checked record by record: the ledger holds exactly what cannot be used, and counts close."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
+from support import organize_world as world
 from vlm.core.errors import DataError
 from vlm.core.home import dataset
 from vlm.core.organize.organize import OrganizeOptions, organize
 from vlm.core.organize.records import iter_json_list
 from vlm.core.sample.records import iter_jsonl
 
-spec = importlib.util.spec_from_file_location("organize_world", Path(__file__).with_name("organize_world.py"))
-world = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(world)
 picture, downloaded, entry_of, record = world.picture, world.downloaded, world.entry_of, world.record
 zip_bytes = world.zip_bytes
 

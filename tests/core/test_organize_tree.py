@@ -1,6 +1,5 @@
 """Sets made by the steps of their entries: trees, links, conversions, and what is missing."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from support import organize_world as world
 from vlm.core.errors import DataError, UnknownName
 from vlm.core.fetch.installed import entry_state
 from vlm.core.fetch.manifest import files_below
@@ -19,9 +19,6 @@ from vlm.core.home import dataset
 from vlm.core.organize.organize import OrganizeOptions, organize
 from vlm.core.sample.records import iter_jsonl
 
-spec = importlib.util.spec_from_file_location("organize_world", Path(__file__).with_name("organize_world.py"))
-world = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(world)
 picture, downloaded, entry_of, record = world.picture, world.downloaded, world.entry_of, world.record
 zip_bytes, tar_bytes = world.zip_bytes, world.tar_bytes
 

@@ -2,7 +2,6 @@
 submission files."""
 
 import base64
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from support import benchmark_check as check
 from vlm.core.errors import DataError
 from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items
@@ -18,10 +18,6 @@ from vlm.eval.loaders.pictures import picture_file
 from vlm.eval.mini import make_mini
 from vlm.eval.run.score import score_item
 from vlm.eval.run.submission import write_submission
-
-spec = importlib.util.spec_from_file_location("bench_check", Path(__file__).with_name("bench_check.py"))
-check = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(check)
 
 CIRCULAR = ["MMBench-dev-en", "MMBench-dev-cn", "CCBench"]
 SCORED = ["ScienceQA", "SEED-I", *CIRCULAR, "MMMU"]

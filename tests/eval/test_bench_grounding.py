@@ -1,20 +1,16 @@
 """RefCOCO, RefCOCO+, RefCOCOg: eight splits, two systems' prompts and scales, official files to items to scores."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from support import benchmark_check as check
 from vlm.core.errors import DataError
 from vlm.eval.benchmark import load_benchmark, tables
 from vlm.eval.loaders import load_items
 from vlm.eval.mini import make_mini
-
-spec = importlib.util.spec_from_file_location("bench_check", Path(__file__).with_name("bench_check.py"))
-check = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(check)
 
 COUNTS = {
     "RefCOCO-val": 10834,

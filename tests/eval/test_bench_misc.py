@@ -1,21 +1,17 @@
 """MME, MMVP, MathVista, MM-Vet, RealWorldQA, OCRBench, MM-NIAH-long: official files to items, prompts, scores."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from support import benchmark_check as check
 from vlm.core.errors import DataError
 from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items
 from vlm.eval.mini import make_mini
 from vlm.eval.run.score import score_item
-
-spec = importlib.util.spec_from_file_location("bench_check", Path(__file__).with_name("bench_check.py"))
-check = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(check)
 
 LONG = [f"MM-NIAH-long-{length}" for length in ("128k", "256k", "512k", "1m")]
 NAMES = ["MME", "MMVP", "MathVista", "MM-Vet", "RealWorldQA", "OCRBench", *LONG]

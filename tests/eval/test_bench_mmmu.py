@@ -1,20 +1,16 @@
 """MMMU: parquet files to items, images as each published evaluator shows them, domains, submission file."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from support import benchmark_check as check
 from vlm.core.errors import DataError
 from vlm.core.sample.media import image_size
 from vlm.eval.loaders import load_items
 from vlm.eval.run.submission import write_submission
-
-spec = importlib.util.spec_from_file_location("bench_check", Path(__file__).with_name("bench_check.py"))
-check = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(check)
 
 
 def test_mmmu_prompts_by_kind_of_question(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 """MVBench and Video-MME: real videos, the published frames, prompts byte for byte, scores end to end."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
+from support import benchmark_check as check
 from vlm.core.errors import DataError
 from vlm.core.sample.encode import frames_as_images
 from vlm.core.sample.media import load_video
@@ -13,10 +13,6 @@ from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import Item, load_items
 from vlm.eval.loaders.video import mvbench_frame_indices
 from vlm.eval.mini import make_mini
-
-spec = importlib.util.spec_from_file_location("bench_check", Path(__file__).with_name("bench_check.py"))
-check = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(check)
 
 CAREFULLY = (
     "Carefully watch the video and pay attention to the cause and sequence of events, the detail and movement of "

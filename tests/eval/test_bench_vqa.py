@@ -1,13 +1,13 @@
 """DocVQA, InfoVQA, TextVQA, VizWiz, GQA, AI2D: official files to items, exact prompts, scores, submission files."""
 
-import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
+from support import benchmark_check as check
+from support import fake_backend as fake
 from vlm.core.errors import DataError, UnknownName
 from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items
@@ -15,16 +15,6 @@ from vlm.eval.mini import make_mini
 from vlm.eval.run.runner import Options, run
 from vlm.eval.run.score import score_item
 from vlm.eval.run.submission import write_submission
-
-
-def helper(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-check, fake = helper("bench_check"), helper("runner_fake")
 
 SCORED = ["DocVQA", "InfoVQA", "TextVQA", "VizWiz", "GQA", "AI2D"]
 SERVER = ["DocVQA-test", "InfoVQA-test", "VizWiz-test"]

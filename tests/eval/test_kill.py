@@ -25,7 +25,7 @@ class Nursery:
         self.log_of: dict[int, Path] = {}
         variables = {"VLM_HOME": str(home), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "fork_eval.py")],
+            [sys.executable, str(HERE.parent / "support/fork_eval.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -1,12 +1,12 @@
 """Faults at known items come out typed, counted and shown, never as an answer; their neighbors keep theirs."""
 
-import importlib.util
 import json
 import weakref
 from pathlib import Path
 
 import pytest
 
+from support import fake_backend as fake
 from vlm.core.errors import DataError
 from vlm.core.sample.records import text
 from vlm.eval.backends.native import Refused
@@ -15,10 +15,6 @@ from vlm.eval.loaders.common import Items
 from vlm.eval.run.batches import ask
 from vlm.eval.run.plan import Task
 from vlm.eval.run.runner import Options, run
-
-spec = importlib.util.spec_from_file_location("runner_fake", Path(__file__).with_name("runner_fake.py"))
-fake = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fake)
 
 
 @pytest.fixture(autouse=True)

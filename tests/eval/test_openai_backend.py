@@ -1,7 +1,6 @@
 """The OpenAI-compatible backend against a real HTTP server: what is sent, what comes back, and every way of failing."""
 
 import base64
-import importlib.util
 import json
 import time
 from io import BytesIO
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support import openai_server as fake
 from vlm.core.errors import ConfigError, MediaError, UnknownName
 from vlm.core.sample.media import load_image
 from vlm.core.sample.records import image, text, video
@@ -23,9 +23,6 @@ from vlm.eval.loaders import load_items
 from vlm.eval.mini import make_mini
 from vlm.eval.run.runner import Options, run
 
-spec = importlib.util.spec_from_file_location("openai_fake", Path(__file__).with_name("openai_fake.py"))
-fake = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fake)
 chat, server, Server = fake.chat, fake.server, fake.Server
 
 

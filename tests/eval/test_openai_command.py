@@ -1,6 +1,5 @@
 """`vlm eval --backend openai`: what the command needs, refuses and says."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -8,12 +7,10 @@ from typing import Any
 
 import pytest
 
+from support import openai_server as fake
 from vlm.cli.commands.eval import evaluate
 from vlm.core.errors import ConfigError, DataError, FetchError
 
-spec = importlib.util.spec_from_file_location("openai_fake", Path(__file__).with_name("openai_fake.py"))
-fake = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fake)
 server, Server = fake.server, fake.Server
 
 

@@ -1,6 +1,5 @@
 """`vlm eval score`: files as the published scripts and the harnesses write them, and everything that can be wrong."""
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from support import prediction_files as files
 from vlm.core.errors import DataError
 from vlm.eval.backends.judge import question_of
 from vlm.eval.benchmark import Benchmark, load_benchmark
@@ -16,9 +16,6 @@ from vlm.eval.mini import make_mini
 from vlm.eval.saved.predictions import group_of
 from vlm.eval.saved.score import PROBLEMS, score_predictions
 
-spec = importlib.util.spec_from_file_location("prediction_files", Path(__file__).with_name("prediction_files.py"))
-files = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(files)
 Items = list[Item]
 
 

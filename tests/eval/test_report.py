@@ -1,12 +1,11 @@
 """The report's numbers, against values computed by hand."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pytest
 
+from support import report_run as fixture
 from vlm.core.errors import DataError
 from vlm.eval.report.build import build
 from vlm.eval.report.gather.collect import find_evaluations, incomparable
@@ -18,10 +17,6 @@ from vlm.eval.report.tables.evaluations import blind, differences, other_publish
 from vlm.eval.report.tables.long_context import by_position, haystacks
 from vlm.eval.report.tables.training import training
 from vlm.eval.report.tables.workflow import drawing, layers
-
-spec = importlib.util.spec_from_file_location("report_fixture", Path(__file__).with_name("report_fixture.py"))
-fixture = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fixture)
 
 
 @pytest.fixture(scope="module")

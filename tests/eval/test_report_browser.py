@@ -1,12 +1,12 @@
 """The page in a real browser: filters, search, the panel of a sample, a phone, dark mode. Screenshots go to tmp_path,
 or to $VLM_SCREENSHOTS."""
 
-import importlib.util
 import os
 from pathlib import Path
 
 import pytest
 
+from support import report_run as fixture
 from vlm.eval.report.write import write_report
 
 pytestmark = pytest.mark.browser
@@ -15,10 +15,6 @@ pytest.importorskip("selenium", reason="needs the selenium package")
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
-
-spec = importlib.util.spec_from_file_location("report_fixture", Path(__file__).with_name("report_fixture.py"))
-fixture = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fixture)
 
 
 @pytest.fixture(scope="module")

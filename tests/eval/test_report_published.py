@@ -1,21 +1,16 @@
 """The published tables: whole, arithmetically checked, and never beside an unmarked number that cannot be compared."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
+from support import report_run as fixture
 from vlm.core.config import parse
 from vlm.core.errors import ConfigError
 from vlm.eval.benchmark import load_benchmark, tables
 from vlm.eval.report.gather.collect import find_evaluations
 from vlm.eval.report.gather.published import Footnotes, Table, averages, load_published, tables_beside
 from vlm.eval.report.tables.reasons import reasons
-
-spec = importlib.util.spec_from_file_location("report_fixture", Path(__file__).with_name("report_fixture.py"))
-fixture = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fixture)
 
 
 def printed():

@@ -1,23 +1,18 @@
 """The report as files: every format from the same tables, the same bytes twice, clear errors for damaged runs."""
 
 import csv
-import importlib.util
 import io
 import json
 import re
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from support import report_run as fixture
 from vlm.core.errors import ConfigError, DataError
 from vlm.eval.report.build import build
 from vlm.eval.report.render.figures import files, pages
 from vlm.eval.report.write import NAMES, plan, write_report
-
-spec = importlib.util.spec_from_file_location("report_fixture", Path(__file__).with_name("report_fixture.py"))
-fixture = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fixture)
 
 
 @pytest.fixture(scope="module")

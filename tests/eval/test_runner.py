@@ -1,6 +1,5 @@
 """The runner: typed outcomes, resume after kill -9, shards, blind control, the same bytes in every case."""
 
-import importlib.util
 import json
 import os
 import random
@@ -12,15 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from support import fake_backend as fake
 from vlm.core.errors import ConfigError, DataError, LockedError
 from vlm.core.home import locked
 from vlm.eval.run.blind import shuffle_media
 from vlm.eval.run.runner import Options, run
 
-SCRIPT = Path(__file__).with_name("runner_fake.py")
-spec = importlib.util.spec_from_file_location("runner_fake", SCRIPT)
-fake = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fake)
+SCRIPT = Path(fake.__file__)
 
 
 FIELDS = {"benchmark", "id", "group", "outcome", "prompt", "images", "completion", "extracted"}

@@ -1,6 +1,5 @@
 """Batches: documents whole, lengths alike, nothing too heavy; and no answer depends on who shares the batch."""
 
-import importlib.util
 import random
 from pathlib import Path
 
@@ -8,16 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support import fake_backend as fake
 from vlm.core.sample.records import image, text
 from vlm.eval.loaders import Item
 from vlm.eval.run.batches import in_batches
 from vlm.eval.run.plan import Task, documents
 from vlm.eval.run.runner import _share
 from vlm.eval.run.shards import batches
-
-spec = importlib.util.spec_from_file_location("runner_fake", Path(__file__).with_name("runner_fake.py"))
-fake = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fake)
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "internlm2"
 PICTURE = 1000.0

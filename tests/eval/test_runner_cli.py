@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from vlm.cli.commands.eval import _shard, _strides, evaluate
-from vlm.cli.find import find_model, model_name
 from vlm.cli.commands.report import report
+from vlm.cli.find import find_model, model_name
 from vlm.core.errors import ConfigError, DataError, UnknownName
 
 

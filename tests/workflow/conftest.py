@@ -1,16 +1,14 @@
 """A checkout of the workflow's files in a folder of its own, a Slurm, and the DAG that faults are tried on."""
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parent))
-from slurm_cluster import Cluster, lacking
-from workflow_dag import FAULTY, ONCE, Dag, copy_workflow, write_recipe
+from support.slurm_cluster import Cluster, lacking
+from support.workflow_dag import FAULTY, ONCE, Dag, copy_workflow, write_recipe
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import yaml
 from typer.main import get_command
-from workflow_dag import ROOT, copy_workflow
 
+from support.workflow_dag import ROOT, copy_workflow
 from vlm.cli.commands.reproduce import gpu_hours_of
 from vlm.cli.main import VERBS, app
 from vlm.cli.workflow.estimate import HEAD, SHELL, estimate, read_jobs

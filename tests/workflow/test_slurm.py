@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from slurm_cluster import Cluster
-from workflow_dag import ROOT, Dag, answers_of, copy_workflow
+
+from support.slurm_cluster import Cluster
+from support.workflow_dag import ROOT, Dag, answers_of, copy_workflow
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

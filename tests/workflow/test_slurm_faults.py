@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm_cluster import Cluster, alive
-from workflow_dag import ONCE, Dag, answers_of, write_recipe
+
+from support.slurm_cluster import Cluster, alive
+from support.workflow_dag import ONCE, Dag, answers_of, write_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -5,8 +5,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from slurm_cluster import Cluster
-from workflow_dag import Dag, copy_workflow
+
+from support.slurm_cluster import Cluster
+from support.workflow_dag import Dag, copy_workflow
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(8400)]
 

@@ -1,6 +1,6 @@
 """A fake model and benchmark for the runner's tests; as a script, one evaluation in a process that tests can kill.
 
-python runner_fake.py FOLDER OUT BATCH_SIZE SHARD/SHARDS SECONDS_PER_BATCH
+python tests/support/fake_backend.py FOLDER OUT BATCH_SIZE SHARD/SHARDS SECONDS_PER_BATCH
 """
 
 import hashlib

@@ -1,0 +1,1 @@
+"""Fixtures, fakes and worlds that several test files share: `from support import local_hub`."""
