@@ -1,4 +1,4 @@
-"""A benchmark as data: one YAML table each, where its files lie, what is asked, how it is scored, what was published.
+"""Benchmarks as data, one YAML table each: where the files are, what is asked, how it is scored, what was published.
 
 table = load_benchmark("POPE").for_family("internvl2")
 items = load_items(table, home() / "dataset" / table.folder)      # vlm.eval.loaders
@@ -14,8 +14,8 @@ from vlm.core.config import Strict, load_yaml, package_tables, parse
 from vlm.core.errors import UnknownName
 
 
-class Generation(Strict):
-    """Greedy decoding limits in new tokens; `by_group` replaces `max_new_tokens` for single groups."""
+class GenerationRule(Strict):
+    """Limits of greedy decoding in new tokens; `by_group` replaces `max_new_tokens` for single groups."""
 
     max_new_tokens: int = Field(ge=1)
     min_new_tokens: int = Field(1, ge=0)
@@ -23,37 +23,39 @@ class Generation(Strict):
     source: str
 
 
-class Images(Strict):
-    """Keys of the family's image rule that this benchmark replaces; None leaves the family's own."""
+class ImageLimits(Strict):
+    """Keys of a family's image rule that this benchmark replaces; None keeps the value of the family."""
 
     max_tiles: int | None = Field(None, ge=1)
     thumbnail: bool | None = None
     source: str
 
 
-class Family(Strict):
-    """What differs for one model family: prompt pieces, image rule, decoding, scorer, options of the loader."""
+class FamilyRule(Strict):
+    """What differs for one model family: pieces of the prompt, image rule, decoding, scorer, options of the loader."""
 
     prompt: dict[str, str] = Field(default_factory=dict)
-    images: Images | None = None
-    generation: Generation | None = None
+    images: ImageLimits | None = None
+    generation: GenerationRule | None = None
     scorer: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class Counts(Strict):
-    """Items per group of the complete download. `at_least`: only a lower bound is known. Groups named as the variants
-    are one for each variant."""
+class ItemCounts(Strict):
+    """Items per group of the complete download.
+
+    `at_least`: only a lower bound is known. Groups with the names of the variants are one group of each variant.
+    """
 
     groups: dict[str, int]
     at_least: bool = False
     source: str
 
 
-class Published(Strict):
-    """One published number (0 to 100; MME: points). `metric` is the name of the metric of ours that it belongs beside.
+class PublishedScore(Strict):
+    """One published number (0 to 100; MME: points).
 
-    `variant`: the one that it belongs to, when there are several.
+    `metric` is the name of our metric that it is compared with, `variant` its variant when there are several.
     """
 
     system: str
@@ -64,7 +66,7 @@ class Published(Strict):
 
 
 class Submission(Strict):
-    """The file that an evaluation server takes. `format` is a key of `vlm.eval.run.submission.FORMATS`."""
+    """The file that an evaluation server accepts. `format` is a key of `vlm.eval.run.submission.FORMATS`."""
 
     file: str
     format: str
@@ -75,8 +77,8 @@ class Submission(Strict):
 class JudgeRule(Strict):
     """What a language model is asked about a reply (vlm.eval.backends.judge).
 
-    `kind`: `grade` it from 0.0 to 1.0, `extract` the answer from it, `choose` the option that it means. `fallback`: the
-    deterministic rule that reads replies when there is no judge; None leaves them not judged.
+    `kind`: `grade` it from 0.0 to 1.0, `extract` the answer from it, or `choose` the option that it means. `fallback`
+    names the deterministic rule that reads replies without a judge; None: they are not judged.
     """
 
     kind: Literal["grade", "extract", "choose"]
@@ -86,12 +88,22 @@ class JudgeRule(Strict):
 
 
 class Benchmark(Strict):
-    """The table of one benchmark. Source: ours; the facts inside carry their own.
+    """The table of one benchmark. The facts in it carry their sources.
 
-    `folder`: below `dataset/`, with `{variant}` when there are several. `prompt`: named pieces, exact, that the loader
-    joins. `scorer`: one name for all items, or one per group. `counts`: None for sets that only ever carry a marker.
-    `aggregate: not_scored`: the answers are with a server, which scores the `submission`. `teacher_forced`: the answer
-    is given, and what the model would have said at each of its tokens is the reply (vlm.eval.backends.teacher_forcing).
+    Attributes:
+        name: Unique; with `{variant}` when there are several variants, as `title` and `folder`.
+        loader: Key of `vlm.eval.loaders.LOADERS`.
+        folder: The data, below `dataset/`.
+        prompt: Named pieces that the loader joins, byte for byte.
+        families: What differs for single model families.
+        scorer: A name in `vlm.eval.scorers.SCORERS` for all items, or one per group.
+        aggregate: A name in `vlm.eval.scorers.AGGREGATES`. `not_scored`: a server keeps the answers, and scores the
+            `submission`.
+        counts: Items per group; None for sets that always have a marker (`mini.json`).
+        options: Settings of the loader and the aggregate.
+        teacher_forced: The answer is given, and the reply is what the model predicts at each of its tokens
+            (vlm.eval.backends.teacher_forcing).
+        kind: Whether the benchmark was published, or is ours.
     """
 
     name: str
@@ -101,48 +113,48 @@ class Benchmark(Strict):
     variants: list[str] = Field(default_factory=list)
     prompt: dict[str, str] = Field(default_factory=dict)
     prompt_source: str
-    generation: Generation
-    families: dict[str, Family] = Field(default_factory=dict)
+    generation: GenerationRule
+    families: dict[str, FamilyRule] = Field(default_factory=dict)
     scorer: str | dict[str, str]
     aggregate: str
-    counts: Counts | None = None
+    counts: ItemCounts | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     submission: Submission | None = None
     judge: JudgeRule | None = None
     teacher_forced: bool = False
-    published: list[Published] = Field(default_factory=list)
+    published: list[PublishedScore] = Field(default_factory=list)
     kind: Literal["published", "ours"] = "published"
     notes: list[str] = Field(default_factory=list)
 
     @property
     def max_new_tokens(self) -> int:
-        """Token budget of an answer, unless the item's `meta` names its own."""
+        """Return the token budget of an answer, unless the `meta` of an item names another."""
         return self.generation.max_new_tokens
 
     @property
     def server_scored(self) -> bool:
-        """Whether the answers are kept by a server: items have no gold, and there is no score of ours."""
+        """Return whether a server keeps the answers: items have no gold answer, and we compute no score."""
         return self.aggregate == "not_scored"
 
     def scorer_of(self, group: str) -> str:
-        """Name of the scorer of a group of items."""
+        """Return the name of the scorer of a group of items."""
         return self.scorer if isinstance(self.scorer, str) else self.scorer[group]
 
     def for_family(self, family: str) -> "Benchmark":
-        """The table as that model family is asked; unchanged for a family the table does not name."""
-        own = self.families.get(family, Family())
+        """Return the table as a model family is asked; unchanged for a family that the table does not name."""
+        own = self.families.get(family, FamilyRule())
         generation = own.generation or self.generation
         merged = {"prompt": {**self.prompt, **own.prompt}, "options": {**self.options, **own.options}}
         return self.model_copy(update={**merged, "generation": generation, "scorer": own.scorer or self.scorer})
 
     def image_override(self, family: str) -> dict[str, Any]:
-        """Keys to replace in the family's image rule: `rule.model_copy(update=table.image_override(family))`."""
-        images = self.families.get(family, Family()).images
+        """Return keys to replace in a family's image rule: `rule.model_copy(update=table.image_override(family))`."""
+        images = self.families.get(family, FamilyRule()).images
         return images.model_dump(exclude_none=True, exclude={"source"}) if images else {}
 
 
 def tables(home: Path | None = None) -> dict[str, tuple[Path, str | None]]:
-    """Name -> (YAML file, variant) of every benchmark: those shipped, and the user's own in `<home>/benchmarks/`."""
+    """Return name -> (YAML file, variant) of all benchmarks: ours, and the user's in `<home>/benchmarks/`."""
     paths = package_tables("vlm.eval", "benchmarks")
     if home is not None:
         paths |= {p.stem: p for p in sorted((home / "benchmarks").glob("*.yaml"))}
@@ -155,15 +167,21 @@ def tables(home: Path | None = None) -> dict[str, tuple[Path, str | None]]:
 
 @cache
 def _variants(path: Path, modified: int) -> list[str | None]:
-    """Of a table as it was `modified` last: each look-up of a name needs those of every table."""
-    return (load_yaml(path) or {}).get("variants") or [None]
+    """Return the variants of a table, cached by its time of modification: each lookup scans every table."""
+    variants: list[str | None] = (load_yaml(path) or {}).get("variants") or [None]
+    return variants
 
 
 def load_benchmark(name: str, home: Path | None = None) -> Benchmark:
-    """The table of that name, in any case (`pope`, `POPE`, `digit-haystack-4x`).
+    """Load a table by its name, in any case (`pope`, `POPE`, `digit-haystack-4x`).
+
+    Args:
+        name: Name of the benchmark, with its variant.
+        home: The user's folder, whose `benchmarks/` may hold more tables.
 
     Raises:
-        UnknownName: with the nearest names. ConfigError: every fault of the table at once.
+        UnknownName: No table has the name; with the nearest names.
+        ConfigError: The table has faults; names all of them.
     """
     known = tables(home)
     by_lower = {key.lower(): key for key in known}
@@ -178,7 +196,7 @@ def load_benchmark(name: str, home: Path | None = None) -> Benchmark:
 
 
 def _of_variant(table: Benchmark, variant: str) -> dict[str, Any]:
-    """The published numbers of one variant, and its count where the groups are the variants."""
+    """Return the published numbers of one variant, and its count where the groups are the variants."""
     published = [number for number in table.published if number.variant in (None, variant)]
     counts = table.counts
     if counts and counts.groups.keys() == set(table.variants):

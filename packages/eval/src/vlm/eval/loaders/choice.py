@@ -19,17 +19,19 @@ ROTATION = 1_000_000
 
 
 def choice_question(question: str, options: Mapping[str, str], suffix: str, hint: str = "") -> str:
-    """Hint (if any), question, `A. text` lines and instruction, one below the other. Source: the published evaluators
+    r"""Join the hint (if any), the question, `A. text` lines and the instruction by line breaks.
+
+    Source: the published evaluators.
 
     >>> choice_question("Which?", {"A": "cat", "B": "dog"}, "Letter, please.")
-    'Which?\\nA. cat\\nB. dog\\nLetter, please.'
+    'Which?\nA. cat\nB. dog\nLetter, please.'
     """
     lines = [f"{letter}. {text}" for letter, text in options.items()]
     return "\n".join([*([hint] if hint else []), question, *lines, suffix])
 
 
 def load_scienceqa(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """`scienceqa_test_img.jsonl`: `image`, `question`, `hint`, `choices`, `answer` (index); ids are line numbers."""
+    """Load `scienceqa_test_img.jsonl`: `image`, `question`, `hint`, `choices`, `answer`, an index; ids are lines."""
     path, items = folder / benchmark.options["questions"], Items()
     for line, record in iter_jsonl(path):
         where = f"{path}:{line}"
@@ -47,10 +49,10 @@ def load_scienceqa(benchmark: Benchmark, folder: Path, *, count_tokens: CountTok
 
 
 def load_seed(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """`seed.jsonl` (`image`, `text`, the whole prompt, `question_id`); answer and type from `SEED-Bench.json` by id.
+    """Load `seed.jsonl` (`image`, `text`, `question_id`), with answers and types from `SEED-Bench.json` by id.
 
-    Groups are the nine types about images. Lines of the video types, which the reported number leaves out, are passed
-    over. Source: the published evaluators and their calculation script
+    `text` is the whole prompt. Groups are the nine types about images; lines of the video types, which the reported
+    number leaves out, are skipped. Source: the published evaluators and their calculation script.
     """
     path, official = folder / benchmark.options["questions"], folder / benchmark.options["annotation"]
     types, items, known = benchmark.options["types"], Items(), {}
@@ -76,10 +78,10 @@ def load_seed(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens |
 
 
 def load_mmbench(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """A TSV with the image as base64; rows whose index is equal modulo 1,000,000 are one circular set (`meta["set"]`).
+    """Load a TSV with base64 images; rows with the same index modulo 1,000,000 are one circular set (`meta["set"]`).
 
     Read by pandas as published, so that a cell such as `None` or `NA` is an option that does not exist. `meta["row"]`
-    holds the columns of the submission file. Source: the published evaluator
+    holds the columns of the submission file. Source: the published evaluator.
     """
     import pandas as pd
 
@@ -117,3 +119,6 @@ def load_mmbench(benchmark: Benchmark, folder: Path, *, count_tokens: CountToken
     for item in items.items:
         item.meta["set_size"] = sizes[item.meta["set"]]
     return items.finish(benchmark, folder)
+
+
+LOADERS = {"mmbench": load_mmbench, "scienceqa": load_scienceqa, "seed": load_seed}

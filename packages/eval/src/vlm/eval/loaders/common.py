@@ -1,25 +1,51 @@
-"""What every loader needs: the Item, fields of a record with good errors, and the checks that no file can evade."""
+"""What every loader uses: `Item`, checked fields of a record, and `Items`, which checks every item and the counts.
+
+A loader is a function from a table and a folder to items:
+
+    def load_mine(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
+        path, items = folder / "test.jsonl", Items()
+        for line, record in iter_jsonl(path):
+            where = f"{path}:{line}"
+            image = inside(folder, get(record, "image", str, where), where)
+            question = get(record, "question", str, where) + benchmark.prompt["suffix"]
+            gold = get(record, "answer", str, where)
+            items.add(Item(str(line), user(question, [image], where), gold, "all"), where=where, images=[image])
+        return items.finish(benchmark, folder)
+
+    LOADERS = {"mine": load_mine}
+"""
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 from vlm.core.errors import DataError
 from vlm.core.sample.records import Message, image, split_placeholders, text
 from vlm.eval.benchmark import Benchmark
 
 CountTokens = Callable[[str], int]
+"""function(text) -> number of tokens."""
+
 MARKER = "mini.json"
+"""The file that marks a folder as a miniature and holds its counts."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question. `messages` is one user message with absolute image paths; `meta` is JSON and small, and may hold
-    `cluster` (items that share it are not independent) and `max_new_tokens`. An item with a `fault` is never asked: its
-    outcome is `error`, and the fault is why."""
+    """One question.
+
+    Attributes:
+        id: Unique within the benchmark.
+        messages: One user message with absolute image paths; with teacher forcing, the answer as a second message.
+        gold: What the scorer compares with; None where a server keeps the answers.
+        group: Rows of a group have metrics of their own.
+        meta: Small JSON. `cluster`: items that share it are not independent. `set`: rows that count together.
+            `max_new_tokens`: the budget of this item. Other keys are for scorers and aggregates.
+        fault: Why the item cannot be asked: its outcome is `error`, with this reason.
+    """
 
     id: str
     messages: list[Message]
@@ -29,13 +55,24 @@ class Item:
     fault: str = ""
 
 
+class Loader(Protocol):
+    """A function from a table and its data folder to items. `count_tokens` measures length budgets."""
+
+    def __call__(self, benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
+        """Load all items."""
+
+
 def approximate_tokens(value: str) -> int:
-    """Four characters a token: used for length budgets when no tokenizer is given."""
+    """Estimate tokens as four characters each, for length budgets without a tokenizer."""
     return len(value) // 4 + 1
 
 
 def get(record: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """`record[key]`. Raises DataError naming `where` when it is absent or of another type."""
+    """Return `record[key]`.
+
+    Raises:
+        DataError: The key is missing, or its value is of another type; names `where`.
+    """
     if not isinstance(record, dict) or key not in record:
         raise DataError(f"{where}: no `{key}`", expected=f"a record with `{key}`")
     value = record[key]
@@ -45,7 +82,11 @@ def get(record: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file. Raises DataError naming it when it is missing or does not parse."""
+    """Read a JSON file.
+
+    Raises:
+        DataError: The file is missing or malformed.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -55,10 +96,10 @@ def read_json(path: Path) -> Any:
 
 
 def inside(folder: Path, name: str, where: str) -> Path:
-    """`folder`/`name`, absolute. Published lists write paths from their working folder: a leading `data/<set>/` is cut.
+    """Return the absolute path of `name` in `folder`, without the `data/<set>/` with which published lists begin.
 
     Raises:
-        DataError: an absolute path, or one that leaves the folder.
+        DataError: The path is absolute, or leaves the folder.
     """
     parts = PurePosixPath(name).parts
     if PurePosixPath(name).is_absolute() or ".." in parts or not parts:
@@ -67,7 +108,7 @@ def inside(folder: Path, name: str, where: str) -> Path:
 
 
 class Items:
-    """Collects the items of a benchmark in data order; refuses what would change a score without a word."""
+    """Collect the items of a benchmark in data order, and refuse what would change a score silently."""
 
     def __init__(self) -> None:
         self.items: list[Item] = []
@@ -77,11 +118,17 @@ class Items:
     def add(
         self, item: Item, *, where: str, images: Iterable[Path], needs_image: bool = True, needs_answer: bool = True
     ) -> None:
-        """Append `item` that was read at `where` (file:row) and shows `images`; a row without one is kept, with its
-        fault. A set that a server scores needs no answers.
+        """Append an item; a row without an image is kept, with its fault.
+
+        Args:
+            item: What was read.
+            where: The file and row it was read from, for errors.
+            images: The files that it shows.
+            needs_image: Whether an item without images has a fault.
+            needs_answer: Whether there must be a gold answer; a set that a server scores has none.
 
         Raises:
-            DataError: duplicate id, no answer, or an image file that is not there.
+            DataError: The id was used before, the answer is empty, or an image file is missing.
         """
         if item.id in self._where:
             raise DataError(
@@ -101,10 +148,10 @@ class Items:
         self.items.append(item)
 
     def finish(self, benchmark: Benchmark, folder: Path) -> list[Item]:
-        """The items, when each group has the expected number of them.
+        """Return the items, if each group has the expected number of them.
 
         Raises:
-            DataError: a short (or long) download, or a marker of another benchmark.
+            DataError: The download is short (or long), or the marker is of another benchmark.
         """
         found = Counter(item.group for item in self.items)
         expected, at_least = _expected(benchmark, folder)
@@ -139,10 +186,10 @@ def _expected(benchmark: Benchmark, folder: Path) -> tuple[dict[str, int], bool]
 
 
 def user(question: str, images: list[Path], where: str) -> list[Message]:
-    """One user message. As published, images without an `<image>` in the text go in front, each with a newline.
+    """Make one user message. As published, images go in front, a line each, if the text has no `<image>` mark.
 
     Raises:
-        DataError: the number of `<image>` marks is neither 0 nor the number of images.
+        DataError: The number of marks is neither 0 nor the number of images.
     """
     marks = question.count("<image>")
     if not images:

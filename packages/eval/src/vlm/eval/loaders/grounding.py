@@ -9,12 +9,12 @@ from vlm.eval.loaders.common import CountTokens, Item, Items, get, inside, user
 
 
 def load_refcoco(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """`<set>_<split>.jsonl` (image, sent, bbox in pixels, width, height), images in `train2014/`.
+    """Load `<set>_<split>.jsonl` (image, sent, bbox in pixels, width, height), images in `train2014/`.
 
-    The group is the split, ids are line numbers. Source: the published evaluators
+    The group is the split, ids are line numbers. Source: the published evaluators.
 
     Raises:
-        DataError: also for a box that is not four numbers, left before right and top before bottom.
+        DataError: Also for a box that is not four numbers, left before right and top before bottom.
     """
     dataset, _, split = benchmark.name.rpartition("-")
     path, items = folder / f"{dataset.lower()}_{split}.jsonl", Items()
@@ -29,3 +29,6 @@ def load_refcoco(benchmark: Benchmark, folder: Path, *, count_tokens: CountToken
         item = Item(str(line), user(question, [image], where), box, split, {"cluster": image.name, "hw": size})
         items.add(item, where=where, images=[image])
     return items.finish(benchmark, folder)
+
+
+LOADERS = {"refcoco": load_refcoco}

@@ -1,4 +1,4 @@
-"""Needles in long documents: MM-NIAH records (JSON lines), used by MM-NIAH and by our own digit-haystack."""
+"""Needles in long documents: records of MM-NIAH (JSON lines), and of our own sets in the same format."""
 
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ SHORT = "\nAnswer the question using a single word or phrase."
 
 
 def mmniah_prompt(item: dict[str, Any], *, letter: str = LETTER, short: str = SHORT) -> tuple[str, list[str]]:
-    """(question with its options, image names of document, question and options), as V2PE asks; `item` is unchanged.
+    """Return the question with its options, and the image names of document, question and options, as V2PE asks.
 
-    The model input is context + question without a separator. Source: the published evaluators
+    The model input is context + question without a separator. `item` is not changed. Source: the published evaluators.
     """
     question, images = item["question"], list(item["images_list"])
     choices, pictures = item["meta"]["choices"], item["meta"]["choices_image_path"]
@@ -29,18 +29,18 @@ def mmniah_prompt(item: dict[str, Any], *, letter: str = LETTER, short: str = SH
 
 
 def annotation_file(benchmark: Benchmark, root: Path, task: str) -> Path:
-    """Where a task's questions are: `<task>.jsonl`, or as the table maps the task; the long variants name their
-    lengths."""
+    """Return the file of a task's questions: `<task>.jsonl`, or what the table names for the task and its length."""
     options, variant = benchmark.options, benchmark.name.rsplit("-", 1)[1]
+    annotations: str = options["annotations"]
     if "file" not in options:
         name = options["tasks"][task] if isinstance(options["tasks"], dict) else task
-        return root / options["annotations"] / f"{name}.jsonl"
-    name = options["file"].format(task=options["tasks"][task], length=options["lengths"][variant])
-    return root / options["annotations"].format(variant=variant) / name
+        return root / annotations / f"{name}.jsonl"
+    name = str(options["file"]).format(task=options["tasks"][task], length=options["lengths"][variant])
+    return root / annotations.format(variant=variant) / name
 
 
 def _image(roots: list[Path], name: Any, where: str) -> Path:
-    """The first of the folders that holds the image, else its place in the first one (where it is then missed)."""
+    """Return the image in the first folder that has it, else its path in the first folder, where it is then missing."""
     if not isinstance(name, str):
         raise DataError(f"{where}: image {name!r:.60}", expected="a path")
     paths = [inside(root, name, where) for root in roots]
@@ -48,12 +48,12 @@ def _image(roots: list[Path], name: Any, where: str) -> Path:
 
 
 def load_mmniah(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """One JSON-lines file per task of the table, group = task. Source: the published evaluators
+    """Load one JSON-lines file per task of the table; the group is the task. Source: the published evaluators.
 
-    Of a teacher-forced table the messages end with the answer. Images are looked for in each of the table's folders.
+    With teacher forcing, the messages end with the answer. Images are searched in each of the table's folders.
 
     Raises:
-        DataError: also when the `<image>` marks and the images of a row differ in number.
+        DataError: Also when the `<image>` marks and the images of a row differ in number.
     """
     items, options = Items(), benchmark.options
     root = folder / "data" if benchmark.variants and (folder / "data").is_dir() else folder
@@ -91,7 +91,7 @@ def _check(record: Any, where: str) -> dict[str, Any]:
     marks = record["context"].count("<image>") + record["question"].count("<image>")
     if marks != len(images):
         raise DataError(f"{where}: {marks} <image> marks but {len(images)} images", expected="as many images as marks")
-    meta = get(record, "meta", dict, where)
+    meta: dict[str, Any] = get(record, "meta", dict, where)
     get(meta, "context_length", (int, float), where)
     depth = get(meta, "placed_depth", (list, int, float), where)
     depths = depth if isinstance(depth, list) else [depth]
@@ -102,3 +102,6 @@ def _check(record: Any, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: both text and image options", expected="one of them")
     record["meta"] = meta
     return meta
+
+
+LOADERS = {"mmniah": load_mmniah}

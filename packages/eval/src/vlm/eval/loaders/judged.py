@@ -9,12 +9,12 @@ from vlm.eval.loaders.common import CountTokens, Item, Items, get, inside, read_
 
 
 def load_mmvet(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """`llava-mm-vet.jsonl` (question_id, image, text), `images/`; the rest from `mm-vet.json` by the id `v1_N`.
+    """Load `llava-mm-vet.jsonl` (question_id, image, text), `images/`, and the rest from `mm-vet.json` by id `v1_N`.
 
-    Source: the published evaluators
+    Source: the published evaluators.
 
     Raises:
-        DataError: also for a question whose text or image differs between the two files.
+        DataError: Also for a question whose text or image differs between the two files.
     """
     path, official, items = folder / "llava-mm-vet.jsonl", folder / "mm-vet.json", Items()
     answers = read_json(official)
@@ -34,9 +34,9 @@ def load_mmvet(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens 
 
 
 def load_mathvista(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """`annot_testmini.json` (pid -> query, image, choices, precision, answer, question_type, answer_type), `images/`.
+    """Load `annot_testmini.json` (pid -> query, image, choices, precision, answer, types), images in `images/`.
 
-    Source: the published evaluators
+    Source: the published evaluators.
     """
     path, items = folder / "annot_testmini.json", Items()
     content = read_json(path)
@@ -55,3 +55,6 @@ def load_mathvista(benchmark: Benchmark, folder: Path, *, count_tokens: CountTok
         item = Item(pid, user(question, [image], where), gold, "testmini", meta)
         items.add(item, where=where, images=[image])
     return items.finish(benchmark, folder)
+
+
+LOADERS = {"mathvista": load_mathvista, "mmvet": load_mmvet}

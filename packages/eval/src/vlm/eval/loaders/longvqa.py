@@ -10,31 +10,31 @@ from vlm.eval.loaders.common import CountTokens, Item, Items, get, inside, user
 
 
 def length_group(benchmark: Benchmark) -> tuple[int, int]:
-    """(shortest, longest) context of a variant in thousands of tokens: 16-32, then steps of eight."""
+    """Return the shortest and longest context of a variant in thousands of tokens: 16-32, then steps of eight."""
     longest = int(benchmark.name.rsplit("-", 1)[1].removesuffix("k"))
     return (16 if longest == 32 else longest - 8), longest
 
 
 def annotation_file(benchmark: Benchmark, root: Path, task: str) -> Path:
-    """Where the published tree keeps a task's questions, below the folder that holds `val/` and `image/`."""
+    """Return the file of a task's questions in the published tree, below the folder with `val/` and `image/`."""
     low, high = length_group(benchmark)
     return root / "val" / f"long_vqa_{high}k" / f"val_long_vqa_{task}_{low}_{high}.jsonl"
 
 
 def image_folder(benchmark: Benchmark, root: Path, task: str) -> Path:
-    """Where the published tree keeps a task's images: pages of documents apart from pasted pictures."""
+    """Return the folder of a task's images in the published tree: pages of documents, or pasted pictures."""
     kind = "image" if task in benchmark.options["documents"] else "paste"
     return root / "image" / "long_vqa" / kind / task / "val"
 
 
 def load_longvqa(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """One JSON-lines file per task, group = task; asked is the stored human turn. Source: the published evaluators.
+    """Load one JSON-lines file per task; the group is the task, the question the stored human turn.
 
     `folder` is the published tree, with or without its outer `data/`. Image names are relative to the task's folder, or
-    start with `dataset/`.
+    start with `dataset/`. Source: the published evaluators.
 
     Raises:
-        DataError: also when the `<image>` marks and the images of a row differ in number.
+        DataError: Also when the `<image>` marks and the images of a row differ in number.
     """
     items = Items()
     root = folder / "data" if (folder / "data").is_dir() else folder
@@ -67,3 +67,6 @@ def _image(root: Path, pictures: Path, name: Any, where: str) -> Path:
         raise DataError(f"{where}: image {name!r:.60}", expected="a path")
     parts = PurePosixPath(name).parts
     return inside(root, "/".join(parts[1:]), where) if parts[:1] == ("dataset",) else inside(pictures, name, where)
+
+
+LOADERS = {"longvqa": load_longvqa}

@@ -1,4 +1,4 @@
-"""MileBench: 29 sets of `{Set}/{Set}.json` with many images per question, cut from the front to a token budget."""
+"""MileBench: 29 sets, `{Set}/{Set}.json`, with many images per question, cut at the front to a token budget."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from vlm.eval.loaders.common import CountTokens, Item, Items, approximate_tokens
 CHOICES = "\nChoice list: \n"
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 NO_LETTERS = "GPR1200"
-"""The one set whose options are listed without letters."""
+"""The only set whose options are listed without letters."""
 
 
 def milebench_prompt(
@@ -26,11 +26,20 @@ def milebench_prompt(
     choices: str = CHOICES,
     letter: str = LETTER,
 ) -> tuple[str, list[str]]:
-    """(question text with `<image>` marks, image names that are left), as V2PE asks.
+    """Return the question with `<image>` marks, and the names of the images that are left, as V2PE asks.
 
-    The instruction always stays; the rest is taken from the end to the front while `max_context_len` tokens allow. As
-    published, images are paired with marks from the end: an image without a mark shifts the pairing.
-    Source: the published evaluators
+    The instruction is always kept; the rest is kept from the end to the front within the budget. As published, images
+    are paired with marks from the end: an image without a mark shifts the pairing. Source: the published evaluators.
+
+    Args:
+        record: An entry of the set's `data`.
+        task_instructions: Those of the set.
+        dataset_name: Name of the set.
+        max_context_len: Budget in tokens.
+        n_tokens_per_image: Cost of an image in tokens.
+        count_tokens: Cost of a text; by default a character is a token.
+        choices: What precedes the options.
+        letter: What follows the options.
     """
     task = record["task_instance"]
     context, names = task["context"], list(task["images_path"])
@@ -67,15 +76,15 @@ def milebench_prompt(
 
 
 def _tail(value: str, room: int, count_tokens: CountTokens) -> str:
-    """The longest end of `value` of at most `room` tokens."""
+    """Return the longest end of `value` of at most `room` tokens."""
     start = bisect_left(range(len(value)), True, key=lambda i: count_tokens(value[i:]) <= room)
     return value[start:]
 
 
 def load_milebench(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """All sets of the table, group = set. `count_tokens` measures the budget; by default four characters a token.
+    """Load all sets of the table; the group is the set. `count_tokens` measures the budget.
 
-    Source: the published evaluators
+    Source: the published evaluators.
     """
     items, options = Items(), benchmark.options
     count = count_tokens or approximate_tokens
@@ -125,3 +134,6 @@ def _check(record: Any, kind: str, n_instructions: int, scorer: str, where: str)
         raise DataError(f"{where}: question type {kind!r}", expected=f"what {scorer} scores")
     if by_choice and record["response"] not in get(task, "choice_list", list, where):
         raise DataError(f"{where}: {record['response']!r} is not an option", expected="the answer among the options")
+
+
+LOADERS = {"milebench": load_milebench}

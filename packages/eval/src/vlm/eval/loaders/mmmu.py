@@ -1,4 +1,4 @@
-"""MMMU: 30 subjects, one parquet folder each, images as bytes inside; several images per question."""
+"""MMMU: 30 subjects, a folder of parquet files each, several images per question as bytes inside."""
 
 import ast
 from collections.abc import Sequence
@@ -18,11 +18,12 @@ COLUMNS = ["id", "question", "options", "question_type", *[f"image_{i}" for i in
 
 
 def load_mmmu(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """`<Subject>/<split>-*.parquet` in the published order of subjects (the groups); answers of the validation split
-    from `answer_dict_val.json`, as published (some open questions have several).
+    """Load `<Subject>/<split>-*.parquet` in the published order of subjects, which are the groups.
+
+    Answers of the validation split are in `answer_dict_val.json`, as published (some open questions have several).
 
     Raises:
-        DataError: also for a question that is not in the answers.
+        DataError: Also for a question that is not in the answers.
     """
     items, split, scored = Items(), benchmark.options["split"], not benchmark.server_scored
     official = folder / benchmark.options["answers"]
@@ -45,7 +46,7 @@ def load_mmmu(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens |
 
 
 def _options(record: dict[str, Any], where: str) -> dict[str, str]:
-    """The published column holds the text of a Python list."""
+    """Read the published column, which holds the text of a Python list."""
     value = get(record, "options", str, where)
     try:
         texts = ast.literal_eval(value)
@@ -57,7 +58,7 @@ def _options(record: dict[str, Any], where: str) -> dict[str, str]:
 
 
 def _images(benchmark: Benchmark, folder: Path, pictures: Sequence[bytes], where: str) -> list[Path]:
-    """Which images are shown, and how: `first`, `all`, or `named`: the first enlarged twice, the others one tile."""
+    """Choose the images: `first`, `all`, or `named` (the first one twice as large, the others one tile)."""
     rule = benchmark.options["images"]
     shown = pictures[:1] if rule == "first" else pictures
     changes = ["2x", *["448"] * (len(shown) - 1)] if rule == "named" else [""] * len(shown)
@@ -69,3 +70,6 @@ def _message(benchmark: Benchmark, prompt: str, images: list[Path], where: str) 
         names = ", ".join(benchmark.prompt["name"].format(number=i + 1) for i in range(len(images)))
         prompt = f"{names}\n{prompt}"
     return user(prompt, images, where)
+
+
+LOADERS = {"mmmu": load_mmmu}

@@ -1,4 +1,4 @@
-"""Benchmarks in which rows count in pairs: MME (two questions on an image) and MMVP (two images, one question)."""
+"""Rows that count in pairs: MME (two questions about an image) and MMVP (two images, one question)."""
 
 import csv
 from itertools import groupby
@@ -11,13 +11,12 @@ from vlm.eval.loaders.common import CountTokens, Item, Items, inside, user
 
 
 def load_mme(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """`Your_Results/<task>.txt` (image, question, Yes or No), images in `MME_Benchmark_release_version/<task>/`
-    or in `images/` there. The group is the task, the set the image.
+    """Load `Your_Results/<task>.txt` (image, question, Yes or No), images in `MME_Benchmark_release_version/<task>/`.
 
-    Source: the published evaluators
+    Images may also be in `images/` there. The group is the task, the set the image. Source: the published evaluators.
 
     Raises:
-        DataError: also for an image that has not just two consecutive lines.
+        DataError: Also when an image has another number of consecutive lines than two.
     """
     items = Items()
     for task in benchmark.counts.groups if benchmark.counts else []:
@@ -41,9 +40,9 @@ def load_mme(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | 
 
 
 def load_mmvp(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """`Questions.csv` (lndex or Index, Question, Options `(a) x (b) y`, Correct Answer), `MMVP Images/<index>.jpg`.
+    """Load `Questions.csv` (lndex or Index, Question, Options, Correct Answer), images in `MMVP Images/<index>.jpg`.
 
-    Consecutive rows are a pair, as published. Source: the published evaluators
+    Options are like `(a) x (b) y`. Consecutive rows are a pair, as published. Source: the published evaluators.
     """
     path, items = folder / "Questions.csv", Items()
     for row, record in enumerate(csv.DictReader(_text(path).splitlines())):
@@ -76,3 +75,6 @@ def _text(path: Path) -> str:
         raise DataError(f"no such file: {path}", fix="`vlm download` fetches the benchmark") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8: {error}", fix="fetch the file again") from error
+
+
+LOADERS = {"mme": load_mme, "mmvp": load_mmvp}

@@ -1,4 +1,4 @@
-"""Benchmarks that are published as parquet files with the images inside: RealWorldQA, OCRBench."""
+"""Parquet files with the images inside: RealWorldQA, OCRBench."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,10 +11,10 @@ from vlm.eval.loaders.pictures import picture_file
 
 
 def parquet_rows(folder: Path, pattern: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file:row, record) of all files of that pattern below `folder`, in order of their names.
+    """Yield (file:row, record) of all files of a pattern below `folder`, in order of their names.
 
     Raises:
-        DataError: no such file, or one that lacks a column or cannot be read.
+        DataError: No file matches, or one has not all columns or cannot be read.
     """
     paths = sorted(folder.glob(pattern))
     if not paths:
@@ -24,7 +24,11 @@ def parquet_rows(folder: Path, pattern: str, columns: Sequence[str]) -> Iterator
 
 
 def read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file:row, record) of one file. Raises DataError: it lacks a column or cannot be read."""
+    """Yield (file:row, record) of one file.
+
+    Raises:
+        DataError: The file has not all columns, or cannot be read.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -39,7 +43,7 @@ def read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict
 
 
 def load_realworldqa(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """`data/test-*.parquet` (image, question, answer); ids are row numbers. Source: lmms-eval"""
+    """Load `data/test-*.parquet` (image, question, answer); ids are row numbers. Source: lmms-eval."""
     items = Items()
     columns = ("image", "question", "answer")
     for number, (where, record) in enumerate(parquet_rows(folder, "data/test-*.parquet", columns)):
@@ -51,9 +55,9 @@ def load_realworldqa(benchmark: Benchmark, folder: Path, *, count_tokens: CountT
 
 
 def load_ocrbench(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """`data/test-*.parquet` (dataset, question, question_type, answer, image); the group is the type.
+    """Load `data/test-*.parquet` (dataset, question, question_type, answer, image); the group is the type.
 
-    Ids are row numbers. Source: lmms-eval
+    Ids are row numbers. Source: lmms-eval.
     """
     items = Items()
     columns = ("dataset", "question", "question_type", "answer", "image")
@@ -68,3 +72,6 @@ def load_ocrbench(benchmark: Benchmark, folder: Path, *, count_tokens: CountToke
 
 def _picture(folder: Path, record: dict[str, Any], where: str) -> Path:
     return picture_file(folder, get(get(record, "image", dict, where), "bytes", bytes, where), where)
+
+
+LOADERS = {"ocrbench": load_ocrbench, "realworldqa": load_realworldqa}

@@ -1,6 +1,6 @@
-"""Images that a benchmark keeps inside its tables (base64 in TSV, bytes in parquet), as files in `images/` beside them.
+"""Images inside tables (base64 in TSV, bytes in parquet) -> files in `images/` beside the tables.
 
-A file is named by the hash of what it was made from: it is never stale, equal images share one, a kill leaves no half.
+A file is named by the hash of the image it was made from: it is never stale, and equal images share one file.
 """
 
 import hashlib
@@ -17,14 +17,20 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "2x": lambda picture: picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.BILINEAR),
     "448": lambda picture: picture.resize((448, 448)),
 }
-"""What a published evaluator does to an image before its usual rule: enlarge it, or leave it one tile of 448 pixels."""
+"""What a published evaluator does to an image before its usual rule: enlarge it, or make it one tile of 448 pixels."""
 
 
 def picture_file(folder: Path, data: bytes, where: str, change: str = "") -> Path:
-    """The absolute path of the file that holds the image `data`, written when it is not there; `change` of `CHANGES`.
+    """Return the absolute path of the file with the image `data`, and write it if it is missing.
+
+    Args:
+        folder: The data folder of the benchmark.
+        data: An encoded image.
+        where: The file and row it was read from, for errors.
+        change: "" or a key of `CHANGES`.
 
     Raises:
-        DataError: no image, or a folder that cannot be written.
+        DataError: `data` is no image, or the folder cannot be written.
     """
     try:
         picture = Image.open(BytesIO(data))

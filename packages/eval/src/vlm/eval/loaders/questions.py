@@ -1,4 +1,4 @@
-"""Benchmarks with one image and one question per row: easyVQA, POPE, ChartQA."""
+"""One image and one question per row: easyVQA, POPE, ChartQA."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ SHAPES = {"circle", "rectangle", "triangle"}
 
 
 def load_easyvqa(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """`test/questions.json` ([question, answer, image id], ...), `test/images/<id>.png`, `answers.txt`.
+    """Load `test/questions.json` ([question, answer, image id], ...), `test/images/<id>.png`, `answers.txt`.
 
     Groups are the kinds of question: shape, color, yes-no. Source: the easy-vqa 1.0 package.
     """
@@ -37,10 +37,10 @@ def load_easyvqa(benchmark: Benchmark, folder: Path, *, count_tokens: CountToken
 
 
 def load_pope(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """`llava_pope_test.jsonl` with `val2014/` images, labels in `coco/coco_pope_<category>.json` (JSON lines).
+    """Load `llava_pope_test.jsonl`, images in `val2014/`, labels in `coco/coco_pope_<category>.json` (JSON lines).
 
-    As published, the k-th question of a category belongs to the k-th label of its file; unlike published, their
-    numbers, images and question texts are compared first. Source: the published evaluators
+    As published, the k-th question of a category belongs to the k-th label of its file. Unlike published, their
+    numbers, images and texts must match. Source: the published evaluators.
     """
     questions, items = folder / "llava_pope_test.jsonl", Items()
     categories = benchmark.options["categories"]
@@ -79,9 +79,9 @@ def load_pope(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens |
 
 
 def load_chartqa(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """`test_human.jsonl` and `test_augmented.jsonl` (image, question, answer, question_id), images where they point.
+    """Load `test_human.jsonl` and `test_augmented.jsonl` (image, question, answer, question_id).
 
-    Source: the published evaluators
+    Source: the published evaluators.
     """
     items = Items()
     for split in benchmark.options["splits"]:
@@ -95,3 +95,6 @@ def load_chartqa(benchmark: Benchmark, folder: Path, *, count_tokens: CountToken
             meta = {"cluster": image.name}
             items.add(Item(item_id, user(prompt, [image], where), gold, split, meta), where=where, images=[image])
     return items.finish(benchmark, folder)
+
+
+LOADERS = {"chartqa": load_chartqa, "easyvqa": load_easyvqa, "pope": load_pope}

@@ -60,15 +60,15 @@ def mvbench_qa_template(data: Mapping[str, Any], *, compat: Compat = "upstream")
 
 
 def video_message(path: Path, question: str, segments: int, clip: tuple[float, float] | None = None) -> list[Message]:
-    """One user message: `Frame1: <image>` lines of `segments` frames, then the question (see core.encode)."""
+    """Make one user message: `Frame1: <image>` lines of `segments` frames, then the question."""
     return [{"role": "user", "content": [{**video(path, clip), "frames": segments}, text("\n" + question)]}]
 
 
 def load_mvbench(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """`json/<task>.json` (video, question, candidates, answer, start and end), videos below `video/<set>/`.
+    """Load `json/<task>.json` (video, question, candidates, answer, start and end), videos below `video/<set>/`.
 
-    The group is the task. A video that is a folder of frames is shown by the frames that the published rule names.
-    Source: the V2PE evaluator
+    The group is the task. Of a video that is a folder of frames, those are shown that the published rule names.
+    Source: the V2PE evaluator.
     """
     items, segments = Items(), benchmark.options["segments"]
     for task, about in benchmark.options["tasks"].items():
@@ -93,9 +93,9 @@ def load_mvbench(benchmark: Benchmark, folder: Path, *, count_tokens: CountToken
 
 
 def load_videomme(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """`videomme/test-*.parquet` (videoID, question_id, duration, question, options, answer), `data/<videoID>.mp4`.
+    """Load `videomme/test-*.parquet` (videoID, question_id, duration, question, options, answer), `data/<videoID>.mp4`.
 
-    The group is the duration. Source: lmms-eval
+    The group is the duration. Source: lmms-eval.
     """
     items = Items()
     columns = ("videoID", "question_id", "duration", "question", "options", "answer")
@@ -119,9 +119,12 @@ def _clip(record: dict[str, Any], where: str) -> tuple[float, float]:
 
 
 def _frames(folder: Path, clip: tuple[float, float] | None, segments: int, where: str) -> list[Path]:
-    """The files of a video that is a folder of frames, three a second, numbered from 1."""
+    """Return the files to show of a video that is a folder of frames, three a second, numbered from 1."""
     names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
     if not names:
         raise DataError(f"{where}: no frames in {folder}", fix="fetch or unpack the videos again")
     numbers = mvbench_frame_indices(clip, FOLDER_FPS, len(names), first_idx=1, num_segments=segments)
     return [folder / f"{number:05d}{Path(names[0]).suffix}" for number in numbers]
+
+
+LOADERS = {"mvbench": load_mvbench, "videomme": load_videomme}

@@ -1,7 +1,7 @@
-"""Open questions in the published JSON lines (`image`, `question`, `question_id`, `answer`): DocVQA, InfoVQA, TextVQA,
-VizWiz, GQA, AI2D.
+"""Open questions in JSON lines: DocVQA, InfoVQA, TextVQA, VizWiz, GQA, AI2D.
 
-Where the published evaluator scores against an official annotation file, so do we: `options["annotation"]`.
+A line has `image`, `question`, `question_id`, and `answer`, one text or a list of references.
+Where the published evaluator scores against an official annotation file, the table names it: `options["annotation"]`.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,18 +14,18 @@ from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.common import CountTokens, Item, Items, get, inside, read_json, user
 
 Reference = tuple[Any, Any, dict[str, Any]]
-"""Question id, answer(s), and what the aggregate needs."""
+"""Question id, answer(s), and what the aggregate uses."""
 
 
 def _rrc(content: Any, where: str) -> Iterator[Reference]:
-    """Robust Reading Competition (DocVQA, InfoVQA): `data`, a list of `questionId` and `answers`."""
+    """Read the format of the Robust Reading Competition (DocVQA, InfoVQA): `data`, with `questionId` and `answers`."""
     for row, entry in enumerate(get(content, "data", list, where)):
         at = f"{where}:{row}"
         yield get(entry, "questionId", (int, str), at), get(entry, "answers", list, at), {}
 
 
 def _vqa(content: Any, where: str) -> Iterator[Reference]:
-    """VQA (TextVQA, VizWiz): `annotations`, a list of `question_id` and ten `answers`."""
+    """Read the format of VQA (TextVQA, VizWiz): `annotations`, with `question_id` and ten `answers`."""
     for row, entry in enumerate(get(content, "annotations", list, where)):
         at = f"{where}:{row}"
         answers = [get(answer, "answer", str, at) for answer in get(entry, "answers", list, at)]
@@ -33,7 +33,7 @@ def _vqa(content: Any, where: str) -> Iterator[Reference]:
 
 
 def _gqa(content: Any, where: str) -> Iterator[Reference]:
-    """GQA: question id -> `answer` and `types`, of which `structural` divides binary from open questions."""
+    """Read the format of GQA: question id -> `answer` and `types`; `structural` divides binary from open questions."""
     if not isinstance(content, dict):
         raise DataError(f"{where}: not an object", expected="question id -> question")
     for name, entry in content.items():
@@ -43,10 +43,11 @@ def _gqa(content: Any, where: str) -> Iterator[Reference]:
 
 
 FORMATS: dict[str, Callable[[Any, str], Iterator[Reference]]] = {"rrc": _rrc, "vqa": _vqa, "gqa": _gqa}
+"""Format of an annotation file -> function(content, where) -> references."""
 
 
 def references(benchmark: Benchmark, folder: Path) -> dict[str, Reference] | None:
-    """Question id (as text) -> reference, from the official annotation file; None when the table names none."""
+    """Return question id (as text) -> reference from the annotation file; None when the table names none."""
     if "annotation" not in benchmark.options:
         return None
     path = folder / benchmark.options["annotation"]["file"]
@@ -59,12 +60,12 @@ def references(benchmark: Benchmark, folder: Path) -> dict[str, Reference] | Non
 
 
 def load_vqa(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
-    """`options["questions"]` (JSON lines) with the answers of the annotation file, else of the lines themselves.
+    """Load `options["questions"]` (JSON lines), with answers from the annotation file, else from the lines.
 
-    Sets that a server scores have no answers. Source: the published evaluators
+    Sets that a server scores have no answers. Source: the published evaluators.
 
     Raises:
-        DataError: also for questions and annotations that are not of the same ids.
+        DataError: Also when questions and annotations have different ids.
     """
     path, items, known = folder / benchmark.options["questions"], Items(), references(benchmark, folder)
     group, scored, asked = benchmark.options["split"], not benchmark.server_scored, set()
@@ -91,3 +92,6 @@ def load_vqa(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | 
             fix="fetch both files again",
         )
     return items.finish(benchmark, folder)
+
+
+LOADERS = {"vqa": load_vqa}

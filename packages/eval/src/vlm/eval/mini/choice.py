@@ -21,7 +21,7 @@ MORE = {"source": "miniature", "l2-category": "attribute", "comment": "", "split
 
 
 def make_scienceqa(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """`n` questions (usually 20) about a shape, every other one with a hint."""
+    """Write `n` questions (usually 20) about a shape, every other one with a hint."""
     n, rows = n or 20, []
     for k in range(n):
         color, shape = rng.choice(list(COLORS)), rng.choice(SHAPES)
@@ -39,7 +39,7 @@ def make_scienceqa(benchmark: Benchmark, folder: Path, rng: random.Random, n: in
 
 
 def make_seed(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """`n` questions (usually 2) of each of the nine types."""
+    """Write `n` questions (usually 2) of each of the nine types."""
     n, types = n or 2, benchmark.options["types"]
     rows, official = [], []
     for number in range(n * len(types)):
@@ -61,7 +61,7 @@ def make_seed(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | N
 
 
 def _asked(kind: str, rng: random.Random) -> tuple[Picture, str, str, list[str]]:
-    """A picture, a question of that type of SEED-Bench, its answer, and what else could be an option."""
+    """Return a picture, a question of a type of SEED-Bench, its answer, and what else could be an option."""
     things = list(zip(rng.sample(list(COLORS), 3), rng.sample(SHAPES, 3), strict=True))
     numbers = [str(i) for i in range(1, 7)]
     if kind == "text understanding":
@@ -81,7 +81,7 @@ def _asked(kind: str, rng: random.Random) -> tuple[Picture, str, str, list[str]]
 
 
 def make_mmbench(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """`n` questions (usually 6) with two to four options in every rotation, as TSV with base64 images."""
+    """Write `n` questions (usually 6) with two to four options in every rotation, as TSV with base64 images."""
     split, chinese = benchmark.options["split"], benchmark.prompt["suffix"] != LETTER
     columns = COLUMNS if benchmark.name == "CCBench" else [*COLUMNS, *MORE]
     rows: list[dict[str, Any]] = []
@@ -106,3 +106,12 @@ def make_mmbench(benchmark: Benchmark, folder: Path, rng: random.Random, n: int 
     table.writerows(rows)
     write_lines(folder / benchmark.options["file"], text.getvalue())
     return {split: len(rows)}
+
+
+MINIATURES = {
+    "ScienceQA": make_scienceqa,
+    "SEED-I": make_seed,
+    **dict.fromkeys(
+        ["CCBench", "MMBench-dev-cn", "MMBench-dev-en", "MMBench-test-cn", "MMBench-test-en"], make_mmbench
+    ),
+}

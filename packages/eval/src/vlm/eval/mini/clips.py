@@ -1,4 +1,4 @@
-"""Short videos of one colored shape that moves, as real files: MP4 (needs PyAV), or a folder of JPEG frames."""
+"""Short videos of colored shapes as files: MP4 (needs PyAV), or a folder of JPEG frames."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -16,7 +16,7 @@ STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
 def moving(color: str, shape: str, direction: str, n_frames: int) -> list[Picture]:
-    """The shape crossing the picture in that direction, from one side to the other."""
+    """Draw the shape crossing the picture in a direction, from one side to the other."""
     thing, (dx, dy) = shapes([(color, shape)], SIZE // 2), STEPS[direction]
     frames, room = [], SIZE // 2
     for i in range(n_frames):
@@ -28,7 +28,7 @@ def moving(color: str, shape: str, direction: str, n_frames: int) -> list[Pictur
 
 
 def still(things: Sequence[tuple[str, str]], n_frames: int) -> list[Picture]:
-    """(color, shape) pairs side by side that do not move, in a square."""
+    """Draw (color, shape) pairs side by side in a square; they do not move."""
     frame = Image.new("RGB", (SIZE, SIZE), "white")
     side = SIZE // len(things)
     frame.paste(shapes(things, side), (0, (SIZE - side) // 2))
@@ -40,17 +40,20 @@ def save_video(frames: Sequence[Picture], path: Path, fps: int = 8) -> None:
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    # one thread and no time stamps: deterministic
+    # deterministic: no time stamps, one thread, and no AVX code, whose output can depend on memory addresses
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps), options={"threads": "1", "crf": "18"})
+        stream = container.add_stream(
+            "libx264", rate=Fraction(fps), options={"threads": "1", "crf": "18", "x264-params": "asm=SSE4.2"}
+        )
         stream.width, stream.height, stream.pix_fmt = *frames[0].size, "yuv420p"
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+            picture: av.VideoFrame = av.VideoFrame.from_image(frame)  # type: ignore[no-untyped-call]  # PyAV has none
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())
 
 
 def save_frames(frames: Sequence[Picture], folder: Path) -> None:
-    """Write `00001.jpg`, `00002.jpg`, …"""
+    """Write the frames as `00001.jpg`, `00002.jpg`, and so on."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, frame in enumerate(frames, 1):
         frame.save(folder / f"{number:05d}.jpg", quality=95)

@@ -1,4 +1,4 @@
-"""Small pictures: colored shapes on white, bar charts, digits, lines of text. All deterministic."""
+"""Small pictures, all deterministic: colored shapes on white, bar charts, digits, lines of text."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -22,12 +22,12 @@ Picture = Image.Image
 
 @cache
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own scalable font; no system font is needed."""
+    """Return Pillow's own scalable font; no system font is needed."""
     return ImageFont.load_default(size)
 
 
 def shapes(things: Sequence[tuple[str, str]], size: int = 64) -> Picture:
-    """(color, shape) pairs side by side."""
+    """Draw (color, shape) pairs side by side."""
     picture = Image.new("RGB", (size * max(1, len(things)), size), "white")
     draw = ImageDraw.Draw(picture)
     for i, (color, shape) in enumerate(things):
@@ -43,7 +43,7 @@ def shapes(things: Sequence[tuple[str, str]], size: int = 64) -> Picture:
 
 
 def bars(values: dict[str, int], width: int = 320, height: int = 240) -> Picture:
-    """A bar chart with a labeled bar for each entry and its value on top."""
+    """Draw a bar chart with a labeled bar for each entry, and its value on top."""
     picture = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(picture)
     top, step = max(values.values()), (width - 20) // len(values)
@@ -58,7 +58,7 @@ def bars(values: dict[str, int], width: int = 320, height: int = 240) -> Picture
 
 
 def words(text: str, width: int = 160, height: int = 64, size: int = 20) -> Picture:
-    """A line of text in the middle of a white card."""
+    """Draw a line of text in the middle of a white card."""
     picture = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(picture)
     draw.text((width / 2, height / 2), text, fill="black", font=font(size), anchor="mm")
@@ -66,17 +66,17 @@ def words(text: str, width: int = 160, height: int = 64, size: int = 20) -> Pict
 
 
 def digit(value: int, size: int = 64) -> Picture:
-    """One large digit."""
+    """Draw one large digit."""
     return words(str(value), size, size, size * 3 // 4)
 
 
 def save(picture: Picture, path: Path) -> None:
-    """Write a PNG (a JPEG where the name says so), making its folder."""
+    """Write a PNG (a JPEG if the name ends so) and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, format="JPEG" if path.suffix == ".jpg" else "PNG")
 
 
 def write_lines(path: Path, lines: str) -> None:
-    """Write UTF-8 text, making its folder."""
+    """Write UTF-8 text and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(lines, encoding="utf-8")

@@ -12,7 +12,7 @@ from vlm.eval.mini.draw import COLORS, SHAPES, digit, save, shapes, write_lines
 from vlm.eval.mini.questions import jsonl
 
 TOKENS_PER_IMAGE = 256
-"""How the published records count an image in `context_length`."""
+"""Tokens of an image in the `context_length` of the published records."""
 
 LENGTHS = (1100, 2100, 4100, 8100)
 """Context lengths in tokens: one for each of the first published columns."""
@@ -34,7 +34,7 @@ def _tokens(text: str) -> int:
 
 
 def _document(rng: random.Random, n_sentences: int, pieces: list[tuple[float, str]]) -> str:
-    """`n_sentences` sentences with each piece inserted at its depth (0..1)."""
+    """Write `n_sentences` sentences with each piece inserted at its depth (0 to 1)."""
     lines = [rng.choice(SENTENCES) for _ in range(n_sentences)]
     for depth, piece in sorted(pieces, reverse=True):
         lines.insert(round(depth * n_sentences), piece)
@@ -56,7 +56,7 @@ def _record(number: int, context: str, images: list[str], question: str, answer:
 
 
 def make_mmniah(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """`n` samples (usually 6) of each task, in turn at every length and depth."""
+    """Write `n` samples (usually 6) of each task, in turn at every length and depth."""
     n, tasks = n or 6, benchmark.options["tasks"]
     for task in tasks:
         _write_task(
@@ -66,7 +66,7 @@ def make_mmniah(benchmark: Benchmark, folder: Path, rng: random.Random, n: int |
 
 
 def make_mmniah_long(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """`n` samples (usually 5) of each task, at one 256th of the published lengths: 0.25k to 4.7k tokens."""
+    """Write `n` samples (usually 5) of each task, at one 256th of the published lengths: 0.25k to 4.7k tokens."""
     n, tasks = n or 5, benchmark.options["tasks"]
     low, high = benchmark.options["lengths"][benchmark.name.rsplit("-", 1)[1]].split("_")
     lengths = (4 * int(low), 3 * (int(low) + int(high)) // 2, 4 * int(high))
@@ -92,7 +92,7 @@ def _write_task(task: str, annotations: Path, images: Path, lengths: Sequence[in
 
 
 def _fill(length: int, n_images: int) -> int:
-    """Sentences that make a document of `length` tokens with its images."""
+    """Return the number of sentences that make a document of `length` tokens with its images."""
     return max(4, (length - TOKENS_PER_IMAGE * n_images) * 4 // (sum(map(len, SENTENCES)) // len(SENTENCES) + 1))
 
 
@@ -175,9 +175,9 @@ TASKS = {
 
 
 def make_digit_haystack(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """`n` samples (usually 20) with one digit among pictures of shapes, at five depths of three context lengths.
+    """Write `n` samples (usually 20) with a digit among pictures of shapes, at five depths of three lengths.
 
-    Variant 1x has 2, 3 and 4 pictures and a sentence after each; the others as many times more.
+    Variant 1x has 2, 3 and 4 pictures and a sentence after each; variant 4x has four times as many, and so on.
     """
     n, (task,) = n or 20, benchmark.options["tasks"]
     factor = int(benchmark.name.rsplit("-", 1)[1].removesuffix("x"))
@@ -198,7 +198,7 @@ def make_digit_haystack(benchmark: Benchmark, folder: Path, rng: random.Random, 
 
 
 def make_mini_v2pe(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """`n` documents (usually 4) at each length with two digits among pictures of shapes: which comes first?"""
+    """Write `n` documents (usually 4) of each length, with two digits among pictures of shapes: which is first?"""
     n, tasks = n or 4, benchmark.options["tasks"]
     for length in tasks:
         rows = []
@@ -215,3 +215,11 @@ def make_mini_v2pe(benchmark: Benchmark, folder: Path, rng: random.Random, n: in
             rows.append(_record(k, context, images, QUESTION["order"], str(values[0]), **about))
         write_lines(annotation_file(benchmark, folder, length), jsonl(rows))
     return dict.fromkeys(tasks, n)
+
+
+MINIATURES = {
+    "MM-NIAH": make_mmniah,
+    "MM-NIAH-long": make_mmniah_long,
+    "digit-haystack": make_digit_haystack,
+    "mini-v2pe": make_mini_v2pe,
+}

@@ -1,4 +1,4 @@
-"""Miniature of Long-VQA: all 17 tasks in the published tree, one asked picture among others of its kind."""
+"""Miniature of Long-VQA: all 17 tasks in the published tree, each a question about one picture among others."""
 
 import random
 from collections.abc import Callable
@@ -15,9 +15,9 @@ Asked = tuple[Picture, str, str]
 
 
 def make_longvqa(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """`n` samples (usually 2) of each task; a longer variant shows more pictures before the question."""
+    """Write `n` samples (usually 2) of each task; a longer variant shows more pictures before the question."""
     n, tasks = n or 2, benchmark.options["tasks"]
-    n_images = length_group(benchmark)[1] // 8 - 1  # 3 to 7: a miniature is short, only its order is the real one's
+    n_images = length_group(benchmark)[1] // 8 - 1  # 3 to 7: a miniature is short; only the order of lengths is real
     for task in tasks:
         rows = []
         for k in range(n):
@@ -123,4 +123,7 @@ MAKERS: dict[str, Callable[[random.Random], Asked]] = {
     "vizwiz": _color,
     "wikitablequestions": _bar,
 }
-"""Task -> what is drawn and asked: the kind of answer its metric is made for."""
+"""Task -> function that draws and asks, with answers of the kind that its metric is for."""
+
+
+MINIATURES = {"Long-VQA": make_longvqa}

@@ -1,4 +1,4 @@
-"""Miniature of MileBench: all 29 sets, each asking of a row of small pictures what its kind of scorer can check."""
+"""Miniature of MileBench: all 29 sets, with questions about small pictures that the scorer of the set can check."""
 
 import json
 import random
@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from vlm.eval.benchmark import Benchmark
-from vlm.eval.mini.draw import COLORS, SHAPES, save, shapes, words, write_lines
+from vlm.eval.mini.draw import COLORS, SHAPES, Picture, save, shapes, words, write_lines
 
 INSTRUCTIONS = ["Look at the pictures and answer the question.", "Answer the question about the pictures."]
 
 
 def make_milebench(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """`n` samples (usually 2) in each set."""
+    """Write `n` samples (usually 2) of each set."""
     n = n or 2
     makers = {"milebench_rouge_l": _change, "milebench_needle": _needle, "milebench_contains": _name}
     names = [name for sets in benchmark.options["tasks"].values() for name in sets]
@@ -40,7 +40,8 @@ def make_milebench(benchmark: Benchmark, folder: Path, rng: random.Random, n: in
     return dict.fromkeys(names, n)
 
 
-Made = tuple[list[Any], dict[str, Any], str]
+Made = tuple[list[Picture], dict[str, Any], str]
+"""Pictures, the task instance, the answer."""
 
 
 def _marks(n: int) -> str:
@@ -86,3 +87,6 @@ def _name(rng: random.Random) -> Made:
     color, shape = things[1]
     context = f"{_marks(3)} Question: which shape is {color}?"
     return [shapes([thing]) for thing in things], {"context": context}, shape
+
+
+MINIATURES = {"MileBench": make_milebench}

@@ -11,7 +11,7 @@ from vlm.eval.mini.draw import COLORS, SHAPES, Picture, shapes, words, write_lin
 
 
 def make_mmmu(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """`n` questions (usually 1) of each subject: shapes with options, numbers to read, two pictures to compare."""
+    """Write `n` questions (usually 1) of each subject: shapes with options, numbers, two pictures to compare."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -40,6 +40,7 @@ def make_mmmu(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | N
 
 
 Made = tuple[dict[str, Any], list[Picture], str | list[str]]
+"""A row, its pictures, the answer(s)."""
 
 
 def _png(picture: Picture) -> bytes:
@@ -67,3 +68,6 @@ def _two(rng: random.Random) -> Made:
     row = {"question": "How does the color change from <image 1> to <image 2>?", "options": str(options)}
     gold = "AB"[options.index(f"from {colors[0]} to {colors[1]}")]
     return row | {"question_type": "multiple-choice"}, [shapes([(color, shape)]) for color in colors], gold
+
+
+MINIATURES = {"MMMU": make_mmmu, "MMMU-test": make_mmmu}

@@ -22,7 +22,7 @@ def _thing(rng: random.Random) -> tuple[str, str]:
 
 
 def make_mmvet(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """`n` questions (usually 20) about shapes, words and charts, with their capabilities."""
+    """Write `n` questions (usually 20) about shapes, words and charts, with their capabilities."""
     rows, answers = [], {}
     n = n or 20
     for k in range(n):
@@ -50,7 +50,7 @@ def make_mmvet(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | 
 
 
 def make_mathvista(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """`n` questions (usually 20) about bar charts: options, an integer, and a number with one decimal in turn."""
+    """Write `n` questions (usually 20) about bar charts: options, an integer, and a number with one decimal in turn."""
     rows, n = {}, n or 20
     for k in range(n):
         values = _bars(rng)
@@ -80,7 +80,7 @@ def make_mathvista(benchmark: Benchmark, folder: Path, rng: random.Random, n: in
 
 
 def make_realworldqa(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """`n` questions (usually 20), with options and with a short answer in turn."""
+    """Write `n` questions (usually 20), with options and with a short answer in turn."""
     rows, n = [], n or 20
     for k in range(n):
         color, shape = _thing(rng)
@@ -98,7 +98,7 @@ def make_realworldqa(benchmark: Benchmark, folder: Path, rng: random.Random, n: 
 
 
 def make_ocrbench(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """`n` questions (usually 2) of each type: words, digits, chart values, formulas."""
+    """Write `n` questions (usually 2) of each type: words, digits, chart values, formulas."""
     rows, n = [], n or 2
     groups = list(benchmark.counts.groups) if benchmark.counts else []
     for kind in groups:
@@ -142,3 +142,11 @@ def _type(value: Any) -> Any:
     import pyarrow as pa
 
     return pa.list_(pa.string()) if isinstance(value, list) else pa.string()
+
+
+MINIATURES = {
+    "MM-Vet": make_mmvet,
+    "MathVista": make_mathvista,
+    "OCRBench": make_ocrbench,
+    "RealWorldQA": make_realworldqa,
+}

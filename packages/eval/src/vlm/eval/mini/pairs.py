@@ -15,7 +15,7 @@ NUMBER_TASKS = ("count", "numerical_calculation", "commonsense_reasoning")
 
 
 def make_mme(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """Per task `n` images (usually 2) with two questions each, one for yes and one for no."""
+    """Write `n` images per task (usually 2) with two questions each, one for yes and one for no."""
     n, tasks = n or 2, list(benchmark.counts.groups) if benchmark.counts else []
     for task in tasks:
         lines = []
@@ -39,7 +39,7 @@ def make_mme(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | No
 
 
 def make_mmvp(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """`n` pairs (usually 10): one question about two pictures that differ in its answer only."""
+    """Write `n` pairs (usually 10): one question about two pictures that differ in its answer only."""
     n = n or 10
     rows = ["lndex,Question,Options,Correct Answer\n"]
     for k in range(n):
@@ -56,7 +56,7 @@ def make_mmvp(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | N
 
 
 def make_refcoco(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """`n` sentences (usually 20), two on each picture of three shapes; the box is that of the shape's square."""
+    """Write `n` sentences (usually 20), two on each picture of three shapes; the box is the square of the shape."""
     n = n or 20
     dataset, _, split = benchmark.name.rpartition("-")
     rows, size, at = [], 80, 0
@@ -71,3 +71,6 @@ def make_refcoco(benchmark: Benchmark, folder: Path, rng: random.Random, n: int 
         rows.append(row | {"height": size, "width": 3 * size})
     write_lines(folder / f"{dataset.lower()}_{split}.jsonl", jsonl(rows))
     return {split: n}
+
+
+MINIATURES = {"MME": make_mme, "MMVP": make_mmvp, **dict.fromkeys(["RefCOCO", "RefCOCO+", "RefCOCOg"], make_refcoco)}

@@ -13,12 +13,12 @@ SHORT = "Answer the question using a single word or phrase."
 
 
 def jsonl(rows: list[dict[str, Any]]) -> str:
-    """One JSON object a line."""
+    """Format rows as JSON, one object a line."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def make_easyvqa(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """`n` images (usually 12) with four questions each: shape, color, and two for yes or no."""
+    """Write `n` images (usually 12) with four questions each: shape, color, and two for yes or no."""
     questions: list[list[Any]] = []
     n = n or 12
     for number in range(n):
@@ -37,7 +37,7 @@ def make_easyvqa(benchmark: Benchmark, folder: Path, rng: random.Random, n: int 
 
 
 def make_pope(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """Per category `n` questions (usually 12): one yes and one no for each picture of two shapes."""
+    """Write `n` questions per category (usually 12): one yes and one no for each picture of two shapes."""
     n = n or 12
     things = [(color, shape) for color in COLORS for shape in SHAPES]
     questions, counts = [], {}
@@ -60,7 +60,7 @@ def make_pope(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | N
 
 
 def make_chartqa(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """Per split `n` questions (usually 12) about bar charts with printed values."""
+    """Write `n` questions per split (usually 12) about bar charts with printed values."""
     n = n or 12
     counts: Counter[str] = Counter()
     for split in benchmark.options["splits"]:
@@ -80,3 +80,6 @@ def make_chartqa(benchmark: Benchmark, folder: Path, rng: random.Random, n: int 
             counts[split] += 1
         write_lines(folder / f"test_{split}.jsonl", jsonl(rows))
     return dict(counts)
+
+
+MINIATURES = {"ChartQA": make_chartqa, "POPE": make_pope, "easyVQA": make_easyvqa}

@@ -1,4 +1,4 @@
-"""Miniatures of MVBench (20 tasks) and Video-MME: real short videos of one shape that moves, changes or has company."""
+"""Miniatures of MVBench (20 tasks) and Video-MME: short videos of a shape that moves or changes, or of several."""
 
 import json
 import random
@@ -13,10 +13,11 @@ FPS, FOLDER_FPS, SECONDS = 8, 3, 4
 """Frames a second of a file and of a folder of frames; length of every video."""
 
 Question = tuple[str, list[str], str]
+"""Question, candidates, answer."""
 
 
 def scene(rng: random.Random, kind: int, n_frames: int) -> tuple[list[Picture], Question]:
-    """Frames, and (question, candidates, answer): by `kind` about direction, change of color, number, or shape."""
+    """Draw frames, and ask by `kind` about direction, change of color, number, or shape."""
     color, other = rng.sample(list(COLORS), 2)
     shape = rng.choice(SHAPES)
     if kind == 0:
@@ -36,7 +37,7 @@ def scene(rng: random.Random, kind: int, n_frames: int) -> tuple[list[Picture], 
 
 
 def make_mvbench(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """`n` questions (usually 1) of each task. Where the task has bounds, something else happens outside of them."""
+    """Write `n` questions (usually 1) of each task; where it has bounds, something else happens outside of them."""
     n = n or 1
     for number, (task, about) in enumerate(benchmark.options["tasks"].items()):
         rows, fps = [], FOLDER_FPS if about.get("frames") else FPS
@@ -57,7 +58,7 @@ def make_mvbench(benchmark: Benchmark, folder: Path, rng: random.Random, n: int 
 
 
 def make_videomme(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """`n` questions (usually 6) for each duration, three on each video, in parquet; `long` is only named so."""
+    """Write `n` questions (usually 6) of each duration, three about each video, in parquet; `long` is only a name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -90,6 +91,9 @@ def make_videomme(benchmark: Benchmark, folder: Path, rng: random.Random, n: int
 
 
 def _four(rng: random.Random, names: list[str], right: str) -> list[str]:
-    """Four of the names in random order, the right one among them."""
+    """Choose four of the names in random order, the right one among them."""
     four = [*rng.sample([name for name in names if name != right], 3), right]
     return rng.sample(four, 4)
+
+
+MINIATURES = {"MVBench": make_mvbench, "Video-MME": make_videomme}

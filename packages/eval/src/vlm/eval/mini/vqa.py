@@ -20,7 +20,7 @@ Asked = tuple[Picture, str, Any, str]
 
 
 def page(lines: list[str], width: int = 320) -> Picture:
-    """Lines of text below each other, as on a form."""
+    """Draw lines of text below each other, as on a form."""
     picture = Image.new("RGB", (width, 30 * len(lines) + 20), "white")
     draw = ImageDraw.Draw(picture)
     for i, line in enumerate(lines):
@@ -29,7 +29,7 @@ def page(lines: list[str], width: int = 320) -> Picture:
 
 
 def ten(answer: str, other: str) -> list[str]:
-    """Ten human answers, eight of which agree."""
+    """Return ten answers of people, eight of which agree."""
     return [answer] * 8 + [other] * 2
 
 
@@ -100,11 +100,11 @@ ASKED: dict[str, tuple[str, Callable[[random.Random], Asked]]] = {
     "GQA": ("images/n{k}.png", _scene),
     "AI2D": ("AI2D_TEST/{k}.png", _diagram),
 }
-"""Benchmark -> (where its images lie, what is asked)."""
+"""Benchmark -> (path of its images, function that draws and asks)."""
 
 
 def make_vqa(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """`n` questions (usually 24), each about a picture of its own; no answers for sets that a server scores."""
+    """Write `n` questions (usually 24), each about another picture; no answers for sets that a server scores."""
     n, split, name = n or 24, benchmark.options["split"], benchmark.name.removesuffix("-test")
     pattern, ask = ASKED[name]
     rows, answers = [], []
@@ -137,3 +137,8 @@ def _annotations(kind: str, answers: list[tuple[Any, str, Any, str]]) -> dict[st
         number: {"question": asked, "answer": answer, "types": {"structural": structural}}
         for number, asked, answer, structural in answers
     }
+
+
+MINIATURES = dict.fromkeys(
+    ["AI2D", "DocVQA", "DocVQA-test", "GQA", "InfoVQA", "InfoVQA-test", "TextVQA", "VizWiz", "VizWiz-test"], make_vqa
+)
