@@ -9,7 +9,7 @@ import pytest
 from support import fake_backend as fake
 from vlm.core.errors import DataError
 from vlm.core.sample.records import text
-from vlm.eval.backends.native import Refused
+from vlm.eval.backends.base import Refused
 from vlm.eval.loaders import Item
 from vlm.eval.loaders.common import Items
 from vlm.eval.run.batches import ask

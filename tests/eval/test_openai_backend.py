@@ -15,8 +15,8 @@ from support import openai_server as fake
 from vlm.core.errors import ConfigError, MediaError, UnknownName
 from vlm.core.sample.media import load_image
 from vlm.core.sample.records import image, text, video
+from vlm.eval.backends.base import Refused, TooLong
 from vlm.eval.backends.endpoint import Endpoint, Nonsense, Unanswered
-from vlm.eval.backends.native import Refused, TooLong
 from vlm.eval.backends.openai import OpenAIBackend, ServerDown, image_bytes
 from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from vlm.core.errors import DataError
-from vlm.eval.run.outcomes import Outcome, OutcomeLog, content_key, file_hash, read_outcomes, scorer_hash
+from vlm.eval.keys import content_key, file_hash
+from vlm.eval.run.outcomes import Outcome, OutcomeLog, read_outcomes
+from vlm.eval.run.results import scorer_hash
 
 A = Outcome("a", "id1", "ok", "yes")
 B = Outcome("b", "id2", "truncated", "größer\nthan")

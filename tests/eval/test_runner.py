@@ -77,7 +77,7 @@ def test_other_weights_or_settings_are_asked_again(tmp_path, change):
 def test_changed_media_are_asked_again(tmp_path):
     evaluate(tmp_path)
     fake.Image.new("RGB", (9, 9)).save(tmp_path / "data" / "3.png")
-    from vlm.eval.run.outcomes import file_hash
+    from vlm.eval.keys import file_hash
 
     file_hash.cache_clear()
     _, backend = evaluate(tmp_path)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlm.eval import keys
 from vlm.eval.backends.native import Checkpoint, NativeBackend
 from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items
 from vlm.eval.mini import make_mini
-from vlm.eval.run import outcomes, results
+from vlm.eval.run import results
 from vlm.eval.run.runner import Options, run
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "internlm2"
@@ -40,7 +41,7 @@ def home(original, tmp_path):
 
 def evaluate(home, table=None):
     """Ids that were asked, in the same order as the rows."""
-    outcomes.file_hash.cache_clear()  # another process would find it empty
+    keys.file_hash.cache_clear()  # another process would find it empty
     asked = []
 
     class Watched(NativeBackend):
@@ -104,24 +105,23 @@ def test_one_number_in_one_tensor_asks_every_question(home):
 
 def test_one_line_of_a_scorer_scores_every_row_again_and_asks_nothing(home, monkeypatch, tmp_path):
     before = rows(home)
-    package = Path(outcomes.__file__).parent
+    package = Path(results.__file__).parents[1]
     copy = tmp_path / "eval"
-    shutil.copytree(package / "scorers", copy / "scorers")
-    for name in ("score.py", "stats.py"):
-        shutil.copy(package / name, copy / name)
+    for room in ("scorers", "measures", "run"):
+        shutil.copytree(package / room, copy / room)
     with (copy / "scorers" / "yesno.py").open("a") as source:
         source.write("# one line more\n")
-    monkeypatch.setattr(outcomes, "__file__", str(copy / "outcomes.py"))
+    monkeypatch.setattr(results, "__file__", str(copy / "run" / "results.py"))
     scored = []
     monkeypatch.setattr(
         results, "score_item", lambda *args, f=results.score_item: scored.append(args[1].id) or f(*args)
     )
-    outcomes.scorer_hash.cache_clear()
+    results.scorer_hash.cache_clear()
     try:
         assert evaluate(home) == []
         after = rows(home)
     finally:
-        outcomes.scorer_hash.cache_clear()
+        results.scorer_hash.cache_clear()
     assert set(scored) == set(before)
     assert all(before[id_]["key"] != after[id_]["key"] for id_ in before)
     for id_, row in before.items():

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from vlm.core.sample.records import image, text
-from vlm.eval.backends.native import TooLong
+from vlm.eval.backends.base import TooLong
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders import Item
 from vlm.eval.run import results, runner

@@ -14,8 +14,8 @@ from vlm.cli.options import JudgeOptions, Placement, ServerOptions
 from vlm.core.errors import ConfigError, UnknownName
 
 if TYPE_CHECKING:
+    from vlm.eval.backends.base import Backend
     from vlm.eval.backends.judge import Judge
-    from vlm.eval.backends.native import Backend
     from vlm.eval.benchmark import Benchmark
     from vlm.eval.run.runner import Options
     from vlm.models.sequence.group import SequenceGroup
@@ -134,7 +134,7 @@ def run_one(
             cannot be loaded.
     """
     from vlm.cli.show.evaluation import progress_bar
-    from vlm.eval.backends.native import Stopped
+    from vlm.eval.backends.base import Stopped
     from vlm.eval.backends.teacher_forcing import RingBackend
     from vlm.eval.run.runner import run
 

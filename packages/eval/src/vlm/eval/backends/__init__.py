@@ -1,1 +1,1 @@
-"""What answers a prompt: a checkpoint, a server, teacher forcing; and the judge."""
+"""Models that answer prompts: a checkpoint, a server, teacher forcing; and the judge of replies."""

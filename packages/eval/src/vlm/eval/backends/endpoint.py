@@ -1,10 +1,10 @@
-"""The one HTTP client for OpenAI-compatible endpoints: evaluated models (`OpenAIBackend`) and judges (`Judge`).
+"""An HTTP client for OpenAI-compatible endpoints: evaluated models (`OpenAIBackend`) and judges (`Judge`).
 
-endpoint = Endpoint("http://localhost:8000/v1", key=os.environ.get("VLM_API_KEY"), rate=60)
-endpoint.chat({"model": "m", "messages": [...]}, read=content_of)
+    endpoint = Endpoint("http://localhost:8000/v1", key=os.environ.get("VLM_API_KEY"), rate=60)
+    endpoint.chat({"model": "m", "messages": [...]}, read=content_of)
 
-Busy servers are asked again after a pause that doubles, or that the server names (Retry-After). All threads share one
-pace: a pause that the server asks for holds for every request, and `rate` requests start in a minute at most.
+A busy server is asked again after a pause that doubles, or that it names (Retry-After). All threads share one pace: a
+pause that the server asks for holds for every request, and at most `rate` requests start in a minute.
 """
 
 import threading
@@ -20,18 +20,21 @@ from vlm.core.errors import ConfigError, FetchError
 
 T = TypeVar("T")
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
-"""HTTP codes that pass; with every other one but 200 asking again is useless."""
+"""HTTP codes of faults that pass. After any other code than these and 200, asking again is useless."""
 
 LONGEST = 300.0
-"""Seconds: a server that asks for a longer pause than this is given up."""
+"""Longest pause in seconds that a server may ask for; with a longer one the request fails."""
 
 NO_LIST = {404, 405, 501}
 """HTTP codes of a server that does not list its models."""
 
 
 class Unanswered(FetchError):
-    """No answer. `status` is the HTTP code, None when there was no response; `body` what the server said with it;
-    `final`: asking again is useless."""
+    """The server did not answer.
+
+    `status` is the HTTP code, None without a response; `body` the text of the response; `final`: asking again is
+    useless.
+    """
 
     def __init__(self, found: str, *, status: int | None = None, body: str = "", final: bool = False):
         super().__init__(found)
@@ -39,17 +42,17 @@ class Unanswered(FetchError):
 
 
 class Nonsense(Unanswered):
-    """An answer that is not what was asked for."""
+    """The server answered with something else than what was asked for."""
 
 
 class Pace:
-    """When requests may start: `interval` seconds apart, and none before a pause has ended."""
+    """The times at which requests may start: `interval` seconds apart, and none during a pause."""
 
     def __init__(self, interval: float = 0.0):
         self.interval, self._next, self._lock = interval, 0.0, threading.Lock()
 
     def wait(self) -> None:
-        """Return when the next request may start."""
+        """Sleep until the next request may start."""
         while True:
             with self._lock:
                 delay = self._next - time.monotonic()
@@ -59,17 +62,25 @@ class Pace:
             time.sleep(delay)
 
     def pause(self, seconds: float) -> None:
-        """Let no request start in the next `seconds`."""
+        """Let no request start within the next `seconds`."""
         with self._lock:
             self._next = max(self._next, time.monotonic() + seconds)
 
 
 class Endpoint:
-    """`url`: up to `/v1`; `key`: sent as bearer token, and never shown; `wait`: seconds before the first repetition,
-    doubled each time; `timeout`: seconds for one answer; `rate`: requests a minute at most. May be used by threads.
+    """An OpenAI-compatible endpoint; threads may share it.
+
+    Args:
+        url: Address up to `/v1`, without a user name or password.
+        key: Sent as bearer token, and never shown.
+        attempts: Requests before an error is raised.
+        wait: Seconds before the second attempt; doubled each time.
+        timeout: Seconds to wait for one answer.
+        rate: Requests a minute at most; None: any number.
+        purpose: What error messages call it.
 
     Raises:
-        ConfigError: `url` is none.
+        ConfigError: `url` is no HTTP address, or holds credentials.
     """
 
     def __init__(
@@ -89,23 +100,25 @@ class Endpoint:
             raise ConfigError(f"{purpose} endpoint with a name or a password in it", expected="an environment variable")
         self.url, self.attempts, self.wait, self._key = url.rstrip("/"), attempts, wait, key
         self.pace = Pace(60 / rate if rate else 0.0)
-        limits = httpx.Limits(max_connections=None)  # whoever starts the threads limits them
+        limits = httpx.Limits(max_connections=None)  # callers limit their threads
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(timeout=timeout, headers=headers, limits=limits)
 
     def chat(self, body: dict[str, Any], read: Callable[[Any], T]) -> T:
-        """`read` of the answer (JSON) to a chat completion request.
+        """Send a chat completion request; return its answer (JSON) as `read` understands it.
 
         Raises:
-            Unanswered: after all attempts. Nonsense: the last answer was no JSON, or `read` could not read it.
+            Unanswered: No answer after all attempts.
+            Nonsense: The last answer was no JSON, or `read` failed on it.
         """
         return self._patiently("POST", "/chat/completions", lambda response: read(response.json()), json=body)
 
     def models(self) -> tuple[list[dict[str, Any]], datetime]:
-        """What the server lists at `/models` (nothing, when it has no such list), and the time on its clock.
+        """Return the models that the server lists, and the time on its clock; no models when it has no list.
 
         Raises:
-            Unanswered, Nonsense: as `chat`.
+            Unanswered: No answer after all attempts.
+            Nonsense: The last answer was no list of models.
         """
         try:
             return self._patiently("GET", "/models", lambda response: (_cards(response.json()), server_time(response)))
@@ -115,7 +128,7 @@ class Endpoint:
             raise
 
     def answers(self, body: dict[str, Any]) -> bool:
-        """Whether the server answers this chat completion request just now; asked once."""
+        """Tell whether the server answers this chat completion request; asked once."""
         try:
             return self._client.post(self.url + "/chat/completions", json=body).status_code == 200
         except httpx.HTTPError:
@@ -158,7 +171,7 @@ class Endpoint:
         return Unanswered(found, status=code, body=response.text[:2000], final=final)
 
     def _shown(self, response: httpx.Response) -> str:
-        """The beginning of what the server said; some repeat the key that they refuse."""
+        """Return the start of a response without the key, which some servers repeat when they refuse it."""
         text = response.text
         return (text.replace(self._key, "***") if self._key else text)[:200]
 
@@ -168,7 +181,12 @@ def _cards(answer: Any) -> list[dict[str, Any]]:
 
 
 def content_of(answer: Any) -> str:
-    """The text of a chat completion. Raises LookupError or TypeError when there is none."""
+    """Return the text of a chat completion.
+
+    Raises:
+        LookupError: The answer has no message.
+        TypeError: Its content is no text.
+    """
     content = answer["choices"][0]["message"]["content"]
     if not isinstance(content, str):
         raise TypeError(f"content is {content!r}")
@@ -176,7 +194,7 @@ def content_of(answer: Any) -> str:
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """Seconds that a server asks to wait (Retry-After: a number or a date), None when it does not."""
+    """Return the seconds that a server asks to wait (Retry-After: a number or a date); None when it does not."""
     value = response.headers.get("Retry-After", "").strip()
     try:
         return max(float(value), 0.0)
@@ -189,7 +207,7 @@ def retry_after(response: httpx.Response) -> float | None:
 
 
 def server_time(response: httpx.Response) -> datetime:
-    """The time on the server's clock: its `Date` header, ours without one."""
+    """Return the time on the server's clock: its `Date` header, or the local time without one."""
     try:
         return parsedate_to_datetime(response.headers["Date"])
     except (LookupError, ValueError):

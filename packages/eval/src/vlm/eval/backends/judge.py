@@ -1,10 +1,11 @@
-"""A language model that grades or reads replies: any OpenAI-compatible endpoint, cached on the disk by content.
+"""A language model that grades or reads replies: any OpenAI-compatible endpoint, cached on disk by content.
 
-judge = Judge("http://localhost:8000/v1", "gpt-4", cache=Path("runs/eval/.judge"), key=os.environ["VLM_JUDGE_KEY"])
-verdict = judge_reply(table, item, completion, judge)      # Verdict("judged", "0.8", "")
+    judge = Judge("http://localhost:8000/v1", "gpt-4", cache=Path("runs/eval/.judge"), key=os.environ["VLM_JUDGE_KEY"])
+    verdict = judge_reply(table, item, completion, judge)      # Verdict("judged", "0.8", "")
 
-Without a judge a reply is read by the table's fallback rule, which the result names, or it is not judged: no number. A
-judge that fails is no wrong answer of the model: its items are typed (`KINDS`), counted and left out of the mean.
+Without a judge a reply is read by the table's fallback rule, which the result names, or it is not judged and has no
+score. A failure of the judge does not count against the model: such items are typed (`KINDS`), counted, and left out of
+the mean.
 """
 
 import json
@@ -14,14 +15,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from vlm.core.errors import ConfigError
 from vlm.core.home import write_json
 from vlm.eval.backends.endpoint import Endpoint, Nonsense, Unanswered, content_of
 from vlm.eval.benchmark import Benchmark
+from vlm.eval.keys import content_key
 from vlm.eval.loaders.common import Item
-from vlm.eval.run.outcomes import content_key
 from vlm.eval.scorers.judged import judge_grade
 from vlm.eval.scorers.mmbench import vlmevalkit_can_infer
 
@@ -35,19 +36,24 @@ KINDS: dict[Kind, str] = {
     "nonsense": "the judge's answer cannot be read; not scored",
 }
 ENDED = ("not judged", "down", "nonsense")
-"""Kinds without a score."""
+"""Kinds of verdicts that leave a reply without a score."""
 
 PATIENCE = 3
-"""After so many items in a row that the judge did not answer, the others are not sent any more."""
+"""Items in a row without an answer of the judge, after which the others are not sent."""
 
 SETTINGS: dict[str, Any] = {"temperature": 0, "max_tokens": 64}
+"""Decoding settings of every request to a judge."""
+
 Read = Callable[[str], str | None]
-"""A judge's answer -> what it means, None when it means nothing."""
+"""Reads a judge's answer: its meaning, or None when it has none."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`text`: the grade, the extracted answer or the letter; `detail` says what went wrong."""
+    """What a judge, or the rule in place of one, made of a reply.
+
+    `text`: the grade, the extracted answer or the letter; `detail` says what went wrong.
+    """
 
     kind: Kind
     text: str = ""
@@ -55,12 +61,23 @@ class Verdict:
 
     @property
     def why(self) -> str:
+        """The kind and its reason, in words."""
         return f"{self.kind}: {self.detail or KINDS[self.kind]}"
 
 
 class Judge:
-    """`url`: the endpoint up to `/v1`; `key`, `attempts`, `wait`, `timeout`: as of `Endpoint`. Answers are kept in
-    `cache`, a file for each (model, settings, prompt); failures are not."""
+    """A judge behind an OpenAI-compatible endpoint.
+
+    Args:
+        url: Address up to `/v1`.
+        model: The model's name there.
+        cache: Folder of answers, one file for each model, settings and prompt; failures are not kept.
+        key: As in `Endpoint`.
+        attempts: As in `Endpoint`.
+        wait: As in `Endpoint`.
+        timeout: As in `Endpoint`.
+        workers: Replies judged at once.
+    """
 
     def __init__(
         self,
@@ -79,7 +96,7 @@ class Judge:
         self._down, self._lock = 0, threading.Lock()
 
     def ask(self, prompt: str, read: Read) -> Verdict:
-        """The judge's answer to `prompt` as `read` understands it, from the cache when it was given before."""
+        """Return the judge's answer to `prompt` as `read` understands it, from the cache where it is known."""
         path = self.cache / f"{content_key(model=self.model, prompt=prompt, **SETTINGS)}.json"
         if (known := _cached(path, read)) is not None:
             return Verdict("judged", known)
@@ -101,7 +118,7 @@ class Judge:
 
 
 def _meaning(answer: Any, read: Read) -> tuple[str, str]:
-    """(the judge's words, what they mean). Raises Nonsense when they mean nothing."""
+    """Return the judge's words and their meaning. Raises Nonsense when they have none."""
     reply = content_of(answer)
     if (meaning := read(reply)) is None:
         raise Nonsense(f"the judge said {reply[:100]!r}")
@@ -111,13 +128,17 @@ def _meaning(answer: Any, read: Read) -> tuple[str, str]:
 def _cached(path: Path, read: Read) -> str | None:
     try:
         return read(json.loads(path.read_text(encoding="utf-8"))["reply"])
-    except (OSError, ValueError, LookupError, TypeError):  # not there, or damaged: asked again
+    except (OSError, ValueError, LookupError, TypeError):  # missing or damaged: the judge is asked again
         return None
 
 
 def judge_reply(benchmark: Benchmark, item: Item, completion: str, judge: Judge | None) -> Verdict:
-    """The verdict on one reply. What needs no judge (a bare number, an option that is named) is read by rule, as
-    published.
+    """Return the verdict on one reply.
+
+    As published, a reply that needs no judge (a bare number, an option that is named) is read by rule.
+
+    Raises:
+        ConfigError: The table has no judge.
     """
     rule = benchmark.judge
     if rule is None:
@@ -134,7 +155,7 @@ def judge_reply(benchmark: Benchmark, item: Item, completion: str, judge: Judge 
 def judge_all(
     benchmark: Benchmark, answers: Sequence[tuple[Item, str | None]], judge: Judge | None
 ) -> list[Verdict | None]:
-    """One verdict for each reply, in order; None where there is nothing to judge."""
+    """Return one verdict for each reply, in order; None where there is nothing to judge."""
 
     def one(answer: tuple[Item, str | None]) -> Verdict | None:
         item, completion = answer
@@ -145,8 +166,16 @@ def judge_all(
         return list(pool.map(one, answers))
 
 
-def judge_summary(benchmark: Benchmark, verdicts: Sequence[Verdict | None], judge: Judge | None) -> dict[str, Any]:
-    """For summary.json: the judge's model, how many verdicts of each kind, and a note for the headline metric."""
+class JudgeSummary(TypedDict):
+    """The `judge` of a summary.json: the judge's model, verdicts of each kind, a note for the headline metric."""
+
+    model: str | None
+    verdicts: dict[str, int]
+    note: str
+
+
+def judge_summary(benchmark: Benchmark, verdicts: Sequence[Verdict | None], judge: Judge | None) -> JudgeSummary:
+    """Count the verdicts of each kind, for summary.json."""
     given = [verdict for verdict in verdicts if verdict is not None]
     counts = Counter(verdict.kind for verdict in given)
     if counts["not judged"]:
@@ -159,7 +188,7 @@ def judge_summary(benchmark: Benchmark, verdicts: Sequence[Verdict | None], judg
     return {"model": judge.model if judge else None, "verdicts": dict(sorted(counts.items())), "note": note}
 
 
-# what is asked, for each kind of judge -------------------------------------------------------------------------------
+# the request, for each kind of judge --------------------------------------------------------------------------------
 
 
 def _grade(item: Item, completion: str) -> tuple[str, Read] | None:
@@ -209,7 +238,7 @@ def _choose(item: Item, completion: str) -> tuple[str, Read] | None:
 
 
 def question_of(item: Item) -> str:
-    """The text of the question, without images."""
+    """Return the text of the question, without images."""
     parts = [part for message in item.messages for part in message["content"] if message["role"] == "user"]
     return "".join(part["text"] for part in parts if part["type"] == "text").strip()
 
@@ -226,4 +255,7 @@ REQUESTS: dict[str, Callable[[Item, str], tuple[str, Read] | None]] = {
     "extract": _extract,
     "choose": _choose,
 }
-"""Kind of a table's `judge` -> function(item, reply) -> (prompt after the instruction, reader), None without need."""
+"""Kind of a table's `judge` -> function(item, reply) -> (prompt after the instruction, reader).
+
+None when the reply needs no judge.
+"""

@@ -1,6 +1,7 @@
-"""What the runner asks of a model, and the native answer to it.
+"""A checkpoint in this process as a backend.
 
-Another engine (a server, a harness, a fake in tests) is another class with these members; the runner knows no more.
+checkpoint = Checkpoint("pretrained/V2PE", device="cuda", dtype="bfloat16")
+backend = NativeBackend(checkpoint, stride=64, image_rule={"max_tiles": 18})
 """
 
 import gc
@@ -8,92 +9,38 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlm.core.errors import DataError, HardwareError, MediaError, VlmError
+from vlm.core.errors import HardwareError, MediaError, VlmError
 from vlm.core.sample.chat import prompt_text
-from vlm.core.sample.encode import Encoded
+from vlm.core.sample.encoded import Encoded
 from vlm.core.sample.media import image_size
 from vlm.core.sample.positions import positions
 from vlm.core.sample.records import Message
+from vlm.eval.backends.base import BackendReply, Stopped, TooLong, is_out_of_memory
 
-
-class Stopped(Exception):
-    """The model can answer nothing (any more). No VlmError on purpose: it ends the run, with its answers kept, instead
-    of becoming the outcome of each item. `error` is what to show."""
-
-    def __init__(self, error: VlmError):
-        super().__init__(str(error))
-        self.error = error
-
-
-class Refused(DataError):
-    """A question that is not answered on purpose; its outcome is `refused`."""
-
-
-class TooLong(Refused):
-    """A prompt longer than the limit in force."""
-
-
-class Reply(Protocol):
-    """`text` without special tokens, `finished` when a stop token came within the budget."""
-
-    @property
-    def text(self) -> str: ...
-
-    @property
-    def finished(self) -> bool: ...
-
-
-class Backend(Protocol):
-    """A model that answers encoded prompts greedily.
-
-    `fingerprint` identifies the weights by content, `settings` everything else that can change an answer (strides,
-    positions, tiles, dtype, template, …) except the batch: answers must not depend on who shares the batch.
-    """
-
-    family: str
-    fingerprint: str
-    settings: dict[str, Any]
-
-    def count_tokens(self, text: str) -> int:
-        """Length of a text, for benchmarks that cut their context to a budget."""
-
-    def prompt(self, messages: list[Message]) -> str:
-        """The rendered prompt, media as placeholders. Cheap: reads no pixels."""
-
-    def cost(self, messages: list[Message]) -> float:
-        """Estimated prompt length in tokens, from file headers alone."""
-
-    def encode(self, item_id: str, messages: list[Message]) -> Any:
-        """The model input of one item. Raises DataError, and TooLong beyond the limit."""
-
-    def answer(self, encoded: Sequence[Any], *, max_new_tokens: int, min_new_tokens: int) -> Sequence[Reply]:
-        """One reply for each input, in order."""
-
-    def recover(self) -> None:
-        """Give memory back after an out-of-memory error."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of Python, torch (CPU or CUDA) or a driver means that memory ran out."""
-    message = str(error).lower()
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and ("out of memory" in message or "can't allocate memory" in message))
-    )
+if TYPE_CHECKING:
+    from vlm.models.vlm import VisionLanguageModel
 
 
 class Checkpoint:
-    """A checkpoint folder shared by several backends. Importing torch happens here; the weights are read at the first
-    question, so a run that finds all its answers on the disk never loads them.
+    """A checkpoint folder that several backends share.
 
-    `device` "auto" is CUDA where there is one. `quantize`, `offload`, `attention`: as of `load_model`; all but those
-    that were left alone are in `settings`.
+    Torch is imported when one is made. The weights are read at the first question: an evaluation that finds all its
+    answers on the disk never loads them.
+
+    Args:
+        path: Checkpoint folder, in any layout that `load_model` reads.
+        device: A torch device; "auto" is CUDA where there is one.
+        dtype: Precision of the weights.
+        quantize: As in `load_model`.
+        offload: As in `load_model`.
+        attention: As in `load_model`.
 
     Raises:
-        CheckpointError: no such folder, or no tokenizer in it. ConfigError, HardwareError: an impossible placement.
+        CheckpointError: No such folder, or no tokenizer in it.
+        ConfigError: A placement that cannot be.
+        HardwareError: A placement that this machine lacks the hardware for.
     """
 
     def __init__(
@@ -122,12 +69,16 @@ class Checkpoint:
         self.dtype = dtype
         self.how: dict[str, Any] = {"quantize": quantize, "offload": offload, "attention": attention}
         make_placement(self.processor.spec, self.device, dtype, quantize=quantize, offload=offload)  # only to check it
-        # what is not named is no part of the key: answers of earlier runs stay valid
+        # a setting left at its default is no part of the key, so that answers of earlier runs stay valid
         self.settings = {"dtype": dtype} | {name: how for name, how in self.how.items() if how not in (None, "auto")}
 
     @cached_property
-    def model(self) -> Any:
-        """The model in evaluation mode. Raises Stopped when it cannot be loaded."""
+    def model(self) -> "VisionLanguageModel":
+        """The model in evaluation mode.
+
+        Raises:
+            Stopped: It cannot be loaded.
+        """
         from vlm.models.checkpoint.load import load_model
 
         try:
@@ -142,12 +93,18 @@ class Checkpoint:
 
 
 class NativeBackend:
-    """A checkpoint run by `vlm.models`.
+    """A checkpoint that answers by itself, run by `vlm.models`.
 
-    `stride` None is one position per token. `positions` "float32" rounds them as the published code does.
-    `image_rule` replaces keys of the family's image rule, e.g. `{"max_tiles": 18}`. `max_length` refuses longer
-    prompts (tokens).
+    Args:
+        checkpoint: The checkpoint; several backends may share it.
+        stride: V2PE stride of every image; None is one position per token.
+        positions: "exact", or "float32" to round positions as the published code does.
+        image_rule: Keys to replace in the family's image rule, for example `{"max_tiles": 18}`.
+        max_length: Refuse prompts of more tokens than this.
     """
+
+    generation_prompt: ClassVar[bool] = True
+    """Whether the prompt ends with the start of the assistant's turn."""
 
     def __init__(
         self,
@@ -175,13 +132,16 @@ class NativeBackend:
         }
 
     def count_tokens(self, text: str) -> int:
+        """Return the number of tokens of the checkpoint's tokenizer."""
         return len(self.processor.tokenizer.encode(text))
 
     def prompt(self, messages: list[Message]) -> str:
+        """Return the prompt in the checkpoint's chat template, media as placeholders."""
         spec = self.processor.spec
-        return prompt_text(messages, spec.template, spec.system, generation_prompt=True)
+        return prompt_text(messages, spec.template, spec.system, generation_prompt=self.generation_prompt)
 
     def cost(self, messages: list[Message]) -> float:
+        """Estimate tokens: four characters each, and those of the tiles that the image headers announce."""
         parts = [part for message in messages for part in message["content"]]
         characters = sum(len(part["text"]) for part in parts if part["type"] == "text")
         tiles = sum(self._tiles(part) for part in parts if part["type"] != "text")
@@ -189,20 +149,28 @@ class NativeBackend:
 
     def _tiles(self, part: dict[str, Any]) -> int:
         if part["type"] == "video":
-            return part.get("frames", self.processor.encoder.segments)
+            return int(part.get("frames", self.processor.encoder.segments))
         try:
             return self.processor.spec.image_rule.count(*image_size(part["path"]))
         except MediaError:  # `encode` meets the same file and records it as this item's outcome
             return 1
 
     def encode(self, item_id: str, messages: list[Message]) -> Encoded:
-        encoded = self.processor.encode(messages, strides=self.stride, id=item_id)
+        """Return ids, positions and tiles of one item.
+
+        Raises:
+            TooLong: More than `max_length` tokens.
+            MediaError: An image or video that cannot be decoded.
+        """
+        encoded = self.processor.encode(
+            messages, strides=self.stride, id=item_id, generation_prompt=self.generation_prompt
+        )
         if self.max_length and len(encoded) > self.max_length:
             raise TooLong(f"{len(encoded):,} tokens", expected=f"at most {self.max_length:,} (--max-length)")
         return self._float32(encoded) if self.positions == "float32" else encoded
 
     def _float32(self, encoded: Encoded) -> Encoded:
-        """The same input with positions rounded as published."""
+        """Return the same input with positions rounded as published."""
         brackets = self.processor.spec.image_tokens.start is not None
         layout: list[tuple[str, int]] = []
         end = 0
@@ -213,13 +181,15 @@ class NativeBackend:
         rounded = positions(layout, self.processor.tokens_per_tile, encoded.strides, True, brackets=brackets)
         return replace(encoded, position_ids=rounded)
 
-    def answer(self, encoded: Sequence[Encoded], *, max_new_tokens: int, min_new_tokens: int) -> Sequence[Reply]:
+    def answer(self, encoded: Sequence[Encoded], *, max_new_tokens: int, min_new_tokens: int) -> Sequence[BackendReply]:
+        """Return one greedy reply for each input, in order."""
         from vlm.models.generation.batch import answer
 
         limits = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
         return answer(self.checkpoint.model, self.processor, list(encoded), **limits)
 
     def recover(self) -> None:
+        """Collect garbage and empty the CUDA cache."""
         import torch
 
         gc.collect()

@@ -1,7 +1,8 @@
-"""A model behind an OpenAI-compatible server (vLLM, SGLang, LMDeploy, a cloud) as a backend of the runner.
+"""A model behind an OpenAI-compatible server (vLLM, SGLang, LMDeploy, a cloud) as a backend.
 
-endpoint = Endpoint("http://localhost:8000/v1", timeout=300)
-run(benchmark, OpenAIBackend(endpoint, "my-model", concurrency=8), out, Options(batch_size=8), data=folder)
+    endpoint = Endpoint("http://localhost:8000/v1", timeout=300)
+    backend = OpenAIBackend(endpoint, "my-model", concurrency=8)
+    run_evaluation(benchmark, backend, out, Options(batch_size=8), data=folder)
 
 The server applies its own chat template, system text and image rule. Its weights cannot be hashed from outside: see
 `OpenAIBackend.fingerprint`.
@@ -23,38 +24,39 @@ from vlm.core.errors import ConfigError, FetchError, UnknownName, VlmError
 from vlm.core.sample.encode import frames_as_images
 from vlm.core.sample.media import load_image, load_video
 from vlm.core.sample.records import Message
+from vlm.eval.backends.base import BackendReply, Refused, Stopped, TooLong
 from vlm.eval.backends.endpoint import Endpoint, Nonsense, Unanswered, content_of
-from vlm.eval.backends.native import Refused, Reply, Stopped, TooLong
+from vlm.eval.keys import content_key
 from vlm.eval.loaders.common import approximate_tokens
-from vlm.eval.run.outcomes import content_key
 
 FRAMES = 8
 """Frames taken from a video when the benchmark names no number."""
 
 HOPELESS = (401, 403, 404, 429)
-"""HTTP codes (after all attempts) that every other question would get, too."""
+"""HTTP codes (after all attempts) that every other question would get too."""
 
 IDENTITY = ("id", "created", "root", "parent", "owned_by", "max_model_len")
-"""What `/models` says that tells one model from another."""
+"""Keys of a model in `/models` that distinguish it from others."""
 
 TOO_LONG = ("context_length_exceeded", "maximum context length", "context length", "too many tokens", "max_model_len")
 FILTERED = ("content_filter", "content_policy_violation", "content management policy")
-"""Words of servers that refuse a question (HTTP 400) for its length, or for what it shows."""
+"""Words of servers that refuse a question (HTTP 400) for its length or for its content."""
 
-ORIENTATION = 0x0112  # EXIF
+ORIENTATION = 0x0112
+"""EXIF tag of a photograph's rotation."""
 
 
 class ServerDown(Stopped):
-    """The server does not answer; when it is back, the same command goes on."""
+    """The server does not answer. The answers so far are kept."""
 
     def __init__(self, endpoint: Endpoint, failure: Unanswered):
-        go_on = "when it answers, run the same command: the answers so far are kept"
-        super().__init__(FetchError(f"{endpoint.url} does not answer: {failure.found}", fix=go_on))
+        fix = "when it answers again, rerun the same command: the answers so far are kept"
+        super().__init__(FetchError(f"{endpoint.url} does not answer: {failure.found}", fix=fix))
 
 
 @dataclass(frozen=True)
-class Said:
-    """A reply; see `vlm.eval.backends.native.Reply`."""
+class ServerReply:
+    """A reply of the server: its text, stripped, and whether it ended before the budget."""
 
     text: str
     finished: bool
@@ -62,23 +64,32 @@ class Said:
 
 @dataclass
 class Request:
-    """An encoded question. It keeps what came of it: a batch that is asked again in halves sends nothing twice."""
+    """An encoded question with its reply or error: a batch that is asked again in halves sends nothing twice."""
 
     messages: list[dict[str, Any]]
-    outcome: Said | VlmError | None = None
+    outcome: ServerReply | VlmError | None = None
 
 
 class OpenAIBackend:
-    """A model that a server answers for.
+    """A model that a server runs.
 
-    `model` None: the one that the server lists. `family`: whose prompts of the tables to ask (default: the table's
-    own). `fingerprint` is made of the address, the name, and what `/models` says of the model.
+    Its weights cannot be hashed from outside: `fingerprint` covers the address, the name, and what `/models` says of
+    the model.
+
+    Args:
+        endpoint: The server.
+        model: The model's name there; None: the only one that the server lists.
+        family: Model family whose prompts to use; "" is the benchmark table's own.
+        concurrency: Requests at once.
 
     Raises:
-        ServerDown: no answer. ConfigError, UnknownName: the server lists several models, or others.
+        ServerDown: The server does not answer.
+        ConfigError: No model is named and the server lists none or several.
+        UnknownName: The server lists other models.
     """
 
-    batch_tokens = math.inf  # nothing is padded here
+    batch_tokens = math.inf
+    """No limit: nothing is padded here."""
 
     def __init__(self, endpoint: Endpoint, model: str | None = None, *, family: str = "", concurrency: int = 8):
         self.endpoint, self.family, self.concurrency = endpoint, family, concurrency
@@ -91,26 +102,35 @@ class OpenAIBackend:
         self.settings = {"backend": "openai", "base_url": endpoint.url, "model": self.model, "temperature": 0}
 
     def count_tokens(self, text: str) -> int:
+        """Estimate tokens at four characters each: the server's tokenizer is not known."""
         return approximate_tokens(text)
 
     def prompt(self, messages: list[Message]) -> str:
+        """Return roles and texts, media as `<image>` or `<video>`; the server applies its own template."""
         return "\n".join(
             f"{m['role']}: " + "".join(p.get("text", f"<{p['type']}>") for p in m["content"]) for m in messages
         )
 
     def cost(self, messages: list[Message]) -> float:
-        # text alone: a server computes a shared image once by itself, and must not wait for its questions one by one
+        """Estimate the tokens of the text."""
+        # without media: a server computes a shared image once by itself, so its questions may be sent at once
         return 1 + len(self.prompt(messages)) / 4
 
     def encode(self, item_id: str, messages: list[Message]) -> Request:
-        return Request([{"role": m["role"], "content": _content(m)} for m in messages])
-
-    def answer(self, encoded: Sequence[Request], *, max_new_tokens: int, min_new_tokens: int) -> Sequence[Reply]:
-        """`min_new_tokens` is not sent: the protocol has no word for it.
+        """Return the messages in the server's protocol, images as base64.
 
         Raises:
-            ServerDown: the server died, or answers nothing any more. Refused, TooLong, Unanswered: of the first item
-                that has no answer.
+            MediaError: An image or video that is missing or cannot be decoded.
+        """
+        return Request([{"role": m["role"], "content": _content(m)} for m in messages])
+
+    def answer(self, encoded: Sequence[Request], *, max_new_tokens: int, min_new_tokens: int) -> Sequence[BackendReply]:
+        """Return one reply for each question. `min_new_tokens` is not sent: the protocol has no field for it.
+
+        Raises:
+            ServerDown: The server has stopped answering.
+            Refused: The server refuses the first question without a reply; TooLong for its length.
+            Unanswered: The first question without a reply failed otherwise.
         """
         todo = [request for request in encoded if request.outcome is None]
         self._at_once(todo, max_new_tokens)
@@ -119,10 +139,11 @@ class OpenAIBackend:
         return [_reply(request) for request in encoded]
 
     def recover(self) -> None:
-        """Nothing: the memory is the server's."""
+        """Do nothing: the memory is the server's."""
 
     def _at_once(self, todo: Sequence[Request], max_new_tokens: int) -> None:
-        """Ask them, `concurrency` at a time. Daemon threads: Ctrl-C must not wait for a slow server."""
+        """Send the questions, `concurrency` at a time, and store their outcomes."""
+        # daemon threads: Ctrl-C must not wait for a slow server
         waiting: SimpleQueue[Request | None] = SimpleQueue()
         threads = [threading.Thread(target=self._work, args=(waiting, max_new_tokens), daemon=True) for _ in todo]
         threads = threads[: self.concurrency]
@@ -137,18 +158,18 @@ class OpenAIBackend:
         while request := waiting.get():
             request.outcome = self._ask(request, max_new_tokens)
 
-    def _ask(self, request: Request, max_new_tokens: int) -> Said | VlmError:
+    def _ask(self, request: Request, max_new_tokens: int) -> ServerReply | VlmError:
         limits = {"max_tokens": max_new_tokens, "temperature": self.settings["temperature"]}
         body = {"model": self.model, "messages": request.messages, **limits}
         try:
-            return self.endpoint.chat(body, _read)
+            return self.endpoint.chat(body, _read_reply)
         except Refused as error:
             return error
         except Unanswered as error:
             return _refusal(error) or error
 
     def _check_alive(self, failure: Unanswered) -> None:
-        """Raises ServerDown unless the server still answers another question: then this one is to blame."""
+        """Raise ServerDown unless the server still answers another question: then this one is at fault."""
         bad_request = failure.final and failure.status in range(400, 500) and failure.status not in HOPELESS
         if isinstance(failure, Nonsense) or bad_request:
             return
@@ -157,23 +178,23 @@ class OpenAIBackend:
             raise ServerDown(self.endpoint, failure) from failure
 
 
-def _reply(request: Request) -> Said:
-    if isinstance(request.outcome, Said):
+def _reply(request: Request) -> ServerReply:
+    if isinstance(request.outcome, ServerReply):
         return request.outcome
     raise request.outcome or Unanswered("not asked")
 
 
-def _read(answer: Any) -> Said:
-    """The text of a chat completion. Raises Refused, or what makes `Endpoint` call it nonsense."""
+def _read_reply(answer: Any) -> ServerReply:
+    """Read a chat completion. Raises Refused, or an error that `Endpoint` turns into Nonsense."""
     choice = answer["choices"][0]
     reason, refusal = choice.get("finish_reason"), choice["message"].get("refusal")
     if reason == "content_filter" or refusal:
         raise Refused(f"content filter of the server: {refusal or reason}")
-    return Said(content_of(answer).strip(), reason != "length")
+    return ServerReply(content_of(answer).strip(), reason != "length")
 
 
 def _refusal(error: Unanswered) -> Refused | None:
-    """A refusal that came as HTTP 400 (or 413: the question is too large to be sent)."""
+    """Recognize a refusal that came as HTTP 400, or as 413: the question is too large to be sent."""
     said = error.body.lower()
     if error.status == 413 or (error.status == 400 and any(words in said for words in TOO_LONG)):
         return TooLong(error.found)
@@ -183,9 +204,9 @@ def _refusal(error: Unanswered) -> Refused | None:
 
 
 def _card(endpoint: Endpoint, model: str | None) -> dict[str, Any]:
-    """What the server says of the model; its name alone when there is no list.
+    """Return what the server says of the model; its name alone when there is no list.
 
-    vLLM and its like write the moment of asking as `created`: that tells nothing, and is left out.
+    vLLM and similar servers write the time of the request as `created`; it identifies nothing and is left out.
     """
     cards, now = endpoint.models()
     by_name = {card["id"]: card for card in cards}
@@ -207,7 +228,7 @@ def _card(endpoint: Endpoint, model: str | None) -> dict[str, Any]:
 
 
 def _content(message: Message) -> list[dict[str, Any]]:
-    """Text and image parts of the protocol, in the order of ours; a video is `Frame1: ` and so on, as published."""
+    """Return text and image parts in the server's protocol; a video becomes `Frame1: <image>` lines, as published."""
     (expanded,) = frames_as_images([message], load_video, FRAMES)
     return [
         _image(_png(part["image"]) if "image" in part else image_bytes(part["path"]))
@@ -224,15 +245,15 @@ def _image(kind_and_data: tuple[str, bytes]) -> dict[str, Any]:
 
 
 def image_bytes(path: str | Path) -> tuple[str, bytes]:
-    """(`jpeg` or `png`, the bytes to send): the file as it is where every decoder sees what ours sees, else a PNG of
-    the picture that our models see.
+    """Return `jpeg` or `png` and the bytes to send, such that the server sees the picture that our models see.
 
-    As it is: JPEG and PNG in 8-bit RGB or gray, without transparency, animation or a rotation in EXIF.
+    A JPEG or PNG in 8-bit RGB or gray without transparency, animation or a rotation in EXIF is sent unchanged; any
+    other picture is decoded and sent as PNG.
 
     Raises:
-        MediaError: missing or undecodable.
+        MediaError: The file is missing or cannot be decoded.
     """
-    picture = load_image(path)  # the whole file is decoded: a damaged one is this item's fault, not the server's
+    picture = load_image(path)  # the whole file is decoded: a damaged one is an error of this item, not of the server
     with Image.open(path) as image:
         plain = image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L") and "transparency" not in image.info
         if plain and getattr(image, "n_frames", 1) == 1 and image.getexif().get(ORIENTATION, 1) == 1:

@@ -1,21 +1,20 @@
-"""Teacher forcing: what the model would have said at each token of a given answer, from one forward pass.
+"""Teacher forcing: the model's most likely token at each token of a given answer, from one forward pass.
 
 For contexts too long to generate from (MM-NIAH at 128k to 1M tokens). Items end with the answer, as the assistant's
 turn. Source: OpenGVLab/V2PE, evaluator of the long variant, which spreads a sample over a ring of processes: so does
-`RingBackend`; a `TeacherForcedBackend` holds it alone.
+`RingBackend`; `TeacherForcedBackend` runs in one process.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlm.core.errors import HardwareError
-from vlm.core.sample.chat import prompt_text
-from vlm.core.sample.encode import Encoded
-from vlm.core.sample.encoded import IGNORE
-from vlm.core.sample.records import Message
-from vlm.eval.backends.native import NativeBackend, Reply, Stopped, TooLong
+from vlm.core.sample.encoded import IGNORE, Encoded
+from vlm.eval.backends.base import BackendReply, Stopped
+from vlm.eval.backends.native import NativeBackend
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,27 +23,21 @@ if TYPE_CHECKING:
 
 
 class TeacherForcedBackend(NativeBackend):
-    """A checkpoint that predicts given answers. A reply is the text of the most likely tokens, one for each token of
-    the answer without the one that ends it.
+    """A checkpoint that predicts given answers.
+
+    A reply is the text of the most likely tokens, one for each token of the answer without the one that ends it.
 
     >>> backend = TeacherForcedBackend(Checkpoint("pretrained/V2PE"), stride=64)              # doctest: +SKIP
     """
+
+    generation_prompt: ClassVar[bool] = False
 
     def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, **settings)
         self.settings = {**self.settings, "teacher_forced": True}
 
-    def prompt(self, messages: list[Message]) -> str:
-        spec = self.processor.spec
-        return prompt_text(messages, spec.template, spec.system)
-
-    def encode(self, item_id: str, messages: list[Message]) -> Encoded:
-        encoded = self.processor.encode(messages, strides=self.stride, id=item_id, generation_prompt=False)
-        if self.max_length and len(encoded) > self.max_length:
-            raise TooLong(f"{len(encoded):,} tokens", expected=f"at most {self.max_length:,} (--max-length)")
-        return self._float32(encoded) if self.positions == "float32" else encoded
-
-    def answer(self, encoded: Sequence[Encoded], *, max_new_tokens: int, min_new_tokens: int) -> Sequence[Reply]:
+    def answer(self, encoded: Sequence[Encoded], *, max_new_tokens: int, min_new_tokens: int) -> Sequence[BackendReply]:
+        """Return the predicted text of each given answer, in order; the limits do not apply: nothing is generated."""
         from vlm.models.generation.batch import Reply as Text
 
         tokenizer = self.processor.tokenizer
@@ -52,16 +45,20 @@ class TeacherForcedBackend(NativeBackend):
         return [Text(tokenizer.decode(ids, skip_special=True).strip(), len(ids), True) for ids in predicted]
 
     def predicted(self, sample: Encoded) -> list[int]:
-        """The most likely token at each position of the answer, given everything before it."""
+        """Return the most likely token id at each position of the answer, given everything before it."""
         import torch
 
         at = answer_positions(sample, self.processor.stop_ids)
         with torch.inference_mode():
             hidden = self._hidden(sample)[0, torch.from_numpy(at - 1)]
-            return self.checkpoint.model.language_model.lm_head(hidden).argmax(-1).tolist()
+            ids: list[int] = self.checkpoint.model.language_model.lm_head(hidden).argmax(-1).tolist()
+            return ids
 
     def _hidden(self, sample: Encoded) -> "Tensor":
-        """[1, L, C], the whole sample as one packed document: no mask of L x L, no logits of what is not asked."""
+        """Return hidden states [1, L, C] of the sample as one packed document.
+
+        No mask of L x L is made, and no logits of tokens that are not asked for.
+        """
         import torch
 
         from vlm.models.generation.batch import encode_unique, left_padded
@@ -76,37 +73,45 @@ class TeacherForcedBackend(NativeBackend):
 
 
 class RingBackend(TeacherForcedBackend):
-    """The same over a ring of processes, each of which holds its share of a sample: its first process runs `vlm eval`
-    with this backend, the others `follow`. Answers equal those of one process up to rounding.
+    """Teacher forcing over a ring of processes, each of which holds its share of a sample.
+
+    The first process runs `vlm eval` with this backend, the others `follow`. Answers equal those of one process up to
+    rounding.
     """
 
     def __init__(self, *args: Any, group: "SequenceGroup", **settings: Any):
         super().__init__(*args, **settings)
         self.group = group
 
-    def answer(self, encoded: Sequence[Encoded], *, max_new_tokens: int, min_new_tokens: int) -> Sequence[Reply]:
+    def answer(self, encoded: Sequence[Encoded], *, max_new_tokens: int, min_new_tokens: int) -> Sequence[BackendReply]:
+        """Return the predicted texts, in order.
+
+        Raises:
+            Stopped: A process failed on a sample; the others wait in the middle of it.
+        """
         try:
             return super().answer(encoded, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens)
         except RuntimeError as error:  # the others wait in the middle of a sample: no next one can follow
             what = f"the ring of {self.group.size} processes failed on {', '.join(sample.id for sample in encoded)}"
-            fix = "more processes or a lower --max-length; the same command goes on"
+            fix = "use more processes or a lower --max-length, then rerun the same command"
             raise Stopped(HardwareError(f"{what}: {error}", fix=fix)) from error
 
     def predicted(self, sample: Encoded) -> list[int]:
+        """Return the most likely token ids, after sending the sample to the other processes."""
         self.group.shared(sample)
         return self.share(sample)
 
     def follow(self) -> None:
-        """On all processes but the first: take part in each sample until `end`."""
+        """Take part in each sample until `end`; for all processes but the first."""
         while (sample := self.group.shared()) is not None:
             self.share(sample)
 
     def end(self) -> None:
-        """On the first process: no more samples will come."""
+        """Release the other processes: no more samples will come."""
         self.group.shared(None)
 
     def share(self, sample: Encoded) -> list[int]:
-        """This process's part of one sample; the predictions of all."""
+        """Compute this process's share of one sample; return the predictions of all."""
         import torch
 
         from vlm.models.sequence.spread import SpreadModel, spread
@@ -129,7 +134,7 @@ class RingBackend(TeacherForcedBackend):
             return self.group.greatest(said).tolist()
 
 
-def answer_positions(sample: Encoded, stop_ids: Sequence[int]) -> np.ndarray:
-    """Indices of the tokens of the last answer, int64, without the token that ends it."""
+def answer_positions(sample: Encoded, stop_ids: Sequence[int]) -> NDArray[np.int64]:
+    """Return the indices of the tokens of the last answer, int64 [n], without the token that ends it."""
     at = np.flatnonzero(sample.labels != IGNORE)
     return at[:-1] if len(at) and sample.input_ids[at[-1]] in stop_ids else at

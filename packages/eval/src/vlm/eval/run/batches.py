@@ -9,7 +9,7 @@ from typing import Any
 
 from vlm.core.errors import VlmError
 from vlm.core.sample.encoded import Encoded
-from vlm.eval.backends.native import Backend, Refused, Reply, is_out_of_memory
+from vlm.eval.backends.base import Backend, BackendReply, Refused, is_out_of_memory
 from vlm.eval.run.outcomes import Kind, Outcome
 from vlm.eval.run.plan import Document, Task
 from vlm.eval.run.shards import batches
@@ -100,7 +100,7 @@ def ask(backend: Backend, batch: Batch) -> list[Outcome]:
     return ask(backend, batch[:middle]) + ask(backend, batch[middle:])
 
 
-def _checked(replies: Sequence[Reply], expected: int) -> Sequence[Reply]:
+def _checked(replies: Sequence[BackendReply], expected: int) -> Sequence[BackendReply]:
     """Raises ValueError for anything but one text for each question: no reply is ever guessed."""
     if replies is None or len(replies) != expected:
         raise ValueError(f"the model returned {len(replies or ())} replies to {expected} questions")
@@ -110,7 +110,7 @@ def _checked(replies: Sequence[Reply], expected: int) -> Sequence[Reply]:
     return replies
 
 
-def _outcome(task: Task, encoded: Any, reply: Reply) -> Outcome:
+def _outcome(task: Task, encoded: Any, reply: BackendReply) -> Outcome:
     kind: Kind = "ok" if reply.finished else "truncated"
     outcome = Outcome(task.key, task.item.id, kind, completion=reply.text)
     if isinstance(encoded, Encoded):

@@ -1,17 +1,19 @@
-"""Typed outcomes of an evaluation, their content keys, and the append-only log that survives a kill.
+"""Typed outcomes of items, and the append-only log that survives a kill.
 
-A log holds *answers*, not scores: the key of an answer covers weights, media, prompt and decode settings. Scores are
-always computed afresh from the answers, so a mended scorer never meets a stale score and never costs a new generation.
+    with OutcomeLog(folder / "outcomes.jsonl") as log:
+        log.append([Outcome(key, "item-1", "ok", completion="a cat")])
+    known = read_outcomes([folder / "outcomes.jsonl"])              # key -> outcome
+
+A log holds answers, not scores: the key of an answer covers weights, media, prompt and decode settings. Scores are
+always computed from the answers, so a corrected scorer needs no new generation.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from vlm.core.errors import DataError
 
@@ -19,7 +21,7 @@ Kind = Literal["ok", "truncated", "oom", "error", "refused"]
 
 KINDS: dict[Kind, str] = {
     "ok": "answered, with a stop token",
-    "truncated": "answered, but the token budget ended before a stop token; scored as it stands",
+    "truncated": "answered, but the token budget ended before a stop token; scored as it is",
     "oom": "out of memory even when run alone; not scored",
     "error": "an exception, named in `why`; not scored",
     "refused": "longer than the model or the --max-length limit; never run, not scored",
@@ -31,9 +33,9 @@ RETRY: set[Kind] = {"oom", "error"}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What happened to one item. `completion` is None unless the model answered; `detail` says what went wrong.
+    """The outcome of one item. `completion` is None unless the model answered; `detail` says what went wrong.
 
-    `tokens` and `max_position`: length and last position of the prompt, where the backend encodes it here.
+    `tokens` and `max_position`: length and last position of the prompt, where it is encoded in this process.
     """
 
     key: str
@@ -46,43 +48,14 @@ class Outcome:
 
     @property
     def answered(self) -> bool:
+        """Whether the model answered; an empty text is an answer."""
         return self.completion is not None
-
-
-def content_key(**parts: Any) -> str:
-    """sha256 (hex) of the JSON of `parts`; equal parts give equal keys on every machine."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-@cache
-def scorer_hash() -> str:
-    """sha256 of the scorers' sources: a changed scorer changes the `key` of every row it scored."""
-    here = Path(__file__).parent.parent
-    rooms = ("scorers", "measures")
-    files = (p for room in rooms for kind in ("py", "json") for p in here.glob(f"{room}/**/*.{kind}"))
-    sources = sorted([here / "run" / "score.py", *files])
-    return content_key(sources=[[p.relative_to(here).as_posix(), file_hash(str(p))] for p in sources])
-
-
-@cache
-def file_hash(path: str) -> str:
-    """sha256 of a file, or of all files below a folder of frames; "missing" when there is none.
-
-    Cached for the process: the files of a benchmark do not change while it is evaluated.
-    """
-    root = Path(path)
-    if root.is_dir():
-        return content_key(frames=[[p.name, file_hash(str(p))] for p in sorted(root.iterdir()) if p.is_file()])
-    if not root.is_file():
-        return "missing"
-    with root.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 class OutcomeLog:
     """An append-only JSONL file. Usage: `with OutcomeLog(path) as log: log.append(outcomes)`.
 
-    A kill can tear at most the last line. The reader passes over a torn last line, the writer cuts it off.
+    A kill can tear at most the last line. The reader ignores a torn last line, the writer cuts it off.
     """
 
     def __init__(self, path: Path):
@@ -100,17 +73,21 @@ class OutcomeLog:
         self._file.close()
 
     def append(self, outcomes: Iterable[Outcome]) -> None:
-        """Write the outcomes and return only when they are on the disk."""
+        """Write the outcomes; return only when they are on disk."""
         self._file.write("".join(json.dumps(asdict(o), ensure_ascii=False) + "\n" for o in outcomes).encode())
         self._file.flush()
         os.fsync(self._file.fileno())
 
 
 def read_outcomes(paths: Iterable[Path], *, keep: Callable[[Outcome], bool] = lambda _: True) -> dict[str, Outcome]:
-    """Key -> outcome of all logs; an answer wins over a failure, else the later line wins.
+    """Read all logs into key -> outcome; an answer wins over a failure, else the later line wins.
+
+    Args:
+        paths: The logs, the latest last.
+        keep: Tells which outcomes to read.
 
     Raises:
-        DataError: a line other than the last cannot be read; names file and line.
+        DataError: A line other than the last cannot be read; names file and line.
     """
     known: dict[str, Outcome] = {}
     for path in paths:
@@ -120,7 +97,7 @@ def read_outcomes(paths: Iterable[Path], *, keep: Callable[[Outcome], bool] = la
                 outcome = Outcome(**json.loads(line))
             except (ValueError, TypeError) as error:
                 raise DataError(
-                    f"{path}:{number}: not an outcome: {error}", fix="remove that line and run again"
+                    f"{path}:{number}: not an outcome: {error}", fix="remove that line, then rerun the same command"
                 ) from error
             if keep(outcome) and (outcome.answered or not _answered(known, outcome.key)):
                 known[outcome.key] = outcome

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from vlm.core.errors import DataError
 from vlm.core.sample.records import text
-from vlm.eval.backends.native import Backend
+from vlm.eval.backends.base import Backend
 from vlm.eval.benchmark import Benchmark
+from vlm.eval.keys import content_key, file_hash
 from vlm.eval.loaders import Item
 from vlm.eval.run.blind import shuffle_media
-from vlm.eval.run.outcomes import content_key, file_hash
 
 
 @dataclass(frozen=True)

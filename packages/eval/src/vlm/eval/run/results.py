@@ -4,20 +4,32 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import DataError
 from vlm.core.home import write_atomic, write_json
+from vlm.eval.backends.base import Backend
 from vlm.eval.backends.judge import Judge, Verdict, judge_all, judge_summary
-from vlm.eval.backends.native import Backend
 from vlm.eval.benchmark import Benchmark
-from vlm.eval.run.outcomes import Outcome, content_key, scorer_hash
+from vlm.eval.keys import content_key, file_hash
+from vlm.eval.run.outcomes import Outcome
 from vlm.eval.run.plan import Task
 from vlm.eval.run.score import Metric, aggregate, score_item
 from vlm.eval.run.submission import write_submission
 
 SAID_NOTHING = "the model returned an empty answer"
+
+
+@cache
+def scorer_hash() -> str:
+    """Return the sha256 of the scorers' sources: a changed scorer changes the `key` of every row it scored."""
+    here = Path(__file__).parent.parent
+    rooms = ("scorers", "measures")
+    files = (p for room in rooms for kind in ("py", "json") for p in here.glob(f"{room}/**/*.{kind}"))
+    sources = sorted([here / "run" / "score.py", *files])
+    return content_key(sources=[[p.relative_to(here).as_posix(), file_hash(str(p))] for p in sources])
 
 
 def values(benchmark: Benchmark, tasks: Sequence[Task], known: dict[str, Outcome]) -> list[float]:

@@ -22,8 +22,8 @@ from pydantic import Field
 from vlm.core.config import Strict
 from vlm.core.errors import ConfigError
 from vlm.core.home import locked, write_json
+from vlm.eval.backends.base import Backend
 from vlm.eval.backends.judge import Judge
-from vlm.eval.backends.native import Backend
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders import load_items
 from vlm.eval.loaders.common import MARKER

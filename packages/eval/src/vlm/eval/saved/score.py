@@ -14,12 +14,13 @@ from typing import Any, cast
 
 from vlm.core.errors import DataError
 from vlm.core.home import locked, write_json
+from vlm.eval.backends.base import Backend
 from vlm.eval.backends.judge import Judge
-from vlm.eval.backends.native import Backend
 from vlm.eval.benchmark import Benchmark
+from vlm.eval.keys import content_key, file_hash
 from vlm.eval.loaders import Item, load_items
 from vlm.eval.loaders.common import MARKER
-from vlm.eval.run.outcomes import Outcome, content_key, file_hash
+from vlm.eval.run.outcomes import Outcome
 from vlm.eval.run.plan import Task
 from vlm.eval.run.provenance import provenance
 from vlm.eval.run.results import finish

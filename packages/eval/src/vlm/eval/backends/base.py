@@ -1,0 +1,88 @@
+"""What an evaluation asks of a model: the `Backend` protocol, its replies and its errors.
+
+A checkpoint in this process, a server, a harness, a fake in tests: each is a class with these members, and the
+evaluation knows no more of it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from vlm.core.errors import DataError, VlmError
+from vlm.core.sample.records import Message
+
+
+class Stopped(Exception):
+    """The model can give no more answers; `error` is what to show.
+
+    No `VlmError` on purpose: it ends the evaluation, with its answers kept, instead of becoming the outcome of each
+    item.
+    """
+
+    def __init__(self, error: VlmError):
+        super().__init__(str(error))
+        self.error = error
+
+
+class Refused(DataError):
+    """A question that is not answered on purpose; its outcome is `refused`."""
+
+
+class TooLong(Refused):
+    """A prompt longer than the limit in force."""
+
+
+class BackendReply(Protocol):
+    """A reply: its text without special tokens, and whether the model ended it."""
+
+    @property
+    def text(self) -> str:
+        """The text of the reply."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether a stop token came within the budget."""
+
+
+class Backend(Protocol):
+    """A model that answers encoded prompts greedily.
+
+    `family` chooses the prompts of the tables. `fingerprint` identifies the weights by content, `settings` everything
+    else that can change an answer (strides, positions, tiles, dtype, template, …) except the batch: answers must not
+    depend on who shares the batch.
+    """
+
+    family: str
+    fingerprint: str
+    settings: dict[str, Any]
+
+    def count_tokens(self, text: str) -> int:
+        """Return the length of a text, for benchmarks that cut their context to a budget."""
+
+    def prompt(self, messages: list[Message]) -> str:
+        """Return the rendered prompt, media as placeholders. Cheap: reads no pixels."""
+
+    def cost(self, messages: list[Message]) -> float:
+        """Estimate the length of the prompt in tokens, from file headers alone."""
+
+    def encode(self, item_id: str, messages: list[Message]) -> Any:
+        """Return the model input of one item, of any type that `answer` takes.
+
+        Raises:
+            DataError: The item cannot be encoded; TooLong when it exceeds the limit.
+        """
+
+    def answer(self, encoded: Sequence[Any], *, max_new_tokens: int, min_new_tokens: int) -> Sequence[BackendReply]:
+        """Return one reply for each input, in order."""
+
+    def recover(self) -> None:
+        """Give memory back after an out-of-memory error."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception of Python, torch (CPU or CUDA) or a driver means that memory ran out."""
+    message = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and ("out of memory" in message or "can't allocate memory" in message))
+    )
