@@ -7,7 +7,7 @@ export PATH := $(BIN):$(PATH)
 export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: setup quickstart smol mini-v2pe test test-slow test-slurm test-slurm-faults test-slurm-quickstart slurm check \
-	format bench clean
+	format docs bench clean
 
 setup: $(VENV)/.done
 
@@ -68,6 +68,11 @@ format: setup
 
 bench: setup
 	for script in $(filter-out bench/harness.py,$(wildcard bench/*.py)); do python $$script || exit 1; done
+
+# the site, in site/; strict: a dead link or an undocumented public name fails (see mkdocs.yml)
+docs: setup
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
+	@echo "built site/; to read it: python -m http.server --directory site"
 
 clean:
 	rm -rf runs/quickstart runs/smol .snakemake

@@ -1,0 +1,56 @@
+"""The MkDocs hook: add the pages made from the code and its tables, and their part of the navigation.
+
+    mkdocs build --strict        # or `make docs`
+
+Each `*_pages` module returns a dict: path of a page -> its Markdown. Nothing is written into docs/.
+"""
+
+from pathlib import Path
+
+import api_pages
+import benchmark_pages
+import catalogue_pages
+import command_pages
+import recipe_pages
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[2]
+PAGES: dict[str, str] = {}
+"""Pages of this build; `on_config` fills it, because the navigation names them."""
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Make the pages and add them to the navigation."""
+    api = api_pages.pages()
+    tables = {
+        "Command line": command_pages.pages(),
+        "Recipes": recipe_pages.pages(),
+        "Benchmarks": benchmark_pages.pages(),
+        "Catalogue": catalogue_pages.pages(),
+    }
+    PAGES.clear()
+    PAGES.update({"changelog.md": root_page("CHANGELOG.md"), "contributing.md": root_page("CONTRIBUTING.md")})
+    for made in (*tables.values(), api):
+        PAGES.update(made)
+    how_to = sorted(f"how-to/{path.name}" for path in (ROOT / "docs/how-to").glob("*.md"))
+    assert isinstance(config.nav, list)
+    config.nav += [
+        {"Reference": [{title: list(made)} for title, made in tables.items()]},
+        {"Python API": list(api)},
+        {"Extend": ["contributing.md", "design.md", *how_to]},
+    ]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages to the files of the site."""
+    for path, text in PAGES.items():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def root_page(name: str) -> str:
+    """Return a Markdown file of the repository's root with its links relative to docs/."""
+    text = (ROOT / name).read_text("utf-8").replace("](docs/", "](")
+    return text.replace("](CHANGELOG.md)", "](changelog.md)").replace("](CONTRIBUTING.md)", "](contributing.md)")
