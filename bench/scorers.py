@@ -1,9 +1,10 @@
 """Edit distance (rapidfuzz) and ROUGE-L (bit-parallel rows) against tables filled in pure Python, with equal values.
 
 Peers are ours, from the published descriptions: Wagner-Fischer with one row; the summary-level ROUGE-L of the `rouge`
-package, whose table is a dict of cells walked back by recursion. `lists` is the same job by lists of rows and a loop,
-as fast as we could write the table: no target, printed for scale. A ratio on a CPU shows the algorithm. Companion:
-equal values on 10,000 fuzzed pairs (integers for distances, floats to the last bit for ROUGE-L), the peer's cells.
+package, whose table is a dict of cells walked back by recursion. `lists` is the same job by lists of rows and a loop
+(`text_tables`), as fast as we could write the table: no target, printed for scale. A ratio on a CPU shows the
+algorithm. Companion: equal values on 10,000 fuzzed pairs (integers for distances, floats to the last bit for ROUGE-L),
+the peer's cells.
 """
 
 import random
@@ -13,21 +14,12 @@ from importlib.metadata import version
 
 from harness import paired, report
 from rapidfuzz.distance import Levenshtein
+from text_tables import table_distance, table_words
 
 from vlm.eval.measures.rouge import rouge_l
 
 PAIRS = 10_000
 VOCABULARY = ["".join(random.Random(i).choices(string.ascii_lowercase, k=1 + i % 9)) for i in range(300)]
-
-
-def table_distance(a: str, b: str) -> int:
-    """Edit distance, one row of the table at a time."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        diagonal, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
-    return row[-1]
 
 
 def dict_words(x: list[str], y: list[str]) -> list[str]:
@@ -50,25 +42,6 @@ def dict_words(x: list[str], y: list[str]) -> list[str]:
         return walk(i - 1, j) if table[i - 1, j] > table[i, j - 1] else walk(i, j - 1)
 
     return walk(len(x), len(y))
-
-
-def list_words(x: list[str], y: list[str]) -> list[str]:
-    """The same subsequence (backwards) by rows of lists and a loop."""
-    table = [[0] * (len(y) + 1) for _ in range(len(x) + 1)]
-    for i, a in enumerate(x, 1):
-        above, row = table[i - 1], table[i]
-        for j, b in enumerate(y, 1):
-            row[j] = above[j - 1] + 1 if a == b else max(above[j], row[j - 1])
-    words, i, j = [], len(x), len(y)
-    while i and j:
-        if x[i - 1] == y[j - 1]:
-            words.append(x[i - 1])
-            i, j = i - 1, j - 1
-        elif table[i - 1][j] > table[i][j - 1]:
-            i -= 1
-        else:
-            j -= 1
-    return words
 
 
 Common = Callable[[list[str], list[str]], list[str]]
@@ -126,12 +99,12 @@ def main() -> None:
 
     sentences = [(" ".join(a), " ".join(b)) for a, b in pairs(rng, VOCABULARY, 1, 60, PAIRS)]
     cut = [(a.replace(" ", ". ", 1) if len(a) % 3 == 0 else a, b) for a, b in sentences]
-    equal = sum(rouge_l(a, b) == table_rouge_l(a, b, list_words) for a, b in cut)
+    equal = sum(rouge_l(a, b) == table_rouge_l(a, b, table_words) for a, b in cut)
     assert equal == PAIRS, f"{PAIRS - equal} ROUGE-L values differ"
     for words, n in ((12, 600), (30, 200), (60, 60)):
         texts = [(" ".join(a), " ".join(b)) for a, b in pairs(rng, VOCABULARY, words, words, n)]
         cells = sum(len(a.split()) * len(b.split()) for a, b in texts)
-        for peer, method, target in (("package", dict_words, 7), ("lists", list_words, None)):
+        for peer, method, target in (("package", dict_words, 7), ("lists", table_words, None)):
             row = paired(
                 lambda texts=texts: [rouge_l(a, b) for a, b in texts],
                 lambda texts=texts, method=method: [table_rouge_l(a, b, method) for a, b in texts],

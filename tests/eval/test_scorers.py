@@ -5,6 +5,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from text_tables import table_distance, table_words
 
 from vlm.eval.measures.rouge import lcs_words, rouge_l
 from vlm.eval.measures.text import contractions
@@ -203,39 +204,13 @@ def test_the_contraction_table_is_whole() -> None:
 # slow reference implementations --------------------------------------------------------------------------------------
 
 
-def slow_distance(a: str, b: str) -> int:
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        last, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (x != y))
-    return row[-1]
-
-
-def slow_lcs_words(x: list[str], y: list[str]) -> set[str]:
-    table = [[0] * (len(y) + 1) for _ in range(len(x) + 1)]
-    for i, a in enumerate(x, 1):
-        for j, b in enumerate(y, 1):
-            table[i][j] = table[i - 1][j - 1] + 1 if a == b else max(table[i - 1][j], table[i][j - 1])
-    words, i, j = set(), len(x), len(y)
-    while i and j:
-        if x[i - 1] == y[j - 1]:
-            words.add(x[i - 1])
-            i, j = i - 1, j - 1
-        elif table[i - 1][j] > table[i][j - 1]:
-            i -= 1
-        else:
-            j -= 1
-    return words
-
-
 @given(st.text("abC É", max_size=12), st.text("abC É", max_size=12))
 def test_anls_equals_the_table_method(prediction: str, answer: str) -> None:
     def clean(text: str) -> str:
         return " ".join(text.lower().split())
 
     size = max(len(prediction), len(answer))
-    expected = 1 - slow_distance(clean(prediction), clean(answer)) / size if size else 1.0
+    expected = 1 - table_distance(clean(prediction), clean(answer)) / size if size else 1.0
     assert anls(prediction, [answer]) == (expected if expected >= 0.5 else 0.0)
 
 
@@ -245,9 +220,9 @@ def test_rouge_picks_the_same_common_words_as_the_table_method() -> None:
     ties = 0
     for _ in range(1000):
         x, y = ([rng.choice("abcdefg"[: rng.randint(2, 7)]) for _ in range(rng.randint(0, 60))] for _ in range(2))
-        expected = slow_lcs_words(x, y)
+        expected = set(table_words(x, y))
         assert lcs_words(x, y) == expected
-        ties += expected != slow_lcs_words(y, x)
+        ties += expected != set(table_words(y, x))
     assert ties > 20, "the pairs never tied: the test shows nothing"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from text_tables import table_words
 
 from vlm.core.errors import DataError
 from vlm.eval.measures import english
@@ -275,25 +276,8 @@ def test_bleu_of_a_corpus() -> None:
 # ROUGE-L -------------------------------------------------------------------------------------------------------------
 
 
-def table_words(x: tuple[str, ...], y: tuple[str, ...]) -> set[str]:
-    table = [[0] * (len(y) + 1) for _ in range(len(x) + 1)]
-    for i, j in itertools.product(range(1, len(x) + 1), range(1, len(y) + 1)):
-        same = table[i - 1][j - 1] + 1
-        table[i][j] = same if x[i - 1] == y[j - 1] else max(table[i - 1][j], table[i][j - 1])
-    found, i, j = set(), len(x), len(y)
-    while i and j:
-        if x[i - 1] == y[j - 1]:
-            found.add(x[i - 1])
-            i, j = i - 1, j - 1
-        elif table[i - 1][j] > table[i][j - 1]:
-            i -= 1
-        else:
-            j -= 1
-    return found
-
-
 def test_common_words_of_all_short_texts_and_of_texts_with_equal_ends() -> None:
     short = [text for n in range(5) for text in itertools.product("abc", repeat=n)]
-    assert all(lcs_words(x, y) == table_words(x, y) for x in short for y in short)
+    assert all(lcs_words(x, y) == set(table_words(x, y)) for x in short for y in short)
     for x, y in (("abcab", "abab"), ("aab", "ab"), ("baac", "ddba"), ("abcde", "abcde"), ("xabcy", "xay")):
-        assert lcs_words(tuple(x), tuple(y)) == table_words(tuple(x), tuple(y))
+        assert lcs_words(tuple(x), tuple(y)) == set(table_words(x, y))

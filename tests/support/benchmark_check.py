@@ -1,4 +1,4 @@
-"""What the tests of benchmarks share: miniatures, prompts, rows as the runner writes them, cells of an XLSX file."""
+"""Helpers of the tests of benchmarks: miniatures, prompts, rows as the runner writes them, cells of an XLSX file."""
 
 import hashlib
 import zipfile
@@ -18,13 +18,13 @@ LETTER = "Answer with the option's letter from the given choices directly."
 def mini(
     name: str, folder: Path, n: int | None = None, seed: int = 1, family: str = ""
 ) -> tuple[Benchmark, list[Item]]:
-    """The table of a benchmark as that family is asked, and the items of its miniature in `folder`."""
+    """Return the table of a benchmark as a family is asked, and the items of its miniature in `folder`."""
     table = load_benchmark(name).for_family(family)
     return table, load_items(table, make_mini(name, folder, seed=seed, n=n))
 
 
 def text_of(item: Item) -> str:
-    """The user's text, with `<image>` where images stand."""
+    """Return the user's text, with `<image>` for images."""
     return "".join(p["text"] if p["type"] == "text" else "<image>" for p in item.messages[0]["content"])
 
 
@@ -33,12 +33,12 @@ def images_of(item: Item) -> list[Path]:
 
 
 def right(item: Item) -> str:
-    """A reply that is fully right."""
+    """Return a right reply."""
     return item.gold if isinstance(item.gold, str) else item.gold[0]
 
 
 def rows_of(table: Benchmark, items: list[Item], replies: list[str | None]) -> list[dict[str, Any]]:
-    """Rows of results.jsonl; a reply None ran out of memory."""
+    """Return rows of results.jsonl; for a reply None the model ran out of memory."""
     rows = []
     for item, reply in zip(items, replies, strict=True):
         score, strict = (score_item(table, item, reply, compat) for compat in ("upstream", "fixed"))
@@ -52,13 +52,25 @@ def metrics(table: Benchmark, items: list[Item], replies: list[str | None], comp
     return aggregate(table, rows_of(table, items, replies), compat)
 
 
+def perfect_wrong_and_empty_replies(name: str, folder: Path) -> None:
+    """Check a miniature end to end: 100 for right replies, 0 for wrong and empty ones, nothing for lost ones."""
+    table, items = mini(name, folder)
+    perfect = metrics(table, items, [right(item) for item in items])
+    assert perfect[0].value == 100 and perfect[0].n_scored == len(items) and perfect[0].low < 100
+    for reply in ("xylophone", ""):
+        for compat in ("upstream", "fixed"):
+            assert metrics(table, items, [reply] * len(items), compat)[0].value == 0
+    lost = metrics(table, items, [None] * len(items))
+    assert lost[0].value is None and (lost[0].n_scored, lost[0].n_total) == (0, len(items))
+
+
 def digest(folder: Path) -> str:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return hashlib.sha256(b"".join(str(p.relative_to(folder)).encode() + p.read_bytes() for p in files)).hexdigest()
 
 
 def cells(path: Path) -> list[list[str | float | None]]:
-    """Rows of the first sheet of an XLSX file."""
+    """Read the rows of the first sheet of an XLSX file."""
     space = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
     with zipfile.ZipFile(path) as archive:
         strings = ElementTree.fromstring(archive.read("xl/sharedStrings.xml"))
