@@ -1,7 +1,12 @@
-"""The published folder trees, atomic writes, and the lock of a working directory."""
+"""The folders below `$VLM_HOME`; files and folders that appear in one piece; the lock of a working folder.
+
+    with locked(runs() / "stage1", "vlm train"):
+        write_json(runs() / "stage1" / "summary.json", {"steps": 20})
+"""
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,63 +15,139 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vlm.core.errors import LockedError
+from vlm.core.errors import DataError, LockedError
 
 
 def home() -> Path:
-    """`$VLM_HOME`, by default the working directory. It holds `pretrained/`, `dataset/` and `runs/`."""
+    """Return `$VLM_HOME`, by default the working directory. It holds `pretrained/`, `dataset/` and `runs/`."""
     return Path(os.environ.get("VLM_HOME", ".")).resolve()
 
 
 def pretrained() -> Path:
-    """Folder of downloaded and converted weights."""
+    """Return the folder of downloaded and converted weights."""
     return home() / "pretrained"
 
 
 def dataset() -> Path:
-    """Folder of organized training sets and benchmarks."""
+    """Return the folder of organized training sets and benchmarks."""
     return home() / "dataset"
 
 
 def runs() -> Path:
-    """Folder of training runs, evaluations and reports."""
+    """Return the folder of training runs, evaluations and reports."""
     return home() / "runs"
 
 
 def resolve(path: str | Path) -> Path:
-    """A path as a recipe or a flag names it: absolute, or relative to the home."""
+    """Return the absolute path of what a recipe or an option names: `~` expanded, relative paths below the home."""
     path = Path(path).expanduser()
     return path if path.is_absolute() else home() / path
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write to a temporary name beside `path`, flush to disk, then rename: a reader never sees half a file."""
+def free_gb(folder: Path) -> float:
+    """Return the free space in GB (10^9 bytes) on the disk of a folder, which need not exist yet."""
+    place = next(p for p in (folder, *folder.parents) if p.exists())
+    return shutil.disk_usage(place).free / 1e9
+
+
+@contextmanager
+def new_file(path: Path, *, held: bool = False, flush: bool = True) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; rename it to `path` when the block ends without an error.
+
+    A reader never sees half a file. After an error the temporary file is removed and `path` is as before.
+
+    Args:
+        path: The file to make; its folder is made too.
+        held: The folder is held with `locked`, so that no other process writes the file. The temporary name is then
+            the same in every run, and what a killed run left is overwritten.
+        flush: Wait until the content is on the disk before the rename.
+
+    >>> with new_file(Path("report.csv")) as temporary:     # doctest: +SKIP
+    ...     table.to_csv(temporary)
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.part" if held else f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as f:
-            f.write(content.encode() if isinstance(content, str) else content)
-            f.flush()
-            os.fsync(f.fileno())
+        yield temporary
+        if flush:
+            with temporary.open("rb") as f:
+                os.fsync(f.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; rename it to `path` when the block ends without an error.
+
+    A folder that is at `path` by then is replaced. After an error the temporary folder is removed; what a killed run
+    left is removed by the next one.
+
+    >>> with new_folder(Path("pretrained/X")) as temporary:     # doctest: +SKIP
+    ...     write_weights(temporary)
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file in one piece, flushed to the disk: a reader sees the old content or the new, never half of one.
+
+    Args:
+        path: The file; its folder is made if it is missing.
+        content: Text is encoded as UTF-8.
+    """
+    with new_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """`write_atomic` of sorted, indented JSON with a final newline."""
+    """Write a value as JSON with `write_atomic`: keys sorted, indented by 1, with a final newline."""
     write_atomic(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, *, fix: str | None = None) -> Any:
+    """Return the content of a JSON file.
+
+    Args:
+        path: The file, in UTF-8.
+        fix: What the error message advises when the file is missing or malformed.
+
+    Raises:
+        DataError: The file is missing, cannot be read, or is not JSON; the message names it.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"no such file: {path}", fix=fix) from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}", fix=fix) from error
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}", fix=fix) from error
 
 
 @contextmanager
 def locked(folder: Path, purpose: str) -> Iterator[None]:
-    """Hold `folder` for this process; the kernel releases it when the process dies, however it dies.
+    """Hold a folder for this process; the kernel releases it when the process ends, however it ends.
 
     Temporary files of `write_atomic` that a killed holder left in the folder are removed.
 
+    Args:
+        folder: It is made if it is missing.
+        purpose: What this process does there, for the message that another process shows.
+
     Raises:
-        LockedError: another process holds it; names its purpose, pid and host.
+        LockedError: Another process holds the folder; the message names its purpose, pid and host.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +163,7 @@ def locked(folder: Path, purpose: str) -> Iterator[None]:
     try:
         for left in folder.glob(".*.[0-9]*.tmp"):
             left.unlink(missing_ok=True)
-        # in place: for people alone, and a kill between two names would leave a third
+        # written in place: only people read it, and a kill before a rename would leave a third file
         holder.write_text(json.dumps({"purpose": purpose, "pid": os.getpid(), "host": socket.gethostname()}))
         yield
     finally:

@@ -2,7 +2,6 @@
 
 import errno
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import httpx
 from vlm.core.errors import FetchError
 from vlm.core.fetch.manifest import sha256_of
 from vlm.core.progress import Report, silent
+from vlm.core.retry import Backoff
 
 BUSY = {408, 425, 429, 500, 502, 503, 504}
 """HTTP statuses worth another try."""
@@ -105,7 +105,8 @@ def _copy(url: str, part: Path) -> None:
 
 
 def _download(url: str, part: Path, size: int | None, patience: Patience, report: Report) -> None:
-    best, failures = _length(part), 0
+    # after k failures in a row the pause is `backoff`·2^k; `Backoff` halves its first one after progress
+    best, retry = _length(part), Backoff(patience.tries, 2 * patience.backoff, patience.longest)
     with httpx.Client(follow_redirects=True, timeout=patience.timeout) as client:
         while size is None or _length(part) != size:
             wait, why = 0.0, f"cut off at {_length(part)} of {size} bytes"
@@ -119,15 +120,13 @@ def _download(url: str, part: Path, size: int | None, patience: Patience, report
                 why = f"{type(error).__name__}: {error}"
             except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects) as error:
                 raise FetchError(f"{url}: {error}", fix="correct the address in the catalogue entry") from error
-            failures = 0 if _length(part) > best else failures + 1  # a new byte is progress
-            best = max(best, _length(part))
-            if failures >= patience.tries:
+            more, best = _length(part) > best, max(best, _length(part))  # a new byte is progress
+            if not retry.again(asked=wait, progress=more):
                 raise FetchError(
-                    f"{url}: {why} ({failures} tries)",
+                    f"{url}: {why} ({retry.failures} tries)",
                     expected="a reachable server",
-                    fix="check the network and the proxy settings; the same command goes on from here",
+                    fix="check the network and the proxy settings, then rerun the same command: it resumes here",
                 )
-            time.sleep(min(patience.longest, max(wait, patience.backoff * 2**failures)))
 
 
 def _attempt(client: httpx.Client, url: str, part: Path, size: int | None, report: Report) -> None:
