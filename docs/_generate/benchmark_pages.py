@@ -11,12 +11,17 @@ def pages() -> dict[str, str]:
     """Return an overview and one page for each shipped benchmark."""
     benchmarks = {stem: load_yaml(path) for stem, path in package_tables("vlm.eval", "benchmarks").items()}
     rows = [
-        (f"[`{stem}`]({stem}.md)", escape(entry["title"]), code(entry["loader"]), scorers(entry))
+        (f"[`{stem}`]({stem}.md)", title(entry), code(entry["loader"]), scorers(entry))
         for stem, entry in benchmarks.items()
     ]
     overview = "# Benchmarks\n\nHow to run, resume and score them: [evaluation](../../evaluation.md).\n\n"
     made = {"reference/benchmarks/index.md": overview + table(("benchmark", "title", "loader", "scorers"), rows)}
     return made | {f"reference/benchmarks/{stem}.md": page(stem, entry) for stem, entry in benchmarks.items()}
+
+
+def title(entry: dict[str, Any]) -> str:
+    """Return the title of a table, with the names of its variants."""
+    return escape(entry["title"].replace("{variant}", "/".join(map(str, entry.get("variants", [])))))
 
 
 def scorers(entry: dict[str, Any]) -> str:
@@ -39,9 +44,9 @@ def page(stem: str, entry: dict[str, Any]) -> str:
         ("new tokens", escape(f"at most {generation['max_new_tokens']} ({generation['source']})")),
     ]
     text = [
-        f"# {escape(entry['title'])}\n",
+        f"# {title(entry)}\n",
         f"```sh\nvlm download --benchmark {name}\nvlm eval {name} --model FOLDER\nvlm eval {name} --mini\n```\n",
-        table(("", ""), rows),
+        table(("about", "value"), [row for row in rows if row[1]]),
     ]
     if counts := entry.get("counts"):
         least = ", at least" if counts.get("at_least") else ""

@@ -14,11 +14,12 @@ KINDS = {"weights": "Weights", "data": "Training data", "benchmark": "Benchmark 
 def pages() -> dict[str, str]:
     """Return one page for each kind of catalogue entry."""
     entries = sorted(load_catalogue().values(), key=lambda entry: entry.name.lower())
-    head = ("name", "what it is", "license", "size", "source", "folder")
+    head = ("name and folder", "what it is", "license", "size", "source")
     made = {}
     for kind, title in KINDS.items():
         rows = [entry_row(entry) for entry in entries if entry.kind == kind]
-        text = f"# {title}\n\n`vlm download NAME` fetches an entry; states and steps: [data](../../data.md).\n\n"
+        text = f"---\nhide: [toc]\n---\n\n# {title}\n\n"
+        text += "`vlm download NAME` fetches an entry; states and steps: [data](../../data.md).\n\n"
         made[f"reference/catalogue/{kind}.md"] = text + table(head, rows)
     return made
 
@@ -28,7 +29,7 @@ def entry_row(entry: Entry) -> tuple[str, ...]:
     about = " ".join(escape(text.rstrip(".") + ".") for text in (entry.title, entry.notes) if text)
     terms = ": ".join(escape(text) for text in (entry.license, entry.terms) if text)
     sources = "; ".join(dict.fromkeys(source_text(source.model_dump()) for source in entry.source))
-    return code(entry.name), about, terms, human_size(entry), sources, code(entry.folder)
+    return f"{code(entry.name)}<br>{code(entry.folder)}", about, terms, human_size(entry), sources
 
 
 def source_text(source: dict[str, Any]) -> str:

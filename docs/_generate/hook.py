@@ -14,7 +14,9 @@ import command_pages
 import recipe_pages
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
+BEHIND = ("results/tables.md", "changelog.md", "contributing.md")
 ROOT = Path(__file__).parents[2]
 PAGES: dict[str, str] = {}
 """Pages of this build; `on_config` fills it, because the navigation names them."""
@@ -41,6 +43,13 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         {"Extend": ["contributing.md", "design.md", *how_to]},
     ]
     return config
+
+
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """Let pages of tables and the changelog come last among the results of a search."""
+    if page.file.src_uri in BEHIND:
+        page.meta["search"] = {"boost": 1e-5}
+    return markdown
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

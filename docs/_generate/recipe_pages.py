@@ -26,6 +26,7 @@ def page(name: str, recipe: dict[str, Any]) -> str:
     """Return the page of one recipe, with the settings that its file and its base give."""
     sources = recipe["sources"]
     settings = {key: value for key, value in recipe.items() if key not in APART and value is not None}
+    rest = sources.get("", "")
     rows = [(code(key), literal(value), escape(source_of(key, sources))) for key, value in flat(settings)]
     data = [
         (code(entry["name"]), count(entry), entry.get("repeat", 1), entry.get("max_tiles"), code(entry["file"]))
@@ -35,8 +36,9 @@ def page(name: str, recipe: dict[str, Any]) -> str:
         f"# {name}\n\n{escape(recipe['title'])}.\n",
         f"```sh\nvlm download --recipe {name}\nvlm train --recipe {name} --dry-run\nvlm train --recipe {name}\n```\n",
         "## Settings\n",
+        f"Source, where the table names no other: {escape(rest)}.\n" if rest else "",
         table(("key", "value", "source"), rows),
-        f"## Data\n\nSource: {escape(source_of('data', sources))}.\n",
+        f"## Data\n\nSource: {escape(source_of('data', sources) or rest)}.\n",
         table(("set", "records", "repeat", "tiles of an image", "file"), data),
     ]
     if recipe.get("differences"):
@@ -68,7 +70,7 @@ def flat(settings: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:
 
 
 def source_of(key: str, sources: dict[str, str]) -> str:
-    """Return the source of a key: its own, else that of the nearest key above it."""
+    """Return the source of a key: its own, else that of the nearest key above it; empty where `""` covers it."""
     while key and key not in sources:
         key = key.rpartition(".")[0]
-    return sources.get(key, "")
+    return sources[key] if key else ""
