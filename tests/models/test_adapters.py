@@ -3,18 +3,11 @@
 import pytest
 import torch
 
-from vlm.models.checkpoint.fused_tensors import way_to_make
-from vlm.models.checkpoint.patterns import (
-    CONVNEXT_ANY,
-    CONVNEXT_TOWER,
-    INTERNVL_LLAMA,
-    fuse_wqkv,
-    rename,
-    split_wqkv,
-    without_layers,
-)
-from vlm.models.checkpoint.read_config import read_layout
-from vlm.models.checkpoint.reader import Source
+from vlm.models.checkpoint.formats import internvl, llava
+from vlm.models.checkpoint.fused_tensors import fuse_wqkv, split_wqkv, way_to_make
+from vlm.models.checkpoint.layout import read_layout
+from vlm.models.checkpoint.reader import CheckpointReader
+from vlm.models.checkpoint.renaming import rename, without_layers
 from vlm.models.checkpoint.safetensors_io import WeightReader
 from vlm.models.specs import ConvNextSpec, load_preset
 from vlm.models.vision.convnext import ConvNext
@@ -46,7 +39,7 @@ def test_fused_projections_survive_the_round_trip_bit_for_bit(heads, kv_heads):
 def test_every_key_of_a_published_checkpoint_is_accounted_for(name, golden_data):
     folder = golden_data / name
     layout = read_layout(folder)
-    source = Source(layout, folder)
+    source = CheckpointReader(layout, folder)
     stored = [key for path in (folder, *(tower for tower, _ in layout.towers)) for key in WeightReader(path).items]
     accounts = source.accounts
     assert sorted(accounts.used) == sorted(stored)
@@ -56,7 +49,7 @@ def test_every_key_of_a_published_checkpoint_is_accounted_for(name, golden_data)
 
 
 def test_the_unused_norm_is_dropped_by_name_and_a_strange_key_is_an_error():
-    result = rename(["layernorm.weight", "layernorm.bias", "tail.weight"], CONVNEXT_TOWER)
+    result = rename(["layernorm.weight", "layernorm.bias", "tail.weight"], llava.ENCODER)
     assert result.dropped == ["layernorm.weight", "layernorm.bias"]
     assert result.unknown == ["tail.weight"]
 
@@ -72,7 +65,7 @@ def test_both_dialects_of_convnext_name_the_same_tensors():
         timms = timm.models.convnext.ConvNeXt(depths=depths, dims=widths).state_dict()
         ours = ConvNext(ConvNextSpec(depths=depths, widths=widths)).state_dict()
     for names, dropped in ((theirs, ["layernorm."]), (timms, ["head."])):
-        result = rename(list(names), CONVNEXT_ANY)
+        result = rename(list(names), llava.ENCODER_ANY)
         assert sorted(result.renamed.values()) == sorted(f"encoder.{key}" for key in ours)
         assert not result.unknown
         assert result.dropped and all(key.startswith(tuple(dropped)) for key in result.dropped)
@@ -94,7 +87,7 @@ def test_three_tensors_there_are_one_here_and_back():
 
 
 def test_layers_behind_the_selected_one_are_dropped_by_name():
-    patterns = without_layers(INTERNVL_LLAMA, "vision_model.encoder.layers", [11])
+    patterns = without_layers(internvl.PATTERNS["llama"], "vision_model.encoder.layers", [11])
     keys = [f"vision_model.encoder.layers.{i}.ls1" for i in (1, 10, 11)]
     result = rename([*keys, "language_model.model.layers.11.mlp.up_proj.weight"], patterns)
     assert result.dropped == ["vision_model.encoder.layers.11.ls1"]

@@ -7,21 +7,23 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlm.core.errors import CheckpointError
-from vlm.models.checkpoint import patterns as adapters
 from vlm.models.checkpoint.assemble import assemble
+from vlm.models.checkpoint.formats import llava
+from vlm.models.checkpoint.formats.schema import LLAMA
 from vlm.models.checkpoint.load import load_model
 from vlm.models.checkpoint.parts import build
+from vlm.models.checkpoint.renaming import inverted, prefixed, rename
 from vlm.models.specs import load_preset
 
 LAST = "encoder.stages.4."
 CONV = LAST + "blocks.0.conv_dw.weight"
-LLAMA = {o: t for t, o in adapters.prefixed(adapters.LLAMA, "", "language_model.").items() if o}
+LANGUAGE = inverted(prefixed(LLAMA, "", "language_model."))
 
 
 def published(state, patterns, folder):
     """Tensors under their published names, in a folder of safetensors."""
     folder.mkdir()
-    renaming = adapters.rename(list(state), patterns)
+    renaming = rename(list(state), patterns)
     assert not renaming.unknown
     save_file({theirs: state[ours].clone() for ours, theirs in renaming.renamed.items()}, folder / "model.safetensors")
     return folder
@@ -36,12 +38,12 @@ def convllava(golden_data, tmp_path):
     """(spec, tokenizer, donor state, folders of a four-stage ConvNeXt, of all five stages, and of a Llama)."""
     spec, tokenizer = load_preset("tiny-convllava"), golden_data / "tokenizers" / "llama"
     state = build(spec, tokenizer=tokenizer, seed=5).state_dict()
-    names = adapters.inverted(adapters.CONVNEXT_TOWER)
+    names = inverted(llava.ENCODER)
     whole = parts(state, "encoder.")
     four = {k: v for k, v in whole.items() if not k.startswith(LAST)}
     llama = {k: v[:540] if v.shape[0] == 560 else v for k, v in parts(state, "language_model.").items()}
     folders = published(four, names, tmp_path / "four"), published(whole, names, tmp_path / "five")
-    return spec, tokenizer, state, *folders, published(llama, LLAMA, tmp_path / "llama")
+    return spec, tokenizer, state, *folders, published(llama, LANGUAGE, tmp_path / "llama")
 
 
 def test_a_four_stage_trunk_gets_a_fresh_fifth_stage_and_a_five_stage_one_no_second(convllava, tmp_path):
@@ -73,7 +75,7 @@ def test_an_intern_vit_and_its_projector_file_become_one_checkpoint(golden_data,
     (tmp_path / "vit").mkdir()
     save_file(vit, tmp_path / "vit" / "model.safetensors")
     torch.save({k.removeprefix("projector."): v for k, v in parts(state, "projector.").items()}, tmp_path / "mlp.pth")
-    llama = published(parts(state, "language_model."), LLAMA, tmp_path / "llama")
+    llama = published(parts(state, "language_model."), LANGUAGE, tmp_path / "llama")
     given = {"tokenizer": tokenizer, "encoder": tmp_path / "vit", "language": llama}
     assert assemble(spec, tmp_path / "out", projector=tmp_path / "mlp.pth", **given) == []
     stored = load_file(tmp_path / "out" / "model.safetensors")

@@ -13,9 +13,9 @@ from vlm.cli.commands.weights import app
 from vlm.core.errors import CheckpointError, ConfigError, UnknownName
 from vlm.models.checkpoint import safetensors_io as stored
 from vlm.models.checkpoint.convert import convert
+from vlm.models.checkpoint.layout import read_layout
 from vlm.models.checkpoint.load import initialized, load_model, save_model
-from vlm.models.checkpoint.read_config import read_layout
-from vlm.models.checkpoint.reader import Source
+from vlm.models.checkpoint.reader import CheckpointReader
 from vlm.models.specs import ConvNextSpec, ExtraStage, MlpSpec, RopeScaling, TimmSpec, load_preset
 
 COPY = "model.vision_tower.vision_tower."
@@ -182,7 +182,7 @@ def test_no_more_than_one_shard_is_in_memory(golden_data, tmp_path, monkeypatch)
 
 
 def test_an_interrupted_conversion_leaves_nothing(golden_data, tmp_path, monkeypatch):
-    read, calls = Source.read, []
+    read, calls = CheckpointReader.read, []
 
     def failing(self, name):
         calls.append(name)
@@ -190,7 +190,7 @@ def test_an_interrupted_conversion_leaves_nothing(golden_data, tmp_path, monkeyp
             raise KeyboardInterrupt
         return read(self, name)
 
-    monkeypatch.setattr(Source, "read", failing)
+    monkeypatch.setattr(CheckpointReader, "read", failing)
     with pytest.raises(KeyboardInterrupt):
         convert(golden_data / "internvl2-v2pe-tiny", "vlm", tmp_path / "out", max_shard_size="50KB")
     assert not list(tmp_path.iterdir())
@@ -264,7 +264,7 @@ STEM = "embeddings.layernorm.bias"
 
 def test_equal_copies_are_accounted_for_and_one_is_read(with_copy, golden_data):
     folder = with_copy(lambda copy: copy.update({COPY + "layernorm.weight": torch.ones(48)}))
-    source = Source(read_layout(folder), folder)
+    source = CheckpointReader(read_layout(folder), folder)
     source.check()
     assert source.check_copy() == len(source.accounts.copies) == 110
     assert source.accounts.dropped == [COPY + "layernorm.weight"]
@@ -335,7 +335,7 @@ def test_a_tower_in_timms_dialect_loads(golden_data, tmp_path):
     save_file(state, folder / "vision_tower" / "model.safetensors")
     got = load_model(folder).encoder.state_dict()
     assert all(torch.equal(t, got[k]) for k, t in want.encoder.state_dict().items())
-    assert Source(read_layout(folder), folder).accounts.dropped == ["head.fc.bias", "head.norm.weight"]
+    assert CheckpointReader(read_layout(folder), folder).accounts.dropped == ["head.fc.bias", "head.norm.weight"]
     edit(folder / "vision_tower", lambda s: s.update({"embeddings.layernorm.bias": torch.zeros(8)}))
     with pytest.raises(CheckpointError, match=r"both .* stand for encoder\.stem\.1\.bias"):
         load_model(folder)

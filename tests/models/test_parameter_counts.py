@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from vlm.models.checkpoint.patterns import CONVNEXT_TOWER, INTERNVL_INTERNLM2, INTERNVL_LLAMA, LLAVA, inverted, rename
+from vlm.models.checkpoint.formats import internvl, llava
+from vlm.models.checkpoint.renaming import inverted, rename
 from vlm.models.specs import load_preset
 from vlm.models.vlm import VisionLanguageModel, make_model
 
@@ -63,7 +64,7 @@ def test_the_published_count_of_convllava_holds_two_tensors_that_are_never_used(
     )
     with torch.device("meta"):
         library = ConvNextModel(config)
-    accounts = rename(list(library.state_dict()), CONVNEXT_TOWER)
+    accounts = rename(list(library.state_dict()), llava.ENCODER)
     assert len(library.state_dict()) == 400 and len(accounts.renamed) == 398
     assert accounts.dropped == ["layernorm.weight", "layernorm.bias"] and not accounts.unknown
     assert count(library) == 669_167_808
@@ -84,10 +85,10 @@ def test_a_tile_makes_the_published_number_of_tokens(preset):
     ("preset", "patterns", "published"),
     [
         # the published count has one fused tensor for q, k and v of each of 24 layers
-        ("internvl2-2b", INTERNVL_INTERNLM2, 517),
-        ("internvl-chat-v1-2", INTERNVL_LLAMA, 1138),
+        ("internvl2-2b", internvl.PATTERNS["internlm2"], 517),
+        ("internvl-chat-v1-2", internvl.PATTERNS["llama"], 1138),
         # 398 of the tower, 4 of the projector, 291 of the language model
-        ("convllava-1536", {**LLAVA, **CONVNEXT_TOWER}, 693),
+        ("convllava-1536", {**llava.PATTERNS["mlp"], **llava.ENCODER}, 693),
     ],
 )
 def test_every_tensor_has_a_published_name(preset, patterns, published):

@@ -9,9 +9,9 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
 from vlm.core.errors import CheckpointError
+from vlm.models.checkpoint.layout import read_layout
 from vlm.models.checkpoint.load import fingerprint, initialized, load_model, save_model
 from vlm.models.checkpoint.locate import find_checkpoint
-from vlm.models.checkpoint.read_config import read_layout
 from vlm.models.specs import load_preset
 
 
@@ -100,7 +100,7 @@ FAULTS = {
         r"broken/config\.json: model_type 'gpt' is not known\n  expected: one of internvl, .*\n  fix: ",
     ),
     "no family": (lambda c: edit_config(c, model_type=None), r"broken/config\.json: model_type None is not known"),
-    "no spec": (lambda c: edit_config(c, spec=None), r"broken/config\.json lacks 'spec'"),
+    "no spec": (lambda c: edit_config(c, spec=None), r"broken/config\.json has no key 'spec'"),
     "no weights": (lambda c: (c / "model.safetensors").unlink(), r"no weights in .*broken\n  expected: .*\n  fix: "),
     "missing tensor": (
         lambda c: edit_tensors(c, lambda s: s.pop("projector.1.weight")),
@@ -233,7 +233,7 @@ def test_pickles_hold_tensors_or_are_refused(content, copy, tmp_path, monkeypatc
 def test_a_published_config_without_a_key_is_named(golden_data, tmp_path):
     folder = shutil.copytree(golden_data / "internvl2-v2pe-tiny", tmp_path / "broken")
     edit_config(folder, downsample_ratio=None)
-    with pytest.raises(CheckpointError, match=r"broken/config\.json lacks 'downsample_ratio'"):
+    with pytest.raises(CheckpointError, match=r"broken/config\.json has no key 'downsample_ratio'"):
         read_layout(folder)
 
 

@@ -12,7 +12,7 @@ from vlm.core.home import dataset, home, pretrained, resolve, runs
 
 if TYPE_CHECKING:
     from vlm.cli.options import BenchmarkFiles, EntryChoice, LongSetOptions
-    from vlm.core.synth.long.ruler import Ruler
+    from vlm.core.synth.long.record_cost import Ruler
     from vlm.eval.benchmark import Benchmark
 
 SKIPPED = {"checkpoints", "eval", "report"}
@@ -117,13 +117,13 @@ def find_ruler(options: "LongSetOptions") -> "Ruler":
     Raises:
         ConfigError: a preset without a tokenizer. UnknownName: neither a checkpoint nor a preset.
     """
-    from vlm.core.synth.long.ruler import Ruler
+    from vlm.core.synth.long.record_cost import Ruler
     from vlm.models.specs import load_preset, tokens_per_tile
 
     model, tokenizer, max_tiles = options.model, options.tokenizer, options.max_tiles
     found = next((p for p in (resolve(model), pretrained() / model) if (p / "config.json").exists()), None)
     if found:
-        from vlm.models.checkpoint.read_config import read_layout
+        from vlm.models.checkpoint.layout import read_layout
 
         spec = read_layout(found).spec
     else:

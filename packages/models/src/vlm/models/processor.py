@@ -10,13 +10,13 @@ from torch import Tensor
 from vlm.core.config import parse
 from vlm.core.errors import ConfigError
 from vlm.core.sample.chat import TEMPLATES
-from vlm.core.sample.encode import Encoded, Encoder, Strides
-from vlm.core.sample.encode import ImageTokens as TokenIds
+from vlm.core.sample.encode import Encoded, SampleEncoder, Strides
+from vlm.core.sample.encode import ImageTokenIds as TokenIds
 from vlm.core.sample.records import Message, Sample
 from vlm.core.sample.tiling import ImageRule
 from vlm.core.sample.tokenizer import load_tokenizer
+from vlm.models.checkpoint.layout import read_layout
 from vlm.models.checkpoint.locate import find_checkpoint
-from vlm.models.checkpoint.read_config import read_layout
 from vlm.models.specs import ModelSpec
 from vlm.models.vlm import make_model
 
@@ -43,13 +43,13 @@ class Processor:
             self.tokens_per_tile = make_model(spec).tokens_per_tile
         self.encoder = self.make_encoder()
 
-    def make_encoder(self) -> Encoder:
+    def make_encoder(self) -> SampleEncoder:
         """The encoder of the present spec."""
         ids = self.spec.image_tokens
         token_ids = TokenIds(
             start=self.tokenizer.token_id(ids.start), context=ids.context_id, end=self.tokenizer.token_id(ids.end)
         )
-        return Encoder(
+        return SampleEncoder(
             self.tokenizer,
             self.template,
             self.spec.image_rule,

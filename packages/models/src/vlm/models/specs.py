@@ -103,7 +103,7 @@ class LanguageSpec(Strict):
     tied: bool = False
 
 
-class ImageTokens(Strict):
+class ImageTokenSpec(Strict):
     """How an image stands in the ids. InternVL: `<img>` context… `</img>`; LLaVA: only placeholders, outside the
     vocabulary (`context_id` -200, no bracket tokens)."""
 
@@ -121,7 +121,7 @@ class ModelSpec(Strict):
     projector: ProjectorSpec
     language: LanguageSpec
     image_rule: ImageRule
-    image_tokens: ImageTokens
+    image_tokens: ImageTokenSpec
     template: str
     strides: float | None = None
     system: str | None = None

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from vlm.core.check.check import Source
-    from vlm.core.check.report import Report
+    from vlm.core.check.check import CheckedFile
+    from vlm.core.check.report import CheckReport
     from vlm.core.sample.measure import Rules
     from vlm.models.specs import ModelSpec
     from vlm.train.recipe.recipe import Recipe
@@ -69,24 +69,24 @@ def rules_and_sources(
     max_length: int | None,
     strides: list[float] | None,
     run: str | None,
-) -> "tuple[Rules, list[Source]]":
+) -> "tuple[Rules, list[CheckedFile]]":
     """Return the counting rules and the sources of a recipe or of a file."""
-    from vlm.core.check.check import Source
+    from vlm.core.check.check import CheckedFile
     from vlm.core.errors import ConfigError
     from vlm.core.home import resolve
-    from vlm.core.sample.encode import ImageTokens
+    from vlm.core.sample.encode import ImageTokenIds
     from vlm.core.sample.measure import Rules
     from vlm.models.specs import tokens_per_tile
 
     recipe: Recipe | None = None
     if what.endswith((".jsonl", ".json")):
         file = resolve(what)
-        sources = [Source(file.stem, file, resolve(root) if root else file.parent)]
+        sources = [CheckedFile(file.stem, file, resolve(root) if root else file.parent)]
     else:
         from vlm.train.recipe.recipe import load_recipe
 
         recipe = load_recipe(what, run=run)
-        sources = [Source(d.name, resolve(d.file), resolve(root or d.root), d.repeat) for d in recipe.data]
+        sources = [CheckedFile(d.name, resolve(d.file), resolve(root or d.root), d.repeat) for d in recipe.data]
         max_length = max_length or recipe.max_length
     spec, folder = find_spec(recipe, model, preset)
     if folder is None and tokenizer is None:
@@ -102,7 +102,7 @@ def rules_and_sources(
         template=spec.template,
         image_rule=spec.image_rule,
         tokens_per_tile=tokens_per_tile(spec),
-        image_tokens=ImageTokens(mark, 0, mark),
+        image_tokens=ImageTokenIds(mark, 0, mark),
         system=spec.system,
         max_length=max_length,
         max_tiles=recipe.batch.max_tiles if recipe else None,
@@ -142,12 +142,12 @@ def read_checkpoint(name: str) -> "tuple[ModelSpec, Path]":
     config = read_config(folder)
     if "spec" in config:
         return parse(config["spec"], ModelSpec, where=f"{folder}/config.json: spec"), folder
-    from vlm.models.checkpoint.read_config import read_layout
+    from vlm.models.checkpoint.layout import read_layout
 
     return read_layout(folder).spec, folder
 
 
-def show_report(report: "Report") -> None:
+def show_report(report: "CheckReport") -> None:
     """Print tables and a histogram."""
     from rich.table import Table
 
@@ -194,7 +194,7 @@ def show_report(report: "Report") -> None:
         console.print(f"  … and {len(report.errors) - SHOWN:,} more")
 
 
-def draw_histogram(report: "Report", path: Path) -> None:
+def draw_histogram(report: "CheckReport", path: Path) -> None:
     """Write the histogram of tokens as a PNG."""
     import io
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from vlm.models.checkpoint.compare import Difference
-    from vlm.models.checkpoint.read_config import Layout
+    from vlm.models.compare import Difference
+    from vlm.models.checkpoint.formats.schema import CheckpointLayout
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -95,7 +95,7 @@ def inspect(
     import torch
 
     from vlm.models.checkpoint.locate import find_checkpoint
-    from vlm.models.checkpoint.read_config import read_layout
+    from vlm.models.checkpoint.layout import read_layout
     from vlm.models.checkpoint.safetensors_io import weight_files
     from vlm.models.vlm import make_model
 
@@ -122,12 +122,12 @@ def inspect(
         raise typer.Exit(5)
 
 
-def key_accounts(layout: "Layout", folder: Path) -> dict[str, Any]:
+def key_accounts(layout: "CheckpointLayout", folder: Path) -> dict[str, Any]:
     """Count what becomes of each stored key, and whether both vision copies agree."""
     from vlm.core.errors import CheckpointError
-    from vlm.models.checkpoint.reader import Source
+    from vlm.models.checkpoint.reader import CheckpointReader
 
-    source = Source(layout, folder)
+    source = CheckpointReader(layout, folder)
     accounts = source.accounts
     found: dict[str, Any] = {
         "used": len(accounts.used),
@@ -193,7 +193,7 @@ def diff(
 
     Example: vlm weights diff pretrained/InternVL2-2B runs/mine/model
     """
-    from vlm.models.checkpoint.compare import diff as compare
+    from vlm.models.compare import diff as compare
 
     found = compare(a, b, picture=image, question=text, seed=seed, atol=atol)
     if as_json:

@@ -14,9 +14,11 @@ from torch import Tensor
 from vlm.core.errors import CheckpointError
 from vlm.core.home import write_json
 from vlm.core.progress import Report, silent
-from vlm.models.checkpoint import patterns as adapters
+from vlm.models.checkpoint.formats import internvl, llava
+from vlm.models.checkpoint.formats.schema import LLAMA
 from vlm.models.checkpoint.load import copy_tokenizer
 from vlm.models.checkpoint.parts import with_tokenizer
+from vlm.models.checkpoint.renaming import Patterns, prefixed, rename
 from vlm.models.checkpoint.safetensors_io import WeightReader, load_pickle, write_shards
 from vlm.models.projector import make_projector
 from vlm.models.specs import ModelSpec
@@ -41,23 +43,23 @@ class Part:
         return self.source[self.key].to("meta") if isinstance(self.source, dict) else self.source.items[self.key].meta()
 
 
-def patterns_of(spec: ModelSpec, part: str) -> adapters.Patterns:
+def patterns_of(spec: ModelSpec, part: str) -> Patterns:
     """Names of a part that is stored alone -> ours, with and without the prefix that it has in a whole model."""
     if part == "language":
-        return adapters.prefixed(adapters.LLAMA, "", "language_model.")
+        return prefixed(LLAMA, "", "language_model.")
     if part == "projector":
-        alone = adapters.UNSHUFFLE_MLP
+        alone = internvl.PROJECTOR
         return {**alone, **{key.removeprefix("mlp1."): name for key, name in alone.items()}}
     if spec.vision.kind == "convnext":
-        return {**adapters.CONVNEXT_ANY, **adapters.prefixed(adapters.CONVNEXT_ANY, "convnext.", "")}
-    return {**adapters.VIT, **{key.removeprefix("vision_model."): name for key, name in adapters.VIT.items()}}
+        return {**llava.ENCODER_ANY, **prefixed(llava.ENCODER_ANY, "convnext.", "")}
+    return {**internvl.ENCODER, **{key.removeprefix("vision_model."): name for key, name in internvl.ENCODER.items()}}
 
 
-def found_in(path: Path, patterns: adapters.Patterns) -> dict[str, Part]:
+def found_in(path: Path, patterns: Patterns) -> dict[str, Part]:
     """Our name -> where it lies in a folder of weights or a pickled file. Raises CheckpointError for unknown keys."""
     source: WeightReader | dict[str, Tensor] = WeightReader(path) if path.is_dir() else load_pickle(path)
     names = list(source) if isinstance(source, dict) else list(source.items)
-    renaming = adapters.rename(names, patterns)
+    renaming = rename(names, patterns)
     if renaming.unknown:
         raise CheckpointError(
             f"{path}: {len(renaming.unknown)} unknown tensors, first {renaming.unknown[0]}",

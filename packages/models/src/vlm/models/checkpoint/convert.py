@@ -14,15 +14,15 @@ from vlm.core.errors import CheckpointError, ConfigError, HardwareError, Unknown
 from vlm.core.home import resolve, write_json
 from vlm.core.progress import Report, human_bytes, silent
 from vlm.core.sample.tokenizer import load_tokenizer
-from vlm.models.checkpoint import patterns as adapters
-from vlm.models.checkpoint import write_config as schemas
+from vlm.models.checkpoint.formats import FORMATS
+from vlm.models.checkpoint.formats.schema import FolderFiles, StoredFacts
 from vlm.models.checkpoint.fused_tensors import forms
+from vlm.models.checkpoint.layout import read_layout
 from vlm.models.checkpoint.load import TOKENIZER_FILES, copy_tokenizer
 from vlm.models.checkpoint.locate import find_checkpoint, read_config
-from vlm.models.checkpoint.read_config import read_layout
-from vlm.models.checkpoint.reader import Source, Vision
+from vlm.models.checkpoint.reader import CheckpointReader, Vision
+from vlm.models.checkpoint.renaming import Patterns, rename
 from vlm.models.checkpoint.safetensors_io import SHARD_SIZE, nbytes, write_shards
-from vlm.models.checkpoint.write_config import Facts, Folder
 from vlm.models.specs import ModelSpec
 
 CARRIED = ("generation_config.json", "chat_template.jinja")
@@ -53,13 +53,13 @@ def convert(
         CheckpointError: the source is damaged, incomplete, or of an unknown family.
         HardwareError: the disk is too small.
     """
-    if to not in schemas.WRITERS:
-        raise UnknownName("layout", to, schemas.WRITERS)
+    if to not in FORMATS:
+        raise UnknownName("layout", to, FORMATS)
     folder, out = find_checkpoint(path), resolve(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists", expected="a new or empty folder", fix="choose another -o, or remove it")
     layout = read_layout(folder)
-    source = Source(layout, folder, vision)
+    source = CheckpointReader(layout, folder, vision)
     source.check()
     plans = plan(source, layout.spec, to)
     source.check_copy()
@@ -96,14 +96,16 @@ def convert(
     return out
 
 
-def plan(source: Source, spec: ModelSpec, to: str) -> list[tuple[Folder, dict[str, Tensor], dict[str, str]]]:
+def plan(
+    source: CheckpointReader, spec: ModelSpec, to: str
+) -> list[tuple[FolderFiles, dict[str, Tensor], dict[str, str]]]:
     """For each folder to write: its files, its tensors (meta) by their new names, and the source's name of each.
 
     Raises ConfigError when the layout has no name for a tensor.
     """
-    facts = Facts(stored_dtype(source), source.tokens_per_tile, special_ids(source.folder))
-    folders = schemas.WRITERS[to](spec, facts)
-    plans: list[tuple[Folder, dict[str, Tensor], dict[str, str]]] = [(folder, {}, {}) for folder in folders]
+    facts = StoredFacts(stored_dtype(source), source.tokens_per_tile, special_ids(source.folder))
+    folders = FORMATS[to].write(spec, facts)
+    plans: list[tuple[FolderFiles, dict[str, Tensor], dict[str, str]]] = [(folder, {}, {}) for folder in folders]
     for name in source.wanted:
         for folder, shapes, origin in plans:
             if found := published_names(name, folder.patterns):
@@ -116,18 +118,18 @@ def plan(source: Source, spec: ModelSpec, to: str) -> list[tuple[Folder, dict[st
     return plans
 
 
-def published_names(name: str, patterns: adapters.Patterns | None) -> dict[str, str]:
+def published_names(name: str, patterns: Patterns | None) -> dict[str, str]:
     """{their name: our name} of one of our tensors, whole, fused or split; empty if the patterns have no place."""
     if patterns is None:
         return {name: name}
     for form in forms(name):
-        result = adapters.rename(form, patterns)
+        result = rename(form, patterns)
         if not result.unknown:
             return {key: ours for ours, key in result.renamed.items()}
     return {}
 
 
-def stored_dtype(source: Source) -> str:
+def stored_dtype(source: CheckpointReader) -> str:
     """The dtype that most values are stored in, e.g. `bfloat16`."""
     counts: Counter[str] = Counter()
     for name in source.wanted:
@@ -158,7 +160,7 @@ def copy_companions(folder: Path, target: Path) -> None:
             shutil.copyfile(folder / name, target / name)
 
 
-def write_own_keys(folder: Path, part: Folder, spec: ModelSpec) -> None:
+def write_own_keys(folder: Path, part: FolderFiles, spec: ModelSpec) -> None:
     """Read the written folder back and put what its config.json failed to say, and the strides, under `vlm`."""
     want, got = spec.model_dump(mode="json"), read_layout(folder).spec.model_dump(mode="json")
     own = {k: v for k, v in want.items() if v != got[k] or (k == "strides" and v is not None)}

@@ -1,5 +1,7 @@
-"""Tensors that are one here and three there: InternLM2's `wqkv` (Llama has q, k, v) and our vision `qkv`
-(transformers has q, k, v)."""
+"""Tensors that are one in some formats and three in others: InternLM2's `wqkv` and InternViT's `qkv`.
+
+Llama and transformers' InternViT store q, k and v apart.
+"""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -7,8 +9,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm.models.checkpoint.patterns import compiled, fuse_wqkv, split_wqkv
+from vlm.models.checkpoint.renaming import compiled
 from vlm.models.specs import LanguageSpec
+
+
+def split_wqkv(fused: Tensor, spec: LanguageSpec) -> tuple[Tensor, Tensor, Tensor]:
+    """Split InternLM2's fused rows, grouped by key-value head as [q ... q | k | v], into the q, k, v rows of Llama.
+
+    Args:
+        fused: [(heads + 2 * kv_heads) * head size, C].
+        spec: gives the numbers of heads.
+    """
+    head, group = spec.width // spec.heads, spec.heads // spec.kv_heads
+    rows = fused.reshape(spec.kv_heads, group + 2, head, *fused.shape[1:])
+    return rows[:, :group].flatten(0, 2), rows[:, group].flatten(0, 1), rows[:, group + 1].flatten(0, 1)
+
+
+def fuse_wqkv(q: Tensor, k: Tensor, v: Tensor, spec: LanguageSpec) -> Tensor:
+    """Return InternLM2's fused rows of q, k, v: the inverse of `split_wqkv`."""
+    head, group = spec.width // spec.heads, spec.heads // spec.kv_heads
+    parts = [
+        q.reshape(spec.kv_heads, group, head, *q.shape[1:]),
+        k.reshape(spec.kv_heads, 1, head, *k.shape[1:]),
+        v.reshape(spec.kv_heads, 1, head, *v.shape[1:]),
+    ]
+    return torch.cat(parts, dim=1).flatten(0, 2)
 
 
 @dataclass(frozen=True)
@@ -49,7 +74,7 @@ class Way:
 
 
 def way_to_make(name: str, have: Collection[str]) -> Way | None:
-    """The way to make the tensor `name` of those at hand: as it is, a part of a fused one, or fused; None if none."""
+    """Return how to make the tensor `name` from those in `have`: as it is, split or fused; None if impossible."""
     if name in have:
         return Way((name,), lambda tensor, _: tensor)
     for fused in FUSED:
@@ -65,7 +90,7 @@ def way_to_make(name: str, have: Collection[str]) -> Way | None:
 
 
 def forms(name: str) -> list[list[str]]:
-    """The forms in which a layout may hold our tensor `name`: itself, one fused tensor, or three parts."""
+    """Return the forms in which a format may hold our tensor `name`: itself, one fused tensor, or three parts."""
     found = [[name]]
     for fused in FUSED:
         if match := compiled(fused.whole).match(name):

@@ -12,23 +12,26 @@ from torch import Tensor, nn
 from vlm.core.errors import CheckpointError
 from vlm.core.home import write_json
 from vlm.models.attention import check_name
+from vlm.models.checkpoint.formats.schema import CheckpointLayout
+from vlm.models.checkpoint.layout import read_layout
 from vlm.models.checkpoint.locate import find_checkpoint
 from vlm.models.checkpoint.placement import Devices, make_placement
-from vlm.models.checkpoint.read_config import Layout, read_layout
-from vlm.models.checkpoint.reader import Source, Vision
+from vlm.models.checkpoint.reader import CheckpointReader, Vision
 from vlm.models.checkpoint.safetensors_io import tensors as tensors
 from vlm.models.checkpoint.safetensors_io import weight_files, write_shards
 from vlm.models.specs import ModelSpec
 from vlm.models.vlm import VisionLanguageModel, make_model
 
 
-def renamed_tensors(layout: Layout, folder: Path, vision: Vision | None = None) -> Iterator[tuple[str, Tensor]]:
+def renamed_tensors(
+    layout: CheckpointLayout, folder: Path, vision: Vision | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """Tensors under our names, exactly those of the model that config.json describes, file by file.
 
     Raises:
         CheckpointError: before the first tensor, if any is unknown, missing, or of a wrong shape or dtype.
     """
-    source = Source(layout, folder, vision)
+    source = CheckpointReader(layout, folder, vision)
     source.check()
     source.check_copy()
     for name in sorted(source.wanted, key=source.file):

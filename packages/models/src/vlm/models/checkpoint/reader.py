@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from vlm.core.errors import CheckpointError, ConfigError
-from vlm.models.checkpoint import patterns as adapters
+from vlm.models.checkpoint.formats.schema import CheckpointLayout
 from vlm.models.checkpoint.fused_tensors import Way, way_to_make
-from vlm.models.checkpoint.read_config import Layout
+from vlm.models.checkpoint.renaming import Patterns, Renaming, rename
 from vlm.models.checkpoint.safetensors_io import Stored, WeightReader
 from vlm.models.vlm import make_model
 
@@ -29,10 +29,10 @@ class Accounts:
     unknown: list[str] = field(default_factory=list)
 
 
-class Source:
+class CheckpointReader:
     """Tensors of a checkpoint folder under our names, in the dtypes they are stored in.
 
-    >>> source = Source(read_layout(folder), folder)     # doctest: +SKIP
+    >>> source = CheckpointReader(read_layout(folder), folder)     # doctest: +SKIP
     >>> source.check()                                   # doctest: +SKIP
     >>> source.read("projector.1.weight")                # doctest: +SKIP
 
@@ -47,7 +47,7 @@ class Source:
         CheckpointError: files missing or damaged.
     """
 
-    def __init__(self, layout: Layout, folder: Path, vision: Vision | None = None):
+    def __init__(self, layout: CheckpointLayout, folder: Path, vision: Vision | None = None):
         if vision not in (None, *get_args(Vision)):
             raise ConfigError(f"vision {vision!r}", expected=f"one of {', '.join(get_args(Vision))}")
         self.layout, self.folder, self.language = layout, folder, layout.spec.language
@@ -69,7 +69,7 @@ class Source:
         """Name everything that is stored; where the vision weights are there twice, set one of them apart."""
         layout = self.layout
         reader = WeightReader(self.folder)
-        copied = adapters.rename(list(reader.items), layout.copy or {})
+        copied = rename(list(reader.items), layout.copy or {})
         own = [key for key in reader.items if key not in copied.renamed and key not in copied.dropped]
         copy = self._named(reader, copied)
         tower: dict[str, tuple[WeightReader, Stored]] = {}
@@ -85,16 +85,16 @@ class Source:
         self._twins = second if vision is None else {}
         self.accounts.copies = [item.key for _, item in second.values()]
 
-    def _renaming(self, keys: list[str], patterns: adapters.Patterns | None) -> adapters.Renaming:
+    def _renaming(self, keys: list[str], patterns: Patterns | None) -> Renaming:
         if patterns is None:
-            return adapters.Renaming(renamed={key: key for key in keys})
-        result = adapters.rename(keys, patterns)
+            return Renaming(renamed={key: key for key in keys})
+        result = rename(keys, patterns)
         self.accounts.dropped += result.dropped
         self.accounts.unknown += result.unknown
         return result
 
     @staticmethod
-    def _named(reader: WeightReader, renaming: adapters.Renaming) -> dict[str, tuple[WeightReader, Stored]]:
+    def _named(reader: WeightReader, renaming: Renaming) -> dict[str, tuple[WeightReader, Stored]]:
         named: dict[str, tuple[WeightReader, Stored]] = {}
         for key, name in renaming.renamed.items():
             if twin := named.get(name):

@@ -1,0 +1,213 @@
+"""The format of transformers' own InternVL (`InternVLForConditionalGeneration`, folders named `-hf`), with a Llama.
+
+It names no chat template: `internlm2-chat`, unless our keys under `vlm` name another.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vlm.core.errors import CheckpointError
+from vlm.core.sample.tiling import IMAGENET, ImageRule
+from vlm.models.checkpoint.formats.schema import (
+    LLAMA,
+    CheckpointLayout,
+    FolderFiles,
+    Json,
+    StoredFacts,
+    intern_parts,
+    no_place,
+    read_llama,
+    selected_depth,
+    write_image_processor,
+    write_llama,
+)
+from vlm.models.checkpoint.renaming import Patterns, inverted, prefixed, weight_and_bias, without_layers
+from vlm.models.specs import ImageTokenSpec, InternVitSpec, ModelSpec, UnshuffleSpec
+
+MODEL_TYPES = ("internvl",)
+"""Values of `model_type` in the `config.json` of this format."""
+
+ENCODER: Patterns = {
+    "embeddings.cls_token": "encoder.embeddings.class_embedding",
+    "embeddings.position_embeddings": "encoder.embeddings.position_embedding",
+    "embeddings.patch_embeddings.projection.{kind}": "encoder.embeddings.patch_embedding.{kind}",
+    "embeddings.mask_token": None,  # of masked-image pre-training
+    "encoder.layer.{}.lambda_1": "encoder.encoder.layers.{}.ls1",
+    "encoder.layer.{}.lambda_2": "encoder.encoder.layers.{}.ls2",
+    "encoder.layer.{}.layernorm_before.{kind}": "encoder.encoder.layers.{}.norm1.{kind}",
+    "encoder.layer.{}.layernorm_after.{kind}": "encoder.encoder.layers.{}.norm2.{kind}",
+    "encoder.layer.{}.attention.q_proj.{kind}": "encoder.encoder.layers.{}.attn.q.{kind}",  # see fused_tensors
+    "encoder.layer.{}.attention.k_proj.{kind}": "encoder.encoder.layers.{}.attn.k.{kind}",
+    "encoder.layer.{}.attention.v_proj.{kind}": "encoder.encoder.layers.{}.attn.v.{kind}",
+    "encoder.layer.{}.attention.q_norm.weight": "encoder.encoder.layers.{}.attn.q_norm.weight",
+    "encoder.layer.{}.attention.k_norm.weight": "encoder.encoder.layers.{}.attn.k_norm.weight",
+    "encoder.layer.{}.attention.projection_layer.{kind}": "encoder.encoder.layers.{}.attn.proj.{kind}",
+    "encoder.layer.{}.mlp.fc1.{kind}": "encoder.encoder.layers.{}.mlp.fc1.{kind}",
+    "encoder.layer.{}.mlp.fc2.{kind}": "encoder.encoder.layers.{}.mlp.fc2.{kind}",
+}
+
+PROJECTOR: Patterns = {
+    "layer_norm.{kind}": "projector.0.{kind}",
+    "linear_1.{kind}": "projector.1.{kind}",
+    "linear_2.{kind}": "projector.3.{kind}",
+}
+
+_PICTURES: Patterns = {
+    **prefixed(weight_and_bias(ENCODER), "vision_tower.", ""),
+    **prefixed(weight_and_bias(PROJECTOR), "multi_modal_projector.", ""),
+}
+_SAVED: Patterns = {**_PICTURES, **prefixed(LLAMA, "language_model.", "language_model.")}
+
+PATTERNS: dict[str, Patterns] = {
+    "saved": _SAVED,
+    "any": {
+        **_SAVED,
+        **prefixed(_PICTURES, "model.", ""),
+        **{
+            k if k.startswith("lm_head") else k.replace("model.", "model.language_model.", 1): v
+            and f"language_model.{v}"
+            for k, v in LLAMA.items()
+        },
+    },
+}
+"""Their names -> ours. `saved`: as published and written; `any`: also as in memory since transformers 4.52."""
+
+
+def expect(config: Json, where: str, **wanted: Any) -> None:
+    """Raise CheckpointError for a setting that our model does not have; a missing key has the library's default."""
+    for key, value in wanted.items():
+        if (found := config.get(key, value)) != value:
+            raise CheckpointError(f"{where}: {key} {found!r} is not supported", expected=f"{value!r}")
+
+
+def side(value: int | list[int]) -> int:
+    """Return the side of a square that the configuration gives as a number or as two."""
+    return value[0] if isinstance(value, list) else value
+
+
+def read(folder: Path, config: Json) -> CheckpointLayout:
+    """Read spec and names from `config.json` and, if it is there, `preprocessor_config.json`.
+
+    Raises:
+        CheckpointError: a setting that our model does not have.
+        KeyError: a key is missing.
+    """
+    vit, llm, where = config["vision_config"], config["text_config"], f"{folder}/config.json"
+    expect(config, where, projector_hidden_act="gelu", vision_feature_select_strategy="default")
+    expect(llm, f"{where}: text_config", model_type="llama", attention_bias=False, mlp_bias=False, hidden_act="silu")
+    expect(llm, f"{where}: text_config", head_dim=llm["hidden_size"] // llm["num_attention_heads"])
+    expect(vit, f"{where}: vision_config", use_mean_pooling=True, use_absolute_position_embeddings=True)
+    expect(vit, f"{where}: vision_config", hidden_act="gelu", num_channels=3)
+    if vit.get("use_qk_norm", False):  # the library's q/k norm knows no other
+        expect(vit, f"{where}: vision_config", layer_norm_eps=1e-6)
+    depth, select = vit["num_hidden_layers"], config.get("vision_feature_layer", -1)
+    if not isinstance(select, int):
+        raise CheckpointError(f"{where}: vision_feature_layer {select!r}", expected="one layer")
+    used, size = selected_depth(depth, select), side(vit["image_size"])
+    pre = folder / "preprocessor_config.json"
+    rule = json.loads(pre.read_text(encoding="utf-8")) if pre.exists() else {}
+    language = read_llama({"tie_word_embeddings": False, **llm})
+    tied = config.get("tie_word_embeddings", llm.get("tie_word_embeddings", True))
+    spec = ModelSpec(
+        family="internvl2",
+        vision=InternVitSpec(
+            width=vit["hidden_size"],
+            depth=used,
+            heads=vit["num_attention_heads"],
+            mlp_width=vit["intermediate_size"],
+            image_size=size,
+            patch_size=side(vit["patch_size"]),
+            norm=vit.get("norm_type", "layer_norm"),
+            norm_eps=vit.get("layer_norm_eps", 1e-6),
+            qkv_bias=vit.get("attention_bias", False),
+            qk_norm=vit.get("use_qk_norm", False),
+            layer_scale_init=vit.get("layer_scale_init_value", 0.1),
+        ),
+        projector=UnshuffleSpec(version="v2", ratio=config.get("downsample_ratio", 0.5)),
+        language=language.model_copy(update={"tied": tied}),
+        image_rule=ImageRule(
+            kind="tiles" if rule.get("crop_to_patches", True) else "square",
+            size=rule.get("size", {}).get("height", size),
+            max_tiles=rule.get("max_patches", 12),
+            min_tiles=rule.get("min_patches", 1),
+            mean=rule.get("image_mean", IMAGENET[0]),
+            std=rule.get("image_std", IMAGENET[1]),
+        ),
+        image_tokens=ImageTokenSpec(context_id=config["image_token_id"]),
+        template="internlm2-chat",
+    )
+    patterns = PATTERNS["any"]
+    for prefix in ("", "model."):
+        patterns = without_layers(patterns, f"{prefix}vision_tower.encoder.layer", range(used, depth))
+    return CheckpointLayout("hf", spec, patterns)
+
+
+def write(spec: ModelSpec, facts: StoredFacts) -> list[FolderFiles]:
+    """Return the folder to write.
+
+    Raises:
+        ConfigError: a part that the format cannot hold.
+    """
+    vision, projector = intern_parts(spec, "hf")
+    if projector.version != "v2":
+        raise no_place("the token order of pixel unshuffle v1 (column by column)", "hf", "pixel unshuffle v2")
+    if vision.qk_norm and vision.norm_eps != 1e-6:
+        raise no_place(f"a q/k norm with eps {vision.norm_eps}", "hf", "1e-6, which transformers has built in")
+    rule, scaling = spec.image_rule, spec.language.rope_scaling
+    text = {**write_llama(spec.language), **facts.ids, "model_type": "llama", "attention_bias": False}
+    text["mlp_bias"] = False
+    del text["rope_scaling"], text["rope_theta"]
+    text["head_dim"] = spec.language.width // spec.language.heads
+    text["rope_parameters"] = {
+        "rope_type": scaling.kind if scaling else "default",
+        "rope_theta": spec.language.rope_theta,
+        **({"factor": float(scaling.factor)} if scaling else {}),
+    }
+    config = {
+        "architectures": ["InternVLForConditionalGeneration"],
+        "model_type": "internvl",
+        "dtype": facts.dtype,
+        "tie_word_embeddings": spec.language.tied,
+        "downsample_ratio": projector.ratio,
+        "image_seq_length": facts.tokens_per_tile,
+        "image_token_id": spec.image_tokens.context_id,
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+        "text_config": text,
+        "vision_config": write_vision(vision),
+    }
+    pre = write_image_processor(
+        spec,
+        image_processor_type="GotOcr2ImageProcessor",
+        size={"height": rule.size, "width": rule.size},
+        crop_to_patches=rule.kind == "tiles",
+        min_patches=rule.min_tiles,
+        max_patches=rule.max_tiles,
+    )
+    del pre["crop_size"], pre["do_center_crop"]
+    return [FolderFiles(inverted(PATTERNS["saved"]), {"config.json": config, "preprocessor_config.json": pre})]
+
+
+def write_vision(vision: InternVitSpec) -> Json:
+    """Return the `vision_config` of an InternViT."""
+    return {
+        "model_type": "internvl_vision",
+        "hidden_size": vision.width,
+        "num_hidden_layers": vision.depth,
+        "num_attention_heads": vision.heads,
+        "intermediate_size": vision.mlp_width,
+        "image_size": [vision.image_size] * 2,
+        "patch_size": [vision.patch_size] * 2,
+        "num_channels": 3,
+        "norm_type": vision.norm,
+        "layer_norm_eps": vision.norm_eps,
+        "attention_bias": vision.qkv_bias,
+        "use_qk_norm": vision.qk_norm,
+        "layer_scale_init_value": vision.layer_scale_init,
+        "hidden_act": "gelu",
+        "use_absolute_position_embeddings": True,
+        "use_mask_token": False,
+        "use_mean_pooling": True,
+    }

@@ -1,0 +1,204 @@
+"""The format of OpenGVLab's InternVL: V2PE and InternVL2 with InternLM2's names, InternVL-Chat-V1-2 with Llama's.
+
+Source: the public configurations and checkpoints of OpenGVLab (InternVL2-2B, V2PE, InternVL-Chat-V1-2).
+"""
+
+from pathlib import Path
+
+from vlm.core.sample.tiling import IMAGENET, ImageRule
+from vlm.models.checkpoint.formats.schema import (
+    LLAMA,
+    CheckpointLayout,
+    FolderFiles,
+    Json,
+    StoredFacts,
+    intern_parts,
+    no_place,
+    read_llama,
+    selected_depth,
+    write_image_processor,
+    write_llama,
+)
+from vlm.models.checkpoint.renaming import Patterns, inverted, prefixed, without_layers
+from vlm.models.specs import ImageTokenSpec, InternVitSpec, ModelSpec, UnshuffleSpec
+
+MODEL_TYPES = ("internvl_chat",)
+"""Values of `model_type` in the `config.json` of this format."""
+
+CONTEXT_FROM_END = 7
+"""InternVL appends nine tokens. The context token is the third of nine in InternVL2 and the first new one of seven in
+V1-2: both are row `vocab - 7`."""
+
+ENCODER: Patterns = {
+    f"vision_model.{name}": f"encoder.{name}"
+    for name in (
+        "embeddings.class_embedding",
+        "embeddings.position_embedding",
+        "embeddings.patch_embedding.weight",
+        "embeddings.patch_embedding.bias",
+        *(
+            f"encoder.layers.{{}}.{part}"
+            for part in (
+                "ls1", "ls2", "norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias",
+                "attn.qkv.weight", "attn.qkv.bias", "attn.q_norm.weight", "attn.k_norm.weight",
+                "attn.proj.weight", "attn.proj.bias",
+                "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias",
+            )
+        ),
+    )
+}  # fmt: skip
+
+PROJECTOR: Patterns = {f"mlp1.{i}.{kind}": f"projector.{i}.{kind}" for i in (0, 1, 3) for kind in ("weight", "bias")}
+
+INTERNLM2: Patterns = {
+    "model.tok_embeddings.weight": "model.embed_tokens.weight",
+    "model.norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+    "model.layers.{}.attention.wqkv.weight": "model.layers.{}.self_attn.wqkv",  # q, k, v: see fused_tensors
+    "model.layers.{}.attention.wo.weight": "model.layers.{}.self_attn.o_proj.weight",
+    "model.layers.{}.attention_norm.weight": "model.layers.{}.input_layernorm.weight",
+    "model.layers.{}.ffn_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
+    "model.layers.{}.feed_forward.w1.weight": "model.layers.{}.mlp.gate_proj.weight",
+    "model.layers.{}.feed_forward.w3.weight": "model.layers.{}.mlp.up_proj.weight",
+    "model.layers.{}.feed_forward.w2.weight": "model.layers.{}.mlp.down_proj.weight",
+}
+
+PATTERNS: dict[str, Patterns] = {
+    "internlm2": {**ENCODER, **PROJECTOR, **prefixed(INTERNLM2, "language_model.", "language_model.")},
+    "llama": {**ENCODER, **PROJECTOR, **prefixed(LLAMA, "language_model.", "language_model.")},
+}
+"""By the language model's family: their names -> ours."""
+
+
+def read(folder: Path, config: Json) -> CheckpointLayout:
+    """Read spec and names from a published `config.json`.
+
+    Raises:
+        CheckpointError: a rope scaling that our model does not have.
+        KeyError: a key is missing.
+    """
+    vit, llm = config["vision_config"], config["llm_config"]
+    fused = "InternLM2ForCausalLM" in llm.get("architectures", [])
+    language = read_llama(llm)
+    version = config.get("rope_pos_id_version", "default")
+    v2pe = version != "default"
+    if v2pe:
+        language = language.model_copy(update={"rope_scaling": None})
+    depth = vit["num_hidden_layers"]
+    used = selected_depth(depth, config.get("select_layer", -1))
+    spec = ModelSpec(
+        family="internvl2" if fused else "internvl-chat-v1-2",
+        vision=InternVitSpec(
+            width=vit["hidden_size"],
+            depth=used,
+            heads=vit["num_attention_heads"],
+            mlp_width=vit["intermediate_size"],
+            image_size=vit["image_size"],
+            patch_size=vit["patch_size"],
+            norm="layer_norm" if vit.get("norm_type") == "layer_norm" else "rms_norm",
+            norm_eps=vit["layer_norm_eps"],
+            qkv_bias=vit["qkv_bias"],
+            qk_norm=vit["qk_normalization"],
+            layer_scale_init=vit.get("initializer_factor", 1.0),
+            drop_path=vit.get("drop_path_rate", 0.0),
+        ),
+        projector=UnshuffleSpec(version=config.get("ps_version", "v1"), ratio=config["downsample_ratio"]),
+        language=language,
+        image_rule=ImageRule(
+            kind="tiles" if config.get("dynamic_image_size") else "square",
+            size=config.get("force_image_size") or vit["image_size"],
+            max_tiles=config.get("max_dynamic_patch", 12),
+            min_tiles=config.get("min_dynamic_patch", 1),
+            thumbnail=config.get("use_thumbnail", True),
+            mean=IMAGENET[0],
+            std=IMAGENET[1],
+        ),
+        image_tokens=ImageTokenSpec(context_id=language.vocab - CONTEXT_FROM_END),
+        template=config.get("template") or ("internlm2-chat" if fused else "Hermes-2"),
+        strides=config.get("rope_pos_id_stride") if v2pe else None,
+        system=config.get("system_message"),
+    )
+    patterns = PATTERNS["internlm2" if fused else "llama"]
+    return CheckpointLayout(
+        "internvl", spec, without_layers(patterns, "vision_model.encoder.layers", range(used, depth))
+    )
+
+
+def write(spec: ModelSpec, facts: StoredFacts) -> list[FolderFiles]:
+    """Return the folder to write: InternLM2's names for the family `internvl2`, Llama's for any other.
+
+    Raises:
+        ConfigError: a part that the format cannot hold.
+    """
+    vision, projector = intern_parts(spec, "internvl")
+    rule, fused = spec.image_rule, spec.family == "internvl2"
+    if (rule.mean, rule.std) != IMAGENET:
+        raise no_place(
+            f"the pixel mean {rule.mean}", "internvl", f"{IMAGENET[0]}, which the published code has built in"
+        )
+    language = {**write_llama(spec.language), **facts.ids, "torch_dtype": facts.dtype}
+    if fused:
+        language |= {"architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "bias": False}
+        # the published InternLM2 cannot be built without a scaling; linear by 1 changes nothing
+        language["rope_scaling"] = language["rope_scaling"] or {"type": "linear", "factor": 1.0}
+        language["attn_implementation"] = "eager" if spec.strides is None else "flash_attention_2"
+    else:
+        language |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+        language |= {"attention_bias": False, "attention_dropout": 0.0}
+    version = "default" if spec.strides is None else "v2pe_fix"
+    config = {
+        "architectures": ["InternVLChatModel"],
+        "model_type": "internvl_chat",
+        "torch_dtype": facts.dtype,
+        "tie_word_embeddings": spec.language.tied,
+        "downsample_ratio": projector.ratio,
+        "ps_version": projector.version,
+        "select_layer": -1,
+        "template": spec.template,
+        "force_image_size": rule.size,
+        "dynamic_image_size": rule.kind == "tiles",
+        "use_thumbnail": rule.thumbnail,
+        "min_dynamic_patch": rule.min_tiles,
+        "max_dynamic_patch": rule.max_tiles,
+        "pad2square": False,
+        "use_backbone_lora": 0,
+        "use_llm_lora": 0,
+        "rope_pos_id_version": version,
+        "rope_pos_id_stride": whole_number(spec.strides),
+        "llm_config": {**language, "rope_pos_id_version": version},
+        "vision_config": write_vision(vision),
+    }
+    if spec.system is not None:
+        config["system_message"] = spec.system
+    files = {"config.json": config, "preprocessor_config.json": write_image_processor(spec)}
+    return [FolderFiles(inverted(PATTERNS["internlm2" if fused else "llama"]), files)]
+
+
+def write_vision(vision: InternVitSpec) -> Json:
+    """Return the `vision_config` of an InternViT."""
+    return {
+        "architectures": ["InternVisionModel"],
+        "model_type": "intern_vit_6b",
+        "hidden_size": vision.width,
+        "num_hidden_layers": vision.depth,
+        "num_attention_heads": vision.heads,
+        "intermediate_size": vision.mlp_width,
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+        "num_channels": 3,
+        "norm_type": vision.norm,
+        "layer_norm_eps": vision.norm_eps,
+        "qkv_bias": vision.qkv_bias,
+        "qk_normalization": vision.qk_norm,
+        "initializer_factor": vision.layer_scale_init,
+        "drop_path_rate": vision.drop_path,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "hidden_act": "gelu",
+        "use_flash_attn": True,
+    }
+
+
+def whole_number(strides: float | None) -> float | None:
+    """Return the strides as an int where they are one, as the published flag is."""
+    return int(strides) if strides is not None and strides == int(strides) else strides
