@@ -20,9 +20,9 @@ import numpy as np
 from harness import report
 from PIL import Image, ImageFile
 
-from vlm.core.check.check import Source, check
-from vlm.core.check.report import Report, collect
-from vlm.core.sample.encode import Encoder, ImageTokens
+from vlm.core.check.check import CheckedFile, check
+from vlm.core.check.report import CheckReport, collect
+from vlm.core.sample.encode import ImageTokenIds, SampleEncoder
 from vlm.core.sample.measure import Rules
 from vlm.core.sample.records import iter_jsonl, read_record
 from vlm.core.sample.tiling import ImageRule
@@ -33,7 +33,7 @@ RECORDS, PICTURES, PEER = 20_000, 2_000, 400
 RULE = ImageRule(kind="tiles", size=448)
 
 
-def make(root: Path) -> Source:
+def make(root: Path) -> CheckedFile:
     """The pictures and the records."""
     import json
 
@@ -56,7 +56,7 @@ def make(root: Path) -> Source:
             conversation = [{"from": role, "value": value} for role, value in turns]
             record = {"id": i, "image": f"{rng.randrange(PICTURES)}.jpg", "conversations": conversation}
             f.write(json.dumps(record) + "\n")
-    return Source("bench", root / "train.jsonl", root)
+    return CheckedFile("bench", root / "train.jsonl", root)
 
 
 def cpu() -> float:
@@ -65,7 +65,7 @@ def cpu() -> float:
     return sum(u.ru_utime + u.ru_stime for u in used)
 
 
-def timed(rules: Rules, source: Source, workers: int) -> tuple[float, float, Report]:
+def timed(rules: Rules, source: CheckedFile, workers: int) -> tuple[float, float, CheckReport]:
     began, used = time.perf_counter(), cpu()
     found = collect(rules, [source], check(rules, [source], workers))
     return time.perf_counter() - began, cpu() - used, found
@@ -76,7 +76,7 @@ def main() -> None:
         os.environ["VLM_HOME"] = folder
         root = Path(folder)
         source = make(root)
-        marks = ImageTokens.internvl(load_tokenizer(TOKENIZER))
+        marks = ImageTokenIds.internvl(load_tokenizer(TOKENIZER))
         rules = Rules(TOKENIZER, "internlm2-chat", RULE, 256, marks, max_length=4096, strides=(None, 64.0))
         rows = []
         for workers in (1, 2):
@@ -106,7 +106,7 @@ def main() -> None:
         ImageFile.ImageFile.load = counting  # to count, in this process alone
         alone = timed(rules, source, 1)[2]
         assert decoded == 0, "the check decoded a picture"
-        encoder = Encoder(load_tokenizer(TOKENIZER), "internlm2-chat", RULE, 256, marks)
+        encoder = SampleEncoder(load_tokenizer(TOKENIZER), "internlm2-chat", RULE, 256, marks)
         samples = [read_record(record, root=root) for _, record in iter_jsonl(source.file)][:PEER]
         began = time.perf_counter()
         encoded = list(map(partial(encoder.encode, strides=64.0), samples))

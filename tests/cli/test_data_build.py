@@ -14,7 +14,7 @@ from support import long_world as world_module
 from vlm.core.fetch.manifest import files_below, install
 from vlm.core.home import dataset
 from vlm.core.synth.haystack import HaystackOptions, build_haystack
-from vlm.core.synth.jsonl import NUMBER_WORDS, vqa_record, write_jsonl
+from vlm.core.synth.vqa_records import NUMBER_WORDS, vqa_record, write_jsonl
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from vlm.core.errors import FetchError
 from vlm.core.fetch import archive
-from vlm.core.fetch.archive import Joined, extract
+from vlm.core.fetch.archive import JoinedParts, extract
 
 
 def tar_of(path: Path, members: list[tuple[tarfile.TarInfo, bytes]], mode: str = "w:gz") -> Path:
@@ -125,7 +125,7 @@ def test_joined_parts_read_and_seek_as_one_file(tmp_path):
     for i, size in enumerate((5, 0, 1, 10)):
         paths.append(tmp_path / str(i))
         paths[-1].write_bytes(bytes(range(10 * i, 10 * i + size)))
-    with Joined(paths) as joined:
+    with JoinedParts(paths) as joined:
         whole = b"".join(path.read_bytes() for path in paths)
         assert joined.read() == whole
         buffered = io.BufferedReader(joined)  # a raw read may stop where a part ends

@@ -17,10 +17,10 @@ from vlm.core.fetch.manifest import files_below, install
 from vlm.core.home import dataset
 from vlm.core.sample.records import iter_jsonl, read_record
 from vlm.core.synth.haystack import SHORTLY, HaystackOptions, build_haystack, counter
-from vlm.core.synth.jsonl import NUMBER_WORDS, vqa_record, write_jsonl
 from vlm.core.synth.preview import preview
 from vlm.core.synth.sentences import SENTENCES
 from vlm.core.synth.train_tokenizer import SPECIAL, train_tokenizer
+from vlm.core.synth.vqa_records import NUMBER_WORDS, vqa_record, write_jsonl
 
 K = 16
 

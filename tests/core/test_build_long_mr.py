@@ -12,11 +12,11 @@ from support import long_world as world_module
 from vlm.core.sample.media import image_size, load_image
 from vlm.core.sample.records import iter_jsonl, read_record
 from vlm.core.synth.long.budget import Budget
-from vlm.core.synth.long.document import Unit, place
 from vlm.core.synth.long.long_mr import LONG_TASKS, LongMrOptions
+from vlm.core.synth.long.materials import find_sources, paragraphs_of, pixels_hash
 from vlm.core.synth.long.mr_document import conversation, prompt
 from vlm.core.synth.long.needles import TASKS
-from vlm.core.synth.long.sources import find_sources, paragraphs_of, pixels_hash
+from vlm.core.synth.long.units import Unit, place_units
 from vlm.core.synth.preview import preview
 
 build, tree = world_module.build, world_module.tree
@@ -203,11 +203,11 @@ def test_depths_cover_the_document(world, tmp_path):
 
 
 def test_hidden_units_stand_at_their_depths():
-    document = place([Unit(str(i), 10) for i in range(98)], [(0.75, Unit("b", 10)), (0.25, Unit("a", 10))])
+    document = place_units([Unit(str(i), 10) for i in range(98)], [(0.75, Unit("b", 10)), (0.25, Unit("a", 10))])
     order = [unit.text for unit in document]
     assert order.index("a") == 24
     assert order.index("b") == 74
-    assert place([], [(0.5, Unit("a", 1))])[0].text == "a"
+    assert place_units([], [(0.5, Unit("a", 1))])[0].text == "a"
 
 
 def test_train_and_val_share_no_source_and_every_part_has_one(built):

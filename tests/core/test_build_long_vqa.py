@@ -14,11 +14,11 @@ from support import long_world as world_module
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.sample.media import load_image
 from vlm.core.sample.records import iter_jsonl, read_record
-from vlm.core.synth.jsonl import vqa_record, write_jsonl
 from vlm.core.synth.long.budget import Budget
 from vlm.core.synth.long.long_vqa import LongVqaOptions, build_long_vqa
-from vlm.core.synth.long.sources import pixels_hash
+from vlm.core.synth.long.materials import pixels_hash
 from vlm.core.synth.preview import preview
+from vlm.core.synth.vqa_records import vqa_record, write_jsonl
 
 tree = world_module.tree
 

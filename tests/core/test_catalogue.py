@@ -18,7 +18,7 @@ from vlm.core.fetch.catalogue import (
     load_catalogue,
     with_needs,
 )
-from vlm.core.organize.organize import ORGANIZERS
+from vlm.core.organize.organize_set import ORGANIZERS
 
 KNOWN = {"name": "x", "kind": "data", "title": "t", "license": "-", "folder": "dataset/x"}
 

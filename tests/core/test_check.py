@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from vlm.core.check.check import COLUMNS, ERRORS, WARNINGS, Source, check, check_line
+from vlm.core.check.check import COLUMNS, ERRORS, WARNINGS, CheckedFile, check, check_line
 from vlm.core.check.report import collect
 from vlm.core.errors import DataError
-from vlm.core.sample.encode import Encoder, ImageTokens
-from vlm.core.sample.measure import Meter, Rules, positions_used
+from vlm.core.sample.encode import ImageTokenIds, SampleEncoder
+from vlm.core.sample.measure import Rules, SampleMeter, positions_used
 from vlm.core.sample.positions import positions
 from vlm.core.sample.records import read_record
 from vlm.core.sample.tiling import ImageRule
@@ -22,7 +22,7 @@ from vlm.core.sample.tokenizer import load_tokenizer
 
 FOLDERS = Path(__file__).parents[1] / "golden" / "data" / "tokenizers"
 TILES, PAD = ImageRule(kind="tiles", size=8, max_tiles=6), ImageRule(kind="pad", size=8)
-MARKS, NONE = ImageTokens(0, 0, 0), ImageTokens(None, 0, None)
+MARKS, NONE = ImageTokenIds(0, 0, 0), ImageTokenIds(None, 0, None)
 FAMILIES = {
     "internlm2": ("internlm2-chat", TILES, MARKS),
     "hermes2": ("Hermes-2", TILES, MARKS),
@@ -53,8 +53,8 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request):
     template, rule, marks = FAMILIES[request.param]
-    encoder = Encoder(load_tokenizer(FOLDERS / request.param), template, rule, 4, marks)
-    return encoder, Meter(rules(request.param))
+    encoder = SampleEncoder(load_tokenizer(FOLDERS / request.param), template, rule, 4, marks)
+    return encoder, SampleMeter(rules(request.param))
 
 
 WORDS = st.text("ab é<>|_\n", max_size=12) | st.sampled_from(
@@ -90,8 +90,8 @@ def test_counts_are_those_of_the_encoder(family, root, record):
 @given(records(), st.integers(10, 120))
 def test_what_max_length_cuts_is_what_the_encoder_cuts(root, record, longest):
     template, rule, marks = FAMILIES["internlm2"]
-    encoder = Encoder(load_tokenizer(FOLDERS / "internlm2"), template, rule, 4, marks, "S.")
-    meter = Meter(rules(max_length=longest, system="S."))
+    encoder = SampleEncoder(load_tokenizer(FOLDERS / "internlm2"), template, rule, 4, marks, "S.")
+    meter = SampleMeter(rules(max_length=longest, system="S."))
     sample = read_record(record, root=root)
     try:
         encoded = encoder.encode(sample, strides=1.0, max_length=longest)
@@ -118,19 +118,22 @@ def test_positions_used_are_those_of_the_position_rule(layout, tokens_per_tile, 
 
 def test_nothing_is_decoded(root, monkeypatch):
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("an image was decoded"))
-    assert Meter(rules()).measure(read_record(record("<image>\n" * 2, "A", image=["0.png", "1.jpg"]), root=root))[0] > 1
+    assert (
+        SampleMeter(rules()).measure(read_record(record("<image>\n" * 2, "A", image=["0.png", "1.jpg"]), root=root))[0]
+        > 1
+    )
 
 
 def test_a_header_is_read_once(root):
-    meter = Meter(rules())
+    meter = SampleMeter(rules())
     for _ in range(5):
         meter.measure(read_record(record("<image>", "A", image="0.png"), root=root))
     assert meter.header.cache_info().misses == 1
 
 
 def test_frames_of_a_video_are_a_tile_each(root):
-    measured = Meter(rules()).measure(read_record(record("<video>\nQ", "A", video="clip"), root=root))
-    encoder = Encoder(load_tokenizer(FOLDERS / "internlm2"), *FAMILIES["internlm2"][:2], 4, MARKS)
+    measured = SampleMeter(rules()).measure(read_record(record("<video>\nQ", "A", video="clip"), root=root))
+    encoder = SampleEncoder(load_tokenizer(FOLDERS / "internlm2"), *FAMILIES["internlm2"][:2], 4, MARKS)
     encoded = encoder.encode(read_record(record("<video>\nQ", "A", video="clip"), root=root))
     assert measured[:3] == [encoded.n_tiles, len(encoded), encoded.n_supervised] and measured[0] == 8
 
@@ -186,7 +189,7 @@ def faulty(root):
 @pytest.mark.parametrize("kind", BROKEN)
 def test_each_fault_has_its_kind(faulty, kind):
     raw = BROKEN[kind] if isinstance(BROKEN[kind], bytes) else json.dumps(BROKEN[kind]).encode()
-    meter = Meter(rules(max_length=100, max_tiles=10, system="S."))
+    meter = SampleMeter(rules(max_length=100, max_tiles=10, system="S."))
     _, _, row, faults = check_line(meter, raw, faulty, "f.jsonl:1")
     found = {k for k, _ in faults}
     assert kind.strip() in found and found <= ERRORS.keys() | WARNINGS.keys()
@@ -197,7 +200,7 @@ def test_each_fault_has_its_kind(faulty, kind):
 
 def test_all_faults_of_a_sample_are_named_at_once(faulty):
     broken = record("<image>" * 3, " ", image=["nothing.png", "text.png"])
-    _, _, row, faults = check_line(Meter(rules()), json.dumps(broken).encode(), faulty, "f.jsonl:1")
+    _, _, row, faults = check_line(SampleMeter(rules()), json.dumps(broken).encode(), faulty, "f.jsonl:1")
     assert row is None and {k for k, _ in faults} == {"placeholders", "missing", "unreadable", "empty turn"}
 
 
@@ -212,7 +215,7 @@ def sources(root, tmp_path):
     lines[900] = {**lines[5], "id": "copy"}
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "b.jsonl").write_text(json.dumps(lines[5]) + "\n")
-    return [Source("a", tmp_path / "a.jsonl", root, 0.5), Source("b", tmp_path / "b.jsonl", root, 3)]
+    return [CheckedFile("a", tmp_path / "a.jsonl", root, 0.5), CheckedFile("b", tmp_path / "b.jsonl", root, 3)]
 
 
 def test_a_report_is_the_same_for_any_number_of_workers(sources, monkeypatch, tmp_path):
@@ -237,7 +240,7 @@ def test_a_report_is_the_same_for_any_number_of_workers(sources, monkeypatch, tm
 def test_a_report_of_an_empty_file_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("VLM_HOME", str(tmp_path))
     (tmp_path / "a.jsonl").write_text("")
-    source = Source("a", tmp_path / "a.jsonl", tmp_path)
+    source = CheckedFile("a", tmp_path / "a.jsonl", tmp_path)
     facts = collect(rules(), [source], check(rules(), [source])).as_dict()
     assert facts["lines"] == 0 and facts["measures"]["tokens"]["max"] == 0 and facts["rows"] == {"a": []}
     assert facts["columns"][: len(COLUMNS)] == list(COLUMNS)

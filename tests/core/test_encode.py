@@ -10,7 +10,7 @@ from PIL import Image
 
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.sample.chat import user_message
-from vlm.core.sample.encode import IGNORE, LLAVA_IMAGE, Encoder, ImageTokens, picture_part
+from vlm.core.sample.encode import IGNORE, LLAVA_IMAGE, ImageTokenIds, SampleEncoder, picture_part
 from vlm.core.sample.positions import draw_strides, positions
 from vlm.core.sample.records import Sample, text, video
 from vlm.core.sample.tiling import ImageRule
@@ -21,12 +21,12 @@ TOKENIZERS = {folder.name: load_tokenizer(folder) for folder in FOLDERS.iterdir(
 TOKENS = 4
 
 
-def encoder(name: str) -> Encoder:
+def encoder(name: str) -> SampleEncoder:
     if name.startswith("llama"):
-        return Encoder(TOKENIZERS[name], "llava_v1", ImageRule(kind="pad", size=8), TOKENS, LLAVA_IMAGE)
+        return SampleEncoder(TOKENIZERS[name], "llava_v1", ImageRule(kind="pad", size=8), TOKENS, LLAVA_IMAGE)
     template = {"internlm2": "internlm2-chat", "hermes2": "Hermes-2"}[name]
     rule = ImageRule(kind="tiles", size=8, thumbnail=True)
-    return Encoder(TOKENIZERS[name], template, rule, TOKENS, ImageTokens.internvl(TOKENIZERS[name]))
+    return SampleEncoder(TOKENIZERS[name], template, rule, TOKENS, ImageTokenIds.internvl(TOKENIZERS[name]))
 
 
 def sample(*values: str, pictures=()) -> Sample:
@@ -215,7 +215,7 @@ def test_loss_weights_of_a_sample():
 
 def test_a_vocabulary_without_image_tokens_is_refused():
     with pytest.raises(ConfigError, match="lacks <img>, <IMG_CONTEXT>, </img>"):
-        ImageTokens.internvl(TOKENIZERS["llama"])
+        ImageTokenIds.internvl(TOKENIZERS["llama"])
 
 
 @settings(deadline=None, max_examples=60)

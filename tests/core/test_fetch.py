@@ -15,7 +15,7 @@ from support import local_hub as hub
 from vlm.core.errors import ConfigError, FetchError, LockedError
 from vlm.core.fetch.catalogue import Entry, HubSource, UrlSource
 from vlm.core.fetch.fetch import fetch, pinned
-from vlm.core.fetch.manifest import MANIFEST, read_manifest, state
+from vlm.core.fetch.manifest import MANIFEST, folder_state, read_manifest
 from vlm.core.fetch.transfer import Patience, disk_errors, fetch_url
 from vlm.core.home import locked
 
@@ -93,7 +93,7 @@ def test_a_wrong_answer_is_an_error_with_a_fix_and_leaves_no_manifest(server, vl
         fetch(entry, patience=QUICK)
     assert message in str(error.value)
     assert error.value.fix
-    assert state(entry.path) == "partial"
+    assert folder_state(entry.path) == "partial"
     assert not (entry.path / "f").exists()
 
 
@@ -118,7 +118,7 @@ def test_killed_at_several_moments_the_same_command_gives_the_same_tree(server, 
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert read_manifest(entry.path) is None
-        assert state(entry.path) == "partial"
+        assert folder_state(entry.path) == "partial"
         sizes.append(part.stat().st_size)
     assert fetch(entry, patience=QUICK) == "fetched"
     resumed = [r for _, r in server.asked if r]
@@ -133,7 +133,7 @@ def test_a_damaged_file_is_repaired_by_size_and_with_verify_by_checksum(server, 
     entry = entry_of(f"{server.url}/plain/file.bin")
     fetch(entry, patience=QUICK)
     (entry.path / "file.bin").write_bytes(b"short")
-    assert state(entry.path) == "damaged"
+    assert folder_state(entry.path) == "damaged"
     assert fetch(entry, patience=QUICK) == "fetched"
     (entry.path / "file.bin").write_bytes(bytes(len(CONTENT)))
     assert fetch(entry, patience=QUICK) == "present"
@@ -247,7 +247,7 @@ def test_a_damaged_hub_file_is_an_error_and_the_next_run_mends_it(server, vlm_ho
     damaged = fetch_from_hub(server, "--revision", COMMIT)
     assert damaged.returncode == 4, damaged.stderr
     assert "config.json, weights/model.bin arrived damaged" in damaged.stderr
-    assert state(vlm_home / "pretrained" / "m") == "partial"
+    assert folder_state(vlm_home / "pretrained" / "m") == "partial"
     server.damaged = False
     mended = fetch_from_hub(server, "--revision", COMMIT)
     assert mended.returncode == 0, mended.stderr

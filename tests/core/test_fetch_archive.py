@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vlm.core.errors import FetchError
-from vlm.core.fetch.archive import extract, place
+from vlm.core.fetch.archive import extract, target_of
 from vlm.core.fetch.catalogue import Entry, PackageSource
 from vlm.core.fetch.fetch import fetch, pip_command
 from vlm.core.fetch.manifest import MANIFEST, read_manifest
@@ -51,7 +51,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfil
     ],
 )
 def test_a_pattern_keeps_what_follows_its_fixed_folder(name, pattern, target, expected):
-    assert place(name, {pattern: target}) == expected
+    assert target_of(name, {pattern: target}) == expected
 
 
 def test_wanted_members_of_zip_and_tar_are_extracted(tmp_path):

@@ -13,7 +13,7 @@ from vlm.core.errors import ConfigError, DataError, UnknownName
 from vlm.core.fetch.catalogue import find_entry, load_catalogue
 from vlm.core.fetch.manifest import install
 from vlm.core.home import dataset
-from vlm.core.organize.organize import OrganizeOptions, organize
+from vlm.core.organize.organize_set import OrganizeOptions, organize
 from vlm.core.sample.records import iter_jsonl, read_record
 from vlm.core.synth.sets import charts
 from vlm.core.synth.sets.chart_tables import Numbers, comparisons, series

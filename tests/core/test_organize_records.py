@@ -8,8 +8,8 @@ import pytest
 from support import organize_world as world
 from vlm.core.errors import DataError
 from vlm.core.home import dataset
-from vlm.core.organize.organize import OrganizeOptions, organize
-from vlm.core.organize.records import iter_json_list
+from vlm.core.organize.convert_records import iter_json_list
+from vlm.core.organize.organize_set import OrganizeOptions, organize
 from vlm.core.sample.records import iter_jsonl
 
 picture, downloaded, entry_of, record = world.picture, world.downloaded, world.entry_of, world.record

@@ -16,7 +16,7 @@ from vlm.core.errors import DataError, UnknownName
 from vlm.core.fetch.installed import entry_state
 from vlm.core.fetch.manifest import files_below
 from vlm.core.home import dataset
-from vlm.core.organize.organize import OrganizeOptions, organize
+from vlm.core.organize.organize_set import OrganizeOptions, organize
 from vlm.core.sample.records import iter_jsonl
 
 picture, downloaded, entry_of, record = world.picture, world.downloaded, world.entry_of, world.record

@@ -6,7 +6,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from vlm.core.errors import ConfigError, DataError
-from vlm.core.sample.tiling import CLIP, IMAGENET, ImageRule, centre_crop, cut_tiles, padded_square, plan_tiles
+from vlm.core.sample.tiling import CLIP, IMAGENET, ImageRule, center_crop, cut_tiles, padded_square, plan_tiles
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -104,7 +104,7 @@ def test_pad_centres_the_image_on_the_mean_colour():
 def test_crop_keeps_the_middle():
     image = Image.new("RGB", (30, 10))
     image.paste((255, 255, 255), (10, 0, 20, 10))
-    assert centre_crop(image, 10).getcolors() == [(100, (255, 255, 255))]
+    assert center_crop(image, 10).getcolors() == [(100, (255, 255, 255))]
 
 
 def test_white_maps_to_the_numbers_of_the_fact_sheet():

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vlm.core.errors import DataError
 from vlm.core.sample.chat import IMAGE, TEMPLATES, prompt_text, user_message
-from vlm.core.sample.encode import IGNORE, LLAVA_IMAGE, Encoder, ImageTokens, picture_part
+from vlm.core.sample.encode import IGNORE, LLAVA_IMAGE, ImageTokenIds, SampleEncoder, picture_part
 from vlm.core.sample.records import Sample, read_record, text
 from vlm.core.sample.tiling import ImageRule
 from vlm.core.sample.tokenizer import load_tokenizer
@@ -28,14 +28,14 @@ def picture(tiles: int) -> Image.Image:
     return Image.new("RGB", (SIZE * tiles, SIZE))
 
 
-def encoder_for(case, tokenizers, decisions, tokens_per_tile) -> Encoder:
+def encoder_for(case, tokenizers, decisions, tokens_per_tile) -> SampleEncoder:
     template = decisions.RENAMED_TEMPLATES.get(case["template"], case["template"])
     tokenizer = tokenizers[case["tokenizer"]]
     if template.startswith("llava"):
         # one token per image, as in the recorded ids: upstream expands -200 inside the model
-        return Encoder(tokenizer, template, ImageRule(kind="pad", size=SIZE), 1, LLAVA_IMAGE)
+        return SampleEncoder(tokenizer, template, ImageRule(kind="pad", size=SIZE), 1, LLAVA_IMAGE)
     rule = ImageRule(kind="tiles", size=SIZE, max_tiles=40, thumbnail=False)
-    return Encoder(tokenizer, template, rule, tokens_per_tile, ImageTokens.internvl(tokenizer))
+    return SampleEncoder(tokenizer, template, rule, tokens_per_tile, ImageTokenIds.internvl(tokenizer))
 
 
 def sample_of(case, tmp_path) -> tuple[Sample, int, list[int]]:

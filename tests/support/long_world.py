@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlm.core.sample.encode import Encoder, ImageTokens
+from vlm.core.sample.encode import ImageTokenIds, SampleEncoder
 from vlm.core.sample.tiling import ImageRule
 from vlm.core.sample.tokenizer import load_tokenizer
-from vlm.core.synth.jsonl import vqa_record, write_jsonl
 from vlm.core.synth.long.long_mr import LongMrOptions, build_long_mr
-from vlm.core.synth.long.ruler import Ruler
+from vlm.core.synth.long.record_cost import Ruler
 from vlm.core.synth.sentences import SENTENCES
 from vlm.core.synth.train_tokenizer import train_tokenizer
+from vlm.core.synth.vqa_records import vqa_record, write_jsonl
 
 RULE = ImageRule(kind="tiles", size=56, max_tiles=4)
 K = 4
@@ -53,10 +53,10 @@ def ruler(root: Path) -> Ruler:
 
 
 @lru_cache
-def encoder(root: Path) -> Encoder:
+def encoder(root: Path) -> SampleEncoder:
     """The same rules, as a model would apply them to the written files."""
     tokenizer = load_tokenizer(root / "tokenizer")
-    return Encoder(tokenizer, "internlm2-chat", RULE, K, ImageTokens.internvl(tokenizer))
+    return SampleEncoder(tokenizer, "internlm2-chat", RULE, K, ImageTokenIds.internvl(tokenizer))
 
 
 def build(world: Path, out: Path, options: LongMrOptions, **more: Any) -> str:

@@ -6,17 +6,17 @@ import random
 import numpy as np
 import pytest
 
-from vlm.core.check.check import ERRORS, Source, check
+from vlm.core.check.check import ERRORS, CheckedFile, check
 from vlm.core.check.report import collect
 from vlm.core.errors import DataError
 from vlm.core.home import resolve
-from vlm.core.sample.encode import ImageTokens
+from vlm.core.sample.encode import ImageTokenIds
 from vlm.core.sample.measure import Rules
 from vlm.models import load_processor
 from vlm.train.run import checkpoint
 from vlm.train.run.loop import train
 from vlm.train.run.metrics import Ledger, Log, read_account
-from vlm.train.run.stream import Row, Stream
+from vlm.train.run.stream import PackedRow, Stream
 
 FAULTS = {"s4": "truncated png", "s7": "not an image", "s10": "missing", "s15": "not JSON", "s18": "no answer"}
 
@@ -108,11 +108,11 @@ def test_the_check_foretells_what_the_ledger_will_hold(faulty, processor):
     """All but what only decoding shows: and of a file that is cut short the check warns."""
     recipe = faulty("batch.samples=24")
     spec, entry = processor.spec, recipe.data[0]
-    tokens = ImageTokens(0, 0, 0)
+    tokens = ImageTokenIds(0, 0, 0)
     rules = Rules(
         resolve(recipe.model.start), spec.template, spec.image_rule, processor.tokens_per_tile, tokens, max_length=512
     )
-    source = Source(entry.name, resolve(entry.file), resolve(entry.root))
+    source = CheckedFile(entry.name, resolve(entry.file), resolve(entry.root))
     report = collect(rules, [source], check(rules, [source]))
     foretold = {f"faulty:{f.line}" for f in report.faults if f.kind in ERRORS or f.kind == "unfinished"}
     assert foretold == {one.id for one in Stream(recipe, processor).step(0).lost} and len(foretold) == len(FAULTS)
@@ -196,5 +196,5 @@ def test_a_log_is_cut_back_to_a_step_and_a_torn_last_line_goes(tmp_path):
 
 def test_the_first_label_of_a_document_has_no_predecessor_and_no_weight():
     ids = np.arange(6)
-    row = Row(ids, ids, np.full(6, 0.5, np.float32), ids, np.array([0, 2, 6], np.int32), None, ["a", "b"])
+    row = PackedRow(ids, ids, np.full(6, 0.5, np.float32), ids, np.array([0, 2, 6], np.int32), None, ["a", "b"])
     assert row.weight == 0.5 * 4

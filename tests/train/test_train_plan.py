@@ -1,4 +1,4 @@
-"""What a recipe costs and lacks is told before anything is loaded, with lines that work."""
+"""A plan says what a recipe costs and what is missing before anything is loaded, with lines that work."""
 
 import json
 
@@ -10,10 +10,10 @@ from vlm.cli.commands import plan as plan_command
 from vlm.cli.commands import train as train_command
 from vlm.core.errors import ConfigError, HardwareError, UnknownName, VlmError
 from vlm.core.fetch.catalogue import find_entry, load_catalogue
-from vlm.core.organize.organize import can_organize
-from vlm.train.plan.fit import refuse_misfit
-from vlm.train.plan.plan import estimate_on, make_plan
-from vlm.train.plan.preflight import refuse
+from vlm.core.organize.organize_set import can_organize
+from vlm.train.plan.faults import refuse
+from vlm.train.plan.fit import misfit
+from vlm.train.plan.run_plan import RunPlan
 from vlm.train.recipe.recipe import load_recipe, recipe_names
 
 STAGE3 = "convllava-stage3"
@@ -86,13 +86,51 @@ def test_a_dry_run_shows_the_plan_and_starts_nothing(empty_home):
     assert not empty_home.exists()
 
 
+@pytest.fixture
+def built(monkeypatch):
+    """One entry for each model that is built while the test runs."""
+    from vlm.models.vlm import VisionLanguageModel
+
+    built, make = [], VisionLanguageModel.__init__
+
+    def counted(self, spec):
+        built.append(spec)
+        make(self, spec)
+
+    monkeypatch.setattr(VisionLanguageModel, "__init__", counted)
+    return built
+
+
+def test_a_dry_run_builds_the_meta_model_once_and_counts_each_file_once(empty_home, built, monkeypatch):
+    from vlm.train.plan import faults
+
+    counted, count = [], faults.count_records
+    monkeypatch.setattr(faults, "count_records", lambda entry: counted.append(entry.name) or count(entry))
+    for words in ([STAGE3], ["v2pe-32k", "--json"]):
+        result = CliRunner().invoke(train_command.app, ["--dry-run", "--recipe", *words])
+        assert result.exit_code == 0, result.output
+        assert len(built) == 1
+        assert len(counted) == len(set(counted)) > 0
+        built.clear()
+        counted.clear()
+
+
+def test_a_plan_that_does_not_fit_tries_every_change_on_the_same_model(recipe, machine, built):
+    machine(1e-6)
+    plan = RunPlan.resolve(recipe("batch.samples=64"), machine="x", nodes=1, gpus_per_node=4)
+    before = {name: (p.device, p.shape) for name, p in plan.model.named_parameters()}
+    assert plan.estimate.problems and plan.estimate.fix is None
+    assert len(built) == 1
+    assert {name: (p.device, p.shape) for name, p in plan.model.named_parameters()} == before
+
+
 def test_lacking_hardware_alone_has_its_own_exit_code_and_can_be_forced(recipe):
-    plan = make_plan(recipe('hardware={"gpus": 8, "memory_gb": 80}'))
-    assert [x["what"] for x in plan.lacking] == ["hardware"]
+    plan = RunPlan.resolve(recipe('hardware={"gpus": 8, "memory_gb": 80}'))
+    assert [x["what"] for x in plan.missing] == ["hardware"]
     with pytest.raises(HardwareError, match="8 GPUs of 80 GB") as error:
-        refuse(plan.recipe, plan.lacking)
+        refuse(plan.recipe.name, plan.missing)
     assert error.value.exit_code == 7
-    refuse(plan.recipe, plan.lacking, force=True)
+    refuse(plan.recipe.name, plan.missing, force=True)
 
 
 def test_nothing_lacks_where_all_is_here_and_steps_are_those_of_the_stream(recipe, processor, records, home):
@@ -100,28 +138,28 @@ def test_nothing_lacks_where_all_is_here_and_steps_are_those_of_the_stream(recip
 
     entry = {**recipe().data[0].model_dump(), "repeat": 1.4}
     whole = recipe("steps=null", "epochs=2", "batch.samples=7", data=[entry])
-    plan, stream = make_plan(whole), Stream(whole, processor)
-    assert plan.lacking == []
+    plan, stream = RunPlan.resolve(whole), Stream(whole, processor)
+    assert plan.missing == []
     assert plan.samples == len(stream.index) == 24 + 10
     assert plan.steps == stream.total_steps == 9
 
 
 def test_counts_are_those_of_the_checkpoint_that_is_here(recipe, model):
-    plan = make_plan(recipe("model.preset=convllava-768"))
+    plan = RunPlan.resolve(recipe("model.preset=convllava-768"))
     assert sum(plan.parameters.values()) == sum(p.numel() for p in model.parameters())
 
 
 def test_bfloat16_without_zero_counts_the_float32_weights_that_training_keeps(recipe):
-    plan = make_plan(recipe("precision=bfloat16"), processes=4)
+    plan = RunPlan.resolve(recipe("precision=bfloat16"), processes=4)
     trained = sum(plan.trainable.values())
-    assert plan.zero_stage == 1
+    assert plan.recipe.zero_stage == 1
     assert (plan.gb_gradients, plan.gb_optimizer) == pytest.approx((2e-9 * trained, 12e-9 * trained / 4))
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_shipped_recipe_plans_and_the_lines_it_prints_exist(empty_home, name):
     catalogue = load_catalogue()
-    for lack in make_plan(load_recipe(name)).lacking:
+    for lack in RunPlan.resolve(load_recipe(name)).missing:
         for line in lack["fix"].split(" && "):
             words = line.split()
             match words[:2]:
@@ -142,7 +180,7 @@ def test_a_start_that_lacks_its_encoder_names_the_encoder(empty_home):
     folder.mkdir(parents=True)
     config = {"model_type": "llava", "mm_vision_tower": "ConvLLaVA/ConvLLaVA-ConvNeXt-768"}
     (folder / "config.json").write_text(json.dumps(config))
-    weights = next(x for x in make_plan(load_recipe(STAGE3)).lacking if x["what"] == "weights")
+    weights = next(x for x in RunPlan.resolve(load_recipe(STAGE3)).missing if x["what"] == "weights")
     assert weights["fix"] == "vlm download ConvLLaVA-ConvNeXt-768"
 
 
@@ -152,17 +190,21 @@ SMALL = {"bf16_tflops": 100, "fp32_tflops": 10, "link_gbs": 100, "net_gbs": 10, 
 @pytest.fixture
 def machine(monkeypatch):
     """`machine(0.01)`: the plan's machines have that many GB."""
-    from vlm.train.plan import plan as module
+    from vlm.train.plan import run_plan as module
     from vlm.train.plan.machines import Machine
 
     return lambda gb: monkeypatch.setattr(module, "get_machine", lambda name: Machine(memory_gb=gb, **SMALL))
 
 
+def estimate(recipe, machine="x", nodes=1, gpus_per_node=1):
+    return RunPlan.resolve(recipe, machine=machine, nodes=nodes, gpus_per_node=gpus_per_node).estimate
+
+
 def test_states_and_transfers_follow_the_zero_stage(recipe, machine):
     machine(80)
-    trained = sum(make_plan(recipe()).trainable.values())
+    trained = sum(RunPlan.resolve(recipe()).trainable.values())
     found = {
-        stage: estimate_on(recipe(f"zero.stage={stage}", "batch.samples=64"), "x", nodes=2, gpus_per_node=4)
+        stage: estimate(recipe(f"zero.stage={stage}", "batch.samples=64"), "x", nodes=2, gpus_per_node=4)
         for stage in range(4)
     }
     states = {s: [f.gb[k] * 1e9 for k in ("weights", "gradients", "optimizer")] for s, f in found.items()}
@@ -176,9 +218,9 @@ def test_states_and_transfers_follow_the_zero_stage(recipe, machine):
 
 def test_what_is_active_is_said_in_words(recipe, machine):
     machine(80)
-    alone = estimate_on(recipe("batch.samples=8"), "x", gpus_per_node=8)
+    alone = estimate(recipe("batch.samples=8"), "x", gpus_per_node=8)
     assert "no ring" in alone.parallel and "data 8 x sequence 1" in alone.parallel and alone.gb_sent["sequence"] == 0
-    ring = estimate_on(recipe("batch.samples=8", "sequence_parallel.size=4", "zero.stage=3"), "x", gpus_per_node=8)
+    ring = estimate(recipe("batch.samples=8", "sequence_parallel.size=4", "zero.stage=3"), "x", gpus_per_node=8)
     assert "data 2 x sequence 4 (ring over 4 GPUs)" in ring.parallel and "ZeRO-3" in ring.parallel
     assert ring.gb_sent["sequence"] > 0
     assert max(ring.gb_activation_phases.values()) < max(alone.gb_activation_phases.values())
@@ -186,32 +228,32 @@ def test_what_is_active_is_said_in_words(recipe, machine):
 
 def test_what_does_not_fit_is_refused_with_the_smallest_change_that_does(recipe, machine):
     machine(80)
-    plain = estimate_on(recipe("batch.samples=64"), "x", gpus_per_node=4)
-    saved = estimate_on(recipe("batch.samples=64", "gradient_checkpointing=true"), "x", gpus_per_node=4)
+    plain = estimate(recipe("batch.samples=64"), "x", gpus_per_node=4)
+    saved = estimate(recipe("batch.samples=64", "gradient_checkpointing=true"), "x", gpus_per_node=4)
     assert saved.gb_needed < plain.gb_needed and saved.flops_run > plain.flops_run
     machine((saved.gb_needed + plain.gb_needed) / 2)
-    tight = estimate_on(recipe("batch.samples=64"), "x", gpus_per_node=4)
+    tight = estimate(recipe("batch.samples=64"), "x", gpus_per_node=4)
     assert tight.problems and tight.fix.startswith("--set gradient_checkpointing=true ")
-    with pytest.raises(HardwareError, match="does not run on 4 x x") as error:
-        refuse_misfit("tiny", tight)
-    assert error.value.exit_code == 7
+    error = misfit("tiny", tight)
+    assert isinstance(error, HardwareError) and "does not run on 4 x x" in str(error) and error.exit_code == 7
+    assert misfit("tiny", saved) is None
     machine(1e-6)
-    assert estimate_on(recipe("batch.samples=64"), "x", gpus_per_node=4).fix is None
+    assert estimate(recipe("batch.samples=64"), "x", gpus_per_node=4).fix is None
 
 
 def test_impossible_meshes_are_refused(recipe, machine):
     machine(80)
-    assert "does not divide" in estimate_on(recipe("sequence_parallel.size=3"), "x", gpus_per_node=4).problems[0]
-    assert "would idle" in estimate_on(recipe("batch.samples=2"), "x", gpus_per_node=4).problems[0]
+    assert "does not divide" in estimate(recipe("sequence_parallel.size=3"), "x", gpus_per_node=4).problems[0]
+    assert "would idle" in estimate(recipe("batch.samples=2"), "x", gpus_per_node=4).problems[0]
     heads = recipe("sequence_parallel={size: 8, kind: ulysses}", "batch.samples=8")
-    assert "attention heads" in estimate_on(heads, "x", gpus_per_node=8).problems[0]
+    assert "attention heads" in estimate(heads, "x", gpus_per_node=8).problems[0]
 
 
 def test_hours_are_steps_times_seconds_and_an_unknown_machine_is_named(recipe, machine):
     with pytest.raises(UnknownName, match="a100-8"):
-        estimate_on(recipe(), "a100-8O")
+        estimate(recipe(), "a100-8O")
     machine(80)
-    found = estimate_on(recipe(), "x", gpus_per_node=2, steps=100)
+    found = estimate(recipe("steps=100"), "x", gpus_per_node=2)
     assert found.gpu_hours == pytest.approx(2 * found.hours) and found.hours == pytest.approx(found.seconds / 36)
 
 

@@ -1,7 +1,7 @@
 """The folders below `$VLM_HOME`; files and folders that appear in one piece; the lock of a working folder.
 
-    with locked(runs() / "stage1", "vlm train"):
-        write_json(runs() / "stage1" / "summary.json", {"steps": 20})
+with locked(runs() / "stage1", "vlm train"):
+    write_json(runs() / "stage1" / "summary.json", {"steps": 20})
 """
 
 import json

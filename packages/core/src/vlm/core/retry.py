@@ -1,12 +1,12 @@
 """Repeat what a network or a busy server may refuse for a while, with a pause that doubles.
 
-    backoff = Backoff(tries=5, first=1.0)
-    while True:
-        try:
-            return ask()
-        except Busy as busy:
-            if not backoff.again(asked=busy.seconds):
-                raise
+backoff = Backoff(tries=5, first=1.0)
+while True:
+    try:
+        return ask()
+    except Busy as busy:
+        if not backoff.again(asked=busy.seconds):
+            raise
 """
 
 import math

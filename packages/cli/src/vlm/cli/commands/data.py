@@ -34,7 +34,7 @@ def organize(
     After an interruption, rerun the same command to continue. Everything that is missing is named at once; records that
     cannot be used are listed in ledger-NAME.jsonl of the set's folder.
     """
-    from vlm.core.organize.organize import OrganizeOptions, can_organize, organize
+    from vlm.core.organize.organize_set import OrganizeOptions, can_organize, organize
 
     known = load_catalogue(choice.catalogue)
     if names and not (choice.group or choice.recipe or choice.benchmark):

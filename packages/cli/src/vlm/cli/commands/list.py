@@ -12,7 +12,7 @@ from vlm.cli.show.catalogue import entry_row
 from vlm.core.config import load_yaml, package_tables
 from vlm.core.fetch.catalogue import load_catalogue
 from vlm.core.fetch.installed import entry_state
-from vlm.core.fetch.manifest import state
+from vlm.core.fetch.manifest import folder_state
 from vlm.core.home import dataset
 
 app = typer.Typer()
@@ -70,7 +70,7 @@ def _benchmarks(what: What) -> list[dict[str, Any]]:
             )
             place = dataset() / folder
             filled = place.is_dir() and any(not p.name.startswith(".") for p in place.iterdir())
-            found = state(place)
+            found = folder_state(place)
             if entry and entry_state(entry) != "absent":
                 found = entry_state(entry)
             here = "present" if found == "absent" and filled else found

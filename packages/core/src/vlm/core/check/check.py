@@ -15,7 +15,7 @@ import numpy as np
 
 from vlm.core.errors import DataError, MediaError
 from vlm.core.sample.index import LineIndex
-from vlm.core.sample.measure import Meter, Rules
+from vlm.core.sample.measure import Rules, SampleMeter
 from vlm.core.sample.media import IMAGE_SUFFIXES
 from vlm.core.sample.records import ROLES, read_record
 
@@ -49,7 +49,7 @@ VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpe
 COLUMNS = ("line", "placeholders", "files", "tiles", "tokens", "labels", "tokens_kept", "labels_kept")
 
 
-class Source(NamedTuple):
+class CheckedFile(NamedTuple):
     """An annotation file, where its media paths start, and how often an epoch holds it."""
 
     name: str
@@ -58,7 +58,7 @@ class Source(NamedTuple):
     repeat: float = 1.0
 
 
-class Fault(NamedTuple):
+class SampleFault(NamedTuple):
     """What is wrong with a sample. `kind` is one of ERRORS and WARNINGS."""
 
     source: str
@@ -69,14 +69,14 @@ class Fault(NamedTuple):
 
 
 @dataclass
-class Found:
+class CheckedLines:
     """Measures and faults of some lines of a source. `rows`: int64 [measured samples, COLUMNS and one per stride]."""
 
     rows: np.ndarray
     lines: int = 0
     ids: list[str] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[SampleFault] = field(default_factory=list)
     opened: int = 0
 
 
@@ -87,7 +87,7 @@ def media_files(record: dict[str, Any], root: str) -> list[str]:
     return [os.path.join(root, name) for name in [*names, record.get("video")] if isinstance(name, str) and name]  # noqa: PTH118
 
 
-def turn_faults(meter: Meter, record: dict[str, Any], files: int) -> tuple[int, list[tuple[str, str]]]:
+def turn_faults(meter: SampleMeter, record: dict[str, Any], files: int) -> tuple[int, list[tuple[str, str]]]:
     """Placeholders in the user's turns, and (kind, message) of all that their text shows."""
     faults: list[tuple[str, str]] = []
     turns, mark = record.get("conversations"), "<video>" if record.get("video") else "<image>"
@@ -114,7 +114,7 @@ def turn_faults(meter: Meter, record: dict[str, Any], files: int) -> tuple[int, 
     return marks, faults
 
 
-def file_faults(meter: Meter, files: Sequence[str]) -> Iterator[tuple[str, str]]:
+def file_faults(meter: SampleMeter, files: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(kind, message) of every file that is missing, unreadable or unfinished."""
     for file in dict.fromkeys(files):
         try:
@@ -130,7 +130,7 @@ def file_faults(meter: Meter, files: Sequence[str]) -> Iterator[tuple[str, str]]
                 yield "unreadable", error.found
 
 
-def check_line(meter: Meter, raw: bytes, root: Path, where: str) -> tuple[str, bytes, list[int] | None, list]:
+def check_line(meter: SampleMeter, raw: bytes, root: Path, where: str) -> tuple[str, bytes, list[int] | None, list]:
     """Id, digest of the content, measures (None if it cannot be measured) and (kind, message) faults of one line."""
     try:
         record = json.loads(raw)
@@ -168,15 +168,15 @@ def limit_faults(rules: Rules, measured: Sequence[int]) -> Iterator[tuple[str, s
         yield "tiles", f"{tiles} tiles, a row may hold {rules.max_tiles}"
 
 
-def check_lines(meter: Meter, source: Source, first: int, last: int) -> Found:
+def check_lines(meter: SampleMeter, source: CheckedFile, first: int, last: int) -> CheckedLines:
     """Lines `first` to `last` (from 0, exclusive) of a source."""
     index, rows = LineIndex(source.file), []
-    found, before = Found(np.empty(0), last - first), meter.header.cache_info().misses
+    found, before = CheckedLines(np.empty(0), last - first), meter.header.cache_info().misses
     for i in range(first, last):
         id, digest, row, faults = check_line(meter, index[i], source.root, f"{source.file.name}:{i + 1}")
         found.ids.append(id)
         found.digests.append(digest)
-        found.faults += [Fault(source.name, i + 1, id, kind, message) for kind, message in faults]
+        found.faults += [SampleFault(source.name, i + 1, id, kind, message) for kind, message in faults]
         if row is not None:
             rows.append([i + 1, *row])
     width = len(COLUMNS) + len(meter.rules.strides)
@@ -186,15 +186,15 @@ def check_lines(meter: Meter, source: Source, first: int, last: int) -> Found:
 
 
 @cache
-def _meter(rules: Rules) -> Meter:
-    return Meter(rules)
+def _meter(rules: Rules) -> SampleMeter:
+    return SampleMeter(rules)
 
 
-def _in_worker(rules: Rules, source: Source, first: int, last: int) -> Found:
+def _in_worker(rules: Rules, source: CheckedFile, first: int, last: int) -> CheckedLines:
     return check_lines(_meter(rules), source, first, last)
 
 
-def check(rules: Rules, sources: Sequence[Source], workers: int = 1) -> Iterator[tuple[Source, Found]]:
+def check(rules: Rules, sources: Sequence[CheckedFile], workers: int = 1) -> Iterator[tuple[CheckedFile, CheckedLines]]:
     """What is found, chunk by chunk and in order; the same for any number of workers."""
     tasks = [
         (source, first, min(first + CHUNK, n))
@@ -203,7 +203,7 @@ def check(rules: Rules, sources: Sequence[Source], workers: int = 1) -> Iterator
         for first in range(0, n, CHUNK)
     ]
     if workers <= 1 or len(tasks) == 1:
-        meter = Meter(rules)
+        meter = SampleMeter(rules)
         for task in tasks:
             yield task[0], check_lines(meter, *task)
         return

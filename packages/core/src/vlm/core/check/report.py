@@ -7,25 +7,25 @@ from typing import Any
 
 import numpy as np
 
-from vlm.core.check.check import COLUMNS, ERRORS, Fault, Found, Source
+from vlm.core.check.check import COLUMNS, ERRORS, CheckedFile, CheckedLines, SampleFault
 from vlm.core.sample.measure import Rules
 
 
 @dataclass
-class Report:
+class CheckReport:
     """All that was found. `rows`: one array a source; `seconds` is filled in by who measures the time."""
 
     rules: Rules
-    sources: Sequence[Source]
+    sources: Sequence[CheckedFile]
     rows: dict[str, np.ndarray]
     lines: dict[str, int]
     ids: dict[str, list[str]]
-    faults: list[Fault]
+    faults: list[SampleFault]
     opened: int
     seconds: float = 0.0
 
     @property
-    def errors(self) -> list[Fault]:
+    def errors(self) -> list[SampleFault]:
         """Faults of samples that cannot be used."""
         return [fault for fault in self.faults if fault.kind in ERRORS]
 
@@ -99,11 +99,13 @@ def histogram(tokens: np.ndarray, bins: int = 16) -> dict[str, list[int]]:
     return {"edges": edges.tolist(), "samples": np.histogram(tokens, edges)[0].tolist()}
 
 
-def collect(rules: Rules, sources: Sequence[Source], results: Iterable[tuple[Source, Found]]) -> Report:
+def collect(
+    rules: Rules, sources: Sequence[CheckedFile], results: Iterable[tuple[CheckedFile, CheckedLines]]
+) -> CheckReport:
     """The report of what `check` yields, with duplicates: ids within a source, contents within all."""
     rows: dict[str, list[np.ndarray]] = {source.name: [] for source in sources}
     ids: dict[str, list[str]] = {source.name: [] for source in sources}
-    faults: list[Fault] = []
+    faults: list[SampleFault] = []
     seen: dict[tuple[str, str] | bytes, str] = {}
     opened = 0
     for source, found in results:
@@ -113,7 +115,7 @@ def collect(rules: Rules, sources: Sequence[Source], results: Iterable[tuple[Sou
             where = f"{source.name}:{first + offset + 1}"
             for kind, key in (("same id", (source.name, id)), ("same content", digest)):
                 if key in seen:
-                    faults.append(Fault(source.name, first + offset + 1, id, kind, f"as {seen[key]}"))
+                    faults.append(SampleFault(source.name, first + offset + 1, id, kind, f"as {seen[key]}"))
                 else:
                     seen[key] = where
         rows[source.name].append(found.rows)
@@ -121,4 +123,4 @@ def collect(rules: Rules, sources: Sequence[Source], results: Iterable[tuple[Sou
         opened += found.opened
     empty = np.empty((0, len(COLUMNS) + len(rules.strides)), np.int64)
     joined = {name: np.concatenate([empty, *parts]) for name, parts in rows.items()}
-    return Report(rules, sources, joined, {name: len(known) for name, known in ids.items()}, ids, faults, opened)
+    return CheckReport(rules, sources, joined, {name: len(known) for name, known in ids.items()}, ids, faults, opened)

@@ -40,7 +40,7 @@ class Member:
     open: Callable[[], IO[bytes] | None]
 
 
-class Joined(io.RawIOBase):
+class JoinedParts(io.RawIOBase):
     """Files read as one, in their order: the parts that a publisher split an archive into."""
 
     def __init__(self, parts: Sequence[Path]):
@@ -86,10 +86,10 @@ class Joined(io.RawIOBase):
         super().close()
 
 
-def place(name: str, members: dict[str, str]) -> str | None:
+def target_of(name: str, members: dict[str, str]) -> str | None:
     """Where the archive member `name` goes, by the first pattern that fits it; None when it is not wanted.
 
-    >>> place("pkg/data/train/images/0.png", {"pkg/data/train/*": "train/"})
+    >>> target_of("pkg/data/train/images/0.png", {"pkg/data/train/*": "train/"})
     'train/images/0.png'
     """
     for pattern, target in members.items():
@@ -109,7 +109,7 @@ def extract(parts: Path | Sequence[Path], members: dict[str, str], into: Path) -
 
     Args:
         parts: an archive, or its pieces in order.
-        members: pattern over member names (`*` crosses folders) -> target path, see `place`.
+        members: pattern over member names (`*` crosses folders) -> target path, see `target_of`.
 
     Returns:
         (path on disk, name relative to `into`) of each file, sorted by name.
@@ -122,10 +122,10 @@ def extract(parts: Path | Sequence[Path], members: dict[str, str], into: Path) -
     found: set[str] = set()
     unused = set(members)
     try:
-        with _readable(name), Joined(parts) as joined:
+        with _readable(name), JoinedParts(parts) as joined:
             for member in _members(name, joined):
                 unused -= {pattern for pattern in unused if fnmatchcase(member.name, pattern)}
-                if target := place(member.name, members):
+                if target := target_of(member.name, members):
                     _write(member, into / target, name)
                     found.add(target)
         if unused:
@@ -180,7 +180,7 @@ class _StrictInfo(tarfile.TarInfo):
             raise tarfile.ReadError(f"{error} at byte {tarfile_.offset}: it is cut short or a part is lost") from error
 
 
-def _members(archive: str, joined: Joined) -> Iterator[Member]:
+def _members(archive: str, joined: JoinedParts) -> Iterator[Member]:
     """The regular files of a zip or tar archive, each checked before it is given."""
     limit = RATIO * joined.size + FREE
     with ExitStack() as stack:

@@ -40,7 +40,7 @@ class Known(Strict):
 class HubSource(Strict):
     """A repository of the Hugging Face hub. `revision` is a commit; null means that nobody pinned it yet.
 
-    `place`: pattern over names in the repository -> path below the entry's folder (see archive.place); other names
+    `place`: pattern over names in the repository -> path below the entry's folder (see archive.target_of); other names
     stay. `known`: size and checksum of single files, from the repository's own pages.
     """
 

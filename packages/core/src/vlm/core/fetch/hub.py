@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from vlm.core.errors import FetchError
-from vlm.core.fetch.archive import place
+from vlm.core.fetch.archive import target_of
 from vlm.core.fetch.catalogue import HubSource
 from vlm.core.fetch.manifest import files_below, sha256_of
 from vlm.core.progress import Report, bytes_below
@@ -84,7 +84,7 @@ def fetch_hub(source: HubSource, work: Path, report: Report, *, jobs: int = 4) -
             fix="run the same command again: only these files are fetched anew",
         )
     report(total, total)
-    return [(path, place(name, source.place) or name) for path, name in staged]
+    return [(path, target_of(name, source.place) or name) for path, name in staged]
 
 
 def _wanted(name: str, patterns: tuple[str, ...]) -> bool:

@@ -3,7 +3,7 @@
 from fnmatch import fnmatchcase
 
 from vlm.core.fetch.catalogue import BuiltSource, Entry
-from vlm.core.fetch.manifest import damaged_files, read_manifest, state
+from vlm.core.fetch.manifest import damaged_files, folder_state, read_manifest
 
 
 def organized_name(entry: Entry) -> str:
@@ -20,8 +20,8 @@ def entry_state(entry: Entry) -> str:
     """`absent`, `partial`, `damaged`, `by hand` (steps are left), `downloaded` (to be organized) or `present`."""
     made = (entry.path / organized_name(entry)).is_file()
     if is_built(entry):
-        return state(entry.path) if not entry.organize else "present" if made else "absent"
-    found = state(entry.path) if entry.automatic else "absent" if entry.by_hand() else "present"
+        return folder_state(entry.path) if not entry.organize else "present" if made else "absent"
+    found = folder_state(entry.path) if entry.automatic else "absent" if entry.by_hand() else "present"
     if found == "damaged" and made and _only_archives_are_gone(entry):
         found = "present"
     if found == "present" and entry.by_hand():

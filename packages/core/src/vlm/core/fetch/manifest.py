@@ -50,7 +50,7 @@ def damaged_files(folder: Path, manifest: dict[str, Any], *, verify: bool = Fals
     return damaged
 
 
-def state(folder: Path) -> str:
+def folder_state(folder: Path) -> str:
     """`present`, `damaged` (a file of the manifest is missing or cut), `partial` (resumes) or `absent`."""
     manifest = read_manifest(folder)
     if manifest:

@@ -10,12 +10,12 @@ from vlm.core.fetch.archive import extract
 from vlm.core.fetch.manifest import read_json
 from vlm.core.fetch.step_schema import Link, Step, Unpack
 from vlm.core.home import dataset, write_json
-from vlm.core.ledger import Count, Outcome
-from vlm.core.organize.media import to_jpegs, to_middle_frames, to_pictures
-from vlm.core.organize.records import convert_records
+from vlm.core.ledger import Count, SetAccount
+from vlm.core.organize.convert_media import to_jpegs, to_middle_frames, to_pictures
+from vlm.core.organize.convert_records import convert_records
 
 
-def run_step(step: Step, folder: Path, scratch: Path, *, verify: bool = False) -> Outcome:
+def run_step(step: Step, folder: Path, scratch: Path, *, verify: bool = False) -> SetAccount:
     """Run one step on the entry's `folder`; unfinished work waits in `scratch`, which is for this step alone. A step
     that is done, with the same inputs and nothing lost, is not run again.
 
@@ -36,7 +36,7 @@ def run_step(step: Step, folder: Path, scratch: Path, *, verify: bool = False) -
     return outcome
 
 
-def _run(step: Step, folder: Path, scratch: Path, verify: bool) -> Outcome:
+def _run(step: Step, folder: Path, scratch: Path, verify: bool) -> SetAccount:
     if step.unpack:
         return unpack(step.unpack, folder, scratch)
     if step.link:
@@ -51,12 +51,12 @@ def _run(step: Step, folder: Path, scratch: Path, verify: bool) -> Outcome:
     return convert_records(step.records, folder, verify=verify)
 
 
-def unpack(rule: Unpack, folder: Path, scratch: Path) -> Outcome:
+def unpack(rule: Unpack, folder: Path, scratch: Path) -> SetAccount:
     """See layout.Unpack. An archive is read to its end before anything of it appears in the tree."""
     archives = sorted(path for path in folder.glob(rule.archives) if path.is_file())
     if not archives:
-        return Outcome(missing=[rule.archives])
-    outcome = Outcome()
+        return SetAccount(missing=[rule.archives])
+    outcome = SetAccount()
     for number, parts in enumerate([archives] if rule.parts else [[path] for path in archives]):
         listing = scratch / f"{number}.json"
         found = read_json(listing)
@@ -76,11 +76,11 @@ def unpack(rule: Unpack, folder: Path, scratch: Path) -> Outcome:
     return outcome
 
 
-def link(rule: Link, folder: Path) -> Outcome:
+def link(rule: Link, folder: Path) -> SetAccount:
     """See layout.Link."""
     target, here = dataset() / rule.source, folder / rule.to
     if not here.exists() and not target.exists():
-        return Outcome(missing=[f"{rule.to} (from dataset/{rule.source})"])
+        return SetAccount(missing=[f"{rule.to} (from dataset/{rule.source})"])
     if not here.exists() or here.is_symlink():
         here.parent.mkdir(parents=True, exist_ok=True)
         wanted = os.path.relpath(target, here.parent)
@@ -88,8 +88,8 @@ def link(rule: Link, folder: Path) -> Outcome:
             here.unlink()  # it leads nowhere
         if not here.is_symlink():
             here.symlink_to(wanted)
-        return Outcome(links={rule.to: str(here.readlink())})
-    return Outcome()
+        return SetAccount(links={rule.to: str(here.readlink())})
+    return SetAccount()
 
 
 def _inputs(step: Step, folder: Path) -> list[list[Any]]:
@@ -114,6 +114,6 @@ def _intact(folder: Path, files: dict[str, int]) -> bool:
     return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())
 
 
-def _restored(done: dict[str, Any]) -> Outcome:
+def _restored(done: dict[str, Any]) -> SetAccount:
     counts = {name: Count(**count) for name, count in done["counts"].items()}
-    return Outcome(done["files"], done["links"], [], counts)
+    return SetAccount(done["files"], done["links"], [], counts)

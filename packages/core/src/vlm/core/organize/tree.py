@@ -11,7 +11,7 @@ from vlm.core.fetch.installed import entry_state, is_built, ledger_name, organiz
 from vlm.core.fetch.manifest import PARTIAL, count_records, damaged_files, read_manifest
 from vlm.core.fetch.transfer import disk_errors
 from vlm.core.home import locked, write_json
-from vlm.core.ledger import Outcome, write_ledger
+from vlm.core.ledger import SetAccount, write_ledger
 from vlm.core.organize.run_steps import run_step
 
 
@@ -31,7 +31,7 @@ def organize_tree(entry: Entry, catalogue: dict[str, Entry], *, verify: bool = F
         DataError: what is missing, with the commands and steps that mend it; other counts than published; too many
         records lost. FetchError: an unsafe or damaged archive.
     """
-    folder, outcome = entry.path, Outcome()
+    folder, outcome = entry.path, SetAccount()
     missing = _organize_needs(entry, catalogue, verify, max_lost)
     downloaded = (read_manifest(folder) or {}).get("source") if entry.automatic else None
     described = {
@@ -126,7 +126,7 @@ def _is_there(folder: Path, pattern: str) -> bool:
     return any(not path.is_dir() or any(path.iterdir()) for path in paths)
 
 
-def _counts(entry: Entry, outcome: Outcome) -> dict[str, dict[str, int]]:
+def _counts(entry: Entry, outcome: SetAccount) -> dict[str, dict[str, int]]:
     """Records of each annotation file: those that a step read, and of the others that the catalogue counts."""
     counts = {name: asdict(count) for name, count in outcome.counts.items()}
     for name in entry.records:
@@ -137,7 +137,7 @@ def _counts(entry: Entry, outcome: Outcome) -> dict[str, dict[str, int]]:
     return counts
 
 
-def _refuse_counts(entry: Entry, counts: dict[str, dict[str, int]], outcome: Outcome, max_lost: float) -> None:
+def _refuse_counts(entry: Entry, counts: dict[str, dict[str, int]], outcome: SetAccount, max_lost: float) -> None:
     wrong = [
         f"  {name}: {counts[name]['records'] if name in counts else 'no file'} instead of {expected}"
         for name, expected in entry.records.items()

@@ -28,7 +28,7 @@ Strides = float | Sequence[float] | Callable[[int], Sequence[float]] | None
 
 
 @dataclass(frozen=True)
-class ImageTokens:
+class ImageTokenIds:
     """Ids around and in place of an image. LLaVA has no `start` and `end`, and a `context` outside the vocabulary."""
 
     start: int | None
@@ -36,7 +36,7 @@ class ImageTokens:
     end: int | None
 
     @classmethod
-    def internvl(cls, tokenizer: Any) -> "ImageTokens":
+    def internvl(cls, tokenizer: Any) -> "ImageTokenIds":
         """`<img>`, `<IMG_CONTEXT>`, `</img>`. Raises ConfigError if the vocabulary lacks one."""
         names = ("<img>", "<IMG_CONTEXT>", "</img>")
         ids = [as_tokenizer(tokenizer).token_id(name) for name in names]
@@ -46,7 +46,7 @@ class ImageTokens:
         return cls(*ids)  # type: ignore[arg-type]
 
 
-LLAVA_IMAGE = ImageTokens(None, -200, None)
+LLAVA_IMAGE = ImageTokenIds(None, -200, None)
 
 
 class Run(NamedTuple):
@@ -66,7 +66,7 @@ def _single(token: int | None, supervised: bool) -> Run:
     return Run(token=token, supervised=supervised, image=token is None)
 
 
-class Encoder:
+class SampleEncoder:
     """Samples of one model family as ids, labels, positions and pixels.
 
     >>> encoder = Encoder(tokenizer, "internlm2-chat", rule, 256, ImageTokens.internvl(tokenizer))  # doctest: +SKIP
@@ -81,7 +81,7 @@ class Encoder:
         template: str | Template,
         image_rule: ImageRule,
         tokens_per_tile: int,
-        image_tokens: ImageTokens,
+        image_tokens: ImageTokenIds,
         system: str | None = None,
         *,
         segments: int = 8,

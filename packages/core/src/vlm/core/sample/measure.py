@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from vlm.core.sample.chat import render
-from vlm.core.sample.encode import GROUNDING, Encoder, ImageTokens, Run, frames_as_images
+from vlm.core.sample.encode import GROUNDING, ImageTokenIds, Run, SampleEncoder, frames_as_images
 from vlm.core.sample.media import image_size
 from vlm.core.sample.records import Sample
 from vlm.core.sample.tiling import ImageRule
@@ -26,7 +26,7 @@ class Rules:
     template: str
     image_rule: ImageRule
     tokens_per_tile: int
-    image_tokens: ImageTokens
+    image_tokens: ImageTokenIds
     system: str | None = None
     max_length: int | None = None
     max_tiles: int | None = None
@@ -46,7 +46,7 @@ def positions_used(layout: Sequence[tuple[str, int]], tokens_per_tile: int, stri
     return last + 1
 
 
-class Meter(Encoder):
+class SampleMeter(SampleEncoder):
     """An encoder that counts instead: the same runs and the same tokenizer, each run and each header read once.
 
     >>> Meter(rules).measure(sample)   # doctest: +SKIP

@@ -15,10 +15,10 @@ from pydantic import Field, model_validator
 from vlm.core.config import Strict
 from vlm.core.errors import ConfigError, DataError
 
-Colour = tuple[float, float, float]
-IMAGENET: tuple[Colour, Colour] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-CLIP: tuple[Colour, Colour] = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-HALF: tuple[Colour, Colour] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+Color = tuple[float, float, float]
+IMAGENET: tuple[Color, Color] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP: tuple[Color, Color] = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+HALF: tuple[Color, Color] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 """Mean and standard deviation per channel, of values in 0..1."""
 
 
@@ -143,8 +143,8 @@ class ImageRule(Strict):
     min_tiles: int = Field(default=1, ge=1)
     thumbnail: bool = True
     resize: Literal["published", "fast"] = "published"
-    mean: Colour = IMAGENET[0]
-    std: Colour = IMAGENET[1]
+    mean: Color = IMAGENET[0]
+    std: Color = IMAGENET[1]
 
     @model_validator(mode="after")
     def _limits(self) -> "ImageRule":
@@ -174,7 +174,7 @@ class ImageRule(Strict):
             case "pad":
                 tiles = [padded_square(image, self.size, self.mean)]
             case "crop":
-                tiles = [centre_crop(image, self.size)]
+                tiles = [center_crop(image, self.size)]
             case "square":
                 tiles = [_square(image, self.size)]
         return np.stack([np.asarray(tile) for tile in tiles])
@@ -198,23 +198,23 @@ STRIP = 256
 """Rows of a padded square that are in memory at once."""
 
 
-def padded_square(image: Image.Image, size: int, mean: Colour) -> Image.Image:
+def padded_square(image: Image.Image, size: int, mean: Color) -> Image.Image:
     """The image in the middle of a square of color int(255 * mean), the offset rounded down, resized to `size`.
 
     Pillow resizes rows, then columns, each rounded to bytes: done strip by strip the result is the same, and a picture
     of 50,000 x 10 pixels needs no square of 7.5 GB.
     """
-    side, colour = max(image.size), tuple(int(255 * channel) for channel in mean)
+    side, color = max(image.size), tuple(int(255 * channel) for channel in mean)
     left, top = (side - image.width) // 2, (side - image.height) // 2
-    narrow = Image.new("RGB", (size, side), colour)
+    narrow = Image.new("RGB", (size, side), color)
     for first in range(top, top + image.height, STRIP):
-        strip = Image.new("RGB", (side, min(STRIP, top + image.height - first)), colour)
+        strip = Image.new("RGB", (side, min(STRIP, top + image.height - first)), color)
         strip.paste(image, (left, top - first))
         narrow.paste(strip.resize((size, strip.height), Image.Resampling.BICUBIC), (0, first))
     return _square(narrow, size)
 
 
-def centre_crop(image: Image.Image, size: int) -> Image.Image:
+def center_crop(image: Image.Image, size: int) -> Image.Image:
     """The middle `size` x `size` pixels after the shortest edge was resized to `size` (CLIP's processor)."""
     short = min(image.size)
     width, height = (int(size * edge / short) for edge in image.size)

@@ -17,9 +17,9 @@ from vlm.core.fetch.manifest import read_manifest, sha256_of
 from vlm.core.fetch.transfer import disk_errors
 from vlm.core.home import dataset, locked, write_json
 from vlm.core.sample.records import iter_jsonl
-from vlm.core.synth.jsonl import NUMBER_WORDS, write_jsonl
-from vlm.core.synth.long.document import Unit, fit, place
+from vlm.core.synth.long.units import Unit, fit, place_units
 from vlm.core.synth.sentences import SENTENCES
+from vlm.core.synth.vqa_records import NUMBER_WORDS, write_jsonl
 
 QUESTION = {"hidden": "Which digit is hidden?", "order": "Which digit comes first?"}
 SHORTLY = "\nAnswer the question using a single word or phrase."
@@ -205,7 +205,7 @@ def _arrange(
     places = [(rng.random() * len(sentences), name, True) for name in others]
     ordered = sorted([*places, *((k, s, False) for k, s in enumerate(sentences))])
     units = [Unit("", per_image, name) if image else Unit(name, costs[name]) for _, name, image in ordered]
-    return place(units, [(depth, Unit("", per_image, needle)) for depth, needle in hidden])
+    return place_units(units, [(depth, Unit("", per_image, needle)) for depth, needle in hidden])
 
 
 def _draw(rng: random.Random, pool: list[str], n: int) -> list[str]:

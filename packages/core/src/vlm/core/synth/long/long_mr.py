@@ -22,14 +22,14 @@ from typing import Any
 from vlm.core.errors import ConfigError, UnknownName
 from vlm.core.fetch.manifest import MANIFEST
 from vlm.core.synth.long.budget import Budget
-from vlm.core.synth.long.document import Unit, fit, place
+from vlm.core.synth.long.haystack_pool import Pool
+from vlm.core.synth.long.materials import Materials, Split, find_sources
 from vlm.core.synth.long.mr_document import MrDocument, conversation
 from vlm.core.synth.long.needles import TASKS, Hidden, Setting
 from vlm.core.synth.long.pictures import Picture
-from vlm.core.synth.long.pool import Pool
-from vlm.core.synth.long.ruler import Ruler
-from vlm.core.synth.long.shards import Shard, build_shards, described_ruler
-from vlm.core.synth.long.sources import Sources, Split, find_sources
+from vlm.core.synth.long.record_cost import Ruler
+from vlm.core.synth.long.sharded_build import SetShard, build_shards, described_ruler
+from vlm.core.synth.long.units import Unit, fit, place_units
 
 FOLDERS: dict[Split, str] = {"train": "train", "val": "mm_niah_test"}
 LONG = {"64_128": "128k", "128_256": "256k", "256_512": "512k", "512_1200": "1m"}
@@ -99,7 +99,7 @@ class LongMr:
 
     options: LongMrOptions
     ruler: Ruler
-    sources: Sources
+    sources: Materials
 
     @property
     def counts(self) -> dict[Split, int]:
@@ -120,16 +120,16 @@ class LongMr:
         listed = self.sources.described()["sources"]
         return {"kind": "long-mr", "options": asdict(self.options), **described_ruler(self.ruler), "sources": listed}
 
-    def shards(self, size: int) -> list[Shard]:
+    def shards(self, size: int) -> list[SetShard]:
         """Work in pieces of `size` records of one task."""
         return [
-            Shard(split, task, start, min(start + size, count))
+            SetShard(split, task, start, min(start + size, count))
             for split, count in self.counts.items()
             for task in self.options.tasks
             for start in range(0, count, size)
         ]
 
-    def rows(self, shard: Shard) -> Iterator[tuple[dict[str, Any], list[Picture], Path]]:
+    def rows(self, shard: SetShard) -> Iterator[tuple[dict[str, Any], list[Picture], Path]]:
         """(line of each file, pictures, their folder) for each record of a shard."""
         file, images = self.places(shard.split, shard.name)
         for i in range(shard.start, shard.end):
@@ -217,4 +217,4 @@ def _arrange(
             units.append(Unit("", pool.ruler.image_cost(picture.size) + 1, picture))
             gap, picture = next(following, (-1, None))
         units += paragraph
-    return place(units, hidden.units), [*hidden.asked]
+    return place_units(units, hidden.units), [*hidden.asked]

@@ -22,13 +22,13 @@ from vlm.core.errors import ConfigError, DataError
 from vlm.core.home import write_json
 from vlm.core.synth.haystack import SHORTLY
 from vlm.core.synth.long.budget import Budget
-from vlm.core.synth.long.document import fit
 from vlm.core.synth.long.long_mr import SHORTFALL
+from vlm.core.synth.long.materials import Split, find_images
 from vlm.core.synth.long.pictures import Picture
-from vlm.core.synth.long.ruler import Ruler
-from vlm.core.synth.long.shards import Shard, build_shards, described_ruler
-from vlm.core.synth.long.sources import Split, find_images
-from vlm.core.synth.long.vqa_document import Document
+from vlm.core.synth.long.record_cost import Ruler
+from vlm.core.synth.long.sharded_build import SetShard, build_shards, described_ruler
+from vlm.core.synth.long.units import fit
+from vlm.core.synth.long.vqa_document import VqaDocument
 from vlm.core.synth.long.vqa_set import VqaSet, read_vqa
 
 GOLDEN = 0.6180339887498949
@@ -116,17 +116,17 @@ class LongVqa:
         made_of = {key: [source.sha256, self.data.turns[key]] for key, source in sorted(self.data.sources.items())}
         return {"kind": "long-vqa", "options": asdict(self.options), **described_ruler(self.ruler), "made_of": made_of}
 
-    def shards(self, size: int) -> list[Shard]:
+    def shards(self, size: int) -> list[SetShard]:
         """Work in pieces of `size` records of one budget."""
         counts: dict[Split, int] = {"train": self.options.train, "val": self.options.val}
         return [
-            Shard(split, budget.name, start, min(start + size, count))
+            SetShard(split, budget.name, start, min(start + size, count))
             for split, count in counts.items()
             for budget in self.options.budgets
             for start in range(0, count, size)
         ]
 
-    def rows(self, shard: Shard) -> Iterator[tuple[dict[str, Any], list[Picture], Path]]:
+    def rows(self, shard: SetShard) -> Iterator[tuple[dict[str, Any], list[Picture], Path]]:
         """(line of each file, pictures, their folder) for each record of a shard."""
         upper = shard.name.rsplit("_", 1)[1]
         name = f"{shard.split}_long_vqa_{self.options.task}_{shard.name}.jsonl"
@@ -165,7 +165,7 @@ class LongVqa:
         order = random.Random(f"long-vqa/{options.seed}/{options.task}/{split}")  # each question once, then again
         key, turn = order.sample(questions, len(questions))[i % len(questions)]
         depth = (order.random() + i * GOLDEN) % 1  # even over any number of records
-        document = Document(self.ruler, self.data, key, turn, options.suffix, f"{options.task}-{name}/{i:05}")
+        document = VqaDocument(self.ruler, self.data, key, turn, options.suffix, f"{options.task}-{name}/{i:05}")
         keys = [k for k in self.data.keys(split) if k != key]
         pages = document.choose(rng, keys, tokens, paste=options.paste, repeat=options.repeat_images)
         document.arrange(rng, pages, depth)

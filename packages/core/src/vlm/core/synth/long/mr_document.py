@@ -5,10 +5,10 @@ from itertools import accumulate
 from typing import Any
 
 from vlm.core.synth.haystack import SHORTLY
-from vlm.core.synth.long.document import Unit
 from vlm.core.synth.long.needles import Hidden
 from vlm.core.synth.long.pictures import Picture
-from vlm.core.synth.long.ruler import Measured, Ruler
+from vlm.core.synth.long.record_cost import Measured, Ruler
+from vlm.core.synth.long.units import Unit
 
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 """What the MM-NIAH prompt appends to a question with options (the published evaluators)."""

@@ -11,16 +11,16 @@ from typing import Any
 
 from PIL import Image
 
-from vlm.core.synth.long.document import Unit
+from vlm.core.synth.long.haystack_pool import Pool
+from vlm.core.synth.long.materials import Material
 from vlm.core.synth.long.pictures import PASTED, Picture, load, needle, paste, places
-from vlm.core.synth.long.pool import Pool
-from vlm.core.synth.long.sources import Source
+from vlm.core.synth.long.units import Unit
 
 THINGS = ("lamp", "clock", "violin", "kettle", "ladder", "mirror", "basket", "drum", "compass", "lantern", "anchor")
 ROOMS = ("kitchen", "garden", "cellar", "attic", "stable", "library", "workshop", "chapel", "bakery", "tower")
 NAMES = ("Ada", "Bruno", "Clara", "Dario", "Elif", "Femi", "Greta", "Hugo", "Ines", "Jonas", "Kemal", "Lena")
 RELATIONS = (("older", "oldest"), ("taller", "tallest"), ("faster", "fastest"), ("stronger", "strongest"))
-GREY = (128, 128, 128)
+GRAY = (128, 128, 128)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _jigsaw(at: Setting) -> Hidden:
 
     def draw() -> Image.Image:
         picture = load(source.path).resize(size, box=window)
-        picture.paste(GREY, box)
+        picture.paste(GRAY, box)
         return picture
 
     side = int(448 * PASTED)
@@ -189,7 +189,7 @@ def _camera(at: Setting) -> Hidden:
     return Hidden(units, question, answer, [], ["to the left", "to the right"], None, exclude)
 
 
-def _window(source: Source, rng: random.Random, part: float) -> tuple[int, int, int, int]:
+def _window(source: Material, rng: random.Random, part: float) -> tuple[int, int, int, int]:
     """A random square window, its side `part` of the shorter side of the source."""
     side = int(min(source.size) * part)
     left, top = rng.randint(0, source.size[0] - side), rng.randint(0, source.size[1] - side)

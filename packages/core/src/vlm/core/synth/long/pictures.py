@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageStat
 
 from vlm.core.sample.media import load_image
-from vlm.core.synth.long.sources import Source
+from vlm.core.synth.long.materials import Material
 
 Box = tuple[int, int, int, int]
 LONGEST = 896
@@ -39,7 +39,7 @@ class Picture:
 
     name: str
     size: tuple[int, int]
-    sources: tuple[Source, ...]
+    sources: tuple[Material, ...]
     draw: Callable[[], Image.Image]
     boxes: tuple[Box, ...] = ()
     part: dict[str, Any] = field(default_factory=dict)
@@ -64,20 +64,20 @@ class Picture:
         temporary.replace(path)
 
 
-def whole(source: Source) -> Picture:
+def whole(source: Material) -> Picture:
     """A source as it is, at most LONGEST pixels."""
     scale = min(1.0, LONGEST / max(source.size))
     size = (round(source.size[0] * scale), round(source.size[1] * scale))
     return Picture(f"pool/{source.key}-0.jpg", size, (source,), lambda: load(source.path).resize(size))
 
 
-def original(source: Source) -> Picture:
+def original(source: Material) -> Picture:
     """The very file of a source."""
     name = f"{source.key}{source.path.suffix.lower()}"
     return Picture(name, source.size, (source,), lambda: load(source.path), copied=True)
 
 
-def view(source: Source, k: int, seed: int) -> Picture:
+def view(source: Material, k: int, seed: int) -> Picture:
     """The k-th window of a source, of random size, place and shape; a function of (seed, content, k)."""
     if k == 0:
         return whole(source)
@@ -95,7 +95,7 @@ def view(source: Source, k: int, seed: int) -> Picture:
     )
 
 
-def square(source: Source) -> Picture:
+def square(source: Material) -> Picture:
     """The middle square of a source, 448x448: what costs least."""
     side = min(source.size)
     left, top = (source.size[0] - side) // 2, (source.size[1] - side) // 2
@@ -105,7 +105,7 @@ def square(source: Source) -> Picture:
     )
 
 
-def needle(source: Source, rng: random.Random, name: str) -> Picture:
+def needle(source: Material, rng: random.Random, name: str) -> Picture:
     """The window of a source with most detail out of twelve, as a square of NEEDLE pixels."""
     picture = load(source.path)
     side = max(64, int(min(source.size) * rng.uniform(0.35, 0.5)))
@@ -147,7 +147,7 @@ def paste(base: Picture, needles: Sequence[tuple[Picture, Box]], name: str) -> P
     return Picture(name, base.size, sources, draw, boxes, base.part)
 
 
-def page(source: Source, k: int) -> Picture:
+def page(source: Material, k: int) -> Picture:
     """A page of the prose of a text, in a font that travels with matplotlib; a function of (content, k)."""
     rng = random.Random(f"page/{source.content}/{k}")
     size = rng.choice(((448, 448), (448, 672), (672, 448)))

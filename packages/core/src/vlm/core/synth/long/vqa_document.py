@@ -8,7 +8,7 @@ from typing import Any
 
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.synth.long.pictures import Picture, original, page_size, together
-from vlm.core.synth.long.ruler import Measured, Ruler
+from vlm.core.synth.long.record_cost import Measured, Ruler
 from vlm.core.synth.long.vqa_set import Turn, VqaSet
 from vlm.core.synth.sentences import SENTENCES
 
@@ -29,7 +29,7 @@ class Page:
 
 
 @dataclass
-class Document:
+class VqaDocument:
     """Built in this order: `choose` the pages, `arrange` them, `measure` with notes, then `record` and `parts`.
 
     `key` and `turn` are the picture asked about and its question with the answer; `name` begins the names of pages.

@@ -7,7 +7,7 @@ from pathlib import Path
 from vlm.core.errors import DataError
 from vlm.core.fetch.manifest import sha256_of
 from vlm.core.sample.records import iter_jsonl, read_record
-from vlm.core.synth.long.sources import Source, Split, license_of, pixels_hash, split_of
+from vlm.core.synth.long.materials import Material, Split, license_of, pixels_hash, split_of
 
 Turn = tuple[str, str]
 """(question, answer)."""
@@ -17,7 +17,7 @@ Turn = tuple[str, str]
 class VqaSet:
     """Pictures by content and the turns asked about each; `unused` counts records that were left out, by reason."""
 
-    sources: dict[str, Source]
+    sources: dict[str, Material]
     turns: dict[str, tuple[Turn, ...]]
     unused: dict[str, int]
 
@@ -30,7 +30,7 @@ class VqaSet:
         return [(key, turn) for key in self.keys(split) for turn in self.turns[key]]
 
 
-def read_vqa(files: Sequence[Path], *, root: Path | None, val_share: float, more: Sequence[Source] = ()) -> VqaSet:
+def read_vqa(files: Sequence[Path], *, root: Path | None, val_share: float, more: Sequence[Material] = ()) -> VqaSet:
     """The records with one image each of JSONL files in the published schema; every turn is a question of its own.
 
     Args:
@@ -40,7 +40,7 @@ def read_vqa(files: Sequence[Path], *, root: Path | None, val_share: float, more
     Raises:
         DataError: a malformed record, or none that can be used. MediaError: a picture cannot be decoded.
     """
-    sources: dict[str, Source] = {}
+    sources: dict[str, Material] = {}
     turns: dict[str, list[Turn]] = {}
     unused: dict[str, int] = {}
     known: dict[Path, str] = {}
@@ -55,7 +55,7 @@ def read_vqa(files: Sequence[Path], *, root: Path | None, val_share: float, more
             if path not in known:
                 known[path], size = pixels_hash(path)
                 split = split_of(known[path], val_share)
-                found = Source(str(path), path, sha256_of(path), license_of(path), split, known[path], size)
+                found = Material(str(path), path, sha256_of(path), license_of(path), split, known[path], size)
                 sources.setdefault(known[path], found)
             asked = turns.setdefault(known[path], [])
             talk = [m for m in sample.messages if m["role"] != "system"]

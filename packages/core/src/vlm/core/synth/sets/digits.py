@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image
 
 from vlm.core.errors import DataError
-from vlm.core.synth.jsonl import NUMBER_WORDS, vqa_record, write_jsonl
+from vlm.core.synth.vqa_records import NUMBER_WORDS, vqa_record, write_jsonl
 
 if TYPE_CHECKING:
-    from vlm.core.organize.organize import OrganizeOptions
+    from vlm.core.organize.organize_set import OrganizeOptions
 
 TRAIN = 1437
 """Training digits; the rest are test. In file order, so that nearly no writer is in both splits."""
@@ -20,7 +20,7 @@ SIDE = 64
 QUESTION = "Which digit is this?"
 
 
-def organize(sources: dict[str, Path], out: Path, options: "OrganizeOptions") -> None:
+def organize_digits(sources: dict[str, Path], out: Path, options: "OrganizeOptions") -> None:
     """Write images/0000.png … (dark ink on white, bicubic from 8x8), train.jsonl and test.jsonl."""
     with gzip.open(sources["scikit-learn"] / "digits.csv.gz", "rt") as f:
         table = np.loadtxt(f, delimiter=",")

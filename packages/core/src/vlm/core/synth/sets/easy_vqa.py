@@ -6,13 +6,13 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm.core.synth.jsonl import vqa_record, write_jsonl
+from vlm.core.synth.vqa_records import vqa_record, write_jsonl
 
 if TYPE_CHECKING:
-    from vlm.core.organize.organize import OrganizeOptions
+    from vlm.core.organize.organize_set import OrganizeOptions
 
 
-def organize(sources: dict[str, Path], out: Path, options: "OrganizeOptions") -> None:
+def organize_easy_vqa(sources: dict[str, Path], out: Path, options: "OrganizeOptions") -> None:
     """Write train.jsonl: all training questions exactly once, shuffled within a picture; and captions.jsonl: of those,
     the questions that say what the picture shows (shape and color), one record a picture.
 

@@ -7,10 +7,10 @@ from PIL import Image
 
 from vlm.core.config import Strict, load_yaml, parse
 from vlm.core.errors import DataError
-from vlm.core.synth.jsonl import vqa_record, write_jsonl
+from vlm.core.synth.vqa_records import vqa_record, write_jsonl
 
 if TYPE_CHECKING:
-    from vlm.core.organize.organize import OrganizeOptions
+    from vlm.core.organize.organize_set import OrganizeOptions
 
 LONGEST_SIDE = 512
 QUESTIONS = Path(__file__).with_name("photographs.yaml")
@@ -35,7 +35,7 @@ def load_photographs() -> dict[str, Photograph]:
     return parse(load_yaml(QUESTIONS), _Photographs, where=str(QUESTIONS)).photographs
 
 
-def organize(sources: dict[str, Path], out: Path, options: "OrganizeOptions") -> None:
+def organize_photographs(sources: dict[str, Path], out: Path, options: "OrganizeOptions") -> None:
     """Write images/<name>.jpg (longest side at most 512 px, on white where transparent) and train.jsonl."""
     (out / "images").mkdir()
     records = []

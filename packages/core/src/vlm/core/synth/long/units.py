@@ -28,7 +28,7 @@ class Unit:
     part: dict[str, Any] = field(default_factory=dict)
 
 
-def place(units: Sequence[Unit], hidden: Sequence[tuple[float, Unit]]) -> list[Unit]:
+def place_units(units: Sequence[Unit], hidden: Sequence[tuple[float, Unit]]) -> list[Unit]:
     """`units` with each hidden one in the last gap with less than its depth (0..1) of all tokens before it, those of
     the hidden ones counted too.
 

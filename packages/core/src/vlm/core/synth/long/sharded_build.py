@@ -23,9 +23,9 @@ from vlm.core.errors import DataError, VlmError
 from vlm.core.fetch.manifest import PARTIAL, damaged_files, files_below, install, read_manifest, sha256_of
 from vlm.core.fetch.transfer import disk_errors
 from vlm.core.home import locked, write_atomic, write_json
+from vlm.core.synth.long.materials import Split
 from vlm.core.synth.long.pictures import Picture
-from vlm.core.synth.long.ruler import Ruler
-from vlm.core.synth.long.sources import Split
+from vlm.core.synth.long.record_cost import Ruler
 
 CONSTRUCTION = 1
 """Version of how documents are made: a higher number builds existing sets anew."""
@@ -35,7 +35,7 @@ SHARD = 8
 
 
 @dataclass(frozen=True)
-class Shard:
+class SetShard:
     """Records `start` to `end` of one file of lines."""
 
     split: Split
@@ -49,7 +49,7 @@ class Shard:
         return f"{self.split}-{self.name}-{self.start:08}"
 
 
-class Job(Protocol):
+class ShardedBuild(Protocol):
     """What is to be built; picklable, and each shard a function of the job alone. `manifest`: name of its manifest."""
 
     @property
@@ -57,9 +57,9 @@ class Job(Protocol):
 
     def described(self) -> dict[str, Any]: ...
 
-    def shards(self, size: int) -> list[Shard]: ...
+    def shards(self, size: int) -> list[SetShard]: ...
 
-    def rows(self, shard: Shard) -> Iterator[tuple[dict[str, Any], list[Picture], Path]]: ...
+    def rows(self, shard: SetShard) -> Iterator[tuple[dict[str, Any], list[Picture], Path]]: ...
 
     def extras(self) -> dict[str, Any]: ...
 
@@ -77,7 +77,7 @@ def described_ruler(ruler: Ruler) -> dict[str, Any]:
     }
 
 
-def build_shards(folder: Path, job: Job, *, workers: int, purpose: str) -> str:
+def build_shards(folder: Path, job: ShardedBuild, *, workers: int, purpose: str) -> str:
     """Build every shard that is missing and install the set in `folder`; `present` when it is there, else `built`."""
     described = json.loads(json.dumps(job.described()))
     with disk_errors(folder):
@@ -102,7 +102,7 @@ def build_shards(folder: Path, job: Job, *, workers: int, purpose: str) -> str:
     return "built"
 
 
-def _run(job: Job, missing: list[Shard], work: Path, workers: int) -> None:
+def _run(job: ShardedBuild, missing: list[SetShard], work: Path, workers: int) -> None:
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         done = bar.track(_results(job, missing, work, workers), total=len(missing), description="shards")
@@ -110,7 +110,7 @@ def _run(job: Job, missing: list[Shard], work: Path, workers: int) -> None:
             pass
 
 
-def _results(job: Job, missing: list[Shard], work: Path, workers: int) -> Iterable[None]:
+def _results(job: ShardedBuild, missing: list[SetShard], work: Path, workers: int) -> Iterable[None]:
     if workers == 1 or len(missing) < 2:
         for shard in missing:
             _build(job, shard, work)
@@ -131,10 +131,10 @@ def _results(job: Job, missing: list[Shard], work: Path, workers: int) -> Iterab
             raise
 
 
-_job: tuple[Job, Path]
+_job: tuple[ShardedBuild, Path]
 
 
-def _start(job: Job, work: Path) -> None:
+def _start(job: ShardedBuild, work: Path) -> None:
     global _job  # of a worker process alone: the sources travel to it once, not with every shard
     _job = (job, work)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -147,11 +147,11 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(shard: Shard) -> None:
+def _work(shard: SetShard) -> None:
     _build(_job[0], shard, _job[1])
 
 
-def _build(job: Job, shard: Shard, work: Path) -> None:
+def _build(job: ShardedBuild, shard: SetShard, work: Path) -> None:
     """Write the pictures and lines of a shard, its marker last."""
     target = work / "shards" / shard.key
     shutil.rmtree(target, ignore_errors=True)
@@ -170,7 +170,7 @@ def _build(job: Job, shard: Shard, work: Path) -> None:
     write_json(target / "done.json", {"lines": sorted(lines), "files": files})
 
 
-def _missing(shards: list[Shard], work: Path, folder: Path) -> list[Shard]:
+def _missing(shards: list[SetShard], work: Path, folder: Path) -> list[SetShard]:
     """Shards to build; staged pictures that no finished shard vouches for are removed, whole or not."""
     markers = {shard: _marker(work, folder, shard) for shard in shards}
     kept = {work / "tree" / name for marker in markers.values() if marker for name in marker["files"]}
@@ -180,7 +180,7 @@ def _missing(shards: list[Shard], work: Path, folder: Path) -> list[Shard]:
     return [shard for shard, marker in markers.items() if marker is None]
 
 
-def _marker(work: Path, folder: Path, shard: Shard) -> dict[str, Any] | None:
+def _marker(work: Path, folder: Path, shard: SetShard) -> dict[str, Any] | None:
     """The marker of a finished shard whose files are all there: staged, or moved into place by a build killed late."""
     target = work / "shards" / shard.key
     try:
@@ -199,7 +199,7 @@ def _where(work: Path, folder: Path, name: str) -> Path:
     return staged if staged.is_file() else folder / name
 
 
-def _join(job: Job, shards: list[Shard], work: Path, folder: Path) -> list[tuple[Path, str]]:
+def _join(job: ShardedBuild, shards: list[SetShard], work: Path, folder: Path) -> list[tuple[Path, str]]:
     """Join the lines of the shards in their order; returns every file of the set as (where it is, its name)."""
     names: set[str] = set()
     joined = work / "joined"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from vlm.core.errors import ConfigError
 from vlm.core.sample.chat import Span, render, user_message
-from vlm.core.sample.encode import Encoder, ImageTokens
+from vlm.core.sample.encode import ImageTokenIds, SampleEncoder
 from vlm.core.sample.records import Message, text
 from vlm.core.sample.tiling import ImageRule
 from vlm.core.sample.tokenizer import Tokenizer, load_tokenizer
@@ -54,7 +54,7 @@ class Ruler:
             raise ConfigError(
                 f"the tokenizer in {self.tokenizer} lacks {', '.join(lacking)}", fix="name the model's own tokenizer"
             )
-        tokens = ImageTokens(ids[0], -1, ids[1])
+        tokens = ImageTokenIds(ids[0], -1, ids[1])
         return _Encoder(tokenizer, self.template, self.image_rule, self.tokens_per_tile, tokens, self.system)
 
     def __getstate__(self) -> dict[str, Any]:  # workers load the tokenizer themselves
@@ -81,7 +81,7 @@ class Ruler:
         return self._encoder.measured([user, {"role": "assistant", "content": [text(answer)]}], texts)
 
 
-class _Encoder(Encoder):
+class _Encoder(SampleEncoder):
     """An encoder that also tells where texts stand: they are marked as the supervised ones."""
 
     def measured(self, messages: list[Message], texts: Sequence[str]) -> Measured:

@@ -44,10 +44,10 @@ Organizer = Callable[[dict[str, Path], Path, OrganizeOptions], None]
 """`organiser(folder of each source, empty output folder, options)` writes the files of one set."""
 
 ORGANIZERS = {
-    "easy-vqa": "vlm.core.synth.sets.easy_vqa:organize",
-    "photographs": "vlm.core.synth.sets.photographs:organize",
-    "digits": "vlm.core.synth.sets.digits:organize",
-    "charts": "vlm.core.synth.sets.charts:organize",
+    "easy-vqa": "vlm.core.synth.sets.easy_vqa:organize_easy_vqa",
+    "photographs": "vlm.core.synth.sets.photographs:organize_photographs",
+    "digits": "vlm.core.synth.sets.digits:organize_digits",
+    "charts": "vlm.core.synth.sets.charts:organize_charts",
 }
 """Name of the set -> the function that makes it; all other sets are made by the steps of their entries."""
 

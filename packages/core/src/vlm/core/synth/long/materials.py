@@ -44,7 +44,7 @@ LISTED = re.compile(r"---|\.\. | : |::|>>>")
 
 
 @dataclass(frozen=True)
-class Source:
+class Material:
     """A file: `name` as a person would find it. `content` is a hash of what it shows or says, which decides the split;
     `size`: pixels, of images only."""
 
@@ -64,17 +64,17 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Sources:
+class Materials:
     """What was found, in the order of content hashes, and what was not used with the reason."""
 
-    images: tuple[Source, ...]
-    texts: tuple[Source, ...]
+    images: tuple[Material, ...]
+    texts: tuple[Material, ...]
     skipped: tuple[tuple[str, str], ...] = ()
 
-    def of(self, split: Split) -> "Sources":
+    def of(self, split: Split) -> "Materials":
         """Those of one split."""
         images, texts = (tuple(s for s in kind if s.split == split) for kind in (self.images, self.texts))
-        return Sources(images, texts)
+        return Materials(images, texts)
 
     def described(self) -> dict[str, object]:
         """For the manifest."""
@@ -93,7 +93,7 @@ class Sources:
         return {"sources": listed, "skipped": [{"file": name, "reason": reason} for name, reason in self.skipped]}
 
 
-def find_sources(images: Sequence[Path], texts: Sequence[Path], *, val_share: float) -> Sources:
+def find_sources(images: Sequence[Path], texts: Sequence[Path], *, val_share: float) -> Materials:
     """Images and prose below the named folders (or files); without any, those of installed packages.
 
     Raises:
@@ -104,10 +104,10 @@ def find_sources(images: Sequence[Path], texts: Sequence[Path], *, val_share: fl
     prose = _usable(_text, TEXTS, _files(texts, 1), val_share, skipped)
     if not prose:
         raise _nothing("text", texts, skipped)
-    return Sources(pictures.images, tuple(_without_repeats(prose)), (*pictures.skipped, *sorted(skipped)))
+    return Materials(pictures.images, tuple(_without_repeats(prose)), (*pictures.skipped, *sorted(skipped)))
 
 
-def _without_repeats(texts: Iterable[Source]) -> Iterator[Source]:
+def _without_repeats(texts: Iterable[Material]) -> Iterator[Material]:
     """Each paragraph once: documentation repeats itself, and so would the haystack."""
     seen: set[tuple[str, ...]] = set()
     for text in texts:
@@ -117,11 +117,11 @@ def _without_repeats(texts: Iterable[Source]) -> Iterator[Source]:
             yield replace(text, paragraphs=new)
 
 
-def find_images(folders: Sequence[Path], *, val_share: float, smallest: int = SMALLEST) -> Sources:
+def find_images(folders: Sequence[Path], *, val_share: float, smallest: int = SMALLEST) -> Materials:
     """The images alone, as `find_sources` finds them; `smallest`: pixels that the shorter side must have."""
     skipped: list[tuple[str, str]] = []
 
-    def read(path: Path, name: str, license: str | None, share: float) -> tuple[str, Source] | str:
+    def read(path: Path, name: str, license: str | None, share: float) -> tuple[str, Material] | str:
         found = _image(path, name, license, share)
         small = not isinstance(found, str) and min(found[1].size) < smallest
         return f"a side of less than {smallest} pixels" if small else found
@@ -129,7 +129,7 @@ def find_images(folders: Sequence[Path], *, val_share: float, smallest: int = SM
     pictures = _usable(read, SUFFIXES, _files(folders, 0), val_share, skipped)
     if not pictures:
         raise _nothing("images", folders, skipped)
-    return Sources(tuple(pictures), (), tuple(sorted(skipped)))
+    return Materials(tuple(pictures), (), tuple(sorted(skipped)))
 
 
 def _nothing(kind: str, folders: Sequence[Path], skipped: list[tuple[str, str]]) -> DataError:
@@ -185,7 +185,7 @@ Found = tuple[Path, str, str | None]
 """File, its name for people, license (None: look for it)."""
 
 
-Reader = Callable[[Path, str, str | None, float], tuple[str, Source] | str]
+Reader = Callable[[Path, str, str | None, float], tuple[str, Material] | str]
 """(content hash, source) of a file, or the reason why it is none."""
 
 
@@ -209,8 +209,8 @@ def _files(folders: Sequence[Path], kind: int) -> Iterator[Found]:
 
 def _usable(
     read: Reader, suffixes: set[str], files: Iterable[Found], val_share: float, skipped: list[tuple[str, str]]
-) -> list[Source]:
-    seen: dict[str, Source] = {}
+) -> list[Material]:
+    seen: dict[str, Material] = {}
     for path, name, license in files:
         if path.suffix.lower() not in suffixes or not path.is_file():
             continue
@@ -224,16 +224,16 @@ def _usable(
     return [seen[content] for content in sorted(seen)]
 
 
-def _image(path: Path, name: str, license: str | None, val_share: float) -> tuple[str, Source] | str:
+def _image(path: Path, name: str, license: str | None, val_share: float) -> tuple[str, Material] | str:
     try:
         content, size = pixels_hash(path)
     except MediaError as error:
         return error.found.replace(str(path), path.name)
     license = license or license_of(path)
-    return content, Source(name, path, sha256_of(path), license, split_of(content, val_share), content, size)
+    return content, Material(name, path, sha256_of(path), license, split_of(content, val_share), content, size)
 
 
-def _text(path: Path, name: str, license: str | None, val_share: float) -> tuple[str, Source] | str:
+def _text(path: Path, name: str, license: str | None, val_share: float) -> tuple[str, Material] | str:
     content = path.read_bytes()
     text = content.decode("utf-8", errors="replace")
     if path.suffix == ".py":
@@ -243,7 +243,7 @@ def _text(path: Path, name: str, license: str | None, val_share: float) -> tuple
         return "no prose"
     digest = hashlib.sha256(content).hexdigest()
     license = license or license_of(path)
-    return digest, Source(name, path, digest, license, split_of(digest, val_share), digest, paragraphs=paragraphs)
+    return digest, Material(name, path, digest, license, split_of(digest, val_share), digest, paragraphs=paragraphs)
 
 
 def _package_license(package: Distribution) -> str | None:

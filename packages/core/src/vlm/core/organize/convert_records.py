@@ -11,7 +11,7 @@ from typing import Any
 from vlm.core.errors import DataError, MediaError
 from vlm.core.fetch.step_schema import Records
 from vlm.core.home import dataset
-from vlm.core.ledger import Count, Loss, Outcome
+from vlm.core.ledger import Count, DroppedRecord, SetAccount
 from vlm.core.paths import is_inside
 from vlm.core.sample.measure import header
 from vlm.core.sample.media import load_image, load_video
@@ -23,11 +23,11 @@ BLOCK = 1024
 LONGEST = 1 << 26
 """Characters of an element of a JSON list, at most: where a list is malformed, the rest is not read into memory."""
 
-Checked = tuple[dict[str, Any] | None, Loss | None, bool]
+Checked = tuple[dict[str, Any] | None, DroppedRecord | None, bool]
 """(the record as it is to be written, what is wrong with it, whether a path was corrected)"""
 
 
-def convert_records(rule: Records, folder: Path, *, verify: bool) -> Outcome:
+def convert_records(rule: Records, folder: Path, *, verify: bool) -> SetAccount:
     """See layout.Records. `verify` decodes every picture and video, else headers and ends of files are read.
 
     Raises:
@@ -35,9 +35,9 @@ def convert_records(rule: Records, folder: Path, *, verify: bool) -> Outcome:
     """
     source = (dataset() if rule.beside else folder) / rule.source
     if not source.is_file():
-        return Outcome(missing=[f"{rule.to} (from dataset/{rule.source})" if rule.beside else rule.source])
+        return SetAccount(missing=[f"{rule.to} (from dataset/{rule.source})" if rule.beside else rule.source])
     target = folder / rule.to if rule.to else None
-    losses: list[Loss] = []
+    losses: list[DroppedRecord] = []
     seen = renamed = 0
     temporary = target.with_name(f".{target.name}.part") if target else Path(os.devnull)
     temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -54,10 +54,10 @@ def convert_records(rule: Records, folder: Path, *, verify: bool) -> Outcome:
                     f.write(json.dumps(record, ensure_ascii=False) + "\n")
     count = Count(seen, seen - len(losses), len(losses), renamed)
     if target is None:
-        return Outcome(losses=losses, counts={rule.source: count})
+        return SetAccount(losses=losses, counts={rule.source: count})
     temporary.replace(target)
     name = str(rule.to)
-    return Outcome(files={name: target.stat().st_size}, losses=losses, counts={name: count})
+    return SetAccount(files={name: target.stat().st_size}, losses=losses, counts={name: count})
 
 
 def iter_json_list(path: Path, *, chunk: int = 1 << 20) -> Iterator[tuple[str, Any]]:
@@ -119,7 +119,7 @@ def _check(row: tuple[str, Any], rule: Records, folder: Path, verify: bool) -> C
     where, record = row
     root = folder / rule.images
     if isinstance(record, ValueError):
-        return None, Loss(where, "read", f"not JSON: {record}"), False
+        return None, DroppedRecord(where, "read", f"not JSON: {record}"), False
     corrected = False
     if isinstance(record, dict):
         record = {"id": where.replace(":", "-"), **record}
@@ -130,7 +130,7 @@ def _check(row: tuple[str, Any], rule: Records, folder: Path, verify: bool) -> C
     try:
         media = read_record(record, root=root, where=where).media
     except DataError as error:
-        return None, Loss(where, "read", error.found.removeprefix(f"{where}: ")), False
+        return None, DroppedRecord(where, "read", error.found.removeprefix(f"{where}: ")), False
     for medium in media:
         name = os.path.relpath(medium["path"], root)
         try:
@@ -138,7 +138,7 @@ def _check(row: tuple[str, Any], rule: Records, folder: Path, verify: bool) -> C
                 raise MediaError(f"{name} leaves the folder of the pictures")
             _look(medium, verify)
         except MediaError as error:
-            return None, Loss(where, "media", error.found.replace(f"{root}/", "")), False
+            return None, DroppedRecord(where, "media", error.found.replace(f"{root}/", "")), False
     return record, None, corrected
 
 

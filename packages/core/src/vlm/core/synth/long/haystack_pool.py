@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from vlm.core.errors import DataError
-from vlm.core.synth.long.document import Unit
+from vlm.core.synth.long.materials import Material, Materials
 from vlm.core.synth.long.pictures import Picture, page, square, view
-from vlm.core.synth.long.ruler import Ruler
-from vlm.core.synth.long.sources import Source, Sources
+from vlm.core.synth.long.record_cost import Ruler
+from vlm.core.synth.long.units import Unit
 
 PAGES = 0.25
 """Part of the distractor pictures that are pages of prose."""
@@ -23,7 +23,7 @@ CANDIDATES = 40
 class Pool:
     """Sources of one split and what they cost one model. `seed` decides the windows that views show."""
 
-    sources: Sources
+    sources: Materials
     ruler: Ruler
     seed: int
     _costs: dict[str, int] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Pool:
 
         `exclude`: content hashes of sources that must not be shown.
         """
-        images: list[Source | None] = [source for source in self.sources.images if source.content not in exclude]
+        images: list[Material | None] = [source for source in self.sources.images if source.content not in exclude]
         shown = set()
         for k in count():
             for source in rng.sample(images, len(images)) or [None]:
@@ -70,7 +70,7 @@ class Pool:
                 break
         return chosen
 
-    def needle_sources(self, rng: random.Random, n: int, task: str) -> list[Source]:
+    def needle_sources(self, rng: random.Random, n: int, task: str) -> list[Material]:
         """`n` different image sources. Raises DataError when there are fewer."""
         if len(self.sources.images) < n:
             raise DataError(
@@ -100,7 +100,7 @@ class Pool:
                         return paragraphs
         return paragraphs
 
-    def _sentence(self, source: Source, paragraph: int, text: str) -> Unit:
+    def _sentence(self, source: Material, paragraph: int, text: str) -> Unit:
         if text not in self._costs:
             self._costs[text] = self.ruler.tokens(text)
         return Unit(text, self._costs[text], part={"source": source, "paragraph": paragraph})

@@ -9,36 +9,38 @@ from PIL import Image, UnidentifiedImageError
 
 from vlm.core.errors import ConfigError, DataError, MediaError
 from vlm.core.fetch.step_schema import Jpeg, MiddleFrame, Parquet
-from vlm.core.ledger import Loss, Outcome
+from vlm.core.ledger import DroppedRecord, SetAccount
 from vlm.core.sample.media import load_image, load_video
 
 QUALITY = 95
 """JPEG quality of converted pictures (alibaba/conv-llava docs/Data.md asks for .jpg; LLaVA's script uses 95)."""
 
 
-def to_jpegs(rule: Jpeg, folder: Path) -> Outcome:
+def to_jpegs(rule: Jpeg, folder: Path) -> SetAccount:
     """See layout.Jpeg. A JPEG that is newer than its original is left alone."""
-    outcome, made = Outcome(), set()
+    outcome, made = SetAccount(), set()
     place = folder / rule.folder
     if not place.is_dir():
-        return Outcome(missing=[rule.folder])
+        return SetAccount(missing=[rule.folder])
     for path in sorted(p for p in place.iterdir() if p.suffix.lower() in rule.suffixes):
         target = path.with_suffix(".jpg")
         name = str(path.relative_to(folder))
         if target in made:
-            outcome.losses.append(Loss(name, "convert", f"{target.name} is made from another file of that stem"))
+            outcome.losses.append(
+                DroppedRecord(name, "convert", f"{target.name} is made from another file of that stem")
+            )
             continue
         made.add(target)
         _make(outcome, folder, name, path, target, lambda path=path: _jpeg(load_image(path)))  # type: ignore[misc]
     return outcome
 
 
-def to_middle_frames(rule: MiddleFrame, folder: Path) -> Outcome:
+def to_middle_frames(rule: MiddleFrame, folder: Path) -> SetAccount:
     """See layout.MiddleFrame: the frame that the published models take for one segment."""
-    outcome = Outcome()
+    outcome = SetAccount()
     videos = sorted(folder.glob(rule.videos))
     if not videos:
-        return Outcome(missing=[rule.videos])
+        return SetAccount(missing=[rule.videos])
     for path in videos:
         target = folder / rule.into / f"{path.stem}.png"
         name = str(path.relative_to(folder))
@@ -46,12 +48,12 @@ def to_middle_frames(rule: MiddleFrame, folder: Path) -> Outcome:
     return outcome
 
 
-def to_pictures(rule: Parquet, folder: Path) -> Outcome:
+def to_pictures(rule: Parquet, folder: Path) -> SetAccount:
     """See layout.Parquet. The bytes stay as published."""
-    outcome = Outcome()
+    outcome = SetAccount()
     paths = sorted(folder.glob(rule.files))
     if not paths:
-        return Outcome(missing=[rule.files])
+        return SetAccount(missing=[rule.files])
     number = -1
     for path in paths:
         for row, data in enumerate(_column(path, rule.column)):
@@ -62,7 +64,7 @@ def to_pictures(rule: Parquet, folder: Path) -> Outcome:
                     image.load()
             except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
                 where = f"{path.relative_to(folder)}:{row}"
-                outcome.losses.append(Loss(where, "convert", f"no picture: {error}"))
+                outcome.losses.append(DroppedRecord(where, "convert", f"no picture: {error}"))
                 continue
             target = folder / rule.into / f"{number:08d}.{suffix}"
             if not (target.is_file() and target.stat().st_size == len(data)):
@@ -90,12 +92,12 @@ def _column(path: Path, column: str) -> Iterator[bytes]:
         raise DataError(f"{path}: cannot be read: {error}", fix="fetch the file again") from error
 
 
-def _make(outcome: Outcome, folder: Path, name: str, source: Path, target: Path, make: Callable[[], bytes]) -> None:
+def _make(outcome: SetAccount, folder: Path, name: str, source: Path, target: Path, make: Callable[[], bytes]) -> None:
     if not (target.is_file() and target.stat().st_mtime_ns >= source.stat().st_mtime_ns):
         try:
             data = make()
         except MediaError as error:
-            outcome.losses.append(Loss(name, "convert", error.found.replace(f"{folder}/", "")))
+            outcome.losses.append(DroppedRecord(name, "convert", error.found.replace(f"{folder}/", "")))
             return
         _write(target, data)
     outcome.files[str(target.relative_to(folder))] = target.stat().st_size
