@@ -69,9 +69,9 @@ format: setup
 bench: setup
 	for script in $(filter-out bench/harness.py,$(wildcard bench/*.py)); do python $$script || exit 1; done
 
-# the site, in site/; strict: a dead link or an undocumented public name fails (see mkdocs.yml)
+# the site, in site/; strict: a dead link or an undocumented public name fails (--quiet would hide the warnings from that)
 docs: setup
-	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 mkdocs build
 	@echo "built site/; to read it: python -m http.server --directory site"
 
 clean:

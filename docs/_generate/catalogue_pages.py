@@ -1,6 +1,8 @@
 """The catalogue: weights, data sets and benchmark files, with license, size and source."""
 
+from collections import Counter
 from typing import Any
+from urllib.parse import urlsplit
 
 from markdown_pieces import code, escape, table
 
@@ -28,7 +30,8 @@ def entry_row(entry: Entry) -> tuple[str, ...]:
     """Return one entry as a row of the table."""
     about = " ".join(escape(text.rstrip(".") + ".") for text in (entry.title, entry.notes) if text)
     terms = ": ".join(escape(text) for text in (entry.license, entry.terms) if text)
-    sources = "; ".join(dict.fromkeys(source_text(source.model_dump()) for source in entry.source))
+    found = Counter(source_text(source.model_dump()) for source in entry.source)
+    sources = "; ".join(f"{n} files: {text}" if n > 1 else text for text, n in found.items())
     return f"{code(entry.name)}<br>{code(entry.folder)}", about, terms, human_size(entry), sources
 
 
@@ -39,7 +42,7 @@ def source_text(source: dict[str, Any]) -> str:
             revision = source["revision"]
             return f"hub {code(source['repo'])}, " + (f"commit {code(revision[:12])}" if revision else "not pinned")
         case "url":
-            return code(source["url"])
+            return code(urlsplit(source["url"]).hostname or source["url"])
         case "package":
             return f"package {code(source['name'] + ' ' + source['version'])}"
         case "built":

@@ -42,15 +42,18 @@ def page(name: str, recipe: dict[str, Any]) -> str:
         table(("set", "records", "repeat", "tiles of an image", "file"), data),
     ]
     if recipe.get("differences"):
-        differences = [
-            [code(d["key"]), *(escape(cell(d[key])) for key in ("ours", "published", "why"))]
-            for d in recipe["differences"]
-        ]
-        text += [
-            "## Where it differs from what was published\n\n`--published` sets what a setting can express.\n",
-            table(("key", "ours", "published", "why"), differences),
-        ]
+        text.append("## Where it differs from what was published\n")
+        text += map(difference_text, recipe["differences"])
     return "\n".join(text)
+
+
+def difference_text(difference: dict[str, Any]) -> str:
+    """Return one disagreement with the published scripts as a section."""
+    lines = [f"### {code(difference['key'])}\n"]
+    lines += [f"- **{key}:** {escape(cell(difference[key]))}" for key in ("ours", "published", "why")]
+    if changes := difference.get("set"):
+        lines.append(f"- `--published` sets {literal(changes)}")
+    return "\n".join(lines) + "\n"
 
 
 def count(entry: dict[str, Any]) -> str:
