@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import DataError
+from vlm.core.home import read_json
 from vlm.core.sample.records import iter_jsonl
 from vlm.eval.benchmark import Benchmark
-from vlm.eval.loaders.common import CountTokens, Item, Items, get, inside, read_json, user
+from vlm.eval.loaders.common import FETCH, CountTokens, Item, Items, get, inside, user
 from vlm.eval.loaders.pictures import picture_file
 
 LETTERS = "ABCDE"
@@ -56,7 +57,7 @@ def load_seed(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens |
     """
     path, official = folder / benchmark.options["questions"], folder / benchmark.options["annotation"]
     types, items, known = benchmark.options["types"], Items(), {}
-    for row, entry in enumerate(get(read_json(official), "questions", list, str(official))):
+    for row, entry in enumerate(get(read_json(official, fix=FETCH), "questions", list, str(official))):
         at = f"{official}:{row}"
         known[str(get(entry, "question_id", (int, str), at))] = get(entry, "question_type_id", int, at), entry
     for line, record in iter_jsonl(path):

@@ -15,7 +15,6 @@ A loader is a function from a table and a folder to items:
     LOADERS = {"mine": load_mine}
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -23,11 +22,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from vlm.core.errors import DataError
+from vlm.core.home import read_json
 from vlm.core.sample.records import Message, image, split_placeholders, text
 from vlm.eval.benchmark import Benchmark
 
 CountTokens = Callable[[str], int]
 """function(text) -> number of tokens."""
+
+FETCH = "`vlm download` fetches the benchmark"
+"""The fix for files that are missing or damaged."""
 
 MARKER = "mini.json"
 """The file that marks a folder as a miniature and holds its counts."""
@@ -79,20 +82,6 @@ def get(record: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any
     if not isinstance(value, kind) or isinstance(value, bool):
         raise DataError(f"{where}: `{key}` is {value!r:.60}", expected=f"{kind}")
     return value
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        DataError: The file is missing or malformed.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"no such file: {path}", fix="`vlm download` fetches the benchmark") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON: {error}", fix="fetch the file again") from error
 
 
 def inside(folder: Path, name: str, where: str) -> Path:
@@ -162,8 +151,7 @@ class Items:
         ]
         if wrong:
             raise DataError(
-                f"short download: {folder} holds another number of items than {benchmark.title} has: "
-                + ", ".join(wrong),
+                f"short download: {folder} does not hold the items of {benchmark.title}: " + ", ".join(wrong),
                 expected=f"{'at least ' if at_least else ''}{sum(expected.values())} items, found {found.total()}",
                 fix=f"fetch it again, or put a {MARKER} beside the data if it is a miniature on purpose",
             )
@@ -173,7 +161,7 @@ class Items:
 def _expected(benchmark: Benchmark, folder: Path) -> tuple[dict[str, int], bool]:
     marker = folder / MARKER
     if marker.is_file():
-        content = read_json(marker)
+        content = read_json(marker, fix="make the miniature again in an empty folder")
         name = get(content, "benchmark", str, str(marker))
         get(content, "seed", int, str(marker))
         counts = get(content, "counts", dict, str(marker))

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from vlm.core.errors import DataError
+from vlm.core.home import read_json
 from vlm.core.sample.records import iter_jsonl
 from vlm.eval.benchmark import Benchmark
-from vlm.eval.loaders.common import CountTokens, Item, Items, get, inside, read_json, user
+from vlm.eval.loaders.common import FETCH, CountTokens, Item, Items, get, inside, user
 
 
 def load_mmvet(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
@@ -17,7 +18,7 @@ def load_mmvet(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens 
         DataError: Also for a question whose text or image differs between the two files.
     """
     path, official, items = folder / "llava-mm-vet.jsonl", folder / "mm-vet.json", Items()
-    answers = read_json(official)
+    answers = read_json(official, fix=FETCH)
     for line, record in iter_jsonl(path):
         where = f"{path}:{line}"
         number = f"v1_{get(record, 'question_id', (int, str), where)}".replace("v1_v1_", "v1_")
@@ -39,7 +40,7 @@ def load_mathvista(benchmark: Benchmark, folder: Path, *, count_tokens: CountTok
     Source: the published evaluators.
     """
     path, items = folder / "annot_testmini.json", Items()
-    content = read_json(path)
+    content = read_json(path, fix=FETCH)
     if not isinstance(content, dict):
         raise DataError(f"{path}: not an object", expected="pid -> question")
     for pid, record in content.items():

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import DataError
+from vlm.core.home import read_json
 from vlm.eval.benchmark import Benchmark
-from vlm.eval.loaders.common import CountTokens, Item, Items, approximate_tokens, get, inside, read_json, user
+from vlm.eval.loaders.common import FETCH, CountTokens, Item, Items, approximate_tokens, get, inside, user
 
 CHOICES = "\nChoice list: \n"
 LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -90,7 +91,7 @@ def load_milebench(benchmark: Benchmark, folder: Path, *, count_tokens: CountTok
     count = count_tokens or approximate_tokens
     for name in [name for sets in options["tasks"].values() for name in sets]:
         path = folder / name / f"{name}.json"
-        content = read_json(path)
+        content = read_json(path, fix=FETCH)
         about = get(content, "meta_data", dict, str(path))
         instructions, kind = (
             get(about, "task_instruction", list, str(path)),

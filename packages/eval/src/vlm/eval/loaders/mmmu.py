@@ -7,10 +7,11 @@ from string import ascii_uppercase
 from typing import Any
 
 from vlm.core.errors import DataError
+from vlm.core.home import read_json
 from vlm.core.sample.records import Message
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.choice import choice_question
-from vlm.eval.loaders.common import CountTokens, Item, Items, get, read_json, user
+from vlm.eval.loaders.common import FETCH, CountTokens, Item, Items, get, user
 from vlm.eval.loaders.parquet import read_parquet
 from vlm.eval.loaders.pictures import picture_file
 
@@ -27,7 +28,7 @@ def load_mmmu(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens |
     """
     items, split, scored = Items(), benchmark.options["split"], not benchmark.server_scored
     official = folder / benchmark.options["answers"]
-    answers = read_json(official) if scored else {}
+    answers = read_json(official, fix=FETCH) if scored else {}
     for subject in benchmark.counts.groups if benchmark.counts else []:
         for path in sorted((folder / subject).glob(f"{split}-*.parquet")):
             for where, record in read_parquet(path, COLUMNS):

@@ -7,7 +7,7 @@ from pathlib import Path
 from vlm.core.errors import DataError
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.choice import choice_question
-from vlm.eval.loaders.common import CountTokens, Item, Items, inside, user
+from vlm.eval.loaders.common import FETCH, CountTokens, Item, Items, inside, user
 
 
 def load_mme(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
@@ -72,7 +72,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise DataError(f"no such file: {path}", fix="`vlm download` fetches the benchmark") from error
+        raise DataError(f"no such file: {path}", fix=FETCH) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8: {error}", fix="fetch the file again") from error
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from vlm.core.errors import DataError
 from vlm.eval.benchmark import Benchmark
-from vlm.eval.loaders.common import CountTokens, Item, Items, get, user
+from vlm.eval.loaders.common import FETCH, CountTokens, Item, Items, get, user
 from vlm.eval.loaders.pictures import picture_file
 
 
@@ -18,7 +18,7 @@ def parquet_rows(folder: Path, pattern: str, columns: Sequence[str]) -> Iterator
     """
     paths = sorted(folder.glob(pattern))
     if not paths:
-        raise DataError(f"no file {folder / pattern}", fix="`vlm download` fetches the benchmark")
+        raise DataError(f"no file {folder / pattern}", fix=FETCH)
     for path in paths:
         yield from read_parquet(path, columns)
 

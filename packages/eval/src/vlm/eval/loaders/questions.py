@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from vlm.core.errors import DataError
+from vlm.core.home import read_json
 from vlm.core.sample.records import iter_jsonl
 from vlm.eval.benchmark import Benchmark
-from vlm.eval.loaders.common import CountTokens, Item, Items, get, inside, read_json, user
+from vlm.eval.loaders.common import FETCH, CountTokens, Item, Items, get, inside, user
 
 SHAPES = {"circle", "rectangle", "triangle"}
 
@@ -19,7 +20,7 @@ def load_easyvqa(benchmark: Benchmark, folder: Path, *, count_tokens: CountToken
     if not answers_file.is_file():
         raise DataError(f"no such file: {answers_file}", fix="`vlm download easyVQA` fetches the benchmark")
     answers = set(answers_file.read_text(encoding="utf-8").split())
-    for row, record in enumerate(read_json(path)):
+    for row, record in enumerate(read_json(path, fix=FETCH)):
         where = f"{path}:{row}"
         if not (isinstance(record, list) and len(record) == 3 and isinstance(record[0], str)):
             raise DataError(f"{where}: {record!r:.80}", expected="[question, answer, image id]")

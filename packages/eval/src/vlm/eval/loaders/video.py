@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import DataError
+from vlm.core.home import read_json
 from vlm.core.sample.media import FOLDER_FPS, IMAGE_SUFFIXES, frame_indices
 from vlm.core.sample.records import Message, text, video
 from vlm.eval.benchmark import Benchmark
-from vlm.eval.loaders.common import CountTokens, Item, Items, get, inside, read_json, user
+from vlm.eval.loaders.common import FETCH, CountTokens, Item, Items, get, inside, user
 from vlm.eval.loaders.parquet import parquet_rows
 from vlm.eval.measures.text import Compat
 
@@ -73,7 +74,7 @@ def load_mvbench(benchmark: Benchmark, folder: Path, *, count_tokens: CountToken
     items, segments = Items(), benchmark.options["segments"]
     for task, about in benchmark.options["tasks"].items():
         path = folder / "json" / f"{task.lower().replace(' ', '_').replace('-', '_')}.json"
-        for row, record in enumerate(read_json(path)):
+        for row, record in enumerate(read_json(path, fix=FETCH)):
             where = f"{path}:{row}"
             file = inside(folder / "video" / about["videos"], get(record, "video", str, where), where)
             clip = _clip(record, where) if about["bound"] else None

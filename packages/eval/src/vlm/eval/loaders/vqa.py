@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import DataError
+from vlm.core.home import read_json
 from vlm.core.sample.records import iter_jsonl
 from vlm.eval.benchmark import Benchmark
-from vlm.eval.loaders.common import CountTokens, Item, Items, get, inside, read_json, user
+from vlm.eval.loaders.common import FETCH, CountTokens, Item, Items, get, inside, user
 
 Reference = tuple[Any, Any, dict[str, Any]]
 """Question id, answer(s), and what the aggregate uses."""
@@ -52,7 +53,7 @@ def references(benchmark: Benchmark, folder: Path) -> dict[str, Reference] | Non
         return None
     path = folder / benchmark.options["annotation"]["file"]
     found: dict[str, Reference] = {}
-    for reference in FORMATS[benchmark.options["annotation"]["format"]](read_json(path), str(path)):
+    for reference in FORMATS[benchmark.options["annotation"]["format"]](read_json(path, fix=FETCH), str(path)):
         if str(reference[0]) in found:
             raise DataError(f"{path}: question id {reference[0]!r} occurs twice", expected="one entry per question")
         found[str(reference[0])] = reference

@@ -6,14 +6,12 @@ A miniature is a function of (benchmark, seed, n). One module per family of form
 defines `MINIATURES` (name of a benchmark -> function) needs no other edit.
 """
 
-import json
-import os
 import random
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from vlm.core.errors import DataError, UnknownName
+from vlm.core.home import new_folder, read_json, write_json
 from vlm.eval.benchmark import Benchmark, load_benchmark
 from vlm.eval.loaders.common import MARKER
 from vlm.eval.registry import collect
@@ -49,27 +47,16 @@ def make_mini(name: str, folder: Path, seed: int = 0, n: int | None = None) -> P
     marker = folder / MARKER
     about = {"benchmark": benchmark.name, "seed": seed, "n": n}
     if marker.is_file():
-        found = json.loads(marker.read_text(encoding="utf-8"))
+        found = read_json(marker, fix=f"remove {folder}, then rerun the same command")
         if {key: found.get(key) for key in about} == about:
             return folder
-        shutil.rmtree(folder)
     elif folder.exists() and any(folder.iterdir()):
         raise DataError(
             f"{folder} holds files that are no miniature",
             expected="an empty or missing folder",
             fix="choose another one",
         )
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        rng = random.Random(f"{benchmark.name}/{seed}")
-        counts = MINIATURES[family](benchmark, temporary, rng, n)
-        content = json.dumps(about | {"counts": counts}, indent=1, sort_keys=True)
-        (temporary / MARKER).write_text(content + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(folder) as temporary:
+        counts = MINIATURES[family](benchmark, temporary, random.Random(f"{benchmark.name}/{seed}"), n)
+        write_json(temporary / MARKER, about | {"counts": counts})
     return folder
