@@ -164,7 +164,7 @@ class Child:
 def fork_server():
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["deepspeed", "vlm.train.run.loop", "vlm.train.plan.plan", "vlm.cli.main"])
+    context.set_forkserver_preload(["deepspeed", "vlm.train.run.loop", "vlm.train.plan.run_plan", "vlm.cli.main"])
     return context
 
 

@@ -66,5 +66,5 @@ def test_a_disk_that_is_really_full_is_named_and_the_last_checkpoint_stays(small
     assert child.wait(120) == 1, child.said
     assert "error: cannot write" in child.said and "make room" in child.said and "Traceback" not in child.said
     kept = checkpoint.complete(small_disk / "train/tiny/checkpoints")
-    assert [p.name for p in kept] == ["step-00000002"] and checkpoint.fault(kept[0]) is None
+    assert [p.name for p in kept] == ["step-00000002"] and checkpoint.damage(kept[0]) is None
     assert not list(kept[0].parent.glob(".*tmp"))

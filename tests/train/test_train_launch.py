@@ -123,7 +123,7 @@ def test_vlm_train_with_two_processes_equals_one_and_ctrl_c_goes_on(home, recipe
     wait_for_metrics(out, first)
     first.send_signal(signal.SIGINT)
     said = first.communicate()[1]
-    assert first.returncode == 130 and "same command goes on" in said and "Traceback" not in said
+    assert first.returncode == 130 and "rerun the same command" in said and "Traceback" not in said
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0 and again.stdout.strip() == str(out / "model"), again.stderr
     train(recipe("steps=60", "save_every=1000"), tmp_path / "one", quiet=True)
@@ -160,6 +160,12 @@ def test_a_sound_launch_becomes_vlm_train_with_the_same_options(vlm_launch, reci
     (words,) = started
     assert words == ["vlm", "train", "--recipe", str(recipe_file), "--set", "seed=1", "--quiet", "--processes", "2"]
     assert result.stderr.strip().endswith(" ".join(words))
+
+
+def test_a_launch_into_a_folder_hands_the_folder_on(vlm_launch):
+    result, started = vlm_launch("--run", "runs/mine", "--set", "seed=1", "--set", "steps=2", "--allow-change")
+    assert result.exit_code == 0, result.output
+    assert started[0][4:] == ["--run", "runs/mine", "--set", "seed=1", "--set", "steps=2", "--allow-change"]
 
 
 @pytest.mark.parametrize("more", [[], ["--print"], ["--launcher", "srun"]], ids=["", "--print", "srun"])

@@ -1,4 +1,4 @@
-"""What is told of a step: MFU against a peak, boards, spikes."""
+"""Numbers of a step: MFU against a peak, boards, spikes."""
 
 import json
 
@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from vlm.core.errors import HardwareError, UnknownName
+from vlm.train.plan.run_plan import RunPlan
 from vlm.train.run import boards as module
 from vlm.train.run.boards import START, WINDOW, Boards, is_spike
-from vlm.train.run.meter import Meter
-from vlm.train.run.stream import Row
+from vlm.train.run.speed import SpeedMeter
+from vlm.train.run.stream import PackedRow
 
 
 def test_a_spike_is_far_above_the_start_and_the_present():
@@ -49,12 +50,12 @@ def row(lengths, tiles, labels):
     targets[:labels] = 1
     pixels = np.zeros((tiles, 56, 56, 3), np.uint8) if tiles else None
     borders = np.cumsum([0, *lengths]).astype(np.int32)
-    return Row(np.zeros(n, int), targets, np.ones(n), np.arange(n), borders, pixels, ["a"])
+    return PackedRow(np.zeros(n, int), targets, np.ones(n), np.arange(n), borders, pixels, ["a"])
 
 
-def test_mfu_counts_documents_labels_and_tiles(recipe, model, monkeypatch):
-    monkeypatch.setattr("vlm.train.run.meter.peak_here", lambda precision: 1e9)
-    meter = Meter(model.spec, recipe(), 2)
+def test_mfu_counts_documents_labels_and_tiles(recipe, monkeypatch):
+    monkeypatch.setattr("vlm.train.run.speed.peak_here", lambda precision: 1e9)
+    meter = SpeedMeter(RunPlan.resolve(recipe()), 2)
 
     def mfu(*rows, seconds=1.0):
         return meter.line(rows, seconds, 0.5)["mfu"]

@@ -10,6 +10,7 @@ from vlm.cli.commands import train as train_command
 from vlm.core.errors import ConfigError, UnknownName
 from vlm.core.fetch.catalogue import load_catalogue
 from vlm.models.specs import load_preset
+from vlm.train.plan.run_plan import RunPlan
 from vlm.train.recipe.recipe import load_recipe, recipe_names, training_spec
 
 CONV = [f"convllava-stage{stage}{side}" for stage in (1, 2, 3) for side in ("", "-1024", "-1536")]
@@ -224,19 +225,15 @@ def test_all_faults_come_at_once_before_anything_is_loaded(empty_home):
 
 
 def test_fewer_samples_than_groups_is_a_fault(recipe):
-    from vlm.train.plan.preflight import arithmetic_faults
-
-    (fault,) = arithmetic_faults(recipe("batch.samples=3"), 4)
+    (fault,) = RunPlan.resolve(recipe("batch.samples=3"), 4).faults
     assert "batch.samples 3 for 4" in fault["found"] and "batch.samples=4" in fault["fix"]
-    assert arithmetic_faults(recipe("batch.samples=3", "sequence_parallel.size=2"), 4) == []
+    assert RunPlan.resolve(recipe("batch.samples=3", "sequence_parallel.size=2"), 4).faults == []
 
 
 def test_heads_that_do_not_divide_are_a_fault_of_ulysses_alone(recipe):
-    from vlm.train.plan.preflight import arithmetic_faults
-
     changes = ("sequence_parallel.size=3", "batch.samples=3")
-    assert arithmetic_faults(recipe(*changes), 3) == []
-    (fault,) = arithmetic_faults(recipe(*changes, "sequence_parallel.kind=ulysses"), 3)
+    assert RunPlan.resolve(recipe(*changes), 3).faults == []
+    (fault,) = RunPlan.resolve(recipe(*changes, "sequence_parallel.kind=ulysses"), 3).faults
     assert "attention heads" in fault["found"] and "ring" in fault["fix"]
 
 

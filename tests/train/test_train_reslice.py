@@ -104,7 +104,7 @@ def test_it_is_said_aloud(trained, recipe, capfd):
     out = trained(2, "run", "steps=3", "save_every=2", "zero.stage=2")
     rewind(out, 2)
     train(recipe("steps=3", "save_every=2", "zero.stage=2"), out, quiet=True)
-    assert "step-00000002 was written by 2 processes: its slices are cut anew for 1" in capfd.readouterr().err
+    assert "step-00000002 was saved by 2 processes: its slices are repartitioned for 1" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("stage,other", [(2, 3), pytest.param(3, 1, marks=pytest.mark.slow)])

@@ -142,7 +142,7 @@ def test_ctrl_c_saves_and_exits_with_130(start, undisturbed, curve):
     child, out = start("--set", "save_every=100")
     child.until(lambda: lines(out) >= 2)
     os.kill(child.pid, signal.SIGINT)
-    assert child.wait() == 130 and "same command goes on" in child.said and "Traceback" not in child.said
+    assert child.wait() == 130 and "rerun the same command" in child.said and "Traceback" not in child.said
     assert saved(out) == [checkpoint.name(lines(out))] and lines(out) < 12
     go_on(start, out, undisturbed, curve)
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from vlm.models.checkpoint.load import initialized, load_model, save_model
 from vlm.models.specs import load_preset
-from vlm.train.plan.fit import estimate
 from vlm.train.plan.machines import get_machine
+from vlm.train.plan.run_plan import RunPlan
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
 PUBLISHED = [GOLDEN / "internvl2-v2pe-tiny", GOLDEN / "convllava-tiny"]
@@ -90,9 +90,9 @@ def test_a_start_checkpoint_without_a_tensor_ends_all_ranks_with_the_same_words(
     assert not (tmp_path / "torn/train/tiny/model").exists()
 
 
-def test_the_plan_warns_of_whole_weights_only_where_they_are_loaded_whole(recipe):
+def test_the_plan_warns_of_whole_weights_only_where_they_are_loaded_whole(recipe, monkeypatch):
     small = get_machine("h100").model_copy(update={"memory_gb": 1e-4})
-    spec = load_preset("tiny-internvl2")
+    monkeypatch.setattr("vlm.train.plan.run_plan.get_machine", lambda name: small)
     for stage, notes in ((2, 1), (3, 0)):
-        found = estimate(recipe(f"zero.stage={stage}"), spec, small, "h100", nodes=1, gpus_per_node=2, steps=1)
+        found = RunPlan.resolve(recipe(f"zero.stage={stage}"), 2, "h100").estimate
         assert len(found.notes) == notes, stage

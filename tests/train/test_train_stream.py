@@ -11,7 +11,7 @@ from vlm.core.sample.index import Shuffle
 from vlm.core.sample.packing import pack_greedy
 from vlm.core.sample.positions import STRIDES
 from vlm.train.run import stream as data
-from vlm.train.run.stream import Row, Stream, deal
+from vlm.train.run.stream import PackedRow, Stream, deal
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_rows_are_dealt_once_and_evenly(world, lengths):
 
 def row_of(n, id):
     zeros = np.zeros(n, np.int64)
-    return Row(zeros, zeros, zeros, zeros, np.array([0, n]), None, [id])
+    return PackedRow(zeros, zeros, zeros, zeros, np.array([0, n]), None, [id])
 
 
 def test_a_sample_with_more_tiles_than_a_row_may_hold_is_dropped_by_name(stream):

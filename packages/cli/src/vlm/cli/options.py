@@ -105,6 +105,34 @@ class EntryChoice:
 
 
 @dataclass(frozen=True)
+class TrainOptions:
+    """Which stage to train and how to treat what is there: the options that `vlm launch` passes on to `vlm train`."""
+
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Name of a shipped recipe, or a YAML file.")]
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of the run; stages go to RUN/train/RECIPE. Default: runs/<first word>.")
+    ] = None
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: optimizer.lr=1e-4.")] = None
+    published: Annotated[
+        bool, typer.Option("--published", help="Do as the published scripts did wherever the recipe differs.")
+    ] = False
+    force: Annotated[bool, typer.Option(help="Start although the hardware is less than published.")] = False
+    allow_change: Annotated[bool, typer.Option(help="Continue a run although its recipe changed.")] = False
+    quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False
+
+    def chosen(self) -> list[str]:
+        """Return the options that choose a run, as they are typed."""
+        words = ["--recipe", self.recipe, *(["--run", str(self.run)] if self.run else [])]
+        words += [word for override in self.set_ or () for word in ("--set", override)]
+        return words + ["--published"] * self.published
+
+    def words(self) -> list[str]:
+        """Return all options, as they are typed."""
+        flags = {"--force": self.force, "--allow-change": self.allow_change, "--quiet": self.quiet}
+        return [*self.chosen(), *(flag for flag, given in flags.items() if given)]
+
+
+@dataclass(frozen=True)
 class LongSetOptions:
     """What every builder of long-context sets takes: the target, the model that counts, sizes and sources."""
 

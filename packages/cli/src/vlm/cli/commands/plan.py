@@ -31,8 +31,9 @@ def plan(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: batch.samples=64.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """Parameters (exact), bytes of a GPU, FLOPs, transfers, hours, and what this machine lacks. Exit code 7 and the
-    smallest change that helps where it does not fit; missing weights and data are listed, and do not count.
+    """Predict parameters (exact), bytes of a GPU, FLOPs, transfers and hours, and list what this machine lacks.
+
+    Exit code 7 and the smallest change that helps where it does not fit; missing weights and data are only listed.
 
     Example: vlm plan v2pe-32k --machine h100 --nodes 4 --gpus-per-node 8
     """
@@ -51,32 +52,25 @@ def plan(
         return
     if recipe is None:
         raise ConfigError("no recipe", expected="its name, or --against-published", fix="`vlm list recipes` names them")
-    from vlm.train.plan.fit import refuse_misfit
-    from vlm.train.plan.plan import estimate_on, make_plan
+    from vlm.train.plan.fit import misfit
+    from vlm.train.plan.run_plan import RunPlan
     from vlm.train.recipe.recipe import load_recipe
 
-    resolved = load_recipe(recipe, overrides=tuple(set_ or ()), published=published)
-    default = resolved.hardware.gpus if resolved.hardware else 1
-    total = processes or (nodes * gpus_per_node if nodes else default)
-    per_node = min(gpus_per_node, total)
-    if total % per_node:
-        raise ConfigError(f"{total} processes on nodes of {per_node}", expected="whole nodes", fix="--gpus-per-node N")
-    name = machine or ("a100-80" if resolved.hardware else "cpu")
-    result = make_plan(resolved, processes=total)
-    found = estimate_on(
-        resolved,
-        name,
-        nodes=total // per_node,
-        gpus_per_node=per_node,
-        steps=result.steps,
+    found = RunPlan.resolve(
+        load_recipe(recipe, overrides=tuple(set_ or ()), published=published),
+        processes,
+        machine,
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
         tokens_per_sample=tokens_per_sample,
     )
     if as_json:
-        typer.echo(json.dumps({**result.as_dict(), "estimate": found.as_dict()}, indent=1))
+        typer.echo(json.dumps({**found.as_dict(), "estimate": found.estimate.as_dict()}, indent=1))
     else:
         from vlm.cli.show.estimate import show_estimate
         from vlm.cli.show.plan import show_plan
 
-        show_plan(resolved, result)
-        show_estimate(found)
-    refuse_misfit(resolved.name, found)
+        show_plan(found)
+        show_estimate(found.estimate)
+    if error := misfit(found.recipe.name, found.estimate):
+        raise error

@@ -1,16 +1,18 @@
-"""Tables of `vlm plan` on the terminal."""
+"""Tables of costs on the terminal: an estimate, and predicted against published hours."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
     from vlm.train.plan.fit import Estimate
+    from vlm.train.plan.published import ComparedHours
 
 
 def show_estimate(found: "Estimate") -> None:
-    """Bytes, FLOPs, transfers and hours of a recipe on a machine."""
+    """Show bytes, FLOPs, transfers and hours of a recipe on a machine."""
     table = Table(title=f"{found.gpus} x {found.machine}", title_justify="left", show_header=False)
     table.add_row("parallel", found.parallel)
     parts = " + ".join(f"{name} {value:.2f}" for name, value in found.gb.items() if value)
@@ -32,8 +34,8 @@ def show_estimate(found: "Estimate") -> None:
     Console(stderr=True).print(table)
 
 
-def show_published(points: list[dict[str, Any]]) -> None:
-    """Predicted against published hours."""
+def show_published(points: "Iterable[ComparedHours]") -> None:
+    """Show predicted against published hours."""
     table = Table(title="hours, predicted and published (nothing tuned)", title_justify="left")
     for column in ("recipe", "machine", "tokens a sample", "predicted", "published", "ratio"):
         table.add_column(column)

@@ -1,22 +1,21 @@
-"""Tables on the terminal."""
+"""Tables of a resolved run on the terminal."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from vlm.train.plan.plan import Plan
-    from vlm.train.recipe.recipe import Recipe
+    from vlm.train.plan.run_plan import RunPlan
 
 console = Console(stderr=True)
 
 
-def show_plan(recipe: "Recipe", plan: "Plan", to: Console = console) -> None:
-    """A recipe resolved and planned: parameters, states, steps, disagreements, what is lacking."""
-    from vlm.train.plan.preflight import by_fix
+def show_plan(plan: "RunPlan", to: Console = console) -> None:
+    """Show a recipe resolved and planned: parameters, states, steps, differences, and what is missing here."""
+    from vlm.train.plan.faults import by_fix
 
-    optimizer = recipe.optimizer
+    recipe, optimizer = plan.recipe, plan.recipe.optimizer
     table = Table(title=f"{recipe.name}: {recipe.title}", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
@@ -38,35 +37,34 @@ def show_plan(recipe: "Recipe", plan: "Plan", to: Console = console) -> None:
     table.add_row(
         "states",
         f"{states} a process (weights + gradients + AdamW; "
-        f"ZeRO-{plan.zero_stage}, {plan.processes} processes, {recipe.precision})",
+        f"ZeRO-{recipe.zero_stage}, {plan.processes} processes, {recipe.precision})",
     )
     for d in recipe.differences:
         table.add_row("differs", f"{d.key}: ours {d.ours}, published {d.published}. {d.why}")
-    for what, fix, found in by_fix(plan.lacking):
-        table.add_row(f"[yellow]lacks {what}", "\n".join([*found, f"[bold]{fix}"]))
+    for what, fix, found in by_fix(plan.missing):
+        table.add_row(f"[yellow]missing {what}", "\n".join([*found, f"[bold]{fix}"]))
     to.print(table)
 
 
-def show_dry_run(facts: dict[str, Any]) -> None:
-    """What `vlm train --dry-run` found, on standard output: the recipe, its mixture, and the lines that start it."""
+def show_dry_run(plan: "RunPlan", lines: list[str]) -> None:
+    """Show on standard output what `vlm train --dry-run` adds: the recipe, its mixture, and the lines that start it."""
     import yaml
 
-    out = Console()
+    out, recipe = Console(), plan.recipe
     apart = ("data", "sources", "differences")  # they have tables of their own
-    resolved = {key: value for key, value in facts["recipe"].items() if key not in apart}
+    resolved = {key: value for key, value in recipe.model_dump(mode="json").items() if key not in apart}
     out.print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), markup=False, highlight=False)
     table = Table(title="data mixture", title_justify="left")
     for column in ("set", "records", "repeat", "samples an epoch", "share"):
         table.add_column(column, justify="left" if column == "set" else "right")
-    for row in facts["mixture"]:
-        numbers = [f"{row[key]:,}" if row[key] is not None else "not here yet" for key in ("records", "samples")]
+    for row in plan.mixture:
+        records, samples = (f"{n:,}" if n is not None else "not here yet" for n in (row["records"], row["samples"]))
         share = "" if row["share"] is None else f"{row['share']:.1%}"
-        table.add_row(row["name"], numbers[0], f"{row['repeat']:g}", numbers[1], share)
+        table.add_row(row["name"], records, f"{row['repeat']:g}", samples, share)
     out.print(table)
-    step = facts["step"]
-    rows = f"{step['samples']} samples, at most {step['tokens']:,} tokens"
-    each = f"up to {step['samples_a_group']} for each of {step['groups']} groups of {step['group_size']} GPUs"
-    steps = f"{step['steps']:,} steps" if step["steps"] else "steps unknown until the data is here"
+    rows = f"{recipe.batch.samples} samples, at most {plan.tokens_per_step:,} tokens"
+    each = f"up to {plan.samples_per_group} for each of {plan.groups} groups of {recipe.sequence_parallel.size} GPUs"
+    steps = f"{plan.steps:,} steps" if plan.steps else "steps unknown until the data is here"
     out.print(f"a step: {rows}; {each}; {steps}", highlight=False, soft_wrap=True)
-    for line in facts["launch"]:
+    for line in lines:
         out.print(f"[bold]{line}[/bold]", highlight=False, soft_wrap=True)

@@ -1,6 +1,8 @@
-"""Several ranks of one command on this machine, without torch in the parent (Slurm starts its own by `srun`).
+"""Start several ranks of one command on this machine, without torch in the parent; and the lines of other launchers.
 
-Not torchrun: it takes `--run` for an abbreviation of its own flag, and puts its exit code and traceback before ours.
+>>> launch(["vlm", "train", "--recipe", "quickstart-v2pe-sft"], processes=2)                # doctest: +SKIP
+
+It is not torchrun, which reads `--run` as an abbreviation of its own option and prints its traceback before ours.
 """
 
 import ctypes
@@ -19,23 +21,32 @@ from typing import Any
 from vlm.core.errors import ConfigError
 
 LAUNCHER = "VLM_LAUNCHER"
+LAUNCHERS = ("srun", "torchrun", "vlm")
 GRACE = 10.0  # seconds for the other ranks to end by themselves once one has failed
 
 
 def free_port() -> int:
-    """A TCP port that was free a moment ago."""
+    """Return a TCP port that was free a moment ago."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+        return int(s.getsockname()[1])
 
 
 def launch_line(
     options: list[str], *, nodes: int, gpus_per_node: int, launcher: str, inside: bool = False
 ) -> tuple[list[str], dict[str, str]]:
-    """(command, environment) that starts `vlm train OPTIONS` on `nodes` x `gpus_per_node` processes.
+    """Return the (command, environment) that starts `vlm train OPTIONS` on `nodes` x `gpus_per_node` processes.
 
-    `launcher`: `srun`; `torchrun`, a line for each node, with NODE_RANK and MASTER_ADDR in the environment; or `vlm`,
-    our own, on one node. `inside` an allocation srun takes its GPUs from the job; outside it asks for them.
+    Args:
+        options: of `vlm train`.
+        nodes: machines.
+        gpus_per_node: processes on each.
+        launcher: `srun`; `torchrun`, a line for each node, with NODE_RANK and MASTER_ADDR in the environment; or `vlm`,
+            our own, on one node.
+        inside: whether srun runs in an allocation, whose GPUs it takes; outside of one it asks for them.
+
+    Raises:
+        ConfigError: several nodes with our own launcher.
     """
     total, train = nodes * gpus_per_node, ["vlm", "train", *options]
     expect = {"VLM_EXPECT_WORLD": str(total)}
@@ -59,15 +70,15 @@ def launch_line(
 
 
 def as_typed(command: list[str], env: dict[str, str]) -> str:
-    """A command with its environment, for a shell; `$NAME` stays a variable."""
+    """Return a command with its environment as a line for a shell; `$NAME` stays a variable."""
     words = [w if "$" in w else shlex.quote(w) for w in command]
     return " ".join([f"{key}={value}" for key, value in env.items()] + words)
 
 
 def launch(command: list[str], processes: int) -> int:
-    """Run `command` as `processes` ranks; 0 when all succeed, else the exit code of the first that failed.
+    """Run `command` as `processes` ranks; return 0 when all succeed, else the exit code of the first that failed.
 
-    Signals go on to every rank. Only the first rank speaks; what another wrote is shown if it failed first.
+    Signals are forwarded to every rank. Only the first rank's output is shown, and that of another that failed first.
     """
     env = {**os.environ, "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
@@ -90,8 +101,8 @@ def launch(command: list[str], processes: int) -> int:
 
 
 @contextmanager
-def forwarded(ranks: list[subprocess.Popen]) -> Iterator[None]:
-    """Signals to us go to every rank."""
+def forwarded(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Forward signals to every rank."""
 
     def forward(number: int, _: Any) -> None:
         for rank in ranks:
@@ -105,8 +116,8 @@ def forwarded(ranks: list[subprocess.Popen]) -> Iterator[None]:
             signal.signal(s, handler)
 
 
-def wait(ranks: list[subprocess.Popen]) -> int | None:
-    """Wait for all; the first rank that failed, or None. The rest of a broken group is killed after a grace."""
+def wait(ranks: list[subprocess.Popen[bytes]]) -> int | None:
+    """Wait for all; return the first rank that failed, or None. After a failure the others are killed after GRACE seconds."""
     failed, deadline = None, float("inf")
     while any(rank.poll() is None for rank in ranks):
         if failed is None:
@@ -120,7 +131,7 @@ def wait(ranks: list[subprocess.Popen]) -> int | None:
 
 
 def end_with_launcher() -> None:
-    """In a rank: be asked to stop (SIGTERM) when the launcher dies, however it dies."""
+    """Have the kernel send this rank SIGTERM when the launcher dies, however it dies."""
     launcher = os.environ.get(LAUNCHER)
     if launcher is None:
         return

@@ -1,9 +1,9 @@
-"""Under `srun`: who we are, without torchrun, and one voice when a rank fails.
+"""Ranks under `srun` without torchrun, and a single error message when one of them fails.
 
 >>> adopt()          # RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT as torchrun would have set them
 
-A bare `srun` starts one task a node where the job asked for more, without an error. `EXPECT` says how many there must
-be, so that a world of 2 is never taken for one of 8.
+A bare `srun` starts one task on each node where the job asked for more, without an error. `EXPECT` says how many there
+must be, so that a world of 2 is never mistaken for one of 8.
 """
 
 import itertools
@@ -22,18 +22,18 @@ EXPECT = "VLM_EXPECT_WORLD"
 
 
 def expand(nodes: str) -> list[str]:
-    """Hosts of a Slurm node list: `n[1-3,05],login` -> n1, n2, n3, n05, login. Raises ConfigError where it is none."""
+    """Return the hosts of a Slurm node list: `n[1-3,05],login` -> n1, n2, n3, n05, login. Raises ConfigError for others."""
     if nodes.count("[") != nodes.count("]") or not nodes:
         raise ConfigError(f"node list {nodes!r}", expected="as Slurm writes it: n[1-3,5],login")
     hosts = []
     for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes):
-        pieces = [spread(p[1:-1]) if p.startswith("[") else [p] for p in re.findall(r"\[[^\]]*\]|[^\[]+", part)]
+        pieces = [expand_ranges(p[1:-1]) if p.startswith("[") else [p] for p in re.findall(r"\[[^\]]*\]|[^\[]+", part)]
         hosts += ["".join(combination) for combination in itertools.product(*pieces)]
     return hosts
 
 
-def spread(ranges: str) -> list[str]:
-    """`1-3,05` -> 1, 2, 3, 05; the zeros in front stay."""
+def expand_ranges(ranges: str) -> list[str]:
+    """Expand `1-3,05` to 1, 2, 3, 05; leading zeros stay. Raises ConfigError for others."""
     numbers = []
     for item in ranges.split(","):
         first, _, last = item.partition("-")
@@ -44,7 +44,7 @@ def spread(ranges: str) -> list[str]:
 
 
 def describe(env: MutableMapping[str, str]) -> dict[str, str]:
-    """torchrun's variables of an `srun` task; empty outside of one, and where a launcher has set them."""
+    """Return torchrun's variables for an `srun` task; empty outside of one, and where a launcher has set them."""
     if "RANK" in env or "SLURM_STEP_ID" not in env or "SLURM_PROCID" not in env:
         return {}  # the shell of a batch job has a SLURM_PROCID too, but no step
     size = env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS", "1")
@@ -63,7 +63,7 @@ def describe(env: MutableMapping[str, str]) -> dict[str, str]:
 
 
 def address(env: MutableMapping[str, str]) -> str:
-    """The first node of the step; where its name means nothing to the resolver, the node that called srun."""
+    """Return the first node of the step, or the node that called srun where the first one's name does not resolve."""
     host = expand(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or socket.gethostname())[0]
     try:
         socket.getaddrinfo(host, None)
@@ -75,7 +75,12 @@ def address(env: MutableMapping[str, str]) -> str:
 def adopt(processes: int | None = None, env: MutableMapping[str, str] = os.environ) -> None:
     """Put `describe` into the environment, and check the size of the world against EXPECT and `--processes`.
 
-    Raises ConfigError where srun started another number of tasks.
+    Args:
+        processes: the expected size, as typed; None if nothing was.
+        env: the environment.
+
+    Raises:
+        ConfigError: srun started another number of tasks.
     """
     found = describe(env)
     size = found.get("WORLD_SIZE") or env.get("WORLD_SIZE")
@@ -84,16 +89,16 @@ def adopt(processes: int | None = None, env: MutableMapping[str, str] = os.envir
             raise ConfigError(
                 f"{size} processes were started",
                 expected=f"{expected} ({name})",
-                fix="`vlm launch`, or srun --nodes=N --ntasks-per-node=G: a bare srun starts one a node",
+                fix="`vlm launch`, or srun --nodes=N --ntasks-per-node=G: a bare srun starts one on each node",
             )
     env.update(found)
 
 
 @contextmanager
 def one_voice(folder: Path) -> Iterator[None]:
-    """In a task of srun, only the first rank that fails says why; the others end in one line.
+    """Let only the first rank of an srun step that fails say why; the others end with one line.
 
-    The first is who makes a file in `folder`, which all ranks share.
+    The first is the one that creates a file in `folder`, which all ranks share.
     """
     env = os.environ
     if "SLURM_STEP_ID" not in env or env.get("WORLD_SIZE", "1") == "1":
@@ -104,7 +109,7 @@ def one_voice(folder: Path) -> Iterator[None]:
         yield
     except Preempted:
         raise
-    except Exception:  # whatever it is: it is raised again, or another rank has said it
+    except Exception:  # whatever it is: it is raised again, or another rank has printed it
         rank = env["RANK"]
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Which parameters are trained, and how: adapters, groups, rates."""
+"""Which parameters are trained, and how: adapters, parameter groups, learning rates."""

@@ -1,11 +1,11 @@
-"""Low-rank adapters through peft: put into a model, merged into its weights, saved alone, read again.
+"""Low-rank adapters through peft: added to a model, merged into its weights, saved alone, loaded again.
 
 >>> add_adapters(model, recipe.lora, seed=0)
 >>> save_adapters(model.state_dict(), recipe.lora, folder)       # peft's own layout
->>> state = merge(model.state_dict(), recipe.lora)                 # the names and shapes of the model before
+>>> state = merge(model.state_dict(), recipe.lora)               # names and shapes of the model without adapters
 
-Merging and saving work on state dicts, because under ZeRO-3 only a gathered state dict is whole. The base weights stay
-as they are; a fresh adapter changes nothing, because its second matrix is zero.
+Merging and saving work on state dicts, because under ZeRO-3 only a gathered state dict is whole. The base weights do not
+change; a new adapter changes nothing, because its second matrix is zero.
 """
 
 import fnmatch
@@ -26,15 +26,19 @@ ADAPTERS = ("*.lora_A.*", "*.lora_B.*")
 """Patterns of the adapters' parameters."""
 
 PEFT = "base_model.model."
-"""What peft puts before the names in an adapter file; there the name of the adapter (`default`) is left out."""
+"""Prefix of the names in a peft adapter file; the adapter's name (`default`) is left out there."""
 
 WEIGHTS, EXTRA = "adapter_model.safetensors", "trained.safetensors"
 
 
 def prepare(model: nn.Module, recipe: Recipe) -> dict[str, int]:
-    """Adapters put in, everything else frozen except `trainable`; part -> trained parameters. Works on meta models.
+    """Add the recipe's adapters to a model and freeze everything else except `trainable`. Works on meta models.
 
-    Raises ConfigError for patterns that match nothing.
+    Returns:
+        Part of the model -> number of trained parameters.
+
+    Raises:
+        ConfigError: a pattern matches nothing.
     """
     if recipe.lora:
         add_adapters(model, recipe.lora, recipe.seed)
@@ -42,7 +46,7 @@ def prepare(model: nn.Module, recipe: Recipe) -> dict[str, int]:
 
 
 def target_layers(model: nn.Module, spec: Lora) -> list[str]:
-    """Names of the linear layers that match. Raises ConfigError for a pattern without any."""
+    """Return the names of the linear layers that match. Raises ConfigError for a pattern that matches none."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if idle := [pattern for pattern in spec.targets if not fnmatch.filter(linear, pattern)]:
         raise ConfigError(
@@ -53,14 +57,14 @@ def target_layers(model: nn.Module, spec: Lora) -> list[str]:
 
 
 def peft_config(layers: list[str], spec: Lora) -> Any:
-    """peft's configuration of these adapters."""
+    """Return the configuration of these adapters for peft."""
     from peft import LoraConfig
 
     return LoraConfig(r=spec.rank, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=layers, bias="none")
 
 
 def add_adapters(model: nn.Module, spec: Lora, seed: int) -> list[str]:
-    """Wrap the matching linear layers in place; returns their names. The first matrices depend on `seed` alone."""
+    """Wrap the matching linear layers in place; return their names. The first matrices depend on `seed` alone."""
     from peft import inject_adapter_in_model
 
     layers = target_layers(model, spec)
@@ -71,9 +75,9 @@ def add_adapters(model: nn.Module, spec: Lora, seed: int) -> list[str]:
 
 
 def merge(state: dict[str, Tensor], spec: Lora) -> dict[str, Tensor]:
-    """W + alpha / rank * B A for each wrapped layer, under the names of the model without adapters.
+    """Merge adapters into a state dict: W + alpha / rank * B A, under the names of the model without adapters.
 
-    The product is made in float32 at least and added before rounding to the dtype of W.
+    The product is computed in float32 at least and added before rounding to the dtype of W.
     """
     merged = {}
     for name, tensor in state.items():
@@ -91,15 +95,24 @@ def merge(state: dict[str, Tensor], spec: Lora) -> dict[str, Tensor]:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter belongs to an adapter."""
+    """Return whether a parameter belongs to an adapter."""
     return ".lora_A." in name or ".lora_B." in name
 
 
 def save_adapters(
     state: dict[str, Tensor], spec: Lora, folder: Path, *, trained: tuple[str, ...] = (), base: str | None = None
 ) -> None:
-    """Write the adapters alone in peft's layout, and beside them the other tensors that match `trained` (a projector);
-    `base` is noted as the model they belong to. Under a temporary name, then renamed."""
+    """Write the adapters alone in peft's layout, and beside them the other trained tensors (such as a projector).
+
+    The folder is written under a temporary name, then renamed.
+
+    Args:
+        state: the whole state dict of the adapted model.
+        spec: the adapters' settings.
+        folder: where to write.
+        trained: patterns of the other tensors.
+        base: the model that the adapters belong to, for the record.
+    """
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -123,9 +136,10 @@ def save_adapters(
 
 
 def load_adapters(model: nn.Module, folder: Path) -> Lora:
-    """Put saved adapters (ours, or peft's for the same layers) into a model; returns their settings.
+    """Add saved adapters (ours, or peft's for the same layers) to a model; return their settings.
 
-    Raises CheckpointError when a file is missing, or tensors and layers do not agree one to one.
+    Raises:
+        CheckpointError: a file is missing, or tensors and layers do not match one to one.
     """
     folder = Path(folder)
     for name in ("adapter_config.json", WEIGHTS):
@@ -155,7 +169,7 @@ def load_adapters(model: nn.Module, folder: Path) -> Lora:
     if wrong:
         raise CheckpointError(
             f"{folder}: {len(wrong)} tensors missing, unknown or of another shape, first {wrong[0]}",
-            fix="give the model that the adapters were trained on",
+            fix="use the model that the adapters were trained on",
         )
     model.load_state_dict(stored, strict=False)
     return spec

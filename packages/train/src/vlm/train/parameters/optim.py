@@ -1,7 +1,8 @@
-"""What is trained, with which learning rate and decay; schedules as pure functions of the step."""
+"""Trained parameters, their learning rates and weight decay; schedules as pure functions of the step."""
 
 import fnmatch
 import math
+from typing import TypedDict
 
 import torch
 from torch import nn
@@ -11,9 +12,13 @@ from vlm.train.recipe.recipe import Optimizer
 
 
 def freeze(model: nn.Module, trainable: tuple[str, ...]) -> dict[str, int]:
-    """Train exactly the parameters whose names match a pattern (`*` crosses dots); top module -> trained parameters.
+    """Train exactly the parameters whose names match a pattern (`*` matches dots too).
 
-    Raises ConfigError for a pattern that matches nothing: a typo must not freeze a tower silently.
+    Returns:
+        Part of the model -> number of trained parameters.
+
+    Raises:
+        ConfigError: a pattern matches nothing; a typo must not freeze an encoder silently.
     """
     names = [name for name, _ in model.named_parameters()]
     idle = [p for p in trainable if not fnmatch.filter(names, p)]
@@ -32,12 +37,13 @@ def freeze(model: nn.Module, trainable: tuple[str, ...]) -> dict[str, int]:
 
 
 def whole_shape(parameter: torch.Tensor) -> torch.Size:
-    """Its shape, also where ZeRO-3 has left a slice of it."""
-    return getattr(parameter, "ds_shape", parameter.shape)
+    """Return a parameter's shape, also where the engine has left only a ZeRO-3 slice of it."""
+    shape: torch.Size = getattr(parameter, "whole_shape", parameter.shape)
+    return shape
 
 
 def part_of(name: str) -> str:
-    """The part of the model that a parameter is counted under, such as `encoder.stages.4` or `projector`."""
+    """Return the part of the model that a parameter is counted under, such as `encoder.stages.4` or `projector`."""
     pieces = name.split(".")
     if any(piece.startswith("lora_") for piece in pieces):
         return f"{pieces[0]} (LoRA)"
@@ -50,7 +56,7 @@ NO_DECAY = ("norm", "bias", "ls1", "ls2", "gamma", "embed", "embedding", "bn")
 
 
 def decays(name: str, parameter: torch.Tensor, rule: str, owner: nn.Module | None = None) -> bool:
-    """Whether weight decay applies to a parameter of the module `owner`, by `Optimizer.decay`.
+    """Return whether weight decay applies to a parameter of the module `owner`, by `Optimizer.decay`.
 
     `intended`: matrices only, never embeddings. `trainer`: all but biases, torch's own LayerNorm and Llama's norm, the
     ones that transformers' Trainer knew. `published`: everything (V2PE's DeepSpeed optimizer got one flat list).
@@ -62,17 +68,29 @@ def decays(name: str, parameter: torch.Tensor, rule: str, owner: nn.Module | Non
     return len(whole_shape(parameter)) > 1 and not any(part in piece for piece in name.split(".") for part in NO_DECAY)
 
 
-def parameter_groups(model: nn.Module, spec: Optimizer) -> list[dict]:
-    """AdamW groups by (learning rate, decay); `spec.groups` gives patterns their own rate, first match wins.
+class ParameterGroup(TypedDict):
+    """One group of AdamW; `base_lr` is the rate that schedules scale."""
 
-    Raises ConfigError for a pattern of `groups` that matches no trained parameter: its rate would go nowhere.
+    params: list[nn.Parameter]
+    lr: float
+    base_lr: float
+    weight_decay: float
+
+
+def parameter_groups(model: nn.Module, spec: Optimizer) -> list[ParameterGroup]:
+    """Group the trained parameters by (learning rate, decay); `spec.groups` gives patterns their own rate.
+
+    The first pattern that matches wins.
+
+    Raises:
+        ConfigError: a pattern of `groups` matches no trained parameter, so its rate would have no effect.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if idle := [pattern for pattern in spec.groups if not fnmatch.filter(trained, pattern)]:
         raise ConfigError(
             f"optimizer.groups: no trained parameter matches {', '.join(idle)}",
-            fix="add what it means to `trainable`, or take it out",
+            fix="add its parameters to `trainable`, or remove it",
         )
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -85,17 +103,28 @@ def parameter_groups(model: nn.Module, spec: Optimizer) -> list[dict]:
 
 
 def make_optimizer(model: nn.Module, spec: Optimizer, *, on_host: bool = False) -> torch.optim.AdamW:
-    """AdamW on the trainable parameters; `on_host`: offloaded, by torch's fused kernel for CPUs, which reads each state
-    once. Raises ConfigError when there are none.
+    """Make AdamW on the trainable parameters.
+
+    Args:
+        model: with its frozen parts set.
+        spec: rates, decay and moments.
+        on_host: offloaded to the CPU, with torch's fused kernel, which reads each state once.
+
+    Raises:
+        ConfigError: no parameter is trainable.
     """
     groups = parameter_groups(model, spec)
     if not groups:
         raise ConfigError("no parameter is trainable", fix="add patterns to `trainable`")
-    return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=on_host or None)
+    return torch.optim.AdamW([dict(group) for group in groups], lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=on_host or None)
 
 
 def lr_factor(step: int, total: int, spec: Optimizer) -> float:
-    """Factor on each group's rate for a step counted from 0: linear warm-up, then the schedule."""
+    """Return the factor on each group's rate for a step counted from 0: linear warm-up, then the schedule.
+
+    >>> [lr_factor(s, 4, Optimizer(lr=1.0, warmup=2, schedule="constant")) for s in range(4)]
+    [0.5, 1.0, 1.0, 1.0]
+    """
     warmup = round(spec.warmup * total) if spec.warmup < 1 else int(spec.warmup)
     if step < warmup:
         return (step + 1) / warmup

@@ -7,18 +7,13 @@ to the CUDA context, NCCL and fragmentation.
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
-
-import torch
 
 from vlm.core.errors import HardwareError
 from vlm.models.specs import ModelSpec
-from vlm.models.vlm import VisionLanguageModel, make_model
-from vlm.train.parameters.lora import prepare
+from vlm.train.plan.costs import ModelCosts, row_limits
 from vlm.train.plan.machines import Machine
-from vlm.train.plan.memory import Activations, activations
-from vlm.train.plan.time import Layout, Work, causal_pairs, make_work, seconds, sequence_bytes, zero_bytes
+from vlm.train.plan.time import MeshShape, causal_pairs, sequence_bytes, step_seconds, zero_bytes
 from vlm.train.recipe.recipe import Recipe
 
 GB = 1e9
@@ -28,7 +23,10 @@ BUCKET, LIVE = 500_000_000, 1_000_000_000
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes (GB) of one GPU, what runs in parallel, FLOPs, transfers and hours. `problems`: why it cannot run."""
+    """Bytes of one GPU (GB of 10^9), what runs in parallel, FLOPs and transfers of a step, and hours.
+
+    `problems` says why the recipe cannot run there, empty if it can; `fix` is the smallest change that fits.
+    """
 
     machine: str
     gpus: int
@@ -53,70 +51,17 @@ class Estimate:
 
     @property
     def gb_needed(self) -> float:
-        """At the worst moment of a step."""
+        """GB at the worst moment of a step."""
         return sum(self.gb.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return all numbers for JSON."""
         return {**asdict(self), "gb_needed": self.gb_needed}
 
 
-def meta_model(spec: ModelSpec, recipe: Recipe) -> VisionLanguageModel:
-    """The model without memory, frozen and adapted as the recipe says."""
-    with torch.device("meta"):
-        model = make_model(spec)
-        prepare(model, recipe)
-    return model
-
-
-def row_limits(recipe: Recipe, spec: ModelSpec, tokens_per_tile: int) -> tuple[int, int]:
-    """(tokens, tiles) of the longest row that the batch may hold."""
-    tokens = recipe.batch.max_tokens if recipe.batch.packing != "none" else recipe.max_length
-    rule = spec.image_rule
-    if recipe.batch.packing == "none" and recipe.batch.max_tiles >= 1_000_000:
-        most = rule.max_tiles + 1 if rule.kind == "tiles" else 1
-    else:
-        most = recipe.batch.max_tiles
-    return tokens, min(most, tokens // tokens_per_tile)
-
-
-@lru_cache(maxsize=32)
-def row_activations(spec_json: str, recipe_json: str, cpu: bool) -> Activations:
-    """Activations of the longest row, on one process of its group."""
-    spec, recipe = ModelSpec.model_validate_json(spec_json), Recipe.model_validate_json(recipe_json)
-    model = meta_model(spec, recipe)
-    tokens, tiles = row_limits(recipe, spec, model.tokens_per_tile)
-    size = recipe.sequence_parallel.size
-    local, part = -(-tokens // size), min(-(-tiles // size), tokens // size // model.tokens_per_tile)
-    result = activations(
-        model,
-        tokens=local,
-        tiles=part,
-        dtype=torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32,
-        checkpointing=recipe.gradient_checkpointing,
-        sliced=recipe.zero_stage == 3,
-        cpu=cpu,
-    )
-    if size > 1:
-        width = 2 if recipe.precision == "bfloat16" else 4
-        extra = exchange_bytes(recipe, spec, local, width)
-        result = Activations(result.saved, {k: v + extra * ("language" in k) for k, v in result.phases.items()})
-    return result
-
-
-def exchange_bytes(recipe: Recipe, spec: ModelSpec, local: int, width: int) -> int:
-    """Buffers of one attention call over a group. Ring: keys and values held and arriving, their float32 gradients held
-    and arriving, and the output and query gradient in float32. Ulysses: queries, keys, values, output once more."""
-    language = spec.language
-    keys = 2 * local * language.kv_heads * (language.width // language.heads)
-    if recipe.sequence_parallel.kind == "ring":
-        return 2 * keys * width + 2 * keys * 4 + 2 * local * language.width * 4
-    return (2 * keys + 2 * local * language.width) * width
-
-
-def estimate(
+def estimate_fit(
     recipe: Recipe,
-    spec: ModelSpec,
+    costs: ModelCosts,
     machine: Machine,
     name: str,
     *,
@@ -124,20 +69,28 @@ def estimate(
     gpus_per_node: int,
     steps: int | None,
     tokens_per_sample: float | None = None,
-    work: Work | None = None,
 ) -> Estimate:
-    """What the recipe takes on `nodes` x `gpus_per_node` of a machine. `tokens_per_sample`: mean, default `max_length`
-    (an upper bound, as are its tiles and labels: all tokens)."""
+    """Estimate what a recipe takes on `nodes` x `gpus_per_node` GPUs of a machine.
+
+    Args:
+        recipe: the recipe, or a change of it that leaves the model as it is.
+        costs: of the recipe's model.
+        machine: the kind of device.
+        name: the machine's name, for the result; on `cpu` activations include the scratch memory of its kernels.
+        nodes: machines.
+        gpus_per_node: processes of each.
+        steps: of the run, None where unknown: then hours are None.
+        tokens_per_sample: mean length; default `max_length`, an upper bound, as are its tiles and labels (all tokens).
+    """
     gpus, size, stage = nodes * gpus_per_node, recipe.sequence_parallel.size, recipe.zero_stage
-    model = meta_model(spec, recipe)
+    model, spec = costs.model, costs.model.spec
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     half = recipe.precision == "bfloat16"
     width, states = (2, 12) if half else (4, 8)
-    layout = Layout(gpus, nodes, size)
+    mesh = MeshShape(gpus, nodes, size)
     problems = mesh_problems(recipe, spec, gpus)
-    alone = with_changes(recipe, {"zero.stage": 3 if stage == 3 else 1, "zero.offload": False})
-    row = row_activations(spec.model_dump_json(), alone.model_dump_json(), name == "cpu")
+    row = costs.row(recipe, cpu=name == "cpu")
     optimizer = trained * states / (gpus if stage >= 1 else 1)
     on_host = recipe.zero.offload and stage >= 1
     parts = {
@@ -160,38 +113,37 @@ def estimate(
         problems.append(f"{sum(gb.values()):.1f} GB a GPU of {machine.memory_gb:g} GB")
     load = total * 4 / GB if stage < 3 else 0.0  # ZeRO-3 loads in slices
     notes = [] if load <= machine.memory_gb else [f"loading puts {load:.0f} GB of float32 weights on each device first"]
-    work = work or make_work(model, recipe)
     mean = min(tokens_per_sample or recipe.max_length, recipe.max_length)
     most_tokens, most_tiles = row_limits(recipe, spec, model.tokens_per_tile)
     samples, tokens = recipe.batch.samples, recipe.batch.samples * mean
     tiles = samples * max(1.0, mean * most_tiles / most_tokens) if spec.image_rule.kind == "tiles" else float(samples)
     rows = samples if recipe.batch.packing == "none" else max(1, -(-int(tokens) // most_tokens))
-    each = -(-rows // max(1, layout.groups))  # rows of the busiest group
+    each = -(-rows // max(1, mesh.groups))  # rows of the busiest group
     load_of = (tokens, samples * causal_pairs([mean]), tokens, tiles)
-    run = work.run(*load_of)
+    run = costs.work.run(*load_of)
     sent = {
         "zero": zero_bytes(total * width, trained * width, stage, gpus, each),
         "sequence": sequence_bytes(recipe, model, each, width),
     }
     busiest = run / rows * each / size
-    spent = seconds(busiest, sent, machine, recipe, layout)
+    spent = step_seconds(busiest, sent, machine, recipe, mesh)
     hours = None if steps is None else steps * spent / 3600
     kv = 2 * spec.language.depth * spec.language.kv_heads * (spec.language.width // spec.language.heads) * width
     return Estimate(
         machine=name,
         gpus=gpus,
         nodes=nodes,
-        parallel=parallel_text(recipe, layout),
+        parallel=describe_parallel(recipe, mesh),
         gb=gb,
         gb_activation_phases={k: v / GB for k, v in row.phases.items()},
         gb_host=optimizer * gpus / nodes / GB if on_host else 0.0,
         gb_kv_cache=kv * recipe.max_length / GB,
         gb_image_encoder=max(v for k, v in row.phases.items() if k.startswith("encoder")) / GB,
-        flops_model=work.model(*load_of),
+        flops_model=costs.work.model(*load_of),
         flops_run=run,
         gb_sent={k: v / GB for k, v in sent.items()},
         seconds=spent,
-        limited_by_transfers=spent > seconds(busiest, dict.fromkeys(sent, 0.0), machine, recipe, layout),
+        limited_by_transfers=spent > step_seconds(busiest, dict.fromkeys(sent, 0.0), machine, recipe, mesh),
         hours=hours,
         gpu_hours=None if hours is None else hours * gpus,
         memory_gb=machine.memory_gb,
@@ -202,7 +154,7 @@ def estimate(
 
 
 def mesh_problems(recipe: Recipe, spec: ModelSpec, gpus: int) -> list[str]:
-    """Why the processes cannot share the work that way."""
+    """Say why the processes cannot share the work that way; empty if they can."""
     size, found = recipe.sequence_parallel.size, []
     if gpus % size:
         found.append(f"sequence_parallel.size {size} does not divide {gpus} GPUs")
@@ -213,18 +165,20 @@ def mesh_problems(recipe: Recipe, spec: ModelSpec, gpus: int) -> list[str]:
     return found
 
 
-def parallel_text(recipe: Recipe, layout: Layout) -> str:
-    """Which parallelism is really active."""
-    size, stage, n = recipe.sequence_parallel.size, recipe.zero_stage, layout.gpus
+def describe_parallel(recipe: Recipe, mesh: MeshShape) -> str:
+    """Name the parallelism that is really active."""
+    size, stage, n = recipe.sequence_parallel.size, recipe.zero_stage, mesh.gpus
     sequence = f"{recipe.sequence_parallel.kind} over {size} GPUs" if size > 1 else "no ring, each GPU holds whole rows"
     sliced = {0: "nothing", 1: "optimizer", 2: "optimizer and gradients", 3: "optimizer, gradients and weights"}[stage]
     zero = f"ZeRO-{stage}: {sliced} in slices over {n} GPUs" if stage and n > 1 else "nothing in slices"
-    return f"data {layout.groups} x sequence {size} ({sequence}); {zero}"
+    return f"data {mesh.groups} x sequence {size} ({sequence}); {zero}"
 
 
-def changes(recipe: Recipe, nodes: int, gpus_per_node: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """Changes from the smallest on: (dotted keys with values, nodes). Checkpointing, ZeRO, offload, a sequence group,
-    then more nodes."""
+def possible_changes(recipe: Recipe, nodes: int, gpus_per_node: int) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield changes from the smallest on, as (dotted keys with values, nodes).
+
+    In order: gradient checkpointing, ZeRO, offload, a sequence group, more nodes.
+    """
     ways: list[dict[str, Any]] = [{}]
     if not recipe.gradient_checkpointing:
         ways.append({"gradient_checkpointing": True})
@@ -244,7 +198,7 @@ def changes(recipe: Recipe, nodes: int, gpus_per_node: int) -> Iterator[tuple[di
 
 
 def with_changes(recipe: Recipe, way: dict[str, Any]) -> Recipe:
-    """The recipe with dotted keys replaced."""
+    """Return the recipe with dotted keys replaced."""
     for key, value in way.items():
         first, _, rest = key.partition(".")
         part = getattr(recipe, first)
@@ -253,15 +207,14 @@ def with_changes(recipe: Recipe, way: dict[str, Any]) -> Recipe:
 
 
 def smallest_change(
-    recipe: Recipe, spec: ModelSpec, machine: Machine, name: str, nodes: int, gpus_per_node: int
+    recipe: Recipe, costs: ModelCosts, machine: Machine, name: str, nodes: int, gpus_per_node: int
 ) -> str | None:
-    """The first of `changes` that fits, as options to type; None if none does."""
-    work = make_work(meta_model(spec, recipe), recipe)
-    for way, count in changes(recipe, nodes, gpus_per_node):
+    """Return the first of `possible_changes` that fits, as options to type; None if none does."""
+    for way, count in possible_changes(recipe, nodes, gpus_per_node):
         changed = with_changes(recipe, way)
-        if mesh_problems(changed, spec, count * gpus_per_node):
+        if mesh_problems(changed, costs.model.spec, count * gpus_per_node):
             continue
-        found = estimate(changed, spec, machine, name, nodes=count, gpus_per_node=gpus_per_node, steps=None, work=work)
+        found = estimate_fit(changed, costs, machine, name, nodes=count, gpus_per_node=gpus_per_node, steps=None)
         if not found.problems:
             words = [f"--set {key}={str(value).lower()}" for key, value in way.items()]
             words += [f"--nodes {count}"] * (count != nodes)
@@ -269,10 +222,11 @@ def smallest_change(
     return None
 
 
-def refuse_misfit(recipe: str, found: Estimate) -> None:
-    """Raise HardwareError where the estimate has problems."""
-    if found.problems:
-        raise HardwareError(
-            f"{recipe} does not run on {found.gpus} x {found.machine}: {'; '.join(found.problems)}",
-            fix=found.fix or "a smaller batch.max_tokens, or machines with more memory",
-        )
+def misfit(recipe: str, found: Estimate) -> HardwareError | None:
+    """Return the error of an estimate with problems, None where it has none."""
+    if not found.problems:
+        return None
+    return HardwareError(
+        f"{recipe} does not run on {found.gpus} x {found.machine}: {'; '.join(found.problems)}",
+        fix=found.fix or "a smaller batch.max_tokens, or machines with more memory",
+    )

@@ -1,12 +1,16 @@
-"""What a plan can be made for: the accelerators of `machines.yaml`, or `cpu`, this machine, whose speed is measured."""
+"""Machines that a plan can be made for: the accelerators of `machines.yaml`, and `cpu`, this machine, measured."""
 
 import os
 import time
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlm.core.config import Strict, load_yaml, parse
 from vlm.core.errors import UnknownName
+
+if TYPE_CHECKING:
+    import torch
 
 EFFICIENCY = 0.44
 """Share of the peak that all FLOPs of a step reach, recomputed ones included. One number for every plan, tuned to none:
@@ -14,7 +18,10 @@ EFFICIENCY = 0.44
 
 
 class Machine(Strict):
-    """One kind of device. `names`: parts of what CUDA calls it."""
+    """One kind of device: memory in GB (10^9), dense TFLOP/s, GB/s one way in a node and between nodes.
+
+    `names` are parts of what CUDA calls it.
+    """
 
     memory_gb: float
     bf16_tflops: float
@@ -25,24 +32,24 @@ class Machine(Strict):
     source: str
 
     def peak(self, precision: str) -> float:
-        """FLOP/s at most."""
+        """Return the peak FLOP/s in `bfloat16` or `float32`."""
         return 1e12 * (self.bf16_tflops if precision == "bfloat16" else self.fp32_tflops)
 
 
 class Machines(Strict):
-    """The table."""
+    """The table `machines.yaml`."""
 
     machines: dict[str, Machine]
 
 
 def machine_table() -> dict[str, Machine]:
-    """The accelerators by name."""
+    """Load the accelerators by name."""
     path = Path(str(files("vlm.train.plan") / "machines.yaml"))
     return parse({"machines": load_yaml(path)}, Machines, where=path.name).machines
 
 
 def get_machine(name: str) -> Machine:
-    """A machine by name, or `cpu`. Raises UnknownName with the nearest names."""
+    """Return a machine by name, or this one for `cpu`. Raises UnknownName with the nearest names."""
     if name == "cpu":
         return this_cpu()
     table = machine_table()
@@ -52,7 +59,7 @@ def get_machine(name: str) -> Machine:
 
 
 def this_cpu() -> Machine:
-    """This machine's memory, and its speed by a short matrix product in each precision."""
+    """Measure this machine: its memory, and its speed by a short matrix product in each precision."""
     import torch
 
     return Machine(
@@ -65,11 +72,11 @@ def this_cpu() -> Machine:
     )
 
 
-def gemm_flops(dtype: "object", size: int = 1024, repeats: int = 3) -> float:
-    """FLOP/s of the best of a few square matrix products."""
+def gemm_flops(dtype: "torch.dtype", size: int = 1024, repeats: int = 3) -> float:
+    """Measure the FLOP/s of this CPU: the best of a few products of square matrices."""
     import torch
 
-    a = torch.randn(size, size).to(dtype)  # type: ignore[call-overload]
+    a = torch.randn(size, size).to(dtype)
     best = float("inf")
     for _ in range(repeats):
         began = time.perf_counter()
@@ -79,7 +86,7 @@ def gemm_flops(dtype: "object", size: int = 1024, repeats: int = 3) -> float:
 
 
 def peak_here(precision: str) -> float:
-    """Peak FLOP/s of the device training runs on: by its name, else measured."""
+    """Return the peak FLOP/s of the device that training runs on: by its name in the table, else measured."""
     import torch
 
     if torch.cuda.is_available():
@@ -87,16 +94,15 @@ def peak_here(precision: str) -> float:
         for machine in machine_table().values():
             if any(part in name for part in machine.names):
                 return machine.peak(precision)
-        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        return cuda_flops(dtype)
+        return cuda_flops(torch.bfloat16 if precision == "bfloat16" else torch.float32)
     return gemm_flops(torch.bfloat16 if precision == "bfloat16" else torch.float32)
 
 
-def cuda_flops(dtype: "object", size: int = 8192) -> float:
-    """FLOP/s of a large matrix product on an unknown CUDA device."""
+def cuda_flops(dtype: "torch.dtype", size: int = 8192) -> float:
+    """Measure the FLOP/s of an unknown CUDA device by one large matrix product."""
     import torch
 
-    a = torch.randn(size, size, device="cuda").to(dtype)  # type: ignore[call-overload]
+    a = torch.randn(size, size, device="cuda").to(dtype)
     a @ a
     torch.cuda.synchronize()
     began = time.perf_counter()

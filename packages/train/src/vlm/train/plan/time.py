@@ -1,4 +1,4 @@
-"""FLOPs, bytes between processes, and hours of a step, by arithmetic over the model's own layers.
+"""FLOPs, bytes between processes, and seconds of a step, by arithmetic over the model's own layers.
 
 A multiplication and an addition count as two. `model` FLOPs are what the mathematics needs; `run` FLOPs add what
 checkpointing and the chunked loss compute twice. Only matrix products and convolutions count.
@@ -12,13 +12,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlm.models.vlm import VisionLanguageModel
 from vlm.train.plan.machines import EFFICIENCY, Machine
-from vlm.train.plan.memory import alike, shortened
+from vlm.train.plan.memory import equal_blocks, shortened
 from vlm.train.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Work:
-    """FLOPs of a training step: for each token, each (query, key) pair that attention sees, label, and tile."""
+    """FLOPs of a training step for each token, each (query, key) pair that attention sees, each label and each tile.
+
+    `again_*` are FLOPs that the backward pass computes a second time.
+    """
 
     token: float
     pair: float
@@ -30,23 +33,23 @@ class Work:
     again_tile: float
 
     def model(self, tokens: float, pairs: float, labels: float, tiles: float) -> float:
-        """FLOPs that the mathematics needs, forward and backward."""
+        """Return the FLOPs that the mathematics needs, forward and backward."""
         return self.token * tokens + self.pair * pairs + self.label * labels + self.tile * tiles
 
     def run(self, tokens: float, pairs: float, labels: float, tiles: float) -> float:
-        """FLOPs that are computed: those of `model`, and what is computed again in the backward pass."""
+        """Return the FLOPs that are computed: those of `model` and those of the recomputation."""
         again = self.again_token * tokens + self.again_pair * pairs
         again += self.again_label * labels + self.again_tile * tiles
         return self.model(tokens, pairs, labels, tiles) + again
 
 
 def causal_pairs(lengths: list[float]) -> float:
-    """(query, key) pairs of documents of those lengths: each token sees itself and those before it."""
+    """Count the (query, key) pairs of documents of those lengths: each token sees itself and those before it."""
     return sum(n * (n + 1) / 2 for n in lengths)
 
 
 def make_work(model: VisionLanguageModel, recipe: Recipe) -> Work:
-    """Of a meta-device model whose frozen parts are set."""
+    """Count the FLOPs of a meta-device model whose frozen parts are set, under the recipe's checkpointing and ZeRO."""
     language, spec = model.language_model, model.spec.language
     first = next(language.get_input_embeddings().parameters()).requires_grad
     flows = first or any(p.requires_grad for part in (model.encoder, model.projector) for p in part.parameters())
@@ -76,11 +79,14 @@ def make_work(model: VisionLanguageModel, recipe: Recipe) -> Work:
 
 
 def tile_flops(model: VisionLanguageModel) -> tuple[float, float, bool]:
-    """(forward and backward, forward) FLOPs of one tile through encoder and projector, and whether the encoder keeps
-    a graph. Counted on the meta device, without checkpointing."""
+    """Count the FLOPs of one tile through encoder and projector, on the meta device and without checkpointing.
+
+    Returns:
+        (FLOPs forward and backward, FLOPs of the encoder's forward pass, whether the encoder keeps a graph).
+    """
     model.set_gradient_checkpointing(False)
     model.train()
-    if not (blocks := alike(model.encoder)):
+    if not (blocks := equal_blocks(model.encoder)):
         return count_tile(model)
     with shortened(model.encoder, 1):
         one = count_tile(model)
@@ -90,7 +96,7 @@ def tile_flops(model: VisionLanguageModel) -> tuple[float, float, bool]:
 
 
 def count_tile(model: VisionLanguageModel) -> tuple[float, float, bool]:
-    """See `tile_flops`; of the blocks that are there."""
+    """Count the FLOPs of one tile through the blocks that the encoder has now; returns as `tile_flops`."""
     pixels = torch.empty(1, 3, model.image_size, model.image_size, device="meta")
     with FlopCounterMode(display=False) as counter:
         grid = model.encoder(pixels)
@@ -103,8 +109,8 @@ def count_tile(model: VisionLanguageModel) -> tuple[float, float, bool]:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Processes of a run: `gpus` in all, `nodes` machines, groups of `sequence` processes that hold a row together."""
+class MeshShape:
+    """Shape of a run's processes: `gpus` in all, `nodes` machines, `sequence` processes that hold a row together."""
 
     gpus: int
     nodes: int
@@ -112,15 +118,22 @@ class Layout:
 
     @property
     def groups(self) -> int:
-        """Data parallel size."""
+        """Number of sequence groups, the data parallel size."""
         return self.gpus // self.sequence
 
 
 def zero_bytes(weights: float, gradients: float, stage: int, gpus: int, rows: int) -> float:
-    """Bytes a GPU sends a step for ZeRO: `rows` rows each, gradients averaged over all GPUs.
+    """Return the bytes that a GPU sends in a step for ZeRO, with gradients averaged over all GPUs.
 
-    Stages 0 and 1 reduce once and hand weights (0: sums) round once; stage 2 reduces after every row; stage 3 also
+    Stages 0 and 1 reduce once and pass weights (0: sums) round once; stage 2 reduces after every row; stage 3 also
     gathers the weights for every forward and every backward pass.
+
+    Args:
+        weights: bytes of all weights.
+        gradients: bytes of all gradients.
+        stage: ZeRO stage.
+        gpus: processes in all.
+        rows: rows of each GPU in a step.
     """
     share = (gpus - 1) / gpus
     if stage == 3:
@@ -129,10 +142,10 @@ def zero_bytes(weights: float, gradients: float, stage: int, gpus: int, rows: in
 
 
 def sequence_bytes(recipe: Recipe, model: VisionLanguageModel, rows: int, width: int) -> float:
-    """Bytes a GPU sends a step so that its group holds rows together.
+    """Return the bytes that a GPU sends in a step because its group holds `rows` rows together.
 
     Ring: keys and values go round forward and backward (and once more when recomputed), their gradients in float32.
-    Ulysses: queries, keys, values and the output change hands each time.
+    Ulysses: queries, keys, values and the output are exchanged each time. `width`: bytes of a number.
     """
     size, language = recipe.sequence_parallel.size, model.spec.language
     if size == 1:
@@ -147,10 +160,21 @@ def sequence_bytes(recipe: Recipe, model: VisionLanguageModel, rows: int, width:
     return rows * language.depth * layer
 
 
-def seconds(run_flops: float, sent: dict[str, float], machine: Machine, recipe: Recipe, layout: Layout) -> float:
-    """Of a step on the busiest GPU: its FLOPs at EFFICIENCY of the peak, or its transfers where they take longer (they
-    overlap; ring traffic stays in a node where the group does)."""
+def step_seconds(
+    run_flops: float, sent: dict[str, float], machine: Machine, recipe: Recipe, mesh: MeshShape
+) -> float:
+    """Return the seconds of a step on the busiest GPU: those of its FLOPs or of its transfers, the longer of the two.
+
+    FLOPs run at EFFICIENCY of the peak. Transfers overlap with them; a ring stays in a node where its group does.
+
+    Args:
+        run_flops: of the busiest GPU.
+        sent: bytes that it sends, by `zero` and `sequence`.
+        machine: the kind of device.
+        recipe: gives the precision.
+        mesh: the processes.
+    """
     compute = run_flops / (machine.peak(recipe.precision) * EFFICIENCY)
-    across = machine.link_gbs if layout.nodes == 1 else machine.net_gbs
-    inside = machine.link_gbs if layout.sequence <= layout.gpus // layout.nodes else machine.net_gbs
+    across = machine.link_gbs if mesh.nodes == 1 else machine.net_gbs
+    inside = machine.link_gbs if mesh.sequence <= mesh.gpus // mesh.nodes else machine.net_gbs
     return max(compute, sent["zero"] / (across * 1e9) + sent["sequence"] / (inside * 1e9))

@@ -1,4 +1,4 @@
-"""Training-time degradation of tiles, a function of the sample's own random numbers."""
+"""Training-time degradation of tiles by JPEG compression, as a function of the sample's random numbers."""
 
 import io
 import random
@@ -8,7 +8,15 @@ from PIL import Image
 
 
 def compress(tiles: np.ndarray, quality: tuple[int, int], rng: random.Random) -> np.ndarray:
-    """uint8 [tiles, S, S, 3], each tile through JPEG at a quality drawn from both ends inclusive; same shape and dtype.
+    """Compress each tile as JPEG at a quality drawn between both ends, inclusive.
+
+    Args:
+        tiles: uint8 [tiles, S, S, 3].
+        quality: lowest and highest.
+        rng: the sample's random numbers.
+
+    Returns:
+        An array of the same shape and dtype.
 
     Source: the published transform of sets with `data_augment` (OpenGVLab/V2PE: 75 to 100, one draw a tile).
     """

@@ -1,6 +1,6 @@
-"""Where a step's numbers go beside metrics.jsonl: TensorBoard, Weights & Biases; and when a loss is a spike."""
+"""Writers of a step's numbers beside metrics.jsonl (TensorBoard, Weights & Biases), and the rule for a loss spike."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -13,10 +13,11 @@ BOARDS = {"tensorboard": "tensorboard", "wandb": "wandb"}
 
 
 class Boards:
-    """Writers of scalars by step. TensorBoard files go to `folder`/tensorboard, wandb runs offline without a login.
+    """Writers of scalars by step. TensorBoard files go to `folder`/tensorboard; wandb runs offline without a login.
 
     Raises:
-        UnknownName: no such board. HardwareError: its package is not installed.
+        UnknownName: no such board.
+        HardwareError: its package is not installed.
     """
 
     def __init__(self, folder: Path, names: Sequence[str], first: int = 0, title: str = "vlm"):
@@ -27,7 +28,7 @@ class Boards:
                 raise UnknownName("board", name, BOARDS)
             if find_spec(BOARDS[name]) is None:
                 raise HardwareError(
-                    f"{name} is not installed", fix=f"pip install {BOARDS[name]}, or take it out of `log`"
+                    f"{name} is not installed", fix=f"pip install {BOARDS[name]}, or remove it from `log`"
                 )
         if "tensorboard" in names:
             from torch.utils.tensorboard import SummaryWriter
@@ -38,8 +39,8 @@ class Boards:
 
             self.wandb = wandb.init(project="vlm", name=title, dir=str(folder), id=folder.name, resume="allow")
 
-    def write(self, line: dict[str, Any]) -> None:
-        """The numbers of one line of metrics.jsonl."""
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Write the numbers of one line of metrics.jsonl."""
         numbers = {k: v for k, v in line.items() if k != "step" and isinstance(v, (int, float))}
         if self.tensorboard is not None:
             for key, value in numbers.items():
@@ -48,19 +49,19 @@ class Boards:
             self.wandb.log(numbers, step=line["step"])
 
     def close(self) -> None:
-        """Flush what is left."""
+        """Flush and close the writers."""
         if self.tensorboard is not None:
             self.tensorboard.close()
         if self.wandb is not None:
             self.wandb.finish()
 
 
-START, WINDOW = 20, 50  # steps that say what an untrained loss is, and what the present one is
+START, WINDOW = 20, 50  # steps whose median is the untrained loss, and the present one
 TIMES_START, TIMES_NOW = 2.0, 5.0
 
 
 def is_spike(losses: Sequence[float], loss: float) -> bool:
-    """Whether a loss is far above both what training started with and what it was lately; never in the first steps.
+    """Return whether a loss is far above both the first and the latest losses; never in the first steps.
 
     Both, so that noise around a loss that is nearly zero is no spike. The factors are ours.
     """

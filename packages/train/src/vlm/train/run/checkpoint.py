@@ -1,4 +1,8 @@
-"""Training checkpoints: complete, written under a temporary name, then renamed. A damaged one is skipped aloud."""
+"""Training checkpoints: complete, written under a temporary name, then renamed; a damaged one is skipped with a warning.
+
+>>> save_checkpoint(engine, out / "checkpoints", {"step": 500, "ledger": counts}, keep=2, world=me)    # doctest: +SKIP
+>>> state = load_checkpoint(engine, out / "checkpoints", me)                                             # doctest: +SKIP
+"""
 
 import errno
 import hashlib
@@ -9,35 +13,37 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from safetensors import SafetensorError
 
 from vlm.core.errors import CheckpointError, VlmError
-from vlm.core.home import write_atomic, write_json
-from vlm.train.run import reslice
+from vlm.core.home import free_gb, write_atomic, write_json
 from vlm.train.run.engine import Engine
 from vlm.train.run.processes import World
+from vlm.train.run.reslice import load_slices
 
 MANIFEST = "manifest.json"
 
 
 def name(step: int) -> str:
+    """Return the folder name of a step's checkpoint."""
     return f"step-{step:08d}"
 
 
 def file_digest(path: Path) -> str:
+    """Return the sha256 of a file."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-"""Faults of a disk that a user can mend."""
+"""Errors of a disk that a user can fix."""
 
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into an error that says so; anything else passes."""
+    """Turn a full or read-only disk into a VlmError that says so; pass any other error on."""
     try:
         yield
     except OSError as error:
@@ -52,24 +58,27 @@ def writing(folder: Path) -> Iterator[None]:
         raise disk_error(folder, "torch.save could not write all of a file") from error
 
 
-def free_gb(folder: Path) -> float:
-    """Room on the disk of a folder, which need not be there yet."""
-    place = next(p for p in (folder, *folder.parents) if p.exists())
-    return shutil.disk_usage(place).free / 1e9
-
-
 def disk_error(folder: Path, reason: str) -> VlmError:
+    """Return the error of a disk that cannot be written to, with its free space."""
     return VlmError(
         f"cannot write below {folder}: {reason}; its disk has {free_gb(folder):.3g} GB free",
-        expected="a writable folder with free room",
-        fix="make room there, or rights, then run the same command: it goes on from the last checkpoint",
+        expected="a writable folder with free space",
+        fix="free space or grant write access there, then rerun the same command: it resumes from the last checkpoint",
     )
 
 
-def save(engine: Engine, folder: Path, state: dict[str, Any], keep: int, world: World) -> None:
-    """Save the step in `state["step"]`, then drop all but the newest `keep`.
+class RunState(TypedDict):
+    """State of a run beside weights and optimizer: steps done, the ledger's counts, how many processes saved it."""
 
-    A kill at any moment leaves the last one whole; so does a full disk, and what was written by then is removed.
+    step: int
+    ledger: dict[str, int] | None
+    processes: NotRequired[int]
+
+
+def save_checkpoint(engine: Engine, folder: Path, state: RunState, keep: int, world: World) -> None:
+    """Save the step in `state["step"]`, then delete all but the newest `keep` checkpoints.
+
+    A kill at any moment leaves the one before whole; so does a full disk, and what was written by then is removed.
     """
     temporary, final = folder / f".{name(state['step'])}.tmp", folder / name(state["step"])
     if world.first:
@@ -78,9 +87,7 @@ def save(engine: Engine, folder: Path, state: dict[str, Any], keep: int, world: 
     world.barrier()
     state = {**state, "processes": world.size}
     try:
-        engine.deepspeed.save_checkpoint(
-            str(folder), tag=temporary.name, client_state=state, save_latest=False, exclude_frozen_parameters=True
-        )
+        engine.save(folder, temporary.name, state)
         world.barrier()
         if world.first:
             files = {f.name: {"bytes": f.stat().st_size, "sha256": file_digest(f)} for f in sorted(temporary.iterdir())}
@@ -98,12 +105,12 @@ def save(engine: Engine, folder: Path, state: dict[str, Any], keep: int, world: 
 
 
 def complete(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
+    """Return the finished checkpoints, oldest first."""
     return sorted(p for p in folder.glob("step-*") if (p / MANIFEST).exists())
 
 
-def fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint on disk, or None."""
+def damage(path: Path) -> str | None:
+    """Say what is wrong with a checkpoint on disk; None if nothing is."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError) as error:
@@ -117,10 +124,11 @@ def fault(path: Path) -> str | None:
     return None
 
 
-def load(engine: Engine, folder: Path, world: World) -> dict[str, Any] | None:
-    """Load the newest whole checkpoint; None when there is none. Says so when it has to go back to an older one.
+def load_checkpoint(engine: Engine, folder: Path, world: World) -> RunState | None:
+    """Load the newest whole checkpoint; None when there is none. Warn when it must be an older one.
 
-    As many processes as wrote it go on bit for bit; another number takes the same samples, to rounding the same steps.
+    As many processes as saved it continue bit for bit; another number takes the same samples, and the same steps but
+    for rounding.
 
     Raises:
         CheckpointError: all are damaged, or it does not fit what is trained now.
@@ -134,18 +142,24 @@ def load(engine: Engine, folder: Path, world: World) -> dict[str, Any] | None:
             text = f"{odd}: half-written, it has no {MANIFEST}; going back to the checkpoint before it"
             warnings.warn(text, RuntimeWarning, stacklevel=2)
     for path in reversed(whole):
-        wrong = fault(path)
+        wrong = damage(path)
         if wrong is None:
-            told = json.loads((path / MANIFEST).read_text())["state"]
-            if told["processes"] != world.size and engine.deepspeed.zero_optimization_stage():
-                if world.first:
-                    writers = f"{told['processes']} process{'es' * (told['processes'] > 1)}"
-                    sys.stderr.write(f"{path} was written by {writers}: its slices are cut anew for {world.size}\n")
-                reslice.load(engine, path, told["processes"])
-                return told
-            _, state = engine.deepspeed.load_checkpoint(str(folder), tag=path.name, load_module_strict=False)
-            return state
+            return load_from(engine, path, world)
         warnings.warn(f"{path}: {wrong}; going back to the checkpoint before it", RuntimeWarning, stacklevel=2)
     if whole:
         raise CheckpointError(f"{folder}: every checkpoint is damaged", fix="delete the folder to start again")
     return None
+
+
+def load_from(engine: Engine, path: Path, world: World) -> RunState:
+    """Load one whole checkpoint; repartition it where another number of processes saved it in slices."""
+    saved: RunState = json.loads((path / MANIFEST).read_text())["state"]
+    writers = saved["processes"]
+    if writers == world.size or not engine.zero_stage:
+        state: RunState = engine.load(path.parent, path.name)  # type: ignore[assignment]  # as `save_checkpoint` gave it
+        return state
+    if world.first:
+        plural = "es" * (writers > 1)
+        sys.stderr.write(f"{path} was saved by {writers} process{plural}: its slices are repartitioned for {world.size}\n")
+    load_slices(engine, path, writers)
+    return saved

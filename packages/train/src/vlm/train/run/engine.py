@@ -1,8 +1,14 @@
-"""The DeepSpeed engine behind a small face: one configuration, one `backward`, one `step`."""
+"""The DeepSpeed engine behind a small interface; the only module that knows DeepSpeed.
+
+>>> engine = Engine(model, recipe, me)                                                      # doctest: +SKIP
+>>> loss = engine.accumulate(batch, denominator=40.0, last=True); norm = engine.step()      # doctest: +SKIP
+"""
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +20,12 @@ from vlm.train.parameters.optim import make_optimizer
 from vlm.train.recipe.recipe import Recipe
 from vlm.train.run.processes import World
 
+Shapes = list[dict[str, torch.Size]]
+"""Name -> shape of the trained parameters, group by group, in the order in which they lie."""
+
 
 def config(recipe: Recipe) -> dict[str, Any]:
-    """DeepSpeed's configuration. Accumulation is counted by the loop (rows of a step vary), so it is 1 here."""
+    """Return DeepSpeed's configuration. The loop counts the rows of a step, so accumulation is 1 here."""
     zero: dict[str, Any] = {"stage": recipe.zero_stage}
     if recipe.zero.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
@@ -33,7 +42,7 @@ def config(recipe: Recipe) -> dict[str, Any]:
 
 
 def import_deepspeed(world: World) -> Any:
-    """The library, told what it must know before its first use."""
+    """Import the library with the settings that it must have before its first use."""
     if world.device.type == "cpu":  # else it warns on standard output, where our results go
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -45,7 +54,7 @@ def import_deepspeed(world: World) -> Any:
 
 
 def slicer(recipe: Recipe, world: World) -> Callable[[nn.Parameter], None]:
-    """For ZeRO-3: leaves of a parameter the slice of this process, in the precision of training.
+    """Return a function that leaves this process its ZeRO-3 slice of a parameter, in the precision of training.
 
     All processes call it with the same parameters in the same order; the values are those of the first process.
     """
@@ -55,8 +64,23 @@ def slicer(recipe: Recipe, world: World) -> Callable[[nn.Parameter], None]:
         # a copy, because it may be a mapped file, and the first process's values are written over the others'
         parameter.data = parameter.data.to(dtype, copy=True, memory_format=torch.contiguous_format)
         deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=made)
+        parameter.whole_shape = parameter.ds_shape  # type: ignore[attr-defined]  # both are set on the object
 
     return keep_slice
+
+
+@dataclass(frozen=True)
+class ZeroSlices:
+    """What this process holds of a run under ZeRO-1 to 3.
+
+    `shapes`: the trained parameters. `state`: optimizer state as DeepSpeed saves it. `padded`: for each group the
+    elements of its slice with padding, None under ZeRO-3, where each parameter is cut for itself.
+    """
+
+    stage: int
+    shapes: Shapes
+    state: dict[str, Any]
+    padded: list[int] | None
 
 
 class Engine:
@@ -64,38 +88,103 @@ class Engine:
 
     def __init__(self, model: VisionLanguageModel, recipe: Recipe, world: World):
         self.world = world
-        self.deepspeed, self.optimizer, _, _ = import_deepspeed(world).initialize(
+        self._deepspeed, self.optimizer, _, _ = import_deepspeed(world).initialize(
             model=model,
             optimizer=make_optimizer(model, recipe.optimizer, on_host=recipe.zero.offload),
             config=config(recipe),
             dist_init_required=False,
         )
-        self.model: VisionLanguageModel = self.deepspeed.module
+        self.model: VisionLanguageModel = self._deepspeed.module
+        self._deepspeed.train()
+
+    @property
+    def zero_stage(self) -> int:
+        """The ZeRO stage in effect."""
+        return int(self._deepspeed.zero_optimization_stage())
 
     def set_lr_factor(self, factor: float) -> float:
-        """Scale each group's base rate; returns the first group's rate."""
+        """Scale each group's base rate; return the first group's rate."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        return self.optimizer.param_groups[0]["lr"]
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def accumulate(self, batch: dict[str, Tensor | None], denominator: float, last: bool) -> float:
-        """Forward and backward of one row; returns its share of the step's loss."""
-        self.deepspeed.set_gradient_accumulation_boundary(last)
-        loss = self.deepspeed(**batch, loss_denominator=denominator, logits=False).loss
+        """Run one row forward and backward; return its share of the step's loss.
+
+        Args:
+            batch: arguments of the model's forward.
+            denominator: total weight of the step's labels over all processes.
+            last: whether it is this process's last row of the step.
+        """
+        self._deepspeed.set_gradient_accumulation_boundary(last)
+        loss = self._deepspeed(**batch, loss_denominator=denominator, logits=False).loss
         # DeepSpeed averages gradients over all processes, data x sequence; the losses are shares of one sum over them
-        self.deepspeed.backward(loss * self.world.size, scale_wrt_gas=False)
-        return loss.item()
+        self._deepspeed.backward(loss * self.world.size, scale_wrt_gas=False)
+        return float(loss.item())
 
     def step(self) -> float:
-        """Clip, update, clear; returns the gradient norm before clipping."""
+        """Clip, update, clear; return the gradient norm before clipping."""
         plain = [p.grad for p in self.model.parameters() if p.grad is not None]
         before = torch.nn.utils.get_total_norm(plain) if plain else None  # ZeRO 0 keeps plain gradients, and no norm
-        self.deepspeed.step()
-        norm = self.deepspeed.get_global_grad_norm()
+        self._deepspeed.step()
+        norm = self._deepspeed.get_global_grad_norm()
         norm = before if norm is None else norm
         return 0.0 if norm is None else float(norm)
 
+    def save(self, folder: Path, tag: str, state: Mapping[str, Any]) -> None:
+        """Write the trained weights, the optimizer and `state` to `folder`/`tag`, each process its part."""
+        self._deepspeed.save_checkpoint(
+            str(folder), tag=tag, client_state=dict(state), save_latest=False, exclude_frozen_parameters=True
+        )
+
+    def load(self, folder: Path, tag: str) -> dict[str, Any]:
+        """Load what as many processes `save`d; return its `state`."""
+        _, state = self._deepspeed.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
+        return dict(state)
+
+    def slices(self) -> ZeroSlices:
+        """Return this process's slices, as they are now."""
+        zero, stage = self._deepspeed.optimizer, self.zero_stage
+        shapes = self._deepspeed._get_zero_param_shapes()  # the method whose result is in checkpoints
+        padded = None if stage == 3 else [group["params"][0].numel() for group in zero.optimizer.param_groups]
+        return ZeroSlices(stage, shapes, zero.state_dict(), padded)
+
+    def put_slices(self, state: dict[str, Any], module: Mapping[str, Tensor], counts: Mapping[str, int]) -> None:
+        """Replace this process's slices.
+
+        Args:
+            state: optimizer state of this process, as in `ZeroSlices`.
+            module: tensors of the model that are in no slice.
+            counts: DeepSpeed's counters.
+        """
+        zero, sliced = self._deepspeed.optimizer, self.zero_stage == 3
+        if sliced:
+            zero.checkpoint_event_prologue()
+        buffers = {name for name, _ in self.model.named_buffers()}
+        kept = {k: v for k, v in module.items() if not sliced or k in buffers}  # ZeRO-3 leaves no weights there
+        self.model.load_state_dict(kept, strict=False)
+        zero.load_state_dict({self.world.rank: state}, load_from_fp32_weights=True)  # it takes the entry of our rank
+        if sliced:
+            zero.checkpoint_event_epilogue()
+        for name, count in counts.items():
+            setattr(self._deepspeed, name, count)
+
+    def gathered_state(self) -> dict[str, Tensor]:
+        """Return the whole state dict in float32 on the first process, {} on others; all processes call this.
+
+        It is gathered tensor by tensor where ZeRO-3 holds slices.
+        """
+        gather = import_deepspeed(self.world).zero.GatheredParameters
+        state = {}
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            with gather([parameters[name]] if name in parameters else []):
+                if self.world.first:
+                    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+                    state[name] = tensor.detach().to("cpu", dtype, copy=True)
+        return state
+
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Dropout and drop path depend on (seed, step, rank) alone, so a resumed run repeats them."""
+    """Seed dropout and drop path by (seed, step, rank) alone, so that a resumed run repeats them."""
     torch.manual_seed((seed * 1_000_003 + step) * 1_009 + rank)

@@ -1,7 +1,7 @@
-"""An order of an epoch in which each step holds one modality.
+"""The order of an epoch in which each step has samples of one modality.
 
-Sorting by length inside a global batch, which published samplers did too, moves no sample to another step; here rows
-are dealt to processes by length anyway.
+Published samplers also sort by length inside a global batch; that moves no sample to another step, and here rows are
+dealt to processes by length anyway.
 """
 
 import json
@@ -13,7 +13,7 @@ from vlm.core.sample.index import Shuffle
 
 
 def has_media(record: bytes) -> bool:
-    """Whether a line of an annotation file names an image or a video; a broken line has none."""
+    """Return whether a line of an annotation file names an image or a video; False for a broken line."""
     try:
         found = json.loads(record)
     except ValueError:
@@ -22,8 +22,15 @@ def has_media(record: bytes) -> bool:
 
 
 def modality_order(media: Iterable[bool], samples: int, *key: int) -> np.ndarray:
-    """int64 [n]: a permutation in which each run of `samples` is of one modality, a function of `key`; the remainders
-    of both come last, together.
+    """Permute samples so that each run of `samples` is of one modality; the remainders of both come last, together.
+
+    Args:
+        media: for each sample whether it has an image or a video.
+        samples: of a step.
+        *key: seeds of the permutation.
+
+    Returns:
+        int64 [n], the order.
 
     Source: LLaVA's sampler for `group_by_modality_length` (alibaba/conv-llava), without its sorting.
     """

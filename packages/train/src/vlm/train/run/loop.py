@@ -1,4 +1,7 @@
-"""The training loop: resume, step, log, checkpoint, export. The same command goes on where the last one stopped."""
+"""The training loop: resume, step, log, checkpoint, export; a rerun continues where the last one stopped.
+
+>>> train(load_recipe("quickstart-v2pe-sft"), Path("runs/quickstart/train/quickstart-v2pe-sft"))     # doctest: +SKIP
+"""
 
 import json
 import math
@@ -11,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
@@ -21,22 +24,23 @@ from vlm.core.sample.index import LineIndex
 from vlm.models.checkpoint.load import fingerprint, load_model, save_state
 from vlm.models.checkpoint.locate import find_checkpoint
 from vlm.models.processor import Processor
-from vlm.models.sequence.spread import spread
+from vlm.models.sequence_parallel import spread
 from vlm.train.parameters.lora import merge, prepare, save_adapters
 from vlm.train.parameters.optim import lr_factor
+from vlm.train.plan.run_plan import RunPlan
 from vlm.train.recipe.recipe import Recipe, training_spec
-from vlm.train.run import checkpoint
 from vlm.train.run.boards import Boards, is_spike
+from vlm.train.run.checkpoint import RunState, load_checkpoint, save_checkpoint, writing
 from vlm.train.run.engine import Engine, seed_step, slicer
-from vlm.train.run.meter import Meter
-from vlm.train.run.metrics import Ledger, Log, Show
+from vlm.train.run.metrics import Ledger, Log, ProgressBar
 from vlm.train.run.processes import World, check_mesh, meshed, world
+from vlm.train.run.speed import SpeedMeter
 from vlm.train.run.stream import StepData, Stream, computed, deal, to_tensors
 
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that receives SIGTERM, SIGUSR1 and the first Ctrl-C; the second Ctrl-C stops at once."""
+    """Collect SIGTERM, SIGUSR1 and the first Ctrl-C in a list; the second Ctrl-C stops at once."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -57,7 +61,7 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 def prefetch(stream: Stream, first: int, total: int) -> Iterator[StepData]:
-    """The data of each step, made one step ahead in a thread (image decoding releases the interpreter)."""
+    """Yield the data of each step, made one step ahead in a thread (image decoding releases the interpreter)."""
     if first >= total:
         return
     with ThreadPoolExecutor(1) as pool:
@@ -69,19 +73,32 @@ def prefetch(stream: Stream, first: int, total: int) -> Iterator[StepData]:
             yield current
 
 
-def train(recipe: Recipe, out: Path, *, quiet: bool = False, resume_changed: bool = False) -> Path:
-    """Run (or go on with) one stage; returns the folder of the exported model, `out`/model.
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    plan: RunPlan | None = None,
+    quiet: bool = False,
+    resume_changed: bool = False,
+) -> Path:
+    """Run one stage, or continue it; return the folder of the exported model, `out`/model.
 
-    `out` receives recipe.json, metrics.jsonl, ledger.jsonl, checkpoints/ and model/.
+    Args:
+        recipe: the stage.
+        out: receives recipe.json, metrics.jsonl, ledger.jsonl, checkpoints/ and model/.
+        plan: the recipe's, if it is resolved already.
+        quiet: show no progress bar.
+        resume_changed: continue although the recipe, the data or the start checkpoint changed.
 
     Raises:
-        Preempted: stopped by a signal after a checkpoint. LockedError: `out` is in use.
+        Preempted: stopped by a signal after a checkpoint.
+        LockedError: `out` is in use.
         ConfigError: `out` holds a run of another recipe.
         DataError: too many samples lost, or a loss that is not finite.
         VlmError: the disk is full or read-only.
     """
     me = world()
-    with checkpoint.writing(out), ExitStack() as held:
+    with writing(out), ExitStack() as held:
         refused = None
         if me.first:
             try:
@@ -96,11 +113,16 @@ def train(recipe: Recipe, out: Path, *, quiet: bool = False, resume_changed: boo
             return out / "model"  # the first process says why
         if me.agree(me.first and (out / "model/config.json").exists()):
             return out / "model"
-        return run(recipe, out, meshed(me, recipe.sequence_parallel.size), quiet)
+        return run_stage(plan or RunPlan.resolve(recipe, me.size), out, meshed(me, recipe.sequence_parallel.size), quiet)
 
 
 def check_recipe(recipe: Recipe, out: Path, resume_changed: bool) -> None:
-    """Refuse to go on with a run of another recipe, or from a start checkpoint that is no longer the same."""
+    """Refuse to continue a run of another recipe, other data or another start checkpoint; write recipe.json.
+
+    Raises:
+        ConfigError: the recipe or the start checkpoint changed.
+        DataError: the number of records changed.
+    """
     file = out / "recipe.json"
     files = [entry.file for entry in recipe.data if resolve(entry.file).is_file()]
     lines = {name: len(LineIndex(resolve(name))) for name in files}
@@ -116,29 +138,51 @@ def check_recipe(recipe: Recipe, out: Path, resume_changed: bool) -> None:
         was = {name: before.get("lines", {}).get(name, n) for name, n in lines.items()}
         if was != lines and not resume_changed:
             raise DataError(
-                f"the data is not what {out} was begun with (records):\n" + "\n".join(changes(was, lines)),
+                f"the data is not what {out} was started with (records):\n" + "\n".join(changes(was, lines)),
                 expected="files with as many records as at the start, or the order of samples changes",
                 fix="restore the files, use another --run, or pass --allow-change",
             )
         if before["start"] != start and not resume_changed:
             raise ConfigError(
                 f"{recipe.model.start} is not the checkpoint that {out} was trained from",
-                fix=f"delete {out} to train it anew, or pass --allow-change",
+                fix=f"delete {out} to train it again, or pass --allow-change",
             )
     now = recipe.model_dump(mode="json")
     write_json(file, {"digest": recipe.digest, "start": start, "lines": lines, "recipe": now})
 
 
 def changes(before: Any, now: Any, key: str = "") -> list[str]:
-    """One line for each key that differs, dotted."""
+    """Return a line for each dotted key that differs."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted(before.keys() | now.keys())
         return [c for k in keys for c in changes(before.get(k), now.get(k), f"{key}.{k}".lstrip("."))]
     return [] if before == now else [f"  {key}: {before} -> {now}"]
 
 
-def run(recipe: Recipe, out: Path, me: World, quiet: bool) -> Path:
-    """All steps that are left, then the export."""
+class StepLine(TypedDict):
+    """One line of metrics.jsonl; the last three are those of `SpeedLine`."""
+
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    useful_tokens: int
+    padding_share: float
+    labels: int
+    samples: int
+    rows: int
+    fill: float
+    tokens_per_s: float
+    seconds: float
+    rss_gb: float
+    mfu: NotRequired[float]
+    memory_gb: NotRequired[float]
+    data_wait_s: NotRequired[float]
+
+
+def run_stage(plan: RunPlan, out: Path, me: World, quiet: bool) -> Path:
+    """Run all steps that are left, then export the model."""
+    recipe = plan.recipe
     start = find_checkpoint(recipe.model.start)
     adjust = partial(training_spec, recipe.model)
     placed = slicer(recipe, me) if recipe.zero_stage == 3 else None  # no process ever holds the whole model
@@ -151,8 +195,7 @@ def run(recipe: Recipe, out: Path, me: World, quiet: bool) -> Path:
     if me.sequence is not None:
         spread(model, me.sequence, recipe.sequence_parallel.kind)
     engine = Engine(model, recipe, me)
-    engine.deepspeed.train()
-    state = checkpoint.load(engine, out / "checkpoints", me) or {"step": 0, "ledger": None}
+    state = load_checkpoint(engine, out / "checkpoints", me) or {"step": 0, "ledger": None}
     first, total = state["step"], stream.total_steps
     metrics, ledger = Log(out / "metrics.jsonl"), Ledger(out, state["ledger"], writes=me.first)
     if me.first:
@@ -160,13 +203,14 @@ def run(recipe: Recipe, out: Path, me: World, quiet: bool) -> Path:
         ledger.log.cut(first)
     me.barrier()
     losses = [line["loss"] for line in metrics.read()]
-    meter = Meter(model.spec, recipe, me.size) if me.first else None
+    meter = SpeedMeter(plan, me.size) if me.first else None
     boards = Boards(out, recipe.log if me.first else (), first, recipe.name)
 
     def save(step: int) -> None:
-        checkpoint.save(engine, out / "checkpoints", {"step": step, "ledger": ledger.counts}, recipe.keep, me)
+        state: RunState = {"step": step, "ledger": ledger.counts}
+        save_checkpoint(engine, out / "checkpoints", state, recipe.keep, me)
 
-    with stop_requests() as stop, Show(recipe.name, total, me.first and not quiet) as show, closing(boards):
+    with stop_requests() as stop, ProgressBar(recipe.name, total, me.first and not quiet) as bar, closing(boards):
         asked = time.perf_counter()
         for step, data in enumerate(prefetch(stream, first, total), first):
             waited = time.perf_counter() - asked
@@ -176,7 +220,7 @@ def run(recipe: Recipe, out: Path, me: World, quiet: bool) -> Path:
                 line = one_step(engine, recipe, processor, data, step, total, me)
                 note = f"loss {line['loss']:.4f}  {line['tokens_per_s']:.0f} tok/s"
                 if meter is not None:
-                    line |= meter.line(data.rows, line["seconds"], waited)
+                    line |= meter.line(data.rows, line["seconds"], waited)  # type: ignore[typeddict-item]
                     metrics.write(**line)
                     boards.write(line)
                 if not math.isfinite(line["loss"]) or is_spike(losses, line["loss"]):
@@ -185,7 +229,7 @@ def run(recipe: Recipe, out: Path, me: World, quiet: bool) -> Path:
                     wanted = "a finite loss, not far above those before"
                     raise DataError(f"loss is {line['loss']} at step {step}", expected=wanted, fix=fix)
                 losses.append(line["loss"])
-            show.update(step + 1, note)
+            bar.update(step + 1, note)
             if too_many := lost_too_many(recipe, ledger, total):
                 save(step + 1)
                 raise too_many
@@ -194,7 +238,7 @@ def run(recipe: Recipe, out: Path, me: World, quiet: bool) -> Path:
                 if stop and stop[0] == signal.SIGINT:
                     raise KeyboardInterrupt
                 done = f"stopped after step {step + 1} of {total}, everything saved"
-                raise Preempted(done, fix="run the same command to go on")
+                raise Preempted(done, fix="rerun the same command to continue")
             if (step + 1) % recipe.save_every == 0 and step + 1 < total:
                 save(step + 1)
             asked = time.perf_counter()
@@ -202,22 +246,25 @@ def run(recipe: Recipe, out: Path, me: World, quiet: bool) -> Path:
 
 
 def lost_too_many(recipe: Recipe, ledger: Ledger, total: int) -> DataError | None:
-    """The error as soon as `max_lost` of the whole run is sure to be passed, not only at its end."""
+    """Return the error as soon as more than `max_lost` of the whole run is sure to be lost; None before."""
     dropped, samples = ledger.counts["dropped"], total * recipe.batch.samples
     if dropped / samples <= recipe.max_lost:
         return None
     return DataError(
         f"{dropped} of {ledger.counts['in']} samples so far were dropped; see {ledger.log.path}",
         expected=f"at most {recipe.max_lost:.2%} of the run's {samples} (max_lost)",
-        fix="repair the data and start in a new folder, or raise max_lost knowingly: the run then goes on",
+        fix="repair the data and start in a new folder, or raise max_lost on purpose: the run then continues",
     )
 
 
 def one_step(
     engine: Engine, recipe: Recipe, processor: Processor, data: StepData, step: int, total: int, me: World
-) -> dict[str, Any]:
-    """Forward, backward and update of one step over this rank's rows, or its share of them; the line for
-    metrics.jsonl."""
+) -> StepLine:
+    """Run one step over this rank's rows, or its share of them: forward, backward, update.
+
+    Returns:
+        The line for metrics.jsonl, without the speed.
+    """
     began = time.perf_counter()
     seed_step(recipe.seed, step, me.rank)
     rows = deal(data.rows, me.data_rank, me.data_size)
@@ -236,7 +283,7 @@ def one_step(
     loss = me.total(loss)
     tokens = sum(len(row.input_ids) for row in data.rows)
     held = [computed(row, recipe.sequence_parallel.kind, me.sequence_size) for row in data.rows]
-    padding = sum(held) - tokens + (most * me.data_size - len(data.rows)) * held[0]  # beside, rows that are repeated
+    padding = sum(held) - tokens + (most * me.data_size - len(data.rows)) * held[0]  # and the rows that are repeated
     seconds = time.perf_counter() - began
     return {
         "step": step,
@@ -258,8 +305,8 @@ def one_step(
 def export(
     engine: Engine, recipe: Recipe, out: Path, me: World, start: Path, counts: dict[str, int], ledger: Ledger
 ) -> Path:
-    """Write the trained model in our layout and the summary; the model's existence means the stage is done."""
-    state = gathered(engine, me)
+    """Write the trained model in our layout and the summary; a model that exists means that the stage is done."""
+    state = engine.gathered_state()
     if me.first:
         strides = None if recipe.strides == "random" else recipe.strides
         spec = engine.model.spec.model_copy(update={"strides": strides})
@@ -270,17 +317,3 @@ def export(
         save_state(state, spec, out / "model", tokenizer=start)
     me.barrier()
     return out / "model"
-
-
-def gathered(engine: Engine, me: World) -> dict[str, torch.Tensor]:
-    """The whole state dict in float32 on the first process, tensor by tensor also where ZeRO-3 holds slices."""
-    import deepspeed
-
-    state = {}
-    parameters = dict(engine.model.named_parameters(remove_duplicate=False))
-    for name, tensor in engine.model.state_dict(keep_vars=True).items():
-        with deepspeed.zero.GatheredParameters([parameters[name]] if name in parameters else []):
-            if me.first:
-                dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-                state[name] = tensor.detach().to("cpu", dtype, copy=True)
-    return state

@@ -1,4 +1,4 @@
-"""One JSON line a step, a progress bar for people, and the ledger of samples not used as they are."""
+"""One JSON line for each step, a progress bar, and the ledger of samples that are not used as they are."""
 
 import json
 import re
@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,7 +15,7 @@ from vlm.core.errors import DataError
 
 
 class Log:
-    """Append-only JSONL that can be cut back to a checkpoint: lines after its step never happened."""
+    """Append-only JSONL that can be cut back to a checkpoint: lines of later steps are removed."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -30,12 +30,12 @@ class Log:
         temporary.replace(self.path)
 
     def write(self, **values: Any) -> None:
-        """Append a line."""
+        """Append a line of these keys and values."""
         with self.path.open("a", encoding="utf-8") as f:
             f.write(json.dumps(values, ensure_ascii=False) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole lines; none where there is no file."""
+        """Return all whole lines; none where there is no file."""
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
@@ -45,7 +45,7 @@ Stage = Literal["read", "media", "encode", "pack"]
 
 
 class Lost(NamedTuple):
-    """A sample that is not used as it is: `name:line` of its file, what became of it, where, and why."""
+    """A sample that is not used as it is: `name:line` of its file, what happened to it, where, and why."""
 
     id: str
     what: Literal["dropped", "truncated"]
@@ -53,10 +53,20 @@ class Lost(NamedTuple):
     reason: str
 
 
-class Ledger:
-    """Every sample that was not used as it is. The counts close: in = used + dropped + truncated + replaced.
+class LostLine(TypedDict):
+    """One line of ledger.jsonl: a `Lost` sample and its step."""
 
-    `used` are those used as they are; truncated ones are trained on too. None is ever replaced: the 0 says so.
+    step: int
+    id: str
+    what: Literal["dropped", "truncated"]
+    stage: Stage
+    reason: str
+
+
+class Ledger:
+    """Every sample that was not used as it is. The counts add up: in = used + dropped + truncated + replaced.
+
+    `used` are those used as they are; truncated ones are trained on too. None is ever replaced, so that count is 0.
     """
 
     def __init__(self, folder: Path, counts: dict[str, int] | None = None, *, writes: bool = True):
@@ -64,7 +74,7 @@ class Ledger:
         self.counts = dict.fromkeys(("in", "used", "dropped", "truncated", "replaced"), 0) | (counts or {})
 
     def add(self, step: int, n_samples: int, lost: list[Lost]) -> None:
-        """Account for the samples of a step. All ranks count, one writes."""
+        """Count the samples of a step. All ranks count, one writes."""
         self.counts["in"] += n_samples
         self.counts["used"] += n_samples - len(lost)
         for one in lost:
@@ -75,22 +85,24 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Account:
-    """The ledger of one stage of training, checked against its metrics. `reasons`: (what, stage, reason) -> samples;
-    `open` says where the counts do not close, empty if they do."""
+    """Ledger of one stage of training, checked against its metrics.
+
+    `reasons`: (what, stage, reason) -> samples; `open` says where the counts do not add up, empty if they do.
+    """
 
     recipe: str
     steps: int
     counts: dict[str, int]
     reasons: dict[tuple[str, str, str], int]
-    entries: list[dict[str, Any]]
+    entries: list[LostLine]
     open: list[str]
 
 
 def read_account(folder: Path) -> Account:
-    """The account of a stage (`RUN/train/RECIPE`), finished or not.
+    """Read the account of a stage (`RUN/train/RECIPE`), finished or not.
 
-    What came in is counted from the steps and the recipe, what was trained on from metrics.jsonl, what was lost from
-    ledger.jsonl; the three must agree, and with summary.json once that is there.
+    Samples that came in are counted from the steps and the recipe, those trained on from metrics.jsonl, those lost from
+    ledger.jsonl; the three must agree, also with summary.json once that exists.
 
     Raises:
         DataError: no run in that folder.
@@ -100,9 +112,10 @@ def read_account(folder: Path) -> Account:
             f"no training run in {folder}", expected="a folder with recipe.json", fix="name RUN/train/RECIPE"
         )
     recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["recipe"]
-    steps, entries = Log(folder / "metrics.jsonl").read(), Log(folder / "ledger.jsonl").read()
+    steps = Log(folder / "metrics.jsonl").read()
+    entries: list[LostLine] = Log(folder / "ledger.jsonl").read()  # type: ignore[assignment]  # as Ledger wrote it
     done = max((line["step"] + 1 for line in [*steps, *entries]), default=0)
-    what = Counter(e["what"] for e in entries)
+    what = Counter(str(e["what"]) for e in entries)
     trained = sum(line["samples"] for line in steps)
     counts = {
         "in": done * recipe["batch"]["samples"],
@@ -122,13 +135,13 @@ def read_account(folder: Path) -> Account:
 
 
 def short(reason: str, id: str) -> str:
-    """The first line of a reason without names, lines and paths, so that equal faults count as one."""
+    """Return the first line of a reason without names, lines and paths, so that equal faults count as one."""
     line = re.sub(r"^\S+\.jsonl:\d+: ", "", reason.splitlines()[0]).replace(id, "")
     return re.sub(r"(/[^\s:]+)+", "FILE", line)
 
 
-class Show:
-    """Progress on the terminal; nothing when `quiet` or on other ranks."""
+class ProgressBar:
+    """Progress of a stage on the terminal (standard error); nothing unless `visible`."""
 
     def __init__(self, title: str, total: int, visible: bool):
         self.started = time.monotonic()
@@ -143,7 +156,7 @@ class Show:
         )
         self.task = self.progress.add_task(title, total=total, note="")
 
-    def __enter__(self) -> "Show":
+    def __enter__(self) -> "ProgressBar":
         self.progress.start()
         return self
 
@@ -151,5 +164,5 @@ class Show:
         self.progress.stop()
 
     def update(self, step: int, note: str) -> None:
-        """Steps done and what to say beside the bar."""
+        """Show the number of steps done, and a note beside the bar."""
         self.progress.update(self.task, completed=step, note=note)

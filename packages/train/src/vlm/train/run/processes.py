@@ -1,7 +1,10 @@
-"""Processes: who we are, and the few collectives of the loop.
+"""This process among its peers, and the few collectives of the loop.
 
 Processes form a mesh of data x sequence: `sequence_parallel.size` neighbors hold each row together, and the rows of a
-step are dealt to these groups. Only here and in `vlm.models.sequence.group` is torch.distributed used.
+step are dealt to these groups. Only this module and `vlm.models.sequence.group` use torch.distributed.
+
+>>> me = meshed(world(), sequence=4)                # doctest: +SKIP
+>>> me.rank, me.data_rank, me.total(1.0)            # doctest: +SKIP
 """
 
 import atexit
@@ -18,7 +21,7 @@ from vlm.models.sequence.group import SequenceGroup
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers. `sequence`: those it holds its rows with, None where it holds them alone."""
+    """This process among its peers. `sequence`: the group that holds rows together, None for whole rows on each."""
 
     rank: int
     size: int
@@ -33,12 +36,12 @@ class World:
 
     @property
     def data_rank(self) -> int:
-        """Which rows are ours: the same for all processes of a sequence group."""
+        """Number of this process's sequence group, which decides its rows."""
         return self.rank // self.sequence_size
 
     @property
     def data_size(self) -> int:
-        """Sequence groups."""
+        """Number of sequence groups."""
         return self.size // self.sequence_size
 
     @property
@@ -47,7 +50,7 @@ class World:
         return self.rank == 0
 
     def total(self, value: float) -> float:
-        """Sum over all processes."""
+        """Return the sum of `value` over all processes."""
         if self.size == 1:
             return value
         tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -55,29 +58,30 @@ class World:
         return tensor.item()
 
     def agree(self, value: bool) -> bool:
-        """Whether any process says yes; the same answer everywhere."""
+        """Return whether any process gives True; the same answer on all."""
         return self.total(float(value)) > 0
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
 
 
 def world() -> World:
-    """Join the process group that `vlm train --processes`, torchrun or srun describe in the environment; else alone.
+    """Join the process group that `vlm train --processes`, torchrun or srun describe in the environment.
 
-    The group lives as long as the process: DeepSpeed keeps handles to it, and peers of a process that fails learn of
-    it only after its message is on the terminal.
+    Without a description the process is alone. The group lives as long as the process: DeepSpeed keeps handles to it,
+    and the peers of a process that fails notice it only after its message is on the terminal.
     """
     env = os.environ
     rank, size, local = int(env.get("RANK", "0")), int(env.get("WORLD_SIZE", "1")), int(env.get("LOCAL_RANK", "0"))
-    env.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
+    env.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(local)
     if not dist.is_initialized():
-        store = dist.HashStore() if size == 1 else None  # alone, no address is needed
+        # alone, no address is needed; torch's stubs leave the class out
+        store = dist.HashStore() if size == 1 else None  # type: ignore[attr-defined]
         dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=size, store=store)
         atexit.register(dist.destroy_process_group)
     return World(rank, size, local, torch.device("cuda", local) if cuda else torch.device("cpu"))
@@ -94,7 +98,11 @@ def check_mesh(size: int, sequence: int) -> None:
 
 
 def meshed(me: World, sequence: int) -> World:
-    """The same process in a mesh whose groups of `sequence` neighbors hold rows together. All processes call this."""
+    """Return `me` in a mesh whose groups of `sequence` neighbors hold rows together; all processes call this.
+
+    Raises:
+        ConfigError: the groups do not make up the world.
+    """
     check_mesh(me.size, sequence)
     if sequence == 1:
         return me

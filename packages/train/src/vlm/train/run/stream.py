@@ -1,7 +1,9 @@
-"""The data stream: a pure function of (recipe, seed, step). Seekable in O(1), the same for any number of workers.
+"""The data stream: a pure function of (recipe, seed, step), seekable in O(1), the same for any number of workers.
 
-A step takes the next `batch.samples` samples of the epoch's order, encodes them, packs them into rows, and deals the
-rows to the ranks. What cannot be used is told to the ledger by name, never replaced.
+>>> Stream(recipe, processor).step(7).rows[0].input_ids          # doctest: +SKIP
+
+A step takes the next `batch.samples` samples of the epoch's order, encodes them and packs them into rows; `deal` gives
+each rank its rows. Samples that cannot be used are listed in the ledger by name, never replaced.
 """
 
 import json
@@ -17,7 +19,8 @@ from torch import Tensor
 
 from vlm.core.errors import ConfigError, DataError, MediaError
 from vlm.core.home import resolve
-from vlm.core.sample.encode import Encoded, Strides
+from vlm.core.sample.encode import Strides
+from vlm.core.sample.encoded import Encoded
 from vlm.core.sample.index import LineIndex, Mixture, Shuffle
 from vlm.core.sample.packing import pack, pack_greedy
 from vlm.core.sample.positions import draw_strides
@@ -31,7 +34,7 @@ from vlm.train.run.metrics import Lost, Stage
 
 
 class Lines:
-    """The records of one entry of a recipe, read when asked for."""
+    """Records of one entry of a recipe, read when asked for. Raises DataError for another count than the recipe says."""
 
     def __init__(self, entry: DataEntry):
         self.entry, self.root = entry, resolve(entry.root)
@@ -56,8 +59,13 @@ class Lines:
 
 
 @dataclass
-class Row:
-    """One packed row, ready for the model (numpy; pixels uint8 until the device)."""
+class PackedRow:
+    """One packed row of n tokens, as numpy arrays.
+
+    `input_ids` and `labels` int64 [n]; `weights` float [n]; `position_ids` int64, or float64 with strides, [n];
+    `cu_seqlens` int32 [documents + 1] marks document boundaries; `pixels` uint8 [tiles, H, W, 3] or None; `ids` names
+    the samples.
+    """
 
     input_ids: np.ndarray
     labels: np.ndarray
@@ -77,20 +85,24 @@ class Row:
 
 @dataclass
 class StepData:
-    """What one step is made of: all rows, in an order that does not depend on ranks, and the samples not used as is."""
+    """Rows of one step, in an order that does not depend on ranks, and the samples that are not used as they are."""
 
-    rows: list[Row]
+    rows: list[PackedRow]
     lost: list[Lost] = field(default_factory=list)
     n_samples: int = 0
 
     @property
     def n_dropped(self) -> int:
-        """Samples that are in no row."""
+        """Number of samples that are in no row."""
         return sum(lost.what == "dropped" for lost in self.lost)
 
 
 class Stream:
-    """`stream.step(k)` gives the samples of step k; nothing else decides what they are."""
+    """Samples of a run, step by step: only recipe, seed and step decide which they are.
+
+    Raises:
+        DataError: no data, or another number of records than the recipe says.
+    """
 
     def __init__(self, recipe: Recipe, processor: Processor):
         self.recipe, self.processor = recipe, processor
@@ -104,14 +116,14 @@ class Stream:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
+        """Number of steps of the whole run."""
         if self.recipe.steps is not None:
             return self.recipe.steps
-        assert self.recipe.epochs is not None  # the recipe's validator has seen to it
+        assert self.recipe.epochs is not None  # the recipe's validator checks it
         return max(1, int(self.recipe.epochs * len(self.index) / self.recipe.batch.samples))
 
     def order(self, epoch: int) -> Sequence[int]:
-        """The order of one epoch, seeded by (seed, epoch)."""
+        """Return the order of one epoch, seeded by (seed, epoch)."""
         if self.recipe.batch.grouping == "none":
             return _order(self.recipe.seed, epoch, len(self.index))
         if epoch not in self.grouped:
@@ -126,7 +138,7 @@ class Stream:
         return [flags[number][line] for number, line in self.index]
 
     def picks(self, step: int) -> list[tuple[int, int, int]]:
-        """(epoch, file, line) of each sample of a step. Epochs follow one another without a gap."""
+        """Return (epoch, file, line) of each sample of a step. Epochs follow one another without a gap."""
         size, total = self.recipe.batch.samples, len(self.index)
         result = []
         for k in range(step * size, (step + 1) * size):
@@ -136,7 +148,7 @@ class Stream:
         return result
 
     def strides_for(self, epoch: int, number: int, line: int) -> Strides:
-        """Positions per tile of the images of a sample; random ones depend on (seed, epoch, sample) alone."""
+        """Return the strides of a sample's images; random ones depend on (seed, epoch, sample) alone."""
         if self.recipe.strides != "random":
             return self.recipe.strides
         rng = random.Random(f"{self.recipe.seed}/{epoch}/{number}/{line}")
@@ -144,7 +156,11 @@ class Stream:
         return lambda n: draw_strides(n, rng, self.recipe.stride_choices)
 
     def step(self, step: int) -> StepData:
-        """The rows of a step."""
+        """Make the rows of a step.
+
+        Raises:
+            ConfigError: a sample is longer than a row.
+        """
         data, encoded = StepData([]), []
         for epoch, number, line in self.picks(step):
             data.n_samples += 1
@@ -180,8 +196,8 @@ class Stream:
         data.rows = self.rows(encoded)
         return data
 
-    def rows(self, encoded: list[Encoded]) -> list[Row]:
-        """Samples packed into rows."""
+    def rows(self, encoded: list[Encoded]) -> list[PackedRow]:
+        """Pack samples into rows."""
         batch = self.recipe.batch
         lengths = [len(e.input_ids) for e in encoded]
         tiles = [0 if e.pixels is None else len(e.pixels) for e in encoded]
@@ -201,10 +217,10 @@ class Stream:
         return [make_row([encoded[i] for i in group], self.recipe.loss) for group in groups]
 
 
-def make_row(group: list[Encoded], loss: Literal["token", "sample", "square"]) -> Row:
-    """Samples one behind the other. Positions are integers where no sample has a stride."""
+def make_row(group: list[Encoded], loss: Literal["token", "sample", "square"]) -> PackedRow:
+    """Put samples one after the other. Positions are integers where no sample has a stride."""
     pixels = [e.pixels for e in group if e.pixels is not None and len(e.pixels)]
-    return Row(
+    return PackedRow(
         input_ids=np.concatenate([e.input_ids for e in group]),
         labels=np.concatenate([e.labels for e in group]),
         weights=np.concatenate([e.loss_weights(loss) for e in group]),
@@ -222,9 +238,8 @@ def _order(seed: int, epoch: int, total: int) -> Shuffle:
     return Shuffle(total, seed, epoch, 0x6F72)
 
 
-def deal(rows: list[Row], rank: int, world: int) -> list[Row]:
-    """The rows of one of `world` sequence groups (of one process each without sequence parallelism): longest first,
-    each to the least loaded."""
+def deal(rows: list[PackedRow], rank: int, world: int) -> list[PackedRow]:
+    """Return the rows of one of `world` sequence groups: dealt longest first, each to the group with fewest tokens."""
     loads, mine = [0] * world, []
     for row in sorted(rows, key=lambda r: -len(r.input_ids)):
         target = loads.index(min(loads))
@@ -234,15 +249,15 @@ def deal(rows: list[Row], rank: int, world: int) -> list[Row]:
     return mine
 
 
-def computed(row: Row, kind: str, size: int) -> int:
-    """Tokens of a row with the padding that `size` processes need to hold it together."""
+def computed(row: PackedRow, kind: str, size: int) -> int:
+    """Count the tokens of a row with the padding that `size` processes need to hold it together."""
     return size * len(LAYOUTS[kind](torch.from_numpy(row.cu_seqlens), 0, size).places) if size > 1 else len(row.labels)
 
 
 def to_tensors(
-    row: Row, processor: Processor, device: torch.device, pixels_on: torch.device | None = None
+    row: PackedRow, processor: Processor, device: torch.device, pixels_on: torch.device | None = None
 ) -> dict[str, Tensor | None]:
-    """Arguments of the model's forward for a row (batch of one). Positions stay float64; pixels may stay elsewhere."""
+    """Return a row as arguments of the model's forward (batch of one). Positions stay float64; pixels may stay elsewhere."""
 
     def batch(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device)[None]
