@@ -1,6 +1,8 @@
-"""Published scorers that stop with an exception, and what ours do. `upstream` mode raises the same exception (the
-runner holds every recorded one against this table); `fixed` mode never raises on a reply; `score_item` counts a reply
-on which the published scorer stops as wrong and says so in `why`."""
+"""Published scorers that stop with an exception, and what ours do.
+
+`upstream` mode raises the same exception: every recorded one must be in this table. `fixed` mode never raises on a
+reply. `score_item` counts a reply on which the published scorer stops as wrong, and `why` says so.
+"""
 
 RAISES: dict[str, dict[str, str]] = {
     "due_acc": {"AssertionError": "a row without id, reply or reference: kept"},
