@@ -16,9 +16,9 @@ from typing import Any
 from rapidfuzz.distance import Levenshtein
 
 from vlm.eval.measures.text import Compat
+from vlm.eval.scorers.owl import LongVqaRow, Rows
 from vlm.eval.scorers.scorer import Scorer
 
-Rows = Sequence[dict[str, Any]]
 Values = list[str]
 
 
@@ -26,7 +26,7 @@ def _values(value: str | Sequence[str]) -> Values:
     return [text.lower().strip().rstrip(".") for text in ([value] if isinstance(value, str) else value)]
 
 
-def _sides(row: dict[str, Any], compat: Compat) -> tuple[Values, Values]:
+def _sides(row: LongVqaRow, compat: Compat) -> tuple[Values, Values]:
     assert row.keys() >= {"id", "pr", "an"}, "a row needs id, pr and an"
     if compat == "fixed":
         return [text for text in _values(row["pr"] or "") if text], _values(row["an"])

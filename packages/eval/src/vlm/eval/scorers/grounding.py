@@ -7,7 +7,7 @@ right from one half on. Arithmetic is in float32, as published.
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,22 @@ from vlm.eval.measures.text import Compat
 from vlm.eval.scorers.scorer import Scorer, by_fields, takes
 
 BoxArray = npt.NDArray[np.float32]
+
+
+class BoxScore(TypedDict):
+    """The overlap of a box with the reference, and 1 if it is right, else 0."""
+
+    iou: float
+    correct: int
+
+
+class RecScore(TypedDict):
+    """The box that lmms-eval read, its overlap with the reference, and 1 if it is right, else 0."""
+
+    pred: Sequence[float]
+    iou: float
+    acc05: int
+
 
 BOX = re.compile(r"\[++([^,\n]*+),([^,\n]*+),([^,\n]*+),([^\]\n]*+)\]")
 """Possessive quantifiers: a reply of nothing but brackets must not take forever."""
@@ -40,7 +56,7 @@ def read_box(reply: str) -> BoxArray:
         return box / np.float32(1000) if box.sum() >= 4 else box
 
 
-def _scored(box: BoxArray, gt_bbox: Sequence[float], compat: Compat) -> dict[str, Any]:
+def _scored(box: BoxArray, gt_bbox: Sequence[float], compat: Compat) -> BoxScore:
     gold = np.array(gt_bbox, np.float32)
     with np.errstate(all="ignore"):
         width, height = np.maximum(np.minimum(box[2:], gold[2:]) - np.maximum(box[:2], gold[:2]), np.float32(0))
@@ -53,7 +69,7 @@ def _scored(box: BoxArray, gt_bbox: Sequence[float], compat: Compat) -> dict[str
 
 def refcoco_internvl(
     answer: str, gt_bbox: Sequence[float], hw: Sequence[int], *, compat: Compat = "upstream"
-) -> dict[str, Any]:
+) -> BoxScore:
     """Return `iou` and `correct` of a box in fractions of width and height. Source: InternVL.
 
     fixed: a box of no numbers (NaN) overlaps nothing. The scale is that of the system in both modes.
@@ -65,7 +81,7 @@ def refcoco_internvl(
 
 def refcoco_convllava(
     answer: str, gt_bbox: Sequence[float], hw: Sequence[int], *, compat: Compat = "upstream"
-) -> dict[str, Any]:
+) -> BoxScore:
     """Return `iou` and `correct` of a box in fractions of the padded square. Source: ConvLLaVA.
 
     fixed: a box of no numbers (NaN) overlaps nothing. The scale is that of the system in both modes.
@@ -79,7 +95,7 @@ def refcoco_convllava(
 
 def refcoco_lmms_rec(
     answer: str, gt_bbox: Sequence[float], hw: Sequence[int], *, compat: Compat = "upstream"
-) -> dict[str, Any]:
+) -> RecScore:
     """Return `pred`, `iou` and `acc05` of a box in fractions; no other scale is understood. Source: lmms-eval.
 
     upstream: reversed corners give a negative area. fixed: two boxes without area overlap nothing.

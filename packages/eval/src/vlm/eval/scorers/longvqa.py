@@ -15,7 +15,7 @@ from vlm.eval.measures.rows import Answers, Metric, Parts, ResultRow, bounds_of,
 from vlm.eval.measures.stats import Array, ratio
 from vlm.eval.measures.text import Compat, vqa_normalize
 from vlm.eval.scorers.due import due_f1, due_wtq
-from vlm.eval.scorers.owl import Rows, owl_anls, owl_bleu4, owl_eacc, owl_racc, references_of, reply_of
+from vlm.eval.scorers.owl import LongVqaRow, Rows, owl_anls, owl_bleu4, owl_eacc, owl_racc, references_of, reply_of
 from vlm.eval.scorers.scorer import Reading, Scorer
 from vlm.eval.scorers.vqa import leave_one_out
 
@@ -123,7 +123,7 @@ METRICS: dict[str, Callable[..., float | None]] = {
 """Name of a metric -> function(rows) -> percent."""
 
 
-def rectified(task: str, rows: Rows, compat: Compat) -> list[dict[str, Any]]:
+def rectified(task: str, rows: Rows, compat: Compat) -> list[LongVqaRow]:
     """Copy `rows` with both sides normalized; in fixed mode references may be lists, and a missing reply is empty."""
 
     def clean(text: Any) -> Any:
@@ -131,12 +131,12 @@ def rectified(task: str, rows: Rows, compat: Compat) -> list[dict[str, Any]]:
             return [clean(each) for each in text] if text else ""
         return longvqa_rectify(task, text, compat=compat)
 
-    return [row | {"pr": clean(row["pr"]), "an": clean(row["an"])} for row in rows]
+    return [{**row, "pr": clean(row["pr"]), "an": clean(row["an"])} for row in rows]
 
 
 def bleu_columns(task: str, rows: Sequence[tuple[str, Any]], compat: Compat) -> Array:
     """Count (reply, reference) rows, normalized as one corpus, for `bleu4` of the sums: float64 [rows, 10]."""
-    cleaned = rectified(task, [{"pr": reply, "an": reference} for reply, reference in rows], compat)
+    cleaned = rectified(task, [{"id": i, "pr": reply, "an": text} for i, (reply, text) in enumerate(rows)], compat)
     return bleu_counts([reply_of(row, compat) for row in cleaned], [references_of(row) for row in cleaned])
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from rapidfuzz.distance import Levenshtein
 
@@ -14,6 +14,13 @@ BRACKETED = re.compile(r"\(([a-zA-Z])\)")
 MARKED = re.compile(r"(?:final )?answer:\s*(.*)", re.IGNORECASE)
 
 
+class MathAnswer(TypedDict):
+    """An answer in the form of its type (None: unreadable), and whether it is right."""
+
+    prediction: Any
+    true_false: bool
+
+
 def mathvista_normalize(
     extraction: Any,
     choices: Sequence[str] | None,
@@ -23,7 +30,7 @@ def mathvista_normalize(
     answer: Any,
     *,
     compat: Compat = "upstream",
-) -> dict[str, Any]:
+) -> MathAnswer:
     """Return the `prediction` in the form of its type (None: unreadable), and `true_false`: whether it is the answer.
 
     A choice is named by its letter, else the one at the smallest edit distance is taken. upstream: also for a small

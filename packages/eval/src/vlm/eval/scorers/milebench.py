@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -28,6 +28,15 @@ def label(index: int) -> str:
     return ("" if index < 26 else "A" if index < 52 else "B") + chr(65 + index - 26 * min(index // 26, 2))
 
 
+class ChoiceScore(TypedDict):
+    """The label that was read, its score 0 or 1, and [sum, number] by number of images."""
+
+    extracted: str
+    score: int
+    accuracy: float
+    levels: dict[str, list[float]]
+
+
 def milebench_multichoice(
     pred_response: str,
     gt_response: str,
@@ -35,7 +44,7 @@ def milebench_multichoice(
     n_images: int = 2,
     *,
     compat: Compat = "upstream",
-) -> dict[str, Any]:
+) -> ChoiceScore:
     """Return the chosen label (`extracted`), the `score` 0 or 1, and sums by number of images (`levels`).
 
     upstream: an empty reply is C, `The answer is B` is AB, `10` hits the option `1`. fixed: `first_label`.

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import TypedDict
 
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.measures.rows import Answers, Metric, ResultRow, plain
@@ -100,6 +100,13 @@ def mmmu_open_eval(gold: str | Sequence[str], response: str, *, compat: Compat =
     return False
 
 
+class ReadScore(TypedDict):
+    """What was read in a reply, and its score 0 or 1."""
+
+    extracted: str
+    score: int
+
+
 def mmmu_item(
     response: str,
     question_type: str,
@@ -107,7 +114,7 @@ def mmmu_item(
     options: Mapping[str, str],
     *,
     compat: Compat = "upstream",
-) -> dict[str, Any]:
+) -> ReadScore:
     """Return what was `extracted` from a raw reply, and its `score`, 0 or 1.
 
     As the published scripts chain their steps: letters by `option_post_process`, all else by `mmmu_open_eval`.

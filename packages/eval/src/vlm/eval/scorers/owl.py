@@ -8,7 +8,7 @@ missing reply is wrong, and no rows give None instead of an error. Source: the p
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import regex
 from rapidfuzz.distance import Levenshtein
@@ -17,7 +17,18 @@ from vlm.eval.measures.bleu import bleu4, bleu_counts
 from vlm.eval.measures.text import Compat, has_words
 from vlm.eval.scorers.scorer import Scorer
 
-Rows = Sequence[dict[str, Any]]
+
+class LongVqaRow(TypedDict):
+    """A reply and its reference, each a text or a list of texts (no reply: None). `le`: length of the context."""
+
+    id: Any
+    pr: Any
+    an: Any
+    le: NotRequired[Any]
+
+
+Rows = Sequence[LongVqaRow]
+"""Rows of one task."""
 
 
 def tidy(text: str) -> str:
@@ -25,12 +36,12 @@ def tidy(text: str) -> str:
     return text.replace("\n", "").strip().removesuffix(".")
 
 
-def reply_of(row: dict[str, Any], compat: Compat) -> str:
+def reply_of(row: LongVqaRow, compat: Compat) -> str:
     """Return the tidied reply; in fixed mode a missing one is empty."""
     return tidy(row["pr"] or "" if compat == "fixed" else row["pr"])
 
 
-def references_of(row: dict[str, Any]) -> list[str]:
+def references_of(row: LongVqaRow) -> list[str]:
     """Return the tidied references."""
     return [tidy(text) for text in (row["an"] if isinstance(row["an"], list) else [row["an"]])]
 
