@@ -27,7 +27,7 @@ TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "inte
 def checkpoint(tmp_path_factory) -> Path:
     """A tiny model that never ends an answer by itself."""
     from vlm.models.checkpoint.load import save_model
-    from vlm.models.checkpoint.parts import build
+    from vlm.models.checkpoint.assemble import build
     from vlm.models.processor import Processor
     from vlm.models.specs import load_preset
 

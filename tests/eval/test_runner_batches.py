@@ -107,7 +107,7 @@ def encoded(tmp_path_factory):
     from vlm.eval.backends.native import Checkpoint, NativeBackend
     from vlm.eval.mini.draw import save, shapes
     from vlm.models.checkpoint.load import save_model
-    from vlm.models.checkpoint.parts import build
+    from vlm.models.checkpoint.assemble import build
     from vlm.models.specs import load_preset
 
     home = tmp_path_factory.mktemp("composition")

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlm.models.checkpoint.assemble import build
 from vlm.models.checkpoint.load import save_model
-from vlm.models.checkpoint.parts import build
 from vlm.models.specs import load_preset
 from vlm.models.vlm import VisionLanguageModel
 

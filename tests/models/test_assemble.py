@@ -7,11 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlm.core.errors import CheckpointError
-from vlm.models.checkpoint.assemble import assemble
+from vlm.models.checkpoint.assemble import assemble, build
 from vlm.models.checkpoint.formats import llava
 from vlm.models.checkpoint.formats.schema import LLAMA
 from vlm.models.checkpoint.load import load_model
-from vlm.models.checkpoint.parts import build
 from vlm.models.checkpoint.renaming import inverted, prefixed, rename
 from vlm.models.specs import load_preset
 
@@ -48,8 +47,9 @@ def convllava(golden_data, tmp_path):
 
 def test_a_four_stage_trunk_gets_a_fresh_fifth_stage_and_a_five_stage_one_no_second(convllava, tmp_path):
     spec, tokenizer, state, four, five, llama = convllava
-    fresh = assemble(spec, tmp_path / "a", tokenizer=tokenizer, encoder=four, language=llama)
-    assert fresh == ["encoder.stages.4", "projector"]
+    start = assemble(spec, tokenizer=tokenizer, encoder=four, language=llama)
+    start.write(tmp_path / "a")
+    assert start.fresh == ["encoder.stages.4", "projector"]
     model = load_model(tmp_path / "a").state_dict()
     assert all(torch.equal(model[k], v) for k, v in parts(state, "encoder.").items() if not k.startswith(LAST))
     assert not torch.equal(model[CONV], state[CONV])
@@ -59,13 +59,12 @@ def test_a_four_stage_trunk_gets_a_fresh_fifth_stage_and_a_five_stage_one_no_sec
     old = state["language_model.model.embed_tokens.weight"][:540]
     assert torch.equal(table[:540], old)
     torch.testing.assert_close(table[540:], old.mean(0).expand(20, -1))
-    fresh = assemble(spec, tmp_path / "b", tokenizer=tokenizer, encoder=five, language=llama)
-    assert fresh == ["projector"]
+    start = assemble(spec, tokenizer=tokenizer, encoder=five, language=llama)
+    start.write(tmp_path / "b")
+    assert start.fresh == ["projector"]
     assert torch.equal(load_model(tmp_path / "b").state_dict()[CONV], state[CONV])
-    again = assemble(spec, tmp_path / "c", tokenizer=tokenizer, encoder=four, language=llama, seed=1)
-    assert again and not torch.equal(
-        load_model(tmp_path / "c").state_dict()["projector.0.weight"], model["projector.0.weight"]
-    )
+    assemble(spec, tokenizer=tokenizer, encoder=four, language=llama, seed=1).write(tmp_path / "c")
+    assert not torch.equal(load_model(tmp_path / "c").state_dict()["projector.0.weight"], model["projector.0.weight"])
 
 
 def test_an_intern_vit_and_its_projector_file_become_one_checkpoint(golden_data, tmp_path):
@@ -77,14 +76,16 @@ def test_an_intern_vit_and_its_projector_file_become_one_checkpoint(golden_data,
     torch.save({k.removeprefix("projector."): v for k, v in parts(state, "projector.").items()}, tmp_path / "mlp.pth")
     llama = published(parts(state, "language_model."), LANGUAGE, tmp_path / "llama")
     given = {"tokenizer": tokenizer, "encoder": tmp_path / "vit", "language": llama}
-    assert assemble(spec, tmp_path / "out", projector=tmp_path / "mlp.pth", **given) == []
+    start = assemble(spec, projector=tmp_path / "mlp.pth", **given)
+    start.write(tmp_path / "out")
+    assert start.fresh == []
     stored = load_file(tmp_path / "out" / "model.safetensors")
     for name, tensor in stored.items():  # each dtype as it was stored
         assert torch.equal(tensor, state[name].bfloat16() if name.startswith("encoder.") else state[name])
     assert json.loads((tmp_path / "out" / "config.json").read_text())["spec"]["family"] == spec.family
 
 
-def test_missing_unknown_and_misshapen_tensors_are_named_and_nothing_is_written(convllava, tmp_path):
+def test_missing_unknown_and_misshapen_tensors_are_named_before_anything_is_written(convllava, tmp_path):
     spec, tokenizer, _, four, _, llama = convllava
     given = {"tokenizer": tokenizer, "language": llama}
     good = load_file(four / "model.safetensors")
@@ -96,5 +97,4 @@ def test_missing_unknown_and_misshapen_tensors_are_named_and_nothing_is_written(
         (tmp_path / name).mkdir()
         save_file(change, tmp_path / name / "model.safetensors")
         with pytest.raises(CheckpointError, match=message):
-            assemble(spec, tmp_path / "out", encoder=tmp_path / name, **given)
-    assert not (tmp_path / "out").exists()
+            assemble(spec, encoder=tmp_path / name, **given)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from vlm.core.errors import DataError
 from vlm.models.specs import ExtraStage, TimmSpec, load_preset
 from vlm.models.vision.convnext import ConvNext, TimmEncoder
+from vlm.models.vision.encoders import make_encoder
 from vlm.models.vision.intern_vit import Attention, Encoder, InternVit, RMSNorm
-from vlm.models.vlm import ENCODERS
 
 TIMM = TimmSpec(name="test_resnet", extra_stage=ExtraStage(width=24, depth=1, layer_scale_init=0.1))
 
@@ -102,7 +102,7 @@ def test_norms_and_biases_of_the_two_intern_vits(name, norm, bias):
 def test_drop_path_acts_in_training_only(name):
     spec = vision(name, drop_path=0.9, layer_scale_init=1.0)
     torch.manual_seed(0)
-    encoder = ENCODERS[spec.kind](spec)
+    encoder = make_encoder(spec)
     pixels = torch.randn(4, 3, 128, 128) if spec.kind == "convnext" else torch.randn(4, 3, 56, 56)
     assert not torch.allclose(encoder.train()(pixels), encoder(pixels), atol=1e-3)
     assert torch.equal(encoder.eval()(pixels), encoder(pixels))
@@ -111,7 +111,7 @@ def test_drop_path_acts_in_training_only(name):
 @pytest.mark.parametrize("spec", [*map(vision, ["tiny-internvl2", "tiny-internvl-chat-v1-2", "tiny-convllava"]), TIMM])
 def test_gradient_checkpointing_changes_no_value_and_no_gradient(spec):
     torch.manual_seed(0)
-    encoder = ENCODERS[spec.kind](spec).train()
+    encoder = make_encoder(spec).train()
     pixels = torch.randn(1, 3, 56, 56) if spec.kind == "intern_vit" else torch.randn(1, 3, 128, 128)
     seen, runs = [], []
     firsts = {
@@ -159,7 +159,7 @@ def test_the_output_of_convnext_is_the_last_stage_without_a_norm():
 )
 def test_a_size_that_would_lose_pixels_is_refused_with_size_and_multiple(preset, size, multiple):
     spec = vision(preset) if preset else TIMM
-    encoder = ENCODERS[spec.kind](spec)
+    encoder = make_encoder(spec)
     with pytest.raises(DataError, match=rf"3, {size[0]}, {size[1]}\].*\n.*multiples of {multiple}"):
         encoder(torch.randn(1, 3, *size))
 

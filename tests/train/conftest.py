@@ -61,7 +61,7 @@ def write_jsonl(path: Path, records: list) -> None:
 @pytest.fixture(scope="session")
 def tiny_home(tmp_path_factory):
     from vlm.models.checkpoint.load import save_model
-    from vlm.models.checkpoint.parts import build
+    from vlm.models.checkpoint.assemble import build
     from vlm.models.specs import load_preset
 
     home = tmp_path_factory.mktemp("home")

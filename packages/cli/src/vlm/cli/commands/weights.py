@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from vlm.models.compare import Difference
     from vlm.models.checkpoint.formats.schema import CheckpointLayout
+    from vlm.models.compare import Difference
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -38,44 +38,34 @@ def make(
     """
     import tempfile
 
+    import torch
+
     from vlm.core.errors import ConfigError
     from vlm.core.home import resolve
-    from vlm.models.checkpoint.load import save_model
-    from vlm.models.checkpoint.parts import build, export_gguf_tokenizer
+    from vlm.models.checkpoint.assemble import assemble, export_gguf_tokenizer
     from vlm.models.specs import load_preset
 
-    spec, target, folder = load_preset(preset), resolve(out), resolve(tokenizer)
-    if encoder and resolve(encoder).is_dir():
-        if language is None:
-            raise ConfigError("a folder as --encoder without --language", expected="both parts")
-        from vlm.models.checkpoint.assemble import assemble
-
-        fresh = assemble(
-            spec,
-            target,
-            tokenizer=folder,
-            encoder=resolve(encoder),
-            language=resolve(language),
-            projector=resolve(projector) if projector else None,
-            seed=seed,
-        )
-        typer.echo(f"fresh from seed {seed}: {', '.join(fresh) or 'nothing'}", err=True)
-        typer.echo(target)
-        return
-    if projector:
+    target, folder = resolve(out), resolve(tokenizer)
+    from_folder = encoder is not None and resolve(encoder).is_dir()
+    if from_folder and language is None:
+        raise ConfigError("a folder as --encoder without --language", expected="both parts")
+    if projector and not from_folder:
         raise ConfigError("--projector without a folder as --encoder", expected="both parts")
     with tempfile.TemporaryDirectory() as temporary:
         if list(folder.glob("*.gguf")):
             export_gguf_tokenizer(folder, Path(temporary))
             folder = Path(temporary)
-        model = build(
-            spec,
+        start = assemble(
+            load_preset(preset),
             tokenizer=folder,
             encoder=resolve(encoder) if encoder else None,
             language=resolve(language) if language else None,
+            projector=resolve(projector) if projector else None,
             seed=seed,
         )
-        save_model(model, target, tokenizer=folder)
+        start.write(target, dtype=None if from_folder else torch.float32)
+    if from_folder:
+        typer.echo(f"fresh from seed {seed}: {', '.join(start.fresh) or 'nothing'}", err=True)
     typer.echo(target)
 
 
@@ -94,8 +84,8 @@ def inspect(
     """
     import torch
 
-    from vlm.models.checkpoint.locate import find_checkpoint
     from vlm.models.checkpoint.layout import read_layout
+    from vlm.models.checkpoint.locate import find_checkpoint
     from vlm.models.checkpoint.safetensors_io import weight_files
     from vlm.models.vlm import make_model
 

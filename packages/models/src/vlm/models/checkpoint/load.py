@@ -1,4 +1,8 @@
-"""Checkpoints: load any known layout tensor by tensor, save ours atomically, account for every key."""
+"""Load a model from a checkpoint in any format, tensor by tensor; save one in ours.
+
+>>> model = load_model("pretrained/InternVL2-2B", "cuda", "bfloat16")      # doctest: +SKIP
+>>> save_model(model, Path("pretrained/mine"))                              # doctest: +SKIP
+"""
 
 import hashlib
 import shutil
@@ -10,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from vlm.core.errors import CheckpointError
-from vlm.core.home import write_json
+from vlm.core.home import new_folder, write_json
+from vlm.core.progress import Report, silent
 from vlm.models.attention import check_name
+from vlm.models.checkpoint.formats.ours import write_spec
 from vlm.models.checkpoint.formats.schema import CheckpointLayout
 from vlm.models.checkpoint.layout import read_layout
 from vlm.models.checkpoint.locate import find_checkpoint
@@ -26,7 +32,7 @@ from vlm.models.vlm import VisionLanguageModel, make_model
 def renamed_tensors(
     layout: CheckpointLayout, folder: Path, vision: Vision | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Tensors under our names, exactly those of the model that config.json describes, file by file.
+    """Yield (our name, tensor) of exactly the tensors of the model that config.json describes, file by file.
 
     Raises:
         CheckpointError: before the first tensor, if any is unknown, missing, or of a wrong shape or dtype.
@@ -51,7 +57,7 @@ def load_model(
     adjust: Callable[[ModelSpec], ModelSpec] | None = None,
     placed: Callable[[nn.Parameter], None] | None = None,
 ) -> VisionLanguageModel:
-    """A model in eval mode from a folder in any known layout (ours, InternVL, its `-hf` form, LLaVA / ConvLLaVA).
+    """Return a model in eval mode from a folder in any format (ours, InternVL, its `-hf` form, LLaVA / ConvLLaVA).
 
     Each tensor goes from the file straight to its device; there is never a second copy of the model.
 
@@ -60,15 +66,15 @@ def load_model(
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `map` (layers over all GPUs), or a dict from module to device.
         dtype: `float32`, `bfloat16`, `float16`, `float64`, or `auto`: as stored.
         quantize: `8bit` or `4bit`, the language model's linear layers alone (bitsandbytes).
-        offload: `cpu` or `disk`: where the decoder layers wait for their turn.
+        offload: `cpu` or `disk`: where the decoder layers are kept while they are not used.
         progress: called with (parameters read, all parameters).
         vision: `tower` or `checkpoint`: which vision weights of a LLaVA folder to take, if the two copies differ.
         attention: `auto`, `sdpa`, `varlen` or `flash_attention_2`; see `vlm.models.attention`.
-        adjust: the spec to build instead of the checkpoint's, e.g. with drop path; its tensors must be the same.
-        placed: called with each parameter in its place, before the next is read; may leave a slice of it (ZeRO-3).
+        adjust: function from the checkpoint's spec to the one to build, e.g. with drop path; tensors must be the same.
+        placed: called with each parameter once it is loaded, before the next is read; may keep only a slice (ZeRO-3).
 
     Raises:
-        CheckpointError: missing or unknown tensors, wrong shapes or dtypes, damaged files, before a tensor is read.
+        CheckpointError: missing or unknown tensors, wrong shapes or dtypes, damaged files; before a tensor is read.
         ConfigError, HardwareError: a placement that is impossible, before anything is read.
     """
     check_name(attention)
@@ -99,25 +105,33 @@ def load_model(
 
 
 def save_model(model: VisionLanguageModel, folder: Path, *, tokenizer: Path | None = None) -> None:
-    """Write a model in our layout: config.json, safetensors shards, tokenizer files."""
+    """Write a model in our format: `config.json`, safetensors shards, tokenizer files."""
     save_state(model.state_dict(), model.spec, folder, tokenizer=tokenizer)
 
 
 def save_state(tensors: dict[str, Tensor], spec: ModelSpec, folder: Path, *, tokenizer: Path | None = None) -> None:
-    """`save_model` of a state dict; written under a temporary name, then renamed."""
-    folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    """Write a state dict as `save_model` does; `folder` is replaced at once."""
     state = dict(tensors)
     if spec.language.tied:
         state.pop("language_model.lm_head.weight")
-    write_shards(state, state.__getitem__, temporary)
-    write_json(temporary / "config.json", {"model_type": "vlm", "spec": spec.model_dump(mode="json")})
+    with new_folder(Path(folder)) as temporary:
+        write_checkpoint(temporary, spec, state, state.__getitem__, tokenizer=tokenizer)
+
+
+def write_checkpoint(
+    folder: Path,
+    spec: ModelSpec,
+    shapes: dict[str, Tensor],
+    read: Callable[[str], Tensor],
+    *,
+    tokenizer: Path | None = None,
+    report: Report = silent,
+) -> None:
+    """Write the files of a checkpoint in our format; see `write_shards` for `shapes`, `read` and `report`."""
+    write_shards(shapes, read, folder, report=report)
+    write_json(folder / "config.json", write_spec(spec))
     if tokenizer is not None:
-        copy_tokenizer(tokenizer, temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+        copy_tokenizer(tokenizer, folder)
 
 
 TOKENIZER_FILES = (
@@ -130,7 +144,11 @@ TOKENIZER_FILES = (
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer files that `source` has."""
+    """Copy the tokenizer files of a folder.
+
+    Raises:
+        CheckpointError: there are none.
+    """
     found = [source / n for n in TOKENIZER_FILES if (source / n).exists()]
     if not found:
         raise CheckpointError(f"no tokenizer in {source}", expected=f"one of {', '.join(TOKENIZER_FILES[:2])}")
@@ -139,7 +157,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """sha256 over the names and contents of config and weight files, those of a vision tower's folder included."""
+    """Return the sha256 over names and contents of all configuration and weight files, a vision tower's included."""
     digest, layout = hashlib.sha256(), read_layout(folder)
     towers = [file for tower, _ in layout.towers for file in weight_files(tower)]
     for file in [folder / "config.json", *weight_files(folder), *layout.files, *towers]:
@@ -150,7 +168,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def initialized(spec: ModelSpec, seed: int) -> VisionLanguageModel:
-    """A model with fresh weights that depend on `seed` alone; the global random state is left as it was."""
+    """Return a model with fresh weights that depend on `seed` alone; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make_model(spec)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
@@ -137,7 +138,7 @@ class WeightReader:
 def load_pickle(file: Path) -> dict[str, Tensor]:
     """A state dict of tensors from a pickle; nothing in it is executed."""
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))  # not of old pickles
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"{file}: {error}",
