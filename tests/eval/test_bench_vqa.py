@@ -76,14 +76,7 @@ def test_a_miniature_is_deterministic_and_its_pictures_open(name: str, tmp_path:
 
 @pytest.mark.parametrize("name", SCORED)
 def test_perfect_wrong_and_empty_replies_end_to_end(name: str, tmp_path: Path) -> None:
-    table, items = check.mini(name, tmp_path / "m")
-    perfect = check.metrics(table, items, [check.right(item) for item in items])
-    assert perfect[0].value == 100 and perfect[0].n_scored == len(items) and perfect[0].low < 100
-    for reply in ("xylophone", ""):
-        for compat in ("upstream", "fixed"):
-            assert check.metrics(table, items, [reply] * len(items), compat)[0].value == 0
-    lost = check.metrics(table, items, [None] * len(items))
-    assert lost[0].value is None and (lost[0].n_scored, lost[0].n_total) == (0, len(items))
+    check.perfect_wrong_and_empty_replies(name, tmp_path / "m")
 
 
 def test_gqa_shows_binary_and_open_questions_apart(tmp_path: Path) -> None:
