@@ -1,219 +1,254 @@
-"""Every recorded case that holds an upstream fault, with our decision and why. One table for all golden runners.
+"""Every upstream fault that a recorded case may hold, with our decision and why. One table for all golden runners.
 
-A case is looked up by the file it comes from, a pattern on its id, and the key that marks the fault in it (`raises`,
-`upstream_warning`, `quirk`; empty: any case with that id). The first match counts. A runner fails on a marked case
-without a decision.
+A decision applies to a case by what it holds: `when` sees the recorded entry and the facts that the runner adds to it.
+The first match counts. A case that records a fault (`raises`, `upstream_warning`, `quirk`) without a decision fails.
 """
 
-from fnmatch import fnmatch
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+Case = dict[str, Any]
+
+FAULTS = ("raises", "upstream_warning", "quirk")
+"""Keys that mark a recorded fault."""
+
+IMAGE = "<image>"
+MARKUP = ("<|im_start|>", "<|im_end|>", "<s>", "</s>", "ASSISTANT: ")
+VERSIONS = ("default", "v2pe_fix", "v2pe_rnd")
 
 
-class Decision(NamedTuple):
+@dataclass(frozen=True)
+class Decision:
     """`ours` names what the runner checks instead of the recorded outcome."""
 
-    file: str
-    match: str
-    flag: str
+    section: str
     ours: str
+    when: Callable[[Case], bool]
     why: str
 
 
+def inexact(case: Case) -> bool:
+    """A stride divided by the tokens of a tile that binary numbers cannot hold."""
+    drawn = case.get("drawn_strides") or []
+    strides = [s for item in drawn for s in (item if isinstance(item, list) else [item])] or [case.get("stride")]
+    increments = [Fraction(s) / case["num_image_token"] for s in strides if s is not None]
+    return case["version"] != "default" and any(i.denominator & (i.denominator - 1) for i in increments)
+
+
+def values(case: Case) -> list[str]:
+    """The texts of a conversation."""
+    return [turn["value"] for turn in case["conversations"]]
+
+
+def marks(case: Case) -> int:
+    """Image placeholders in a conversation."""
+    return sum(value.count(IMAGE) for value in values(case))
+
+
+def longer_than_limit(case: Case) -> bool:
+    """A LLaVA sample with images beyond the limit, recorded whole."""
+    return is_llava(case) and marks(case) > 0 and len(case.get("input_ids", [])) > case["model_max_length"]
+
+
+def is_llava(case: Case) -> bool:
+    return bool(case["template"].startswith("llava"))
+
+
+def answers(case: Case) -> int:
+    return sum(turn["from"] == "gpt" for turn in case["conversations"])
+
+
+def too_long(case: Case) -> bool:
+    return any(s["tokens"] > case["config"]["max_packed_tokens"] for s in case["samples"])
+
+
+def too_many_tiles(case: Case) -> bool:
+    return any(s["pixel_rows"] > case["config"]["num_images_expected"] for s in case["samples"])
+
+
 DECISIONS = [
-    # positions.json ---------------------------------------------------------------------------------------------
     Decision(
-        "positions.json",
-        "err_*version*",
-        "raises",
+        "positions/cases",
         "no version",
-        "`positions` takes strides, not version names; recipes name the version and their schema refuses others",
+        lambda c: (
+            "raises" in c and (c["version"] not in VERSIONS or (c["version"] == "v2pe_fix" and c.get("stride") is None))
+        ),
+        "`positions` takes strides, not version names, and `strides=None` means 0, 1, 2, ...; recipes name the "
+        "version, and their schema refuses others and asks for a stride where one is needed",
     ),
     Decision(
-        "positions.json",
-        "err_*without_stride",
-        "raises",
-        "no version",
-        "`strides=None` means 0, 1, 2, ...; the recipe schema asks for a stride where the version needs one",
-    ),
-    Decision(
-        "positions.json",
-        "*",
-        "raises",
+        "positions/cases",
         "exact rule",
+        lambda c: "raises" in c,
         "upstream gives a float32 end to arange and gets a wrong number of values far from 0 or with inexact steps",
     ),
     Decision(
-        "positions.json",
-        "*masked_tail*",
-        "",
+        "positions/cases",
         "no mask",
+        lambda c: "masked_tail" in c,
         "masked tokens got position 1: mask = (ids != pad) takes a literal </s> for padding; we have no such mask",
     ),
     Decision(
-        "positions.json",
-        "*odd_count*",
-        "",
+        "positions/cases",
         "last bits",
+        inexact,
         "stride / tokens is not exact in binary: upstream accumulates float32 steps, we round once from float64",
     ),
-    # templates.json ---------------------------------------------------------------------------------------------
     Decision(
-        "templates.json",
-        "*more_placeholders_than_images*",
-        "",
+        "templates/training",
         "refused",
+        lambda c: "num_image_token_list" in c and marks(c) > len(c["num_image_token_list"]),
         "a placeholder without an image is a broken record, not literal text",
     ),
     Decision(
-        "templates.json",
-        "*truncated_in_image*",
-        "",
+        "templates/training",
         "refused",
+        lambda c: "input_ids" in c and c["image_ids"] < sum(c.get("num_image_token_list", [])),
         "truncation must never cut image tokens (upstream swaps in a random other sample)",
     ),
     Decision(
-        "templates.json",
-        "*question_contains_role_text*",
-        "",
+        "templates/training",
         "text is text",
-        "what a user quotes never becomes structure; upstream raises or lets it open a turn",
+        lambda c: any(text in value for value in values(c) for text in MARKUP),
+        "quoted roles and separators never become structure; upstream raises, ends the turn there, lets the quote open "
+        "a turn, or ignores the sample",
     ),
     Decision(
-        "templates.json",
-        "*answer_contains_separator*",
-        "",
-        "text is text",
-        "a quoted separator never becomes structure; upstream ends the turn there or ignores the sample",
-    ),
-    Decision(
-        "templates.json",
-        "*two_placeholders_one_turn*",
-        "",
+        "templates/training",
         "placeholders kept",
+        lambda c: is_llava(c) and any(value.count(IMAGE) > 1 for value in values(c)),
         "upstream collapses the placeholders of a turn into one and then has an image too many",
     ),
     Decision(
-        "templates.json",
-        "*image_longer_than_max_length/*legacy*",
-        "",
+        "templates/training",
         "not cut, answers supervised",
+        lambda c: longer_than_limit(c) and c["legacy"] and answers(c) > 1,
         "as below; and samples this long skip upstream's length check, so its second answer is shifted by one token: "
         "the colon of the header is trained, the closing </s> is not",
     ),
     Decision(
-        "templates.json",
-        "*image_longer_than_max_length*",
-        "",
+        "templates/training",
         "not cut",
+        longer_than_limit,
         "upstream cuts this sample in its collator, counting an image as one token; we cut once, after expansion",
     ),
     Decision(
-        "templates.json",
-        "*padded_to_max_length*",
-        "",
+        "templates/training",
         "not padded",
+        lambda c: 0 in c.get("attention_mask", []),
         "padding belongs to the batch; a sample has none",
     ),
     Decision(
-        "templates.json",
-        "*ends_with_human*",
-        "",
+        "templates/training",
         "answers supervised",
+        lambda c: c["conversations"][-1]["from"] == "human",
         "upstream ignores the sample (Hermes-2, LLaVA) or trains on the trailing question (internlm2-chat)",
     ),
     Decision(
-        "templates.json",
-        "*",
-        "upstream_warning",
+        "templates/training",
         "answers supervised",
-        "upstream compares re-tokenised lengths and masks the whole sample when they differ; our labels follow "
+        lambda c: "upstream_warning" in c,
+        "upstream compares re-tokenized lengths and masks the whole sample when they differ; our labels follow "
         "characters, so an empty answer or a legacy tokenizer does not void the other rounds",
     ),
-    # packing.json -----------------------------------------------------------------------------------------------
     Decision(
-        "packing.json",
-        "*overflow*",
-        "",
+        "packing/packs",
         "not split",
+        lambda c: c["config"]["allow_overflow"],
         "cutting a sample separates an answer from its question and fails for multi-tile images; samples stay whole",
     ),
     Decision(
-        "packing.json",
-        "*too_long*",
-        "",
-        "cut before packing",
-        "the encoder truncates and the ledger counts it; a sample that is still too long is an error, not cut here",
-    ),
-    Decision(
-        "packing.json",
-        "*too_many_images*",
-        "",
+        "packing/packs",
         "refused",
-        "upstream logs and drops the sample; we raise, so that the stream can enter it in the ledger",
+        lambda c: too_many_tiles(c) or too_long(c),
+        "upstream logs and drops a sample with too many images, and cuts one with too many tokens; we raise, so that "
+        "the stream can enter the first in the ledger, and the encoder has truncated the second before it gets here",
     ),
     Decision(
-        "packing.json",
-        "*strict*",
-        "",
+        "packing/rows",
         "not padded",
+        lambda c: c["config"]["strict_mode"],
         "strict mode pads tokens and tiles to the limits (and forgets float positions); our rows keep their length, "
         "and the packs are the same",
     ),
     Decision(
-        "packing.json",
-        "micro_batch*",
-        "",
+        "packing/rows",
+        "not split",
+        lambda c: c["config"]["allow_overflow"],
+        "rows of upstream's packs are the same; that it cuts samples, or fails to, is decided for the packs",
+    ),
+    Decision(
+        "packing/micro_batches",
         "rows one by one",
+        lambda c: True,
         "upstream stacks the packs of a step in one padded tensor, fills up with copies of the first without labels, "
         "and fails when packs differ in length; we run row by row, and repeat one with weight 0 where ranks differ",
     ),
-    # <model>/cases.json -------------------------------------------------------------------------------------------
     Decision(
-        "cases.json",
-        "*fewer_image_tokens*",
-        "quirk",
+        "sharding/splits",
+        "padded",
+        lambda c: "ring_raises" in c or not c["divisible"],
+        "upstream fails or loses the end of a row that does not divide by the processes; we pad it",
+    ),
+    Decision(
+        "models/cases",
         "refused",
+        lambda c: c["placeholders"] != c["features"],
         "an image that lost tokens is a broken sample; upstream fills in the first features and trains on, or "
         "multiplies the loss by 0",
     ),
     Decision(
-        "cases.json",
-        "*not_multiple*",
-        "",
+        "models/cases",
         "dropped by option",
+        lambda c: c["remainder"],
         "upstream's ConvNeXt loses pixels beyond a multiple of its stride in silence; ours refuses such a size unless "
         "`encoder.drop_remainder` is set, which the runner does",
     ),
     Decision(
-        "cases.json",
-        "*stale_ntk*",
-        "quirk",
+        "models/cases",
         "fresh",
+        lambda c: "in.first_input_ids" in c["names"],
         "the scaled base is a function of the present length; upstream keeps the table of a longer input before it",
     ),
     Decision(
-        "cases.json",
-        "*ntk_flash*",
-        "quirk",
+        "models/cases",
         "clean NTK",
+        lambda c: (
+            c["kind"] == "generate"
+            and "quirk" in c
+            and c.get("attention") == "flash_attention_2"
+            and c.get("rope_pos_id_version") == "default"
+        ),
         "the length is the length; one of upstream's two attention paths adds the cache to the highest position, "
         "about twice the length, while it decodes",
     ),
 ]
 
-RENAMED_TEMPLATES = {
-    # upstream's Hermes-2 text changed in July 2024; ours keeps the name for the text that the weights were trained with
-    "Hermes-2": "Hermes-2-2024-07",
-}
+OTHER_TEXTS = {"Hermes-2": "Hermes-2-2024-07"}
+"""Published template -> ours with the text that the published code has now. Ours keeps the plain name for the text that
+the weights were trained with."""
+
+TRAINED_BY_SLIP = {"--freeze_backbone True": {"language_model.lm_head.weight"}}
+"""Flags of a published ConvLLaVA stage -> what its run trains beyond our recipe: the flag freezes the inner model,
+which has no head."""
 
 
-def decide(file: str, case: dict[str, Any]) -> Decision | None:
-    """The decision on a case, None if it is to be reproduced as recorded."""
+def decide(section: str, case: Case, **facts: Any) -> Decision | None:
+    """Return the decision on a case, None if it is to be reproduced as recorded.
+
+    Args:
+        section: the kind of case.
+        case: the recorded entry.
+        facts: what the runner knows beside it; `when` sees both.
+
+    Raises:
+        AssertionError: a recorded fault without a decision.
+    """
     for decision in DECISIONS:
-        if (
-            decision.file == file
-            and fnmatch(case["id"], decision.match)
-            and (not decision.flag or decision.flag in case)
-        ):
+        if decision.section == section and decision.when({**case, **facts}):
             return decision
+    flagged = {key: case[key] for key in FAULTS if case.get(key)}
+    assert not flagged, f"{case['id']}: an upstream fault without a decision: {flagged}"
     return None

@@ -4,20 +4,23 @@ import random
 from fractions import Fraction
 from itertools import accumulate
 from math import ceil
+from typing import Any
 
 import numpy as np
 import pytest
+from golden.decisions import decide
+from golden.fixtures import Entry
 
-from vlm.core.sample.positions import draw_strides, positions
+from vlm.core.sample.positions import Layout, draw_strides, positions
 
 
-def recorded(case) -> np.ndarray:
+def recorded(case: dict[str, Any]) -> np.ndarray:
     if "positions" in case:
         return np.array(case["positions"])
     return np.concatenate([first + step * np.arange(count) for first, step, count in case["runs"]])
 
 
-def exact(layout, tokens_per_tile, stride) -> list[Fraction]:
+def exact(layout: Layout, tokens_per_tile: int, stride: float) -> list[Fraction]:
     """The rule in rational numbers, token by token."""
     out, last = [], Fraction(-1)
     for kind, count in layout:
@@ -26,52 +29,66 @@ def exact(layout, tokens_per_tile, stride) -> list[Fraction]:
             last += count
         else:
             start = last + 1
-            context = [start + Fraction(k * stride, tokens_per_tile) for k in range(1, count * tokens_per_tile + 1)]
+            increment = Fraction(stride) / tokens_per_tile
+            context = [start + k * increment for k in range(1, count * tokens_per_tile + 1)]
             last = Fraction(ceil(context[-1]) + 1)
             out += [start, *context, last]
     return out
 
 
-def strides_of(case, seed_key="python_random_seed"):
-    if case["version"] != "v2pe_rnd":
-        return case["stride"] if case["version"] == "v2pe_fix" else None
-    strides = draw_strides(sum(kind == "image" for kind, _ in case["layout"]), random.Random(case[seed_key]))
-    assert strides == case["drawn_strides"]
-    return strides
+def strides_of(case: dict[str, Any], layout: Layout, seed: int | None, drawn: list[float] | None) -> Any:
+    """The strides of one sample; those drawn at random are drawn again from the recorded seed."""
+    match case["version"]:
+        case "default":
+            return None
+        case "v2pe_fix":
+            return case["stride"]
+        case "v2pe_rnd":
+            strides = draw_strides(sum(kind == "image" for kind, _ in layout), random.Random(seed))
+            assert strides == drawn
+            return strides
+    pytest.fail(f"version {case['version']!r} is not known")
 
 
-@pytest.mark.cases("positions.json", "cases")
-def test_positions_equal_the_published_ones(case, decisions):
-    decision = decisions.decide("positions.json", case)
+def computed(case: dict[str, Any]) -> np.ndarray:
+    """Our positions of a sample, or of the samples of a packed row one behind the other."""
+    tokens, float32 = case["num_image_token"], "float32" in case["dtype"]
+    if "samples" not in case:
+        strides = strides_of(case, case["layout"], case.get("python_random_seed"), case.get("drawn_strides"))
+        return positions(case["layout"], tokens, strides, float32_rule=float32)
+    none = [None] * len(case["samples"])
+    seeds, drawn = case.get("python_random_seeds") or none, case.get("drawn_strides") or none
+    # a row that also holds text is wider than float32, its positions are not
+    parts = [
+        positions(layout, tokens, strides_of(case, layout, *random_state), float32_rule=True)
+        for layout, *random_state in zip(case["samples"], seeds, drawn, strict=True)
+    ]
+    assert [0, *accumulate(map(len, parts))] == case["cu_seqlens"]
+    return np.concatenate(parts)
+
+
+@pytest.mark.cases("positions/cases")
+def test_positions_equal_the_published_ones(entry: Entry) -> None:
+    case = entry.case
+    decision = decide("positions/cases", case)
     tokens = case["num_image_token"]
-    if "samples" in case:
-        seeds = case["python_random_seeds"] or [None] * len(case["samples"])
-        ours = [
-            positions(
-                layout, tokens, strides_of({**case, "layout": layout, "seed": seed, "drawn_strides": drawn}, "seed")
-            )
-            for layout, seed, drawn in zip(case["samples"], seeds, case["drawn_strides"] or seeds, strict=True)
-        ]
-        assert [0, *accumulate(map(len, ours))] == case["cu_seqlens"]
-        np.testing.assert_array_equal(np.concatenate(ours), recorded(case))
-    elif decision is None:
-        assert "raises" not in case, "an upstream fault without a decision"
-        got = positions(case["layout"], tokens, strides_of(case), float32_rule=case["dtype"] == "float32")
-        np.testing.assert_array_equal(got, recorded(case))
-        if "sum_float64" in case:
-            assert got.sum() == case["sum_float64"]
-    elif decision.ours == "exact rule":
-        got = positions(case["layout"], tokens, case["stride"])
-        np.testing.assert_allclose(got, [float(p) for p in exact(case["layout"], tokens, case["stride"])], rtol=3e-16)
-    elif decision.ours == "no version":
-        np.testing.assert_array_equal(
-            positions(case["layout"], tokens, None), range(len(exact(case["layout"], tokens, 1)))
-        )
-    elif decision.ours == "no mask":
-        got, kept = positions(case["layout"], tokens, case["stride"]), case["num_tokens"] - case["masked_tail"]
-        np.testing.assert_array_equal(got[:kept], recorded(case)[:kept])
-        np.testing.assert_array_equal(np.diff(got[kept - 1 :]), 1)
-    else:
-        assert decision.ours == "last bits"
-        got = positions(case["layout"], tokens, case["stride"], float32_rule=True)
-        np.testing.assert_allclose(got, recorded(case), rtol=2**-23)
+    if decision is None or decision.ours == "last bits":
+        got, want = computed(case), recorded(case)
+        np.testing.assert_allclose(got, want, rtol=2**-23 if decision else 0)
+        assert got.sum() == pytest.approx(case.get("sum_float64", got.sum()), rel=2**-23 if decision else 0, abs=0)
+        assert got[-1] == pytest.approx(case.get("last_position", got[-1]), rel=2**-23 if decision else 0, abs=0)
+        assert len(got) == case.get("num_tokens", len(got))
+        return
+    layouts = case["samples"] if "samples" in case else [case["layout"]]
+    for layout in layouts:
+        if decision.ours == "exact rule":
+            got = positions(layout, tokens, case["stride"])
+            rational = [float(p) for p in exact(layout, tokens, case["stride"])]
+            np.testing.assert_allclose(got, rational, rtol=3e-16)
+        elif decision.ours == "no version":
+            np.testing.assert_array_equal(positions(layout, tokens, None), range(len(exact(layout, tokens, 1))))
+        else:
+            assert decision.ours == "no mask"
+            got, kept = computed(case), case["num_tokens"] - case["masked_tail"]
+            np.testing.assert_array_equal(got[:kept], recorded(case)[:kept])
+            np.testing.assert_array_equal(np.diff(got[kept - 1 :]), 1)

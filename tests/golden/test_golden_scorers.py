@@ -1,21 +1,14 @@
 """Our scorers against what the published ones returned, case by case: values to 1e-6, exceptions by name."""
 
 import copy
-import importlib.util
-import json
 import math
-from pathlib import Path
+from typing import Any
 
 import pytest
+from golden.decisions_scorers import RAISES
+from golden.fixtures import Entry
 
 from vlm.eval.scorers import SCORERS
-
-
-def raises_table() -> dict[str, dict[str, str]]:
-    spec = importlib.util.spec_from_file_location("decisions_scorers", Path(__file__).parent / "decisions_scorers.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.RAISES
 
 
 def same(found: object, expected: object) -> bool:
@@ -34,7 +27,7 @@ def same(found: object, expected: object) -> bool:
     return found == expected
 
 
-def outcome(name: str, inputs: dict) -> object:
+def outcome(name: str, inputs: dict[str, Any]) -> object:
     """The result, or the exception in the form of the fixtures. Inputs are copied: a scorer may not change them."""
     kept = copy.deepcopy(inputs)
     try:
@@ -45,33 +38,24 @@ def outcome(name: str, inputs: dict) -> object:
     return result
 
 
-@pytest.mark.parametrize("name", sorted(SCORERS))
-def test_scorer_returns_the_published_values(name: str, golden: Path) -> None:
-    cases = json.loads((golden / "scorers.json").read_text(encoding="utf-8")).get(name)
-    if cases is None:
-        pytest.skip(f"{name}: no cases in {golden}")
+@pytest.mark.cases("scorers")
+def test_scorer_returns_the_published_values(entry: Entry) -> None:
+    assert entry.key in SCORERS, f"{entry.path}: no scorer is called {entry.key!r}; known: {', '.join(sorted(SCORERS))}"
+    cases = entry.value
     wrong = [
         (case["inputs"], case["expected"], found)
         for case in cases
-        if not same(found := outcome(name, case["inputs"]), case["expected"])
+        if not same(found := outcome(entry.key, case["inputs"]), case["expected"])
     ]
     assert not wrong, f"{len(wrong)} of {len(cases)} differ; inputs, expected, found: {wrong[0]}"
 
 
-def test_the_fixtures_and_the_scorers_meet(golden: Path) -> None:
-    """A renamed scorer or an empty file would otherwise pass by skipping everything."""
-    names = json.loads((golden / "scorers.json").read_text(encoding="utf-8")).keys()
-    assert names & SCORERS.keys()
+@pytest.mark.cases("scorers")
+def test_every_recorded_exception_has_a_decision(entry: Entry) -> None:
+    recorded = [case["expected"] for case in entry.value]
+    raised = {value["raises"] for value in recorded if isinstance(value, dict) and "raises" in value}
+    assert raised <= RAISES.get(entry.key, {}).keys(), f"{entry.key}: no decision for {raised}"
 
 
-def test_every_recorded_exception_has_a_decision(golden: Path) -> None:
-    cases = json.loads((golden / "scorers.json").read_text(encoding="utf-8"))
-    table = raises_table()
-    assert table.keys() <= SCORERS.keys()
-    for name in SCORERS.keys() & cases.keys():
-        found = {
-            c["expected"]["raises"]
-            for c in cases[name]
-            if isinstance(c["expected"], dict) and "raises" in c["expected"]
-        }
-        assert found <= table.get(name, {}).keys(), f"{name}: no decision for {found}"
+def test_decisions_are_about_scorers() -> None:
+    assert RAISES.keys() <= SCORERS.keys()

@@ -3,24 +3,25 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from golden.conftest import DATA
+from golden.decisions import DECISIONS, OTHER_TEXTS, decide
+from golden.fixtures import Entry, Fixtures, find_fixtures
 from PIL import Image
 
 from vlm.core.errors import DataError
 from vlm.core.sample.chat import IMAGE, TEMPLATES, prompt_text, user_message
-from vlm.core.sample.encode import IGNORE, LLAVA_IMAGE, ImageTokenIds, SampleEncoder, picture_part
+from vlm.core.sample.encode import LLAVA_IMAGE, ImageTokenIds, SampleEncoder, picture_part
+from vlm.core.sample.encoded import IGNORE, Encoded
 from vlm.core.sample.records import Sample, read_record, text
 from vlm.core.sample.tiling import ImageRule
-from vlm.core.sample.tokenizer import load_tokenizer
+from vlm.core.sample.tokenizer import Tokenizer, load_tokenizer
+from vlm.train.run.stream import make_row
 
 SIZE = 4
-
-
-@pytest.fixture(scope="module")
-def tokenizers(golden):
-    return {folder.name: load_tokenizer(folder) for folder in sorted((golden / "tokenizers").iterdir())}
 
 
 def picture(tiles: int) -> Image.Image:
@@ -28,17 +29,25 @@ def picture(tiles: int) -> Image.Image:
     return Image.new("RGB", (SIZE * tiles, SIZE))
 
 
-def encoder_for(case, tokenizers, decisions, tokens_per_tile) -> SampleEncoder:
-    template = decisions.RENAMED_TEMPLATES.get(case["template"], case["template"])
-    tokenizer = tokenizers[case["tokenizer"]]
-    if template.startswith("llava"):
+def template_name(published: str, recorded: str) -> str:
+    """Our template of a published name whose system text is in the recorded text."""
+    names = [name for name in (OTHER_TEXTS.get(published), published) if name in TEMPLATES]
+    assert names, f"template {published!r} is not known; known: {sorted(TEMPLATES)}"
+    return next((name for name in names if TEMPLATES[name].system in recorded), names[0])
+
+
+def encoder_for(case: dict[str, Any], tokenizer: Tokenizer, tokens_per_tile: int) -> SampleEncoder:
+    template = template_name(case["template"], case.get("prompt", ""))
+    if TEMPLATES[template].images_first:
         # one token per image, as in the recorded ids: upstream expands -200 inside the model
         return SampleEncoder(tokenizer, template, ImageRule(kind="pad", size=SIZE), 1, LLAVA_IMAGE)
-    rule = ImageRule(kind="tiles", size=SIZE, max_tiles=40, thumbnail=False)
+    tiles = [count // tokens_per_tile for count in case.get("num_image_token_list") or []]
+    limit = max([40, *tiles, *(case.get("num_patches_list") or [])])
+    rule = ImageRule(kind="tiles", size=SIZE, max_tiles=limit, thumbnail=False)
     return SampleEncoder(tokenizer, template, rule, tokens_per_tile, ImageTokenIds.internvl(tokenizer))
 
 
-def sample_of(case, tmp_path) -> tuple[Sample, int, list[int]]:
+def sample_of(case: dict[str, Any], tmp_path: Path) -> tuple[Sample, int, list[int]]:
     """The record with real image files, the tokens per tile, and the tiles of each image."""
     if "num_image_token_list" in case:
         counts = case["num_image_token_list"]
@@ -52,11 +61,11 @@ def sample_of(case, tmp_path) -> tuple[Sample, int, list[int]]:
     return read_record(record, root=tmp_path), tokens, tiles
 
 
-def supervised_text(encoded, tokenizer) -> str:
+def supervised_text(encoded: Encoded, tokenizer: Tokenizer) -> str:
     return tokenizer.decode(encoded.input_ids[encoded.labels != IGNORE], skip_special=False)
 
 
-def answers_of(case, template) -> str:
+def answers_of(case: dict[str, Any], template: str) -> str:
     """What should be supervised: each answer that is not empty, with its end."""
     form = TEMPLATES[template]
     values = [t["value"] for t in case["conversations"] if t["from"] == "gpt"]
@@ -66,19 +75,42 @@ def answers_of(case, template) -> str:
     return "".join(form.lead + value + form.ends["assistant"] for value in values if value)
 
 
-@pytest.mark.cases("templates.json", "training")
-def test_ids_and_labels_equal_the_published_ones(case, tokenizers, decisions, tmp_path):
-    decision = decisions.decide("templates.json", case)
-    assert decision or not {"raises", "upstream_warning"} & set(case), "an upstream fault without a decision"
+def is_legacy(folder: Path) -> bool:
+    """Whether a sentencepiece tokenizer treats text behind special tokens as transformers once did."""
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    return config.get("legacy", True) is not False
+
+
+def facts_of(case: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What decisions look at beside the entry: recorded image tokens, and the rule of the tokenizer in `folder`."""
+    context = load_tokenizer(folder).token_id("<IMG_CONTEXT>")
+    return {"image_ids": case.get("input_ids", []).count(context), "legacy": is_legacy(folder)}
+
+
+def test_our_fixtures_hold_the_special_cases_that_the_table_decides() -> None:
+    own = find_fixtures(DATA)
+    used = [
+        decide("templates/training", entry.case, **facts_of(entry.case, own.tokenizer(entry, entry.case["tokenizer"])))
+        for entry in own.entries["templates/training"]
+    ]
+    assert all(decision in used for decision in DECISIONS if decision.section == "templates/training")
+
+
+@pytest.mark.cases("templates/training")
+def test_ids_and_labels_equal_the_published_ones(entry: Entry, found: Fixtures, tmp_path: Path) -> None:
+    case = entry.case
+    folder = found.tokenizer(entry, case["tokenizer"])
+    tokenizer = load_tokenizer(folder)
+    decision = decide("templates/training", case, **facts_of(case, folder))
     ours = decision.ours if decision else ""
     max_length = case["model_max_length"]
     if ours == "refused":
         with pytest.raises(DataError, match=r"placeholders|truncation would cut image tokens"):
             sample, tokens, _ = sample_of(case, tmp_path)
-            encoder_for(case, tokenizers, decisions, tokens).encode(sample, max_length=max_length)
+            encoder_for(case, tokenizer, tokens).encode(sample, max_length=max_length)
         return
     sample, tokens, tiles = sample_of(case, tmp_path)
-    encoder = encoder_for(case, tokenizers, decisions, tokens)
+    encoder = encoder_for(case, tokenizer, tokens)
     encoded = encoder.encode(sample, max_length=None if ours.startswith("not cut") else max_length)
     ids, labels = encoded.input_ids.tolist(), encoded.labels.tolist()
     assert [n for _, _, n in encoded.image_spans] == tiles
@@ -89,6 +121,7 @@ def test_ids_and_labels_equal_the_published_ones(case, tokenizers, decisions, tm
         stand_ins = [IMAGE] * len(tiles)
     if ours != "placeholders kept":
         assert prompt_text(sample.messages, encoder.template, images=stand_ins) == case["prompt"]
+    answers = answers_of(case, encoder.template.name)
 
     if ours == "":
         assert ids == case["input_ids"]
@@ -103,30 +136,41 @@ def test_ids_and_labels_equal_the_published_ones(case, tokenizers, decisions, tm
         if ours == "not cut":
             assert labels == case["labels"]
         else:
-            assert supervised_text(encoded, encoder.tokenizer).count("</s>") == case["prompt"].count("</s>")
+            supervised = supervised_text(encoded, tokenizer)
+            assert supervised.replace(" ", "") == answers.replace(" ", "")
         assert len(encoder.encode(sample, max_length=max_length)) == max_length
     elif ours == "answers supervised":
         assert ids == case["input_ids"]
-        assert supervised_text(encoded, encoder.tokenizer).replace(" ", "") == answers_of(
-            case, encoder.template.name
-        ).replace(" ", "")
+        assert supervised_text(encoded, tokenizer).replace(" ", "") == answers.replace(" ", "")
     elif ours == "placeholders kept":
         assert ids.count(LLAVA_IMAGE.context) == len(tiles) > 1
         assert [i for i in labels if i != IGNORE] == [i for i in case["labels"] if i != IGNORE]
     else:
         assert ours == "text is text"
-        start, end = (encoder.tokenizer.token_id(f"<|im_{name}|>") for name in ("start", "end"))
-        assert (ids.count(start), ids.count(end)) == (3, 3)
-        assert encoder.tokenizer.decode(ids, skip_special=False).removeprefix("<s>") == case["prompt"]
-        assert supervised_text(encoded, encoder.tokenizer) == answers_of(case, encoder.template.name)
+        check_quotes(encoder, ids, case, len(sample.messages))
+        assert supervised_text(encoded, tokenizer).replace(" ", "") == answers.replace(" ", "")
 
 
-@pytest.mark.cases("templates.json", "generation")
-def test_generation_prompts_equal_the_published_ones(case, tokenizers, decisions):
+def check_quotes(encoder: SampleEncoder, ids: list[int], case: dict[str, Any], messages: int) -> None:
+    """The structure of the ids is that of the template: what the texts quote adds no special token."""
+    tokenizer, form = encoder.tokenizer, encoder.template
+    if form.images_first:
+        answers = sum(turn["from"] == "gpt" for turn in case["conversations"][1:])
+        assert sum(i == tokenizer.eos_id for i in ids) == answers
+        return
+    start, end = (tokenizer.token_id(f"<|im_{name}|>") for name in ("start", "end"))
+    turns = messages + (not any(turn["from"] == "system" for turn in case["conversations"]))
+    assert [sum(i == mark for i in ids) for mark in (start, end)] == [turns, turns]
+    assert tokenizer.decode(ids, skip_special=False).removeprefix("<s>") == case["prompt"]
+
+
+@pytest.mark.cases("templates/generation")
+def test_generation_prompts_equal_the_published_ones(entry: Entry, found: Fixtures) -> None:
+    case = entry.case
     tokens = case.get("num_image_token", 1)
     tiles = case.get("num_patches_list") or [1] * case["question"].count(IMAGE)
     media = iter([picture_part(picture(n)) for n in tiles])
-    encoder = encoder_for(case, tokenizers, decisions, tokens)
+    encoder = encoder_for(case, load_tokenizer(found.tokenizer(entry, case["tokenizer"])), tokens)
     turns = [*(case.get("history") or []), [case["question"], None]]
     messages = []
     for question, answer in turns:
@@ -136,6 +180,7 @@ def test_generation_prompts_equal_the_published_ones(case, tokenizers, decisions
             messages.append({"role": "assistant", "content": [text(answer)]})
     encoded = encoder.encode(Sample("g", messages), strides=case.get("rope_pos_id_stride"), generation_prompt=True)
     assert encoded.input_ids.tolist() == case["input_ids"]
+    assert len(encoded.input_ids) == case.get("prompt_length", len(encoded.input_ids))
     assert encoded.n_supervised == 0 or case.get("history")
     if "eos_token_id" in case:
         assert encoder.stop_ids == [case["eos_token_id"]]
@@ -148,17 +193,18 @@ def test_generation_prompts_equal_the_published_ones(case, tokenizers, decisions
         assert prompt_text(messages, encoder.template, generation_prompt=True, images=stand_ins) == case["prompt"]
 
 
-@pytest.mark.cases("templates.json", "raw_tokenization")
-def test_raw_tokenisation_equals_the_published_slow_tokenizers(case, tokenizers):
-    tokenizer = tokenizers[case["id"]]
-    for entry in case["value"]:
+@pytest.mark.cases("templates/raw_tokenization")
+def test_raw_tokenization_equals_the_published_slow_tokenizers(entry: Entry, found: Fixtures) -> None:
+    tokenizer = load_tokenizer(found.tokenizer(entry, entry.case["id"]))
+    for string in entry.value:
         bos = [tokenizer.bos_id] if tokenizer.add_bos else []
-        assert bos + tokenizer.encode(entry["text"]) == entry["input_ids"], entry["text"]
+        assert bos + tokenizer.encode(string["text"]) == string["input_ids"], string["text"]
 
 
-@pytest.mark.cases("templates.json", "templates")
-def test_templates_have_the_published_texts(case, decisions):
-    ours, theirs = TEMPLATES[decisions.RENAMED_TEMPLATES.get(case["id"], case["id"])], case["value"]
+@pytest.mark.cases("templates/templates")
+def test_templates_have_the_published_texts(entry: Entry) -> None:
+    theirs = entry.value
+    ours = TEMPLATES[template_name(entry.case["id"], theirs["system_message"])]
     assert ours.system == theirs["system_message"]
     if "example_prompt_custom_system" in theirs:
         turns = [("user", "Q1"), ("assistant", "A1"), ("user", "Q2")]
@@ -167,11 +213,14 @@ def test_templates_have_the_published_texts(case, decisions):
         assert got == theirs["example_prompt_custom_system"]
 
 
-def test_training_files_hold_the_special_cases_that_the_table_decides(golden, decisions):
-    path = golden / "templates.json"
-    if golden != Path(__file__).parent / "data":
-        pytest.skip("another folder may lack some of our cases")
-    ids = [case["id"] for case in json.loads(path.read_text(encoding="utf-8"))["training"]]
-    for decision in decisions.DECISIONS:
-        if decision.file == "templates.json":
-            assert any(decisions.decide("templates.json", {"id": i, decision.flag: 1}) == decision for i in ids)
+@pytest.mark.cases("templates/collator")
+def test_collated_samples_are_our_rows_cut_and_padded(entry: Entry) -> None:
+    case = entry.case
+    for i, sample in enumerate(case["samples"]):
+        ids, labels = np.array(sample["input_ids"]), np.array(sample["labels"])
+        row = make_row([Encoded(str(i), ids, labels, np.arange(len(ids)), [], None, [])], "token")
+        n = min(len(row.input_ids), case["model_max_length"])
+        assert row.input_ids[:n].tolist() == case["input_ids"][i][:n]
+        assert row.labels[:n].tolist() == case["labels"][i][:n]
+        assert case["attention_mask"][i] == [1] * n + [0] * (len(case["input_ids"][i]) - n)
+        assert set(case["labels"][i][n:]) <= {IGNORE}

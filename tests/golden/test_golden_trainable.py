@@ -1,37 +1,32 @@
 """What the published ConvLLaVA stages train, and with which rate and decay, against our recipes and rules."""
 
-import json
 import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from golden.decisions import TRAINED_BY_SLIP
+from golden.fixtures import Entry, Fixtures
 
-from vlm.models.checkpoint.patterns import rename
-from vlm.models.checkpoint.read_config import read_layout
-from vlm.models.vlm import make_model
+from vlm.models.checkpoint.layout import read_layout
+from vlm.models.checkpoint.renaming import rename
+from vlm.models.vlm import VisionLanguageModel, make_model
 from vlm.train.parameters.lora import prepare
 from vlm.train.parameters.optim import freeze, parameter_groups
-from vlm.train.recipe.recipe import Optimizer, load_recipe
+from vlm.train.recipe.recipe import Optimizer, load_recipe, recipe_names
 from vlm.train.verify.arguments import parts
 from vlm.train.verify.shell import options
 
 TOWER = "model.vision_tower.vision_tower."
 
-INTENDED = {"stage1": {"language_model.lm_head.weight"}}
-"""What the published run of a stage trains beyond our recipe, by its own slip; nothing for the others."""
 
-
-@pytest.fixture(scope="module")
-def folder(golden) -> Path:
-    found = sorted(golden.glob("*/trainable.json"))
-    if not found:
-        pytest.skip("no trainable.json in this folder")
-    return found[0].parent
+@pytest.fixture
+def folder(entry: Entry, found: Fixtures) -> Path:
+    return found.model(entry)
 
 
 @pytest.fixture
-def model(folder):
+def model(folder: Path) -> VisionLanguageModel:
     with torch.device("meta"):
         return make_model(read_layout(folder).spec)
 
@@ -39,59 +34,83 @@ def model(folder):
 def ours(folder: Path, names: list[str]) -> set[str]:
     """Published parameter names under ours; each is known, or dropped on purpose (the unused final norm)."""
     layout = read_layout(folder)
+    assert layout.patterns is not None
     tower = rename([n.removeprefix(TOWER) for n in names if n.startswith(TOWER)], layout.towers[0][1])
     rest = rename([n for n in names if not n.startswith(TOWER)], layout.patterns)
     assert not tower.unknown and not rest.unknown
     return {*tower.renamed.values(), *rest.renamed.values()}
 
 
-def trained(model) -> set[str]:
+def trained(model: VisionLanguageModel) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-@pytest.mark.cases("*/trainable.json", "stages")
-def test_the_flags_of_a_script_train_what_upstream_trained(case, folder, model):
-    flags, _ = options(shlex.split(case["value"]["flags"]))
+def recipe_of(stage: str, model: VisionLanguageModel, want: set[str]) -> str:
+    """The recipe of a published stage: by its name, else the one whose published run trains the same parameters.
+
+    The test is skipped, with the reason, where we have none: a variant of the flags, which the first test covers.
+    """
+    stages = [name for name in recipe_names() if name.startswith("convllava-stage")]
+    if (named := f"convllava-{stage}") in stages:
+        return named
+    for name in stages:
+        prepare(model, load_recipe(name, published=True))
+        if trained(model) == want:
+            return name
+    pytest.skip(f"{stage}: no recipe trains these parameters; the flags are checked by themselves")
+
+
+@pytest.mark.cases("trainable/stages")
+def test_the_flags_of_a_script_train_what_upstream_trained(
+    entry: Entry, folder: Path, model: VisionLanguageModel
+) -> None:
+    flags, _ = options(shlex.split(entry.value["flags"]))
     patterns, _ = parts(flags, internvl=False)["trainable"]
     freeze(model, tuple(patterns))
-    assert trained(model) == ours(folder, case["value"]["trainable"])
-    assert not trained(model) & ours(folder, case["value"]["frozen"])
+    assert trained(model) == ours(folder, entry.value["trainable"])
+    assert not trained(model) & ours(folder, entry.value["frozen"])
 
 
-@pytest.mark.cases("*/trainable.json", "stages")
-def test_recipes_train_the_same_with_the_published_option_and_otherwise_as_documented(case, folder, model):
-    stage = case["id"]
-    if stage.startswith("variant"):
-        pytest.skip("a variant of the flags that no recipe has; the test above covers it")
-    want = ours(folder, case["value"]["trainable"])
-    prepare(model, load_recipe(f"convllava-{stage}", published=True))
+@pytest.mark.cases("trainable/stages")
+def test_recipes_train_the_same_with_the_published_option_and_otherwise_as_documented(
+    entry: Entry, folder: Path, model: VisionLanguageModel
+) -> None:
+    want = ours(folder, entry.value["trainable"])
+    name = recipe_of(entry.case["id"], model, want)
+    prepare(model, load_recipe(name, published=True))
     assert trained(model) == want
-    recipe = load_recipe(f"convllava-{stage}")
+    recipe = load_recipe(name)
     prepare(model, recipe)
-    assert want - trained(model) == INTENDED.get(stage, set()) and trained(model) <= want
-    assert any(d.key == "trainable" for d in recipe.differences) == (stage in INTENDED)
+    slip: set[str] = set().union(*(more for flag, more in TRAINED_BY_SLIP.items() if flag in entry.value["flags"]))
+    assert want - trained(model) == slip and trained(model) <= want
+    assert any(d.key == "trainable" for d in recipe.differences) == bool(slip)
 
 
-@pytest.mark.cases("*/trainable.json", "optimizer_groups_stage2")
-def test_the_trainers_rule_gives_each_parameter_the_published_rate_and_decay(case, folder, model):
-    value = case["value"]
-    prepare(model, load_recipe("convllava-stage2"))
-    # upstream honours the tower's own rate only beside one for the projector; ours says what it means
+@pytest.mark.cases("trainable/optimizer_groups")
+def test_the_trainers_rule_gives_each_parameter_the_published_rate_and_decay(
+    entry: Entry, folder: Path, model: VisionLanguageModel
+) -> None:
+    value = entry.value
+    want = {n: (g["lr"], g["weight_decay"]) for g in value["groups"] for n in ours(folder, g["params"])}
+    prepare(model, load_recipe(recipe_of(entry.key.removeprefix("optimizer_groups_"), model, set(want))))
+    # upstream honors the tower's own rate only beside one for the projector; ours says what it means
     rates = {"projector.*": value["mm_projector_lr"], "encoder.*": value["vision_tower_lr"]}
     groups = {p: rate for p, rate in rates.items() if rate is not None and value["mm_projector_lr"] is not None}
     spec = Optimizer(lr=value["learning_rate"], weight_decay=value["weight_decay"], decay="trainer", groups=groups)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     got = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in parameter_groups(model, spec) for p in g["params"]}
-    want = {n: (g["lr"], g["weight_decay"]) for g in value["groups"] for n in ours(folder, g["params"])}
     assert got == want
 
 
-def test_intended_decay_differs_from_the_trainers_in_scales_norms_and_embeddings_alone(folder, model):
+@pytest.mark.cases("trainable/stages", per="file")
+def test_intended_decay_differs_from_the_trainers_in_scales_norms_and_embeddings_alone(
+    entry: Entry, model: VisionLanguageModel
+) -> None:
     prepare(model, load_recipe("convllava-stage2"))
 
-    def decayed(rule):
+    def decayed(rule: str) -> set[str]:
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        groups = parameter_groups(model, Optimizer(lr=1, weight_decay=0.1, decay=rule))
+        groups = parameter_groups(model, Optimizer(lr=1, weight_decay=0.1, decay=rule))  # type: ignore[arg-type]
         return {names[id(p)] for g in groups if g["weight_decay"] for p in g["params"]}
 
     more = decayed("trainer") - decayed("intended")
@@ -100,8 +119,3 @@ def test_intended_decay_differs_from_the_trainers_in_scales_norms_and_embeddings
         name.endswith(".gamma") or ".norm." in name or ".downsample.0." in name or "embed_tokens" in name
         for name in more
     )
-
-
-def test_the_file_names_all_three_stages(folder):
-    found = json.loads((folder / "trainable.json").read_text(encoding="utf-8"))
-    assert {"stage1", "stage2", "stage3"} <= found["stages"].keys()
