@@ -58,6 +58,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+"""The Typer application of `vlm`.
+
+>>> app(["list", "recipes"])  # doctest: +SKIP
+"""
 
 
 @app.callback()
