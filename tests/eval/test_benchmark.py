@@ -45,7 +45,7 @@ def test_names_match_in_any_case_and_an_unknown_one_names_the_nearest() -> None:
         load_benchmark("popo")
 
 
-def test_a_table_of_the_users_own_is_found_and_its_faults_are_told_all_at_once(tmp_path: Path) -> None:
+def test_a_table_of_the_user_is_found_and_all_its_faults_are_named_at_once(tmp_path: Path) -> None:
     (tmp_path / "benchmarks").mkdir()
     own = tmp_path / "benchmarks" / "mine.yaml"
     own.write_text(yaml.safe_dump(load_benchmark("POPE").model_dump() | {"name": "mine"}))

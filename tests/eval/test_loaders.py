@@ -127,7 +127,7 @@ def test_milebench_uses_the_tokenizer_it_is_given(data) -> None:
 
 
 def test_a_short_download_cannot_raise_the_score(data) -> None:
-    """DESIGN 6: a file that lost its last rows is an error, with and without the marker of a miniature."""
+    """A file that lost its last rows is an error, with and without the marker of a miniature."""
     folder = data("ChartQA", 3)
     edit(folder / "test_augmented.jsonl", lambda rows: rows.pop())
     with pytest.raises(DataError, match=r"short download.*augmented: 2 of 3"):

@@ -54,7 +54,7 @@ def golds(table: Benchmark, folder) -> list[dict[str, Any]]:
 
 
 def test_an_empty_prediction_is_not_scored_correct() -> None:
-    """DESIGN 6: in fixed mode for every benchmark; where a published rule says so in upstream mode, `why` says it."""
+    """In fixed mode for every benchmark; where a published rule says so in upstream mode, `why` says it."""
     chosen = {"choice_list": ["x", "y", "z"], "n_images": 2}
     cases = [(EASY, item("yes")), (POPE, item("yes", "random")), (CHART, item("5", "human"))]
     cases += [(MILE, item("z", "TQA", **chosen)), (MILE, item("7", "TextNeedleInAHaystack"))]
@@ -100,7 +100,7 @@ def test_unknown_names_in_a_table_are_named() -> None:
 @pytest.mark.parametrize("outcome", ["oom", "error", "refused"])
 @pytest.mark.parametrize("table", [EASY, POPE, CHART, MILE, NIAH], ids=lambda t: t.name)
 def test_an_oom_is_never_scored_as_an_answer(table: Benchmark, outcome: str, tmp_path) -> None:
-    """DESIGN 6: such rows stay in the total and change no mean, whatever their fields hold."""
+    """Such rows stay in the total and change no mean, whatever their fields hold."""
     rows = golds(table, tmp_path / "m")
     before = by_name(table, rows)
     lost = [{**r, "id": f"lost {r['id']}", "outcome": outcome, "score": 1.0, "completion": "yes"} for r in rows]

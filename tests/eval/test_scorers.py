@@ -21,7 +21,7 @@ def fixed(name: str, *values: object, **more: object) -> object:
     return SCORERS[name](*values, **more, compat="fixed")
 
 
-# an empty prediction is never right (DESIGN 6) ---------------------------------------------------------------------
+# an empty prediction is never right ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reply", ["", " ", "\n"])
@@ -138,7 +138,7 @@ def test_an_option_with_an_escaped_character_never_wins_by_its_text_as_published
     assert SCORERS["milebench_multichoice"](**(inputs | {"pred_response": "A"}))["score"] == 1
 
 
-def test_labels_go_on_after_z() -> None:
+def test_labels_after_z() -> None:
     assert [label(i) for i in (0, 25, 26, 51, 52, 62)] == ["A", "Z", "AA", "AZ", "BA", "BK"]
 
 

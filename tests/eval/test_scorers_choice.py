@@ -33,7 +33,7 @@ def both(name: str, **inputs: Any) -> tuple[Any, Any]:
     return found[0], found[1]
 
 
-# where the modes differ (fact sheet 14), one fault each ------------------------------------------------------------
+# where the modes differ, one fault each ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

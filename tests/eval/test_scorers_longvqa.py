@@ -190,11 +190,11 @@ def test_noun_lemmas(word: str, lemma: str) -> None:
         ("a  b", "a  b"),
     ],
 )
-def test_the_long_clean_up(text: str, clean: str) -> None:
+def test_the_long_normalization(text: str, clean: str) -> None:
     assert longvqa_rectify("vizwiz", text) == clean
 
 
-def test_short_clean_ups() -> None:
+def test_short_normalizations() -> None:
     assert longvqa_rectify("svqa", " B. cats.") == "B" and longvqa_rectify("svqa", "cats") == "cats"
     assert longvqa_rectify("tabfact", "yes indeed") == "Yes" and longvqa_rectify("docvqa", " cats. ") == "cats"
     assert longvqa_rectify("anything", "cats") == "cats"
@@ -246,7 +246,7 @@ def test_tokens_are_those_of_the_java_program() -> None:
 
 def test_the_next_line_decides_about_an_abbreviation() -> None:
     assert lines("made by Acme Inc.\nThe end")[0][-2:] == ["inc.", "."] and lines("Inc. said")[0] == ["inc.", "said"]
-    assert words(["a\rb", "c"]) == [["a"], ["b"]], "a carriage return is a line of its own, as published"
+    assert words(["a\rb", "c"]) == [["a"], ["b"]], "a carriage return ends a line, as published"
 
 
 def test_punctuation_is_dropped_and_a_token_with_a_space_counts_as_two_words() -> None:

@@ -55,7 +55,7 @@ def strip_marks(value: str) -> str:
 def vqa_normalize(value: str, numbers: dict[str, str] = VQA_NUMBERS) -> str:
     """Normalize an answer as VQA does: lower case, marks, number words, articles, contractions.
 
-    Source: the published evaluators; MM-NIAH passes `MMNIAH_NUMBERS` (11.3).
+    Source: the published evaluators; MM-NIAH passes `MMNIAH_NUMBERS`.
     """
     value = value.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     value = value.replace("\n", " ").replace("\t", " ").strip()
