@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from support.slurm_cluster import Cluster
+from vlm.cli.workflow.jobs import DagJob, make_job
 
 ROOT = Path(__file__).parent.parent.parent
 FAULTY = {
@@ -40,6 +41,18 @@ FAULTY = {
 
 ONCE = Counter(train_stage=1, evaluate_shard=2, evaluate_model=1, report=1)
 """Slurm jobs of the fault DAG when nothing has to be repeated."""
+
+
+HEAD = re.compile(r"^(?:local)?(?:rule|checkpoint) (\w+):$", re.MULTILINE)
+SHELL = re.compile(r"^ *Shell command: (.*)$", re.MULTILINE)
+
+
+def printed_jobs(said: str) -> list[DagJob]:
+    """The jobs that `snakemake -n --printshellcmds` printed."""
+    heads = [*HEAD.finditer(said)]
+    ends = [*(head.start() for head in heads[1:]), len(said)]
+    shells = [SHELL.search(said, head.end(), end) for head, end in zip(heads, ends, strict=True)]
+    return [make_job(head[1], shell and shell[1]) for head, shell in zip(heads, shells, strict=True)]
 
 
 def copy_workflow(folder: Path) -> Path:

@@ -18,10 +18,12 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from support.workflow_dag import ROOT, copy_workflow
-from vlm.cli.commands.reproduce import gpu_hours_of
+from support.workflow_dag import HEAD, ROOT, SHELL, copy_workflow, printed_jobs
 from vlm.cli.main import VERBS, app
-from vlm.cli.workflow.estimate import HEAD, SHELL, estimate, read_jobs
+from vlm.cli.show.dag import gpu_hours_of
+from vlm.cli.workflow.estimate import estimate_dag
+from vlm.cli.workflow.jobs import planned_jobs
+from vlm.core.errors import VlmError
 from vlm.train.recipe.recipe import load_recipe
 
 CONFIGS = sorted(p.stem for p in (ROOT / "workflows/config").glob("*.yaml") if p.stem != "schema")
@@ -81,7 +83,7 @@ def parse(words: list[str]) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_job_is_one_vlm_command_that_parses(name: str, checkout: Path, paper: tuple[str, float]) -> None:
     said = paper[0] if name == "paper" else dry_run(checkout, name)
-    jobs = read_jobs(said)
+    jobs = printed_jobs(said)
     shells = [shell[1].split(" > ")[0] for shell in SHELL.finditer(said)]
     assert sum(bool(job.words) for job in jobs) == len(jobs) - 1  # `all` runs nothing
     for shell in shells:
@@ -149,6 +151,20 @@ def test_each_target_resolves_to_its_part_of_the_dag(checkout: Path) -> None:
     assert {*targets, "report_system", "train_stage", "evaluate_model"} <= rules
 
 
+def test_the_jobs_that_snakemake_plans_in_this_process_are_those_that_it_prints(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    printed = printed_jobs(dry_run(checkout, "debug"))
+    monkeypatch.chdir(checkout)
+    options = ["--profile", "profiles/local", "--configfile", "workflows/config/debug.yaml"]
+    capfd.readouterr()
+    planned = planned_jobs(["all", *options])
+    assert sorted(planned) == sorted(printed) and len(planned) > 5
+    assert capfd.readouterr().out == "", "standard output is for the result"
+    with pytest.raises(VlmError, match=r"does not resolve:\n(.|\n)*no-such-target"):
+        planned_jobs(["no-such-target", *options])
+
+
 def test_lint_finds_nothing(checkout: Path) -> None:
     done = snakemake(checkout, "--lint")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -159,10 +175,10 @@ def test_a_changed_benchmark_table_runs_that_benchmark_and_the_report_alone(chec
     table.parent.mkdir()
     shutil.copy(ROOT / "packages/eval/src/vlm/eval/benchmarks/mm-niah.yaml", table)
     finished(checkout)
-    assert not read_jobs(dry_run(checkout, "debug"))
+    assert not printed_jobs(dry_run(checkout, "debug"))
     time.sleep(0.01)
     table.write_text(table.read_text() + "# one word more\n")
-    rules = Counter(job.rule for job in read_jobs(dry_run(checkout, "debug")))
+    rules = Counter(job.rule for job in printed_jobs(dry_run(checkout, "debug")))
     assert rules == {"evaluate_shard": 2, "evaluate_model": 1, "report": 1, "all": 1}
 
 
@@ -177,8 +193,8 @@ def finished(folder: Path) -> None:
 
 
 def test_the_dry_run_adds_up_bytes_licences_and_steps_by_hand(paper: tuple[str, float]) -> None:
-    jobs = [job for job in read_jobs(paper[0]) if job.words[:1] != ["train"]]
-    found = estimate(jobs)
+    jobs = [job for job in printed_jobs(paper[0]) if job.words[:1] != ["train"]]
+    found = estimate_dag(jobs)
     rows = {row["name"]: row for row in found["downloads"]}
     assert rows["InternVL2-2B"]["licence"] == "MIT" and rows["InternVL2-2B"]["state"] == "absent"
     assert found["bytes"] == sum(row["bytes"] or 0 for row in rows.values()) > 1e12
@@ -230,7 +246,7 @@ def test_reproduce_prints_the_plan_of_each_stage(checkout: Path) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["debug", "quickstart", "paper"])
 def test_every_download_and_stage_runs_with_dry_run(name: str, checkout: Path, paper: tuple[str, float]) -> None:
-    jobs = read_jobs(paper[0] if name == "paper" else dry_run(checkout, name))
+    jobs = printed_jobs(paper[0] if name == "paper" else dry_run(checkout, name))
     words = [list(job.words) for job in jobs if job.words[:1] in (["download"], ["train"])]
     script = "import json, sys\nfrom typer.main import get_command\nfrom vlm.cli.main import app\n"
     script += "for words in json.load(sys.stdin): get_command(app).main([*words, '--dry-run'], standalone_mode=False)"

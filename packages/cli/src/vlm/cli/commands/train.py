@@ -62,9 +62,7 @@ def train(
     first = os.environ.get("RANK", "0") == "0"
     with one_voice(out):
         try:
-            folder = run_training(
-                recipe, out, plan=plan, quiet=options.quiet, resume_changed=options.allow_change
-            )
+            folder = run_training(recipe, out, plan=plan, quiet=options.quiet, resume_changed=options.allow_change)
         except Preempted as stop:
             if first:
                 typer.echo(f"resume me: {stop}", err=True)

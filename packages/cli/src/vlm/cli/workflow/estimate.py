@@ -1,60 +1,72 @@
-"""What a dry run of the DAG amounts to: jobs by rule, bytes and licenses, GPU-hours of the training jobs, and the steps
-that only a person can take."""
+"""What a dry run of the DAG adds up to: jobs, bytes and licenses, GPU-hours of the training jobs, steps by hand.
 
-import io
-import json
-import re
-import shlex
+>>> estimate_dag(planned_jobs(["v2pe", "--profile", "profiles/slurm"]))["gpu_hours"]      # doctest: +SKIP
+"""
+
 from collections import Counter
-from collections.abc import Iterable
-from contextlib import redirect_stdout
-from itertools import takewhile, zip_longest
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
+from typing import TypedDict
 
 from vlm.cli.workflow.dag import entry
+from vlm.cli.workflow.jobs import DagJob
 from vlm.core.errors import VlmError
 from vlm.core.fetch.catalogue import Entry, HubSource
 from vlm.core.fetch.installed import entry_state
 from vlm.eval.benchmark import load_benchmark
 
-HEAD = re.compile(r"^(?:local)?(?:rule|checkpoint) (\w+):$", re.MULTILINE)
-SHELL = re.compile(r"^ *Shell command: (.*)$", re.MULTILINE)
+
+class DownloadRow(TypedDict):
+    """One entry of the catalogue to fetch; `bytes` is None where the size is unknown."""
+
+    name: str
+    bytes: int | None
+    licence: str
+    terms: str
+    state: str
 
 
-class Job(NamedTuple):
-    """One job of a dry run: its rule, and the words of its `vlm` command (none for a target)."""
+class StageCost(TypedDict):
+    """Predicted cost of one training job.
 
-    rule: str
-    words: list[str]
-
-
-def read_jobs(said: str) -> list[Job]:
-    """The jobs that `snakemake -n --printshellcmds` printed; what stands before `vlm` (`srun …`) is left out."""
-    jobs = []
-    heads = [*HEAD.finditer(said)]
-    for head, following in zip_longest(heads, heads[1:]):
-        shell = SHELL.search(said, head.end(), following.start() if following else len(said))
-        words = shlex.split(shell[1].split(" > ")[0]) if shell else []
-        jobs.append(Job(head[1], words[words.index("vlm") + 1 :] if "vlm" in words else []))
-    return jobs
-
-
-def given(jobs: Iterable[Job], *verbs: str) -> list[str]:
-    """The names that commands such as `download` were given before their flags, each once."""
-    n = len(verbs)
-    named = [job.words[n:] for job in jobs if tuple(job.words[:n]) == verbs]
-    return list(dict.fromkeys(name for words in named for name in takewhile(lambda w: not w.startswith("-"), words)))
-
-
-def estimate(jobs: list[Job]) -> dict[str, Any]:
-    """`jobs` by rule, `downloads` and their `bytes`, `training` with GPU-hours, and `steps` by hand; ready for JSON.
-
-    Sums are those of what is known; `bytes_unknown` and `gpu_hours_unknown` name the rest.
+    `why` says why something is unknown. While the number of steps is unknown, `gpu_hours` is None and
+    `gpu_hours_per_1000_steps` is all that is known.
     """
-    fetched = [entry(name) for name in given(jobs, "download")]
-    made = [entry(name) for name in given([job for job in jobs if job.rule.startswith("organize")], "data", "organize")]
+
+    recipe: str
+    gpus: int | None
+    machine: str | None
+    gpu_hours: float | None
+    gpu_hours_per_1000_steps: float | None
+    why: str
+
+
+class DagEstimate(TypedDict):
+    """What a dry run adds up to. Sums are of what is known; `*_unknown` name the rest."""
+
+    jobs: dict[str, int]
+    downloads: list[DownloadRow]
+    bytes: int
+    bytes_unknown: list[str]
+    training: list[StageCost]
+    gpu_hours: float
+    gpu_hours_unknown: list[str]
+    steps: list[str]
+
+
+def named(jobs: Iterable[DagJob], *verbs: str) -> list[str]:
+    """Return the names that commands such as `download` are given before their options, each once."""
+    n = len(verbs)
+    given = [job.words[n:] for job in jobs if tuple(job.words[:n]) == verbs]
+    return list(dict.fromkeys(name for words in given for name in takewhile(lambda w: not w.startswith("-"), words)))
+
+
+def estimate_dag(jobs: Sequence[DagJob]) -> DagEstimate:
+    """Add up jobs by rule, downloads, training, and the steps that only a person can take; ready for JSON."""
+    fetched = [entry(name) for name in named(jobs, "download")]
+    made = [entry(name) for name in named([job for job in jobs if job.rule.startswith("organize")], "data", "organize")]
     involved = sorted({e.name: e for e in [*fetched, *made]}.values(), key=lambda e: e.name.lower())
-    training = [plan(job) for job in jobs if job.words[:1] == ["train"]]
+    training = [stage_cost(job.words) for job in jobs if job.words[:1] == ["train"]]
     benchmarks = sorted({job.words[1] for job in jobs if job.words[:1] == ["eval"]})
     return {
         "jobs": dict(Counter(job.rule for job in jobs)),
@@ -71,42 +83,45 @@ def estimate(jobs: list[Job]) -> dict[str, Any]:
     }
 
 
-def plan(job: Job) -> dict[str, Any]:
-    """What `vlm plan` says of a training job; where the number of steps is unknown `gpu_hours` is None, `why` says why,
-    and `gpu_hours_per_1000_steps` is all there is."""
-    from typer.main import get_command
+def stage_cost(words: Sequence[str]) -> StageCost:
+    """Predict what a job `vlm train ...` costs, by the plan of its run."""
+    from vlm.train.plan.fit import misfit
+    from vlm.train.plan.run_plan import RunPlan
+    from vlm.train.recipe.recipe import load_recipe
 
-    from vlm.cli.commands.plan import app
-
-    words = job.words
-    recipe = words[words.index("--recipe") + 1]
-    options = [part for flag in ("--processes", "--set") for part in flagged(words, flag)]
-    said, why = io.StringIO(), ""
+    (name,), processes = values(words, "--recipe"), values(words, "--processes")
     try:
-        with redirect_stdout(said):
-            get_command(app).main([recipe, *options, "--json"], standalone_mode=False)
-    except VlmError as error:  # it does not fit: the numbers are printed all the same
-        why = error.found
-    cost = json.loads(said.getvalue() or "{}")
-    expected = cost.get("estimate", {})
-    step = expected.get("seconds")
+        recipe = load_recipe(name, overrides=tuple(values(words, "--set")))
+        plan = RunPlan.resolve(recipe, int(processes[0]) if processes else None)
+        found = plan.estimate
+    except VlmError as error:
+        return {
+            "recipe": name,
+            "gpus": None,
+            "machine": None,
+            "gpu_hours": None,
+            "gpu_hours_per_1000_steps": None,
+            "why": error.found,
+        }
+    problem = misfit(recipe.name, found)
+    unknown = "" if plan.steps else "number of steps unknown until the data are here"
     return {
-        "recipe": recipe,
-        "gpus": cost.get("processes"),
-        "machine": expected.get("machine"),
-        "gpu_hours": expected.get("gpu_hours"),
-        "gpu_hours_per_1000_steps": 1000 * step * expected["gpus"] / 3600 if step else None,
-        "why": why or ("" if cost.get("steps") else "number of steps unknown until the data are here"),
+        "recipe": name,
+        "gpus": plan.processes,
+        "machine": found.machine,
+        "gpu_hours": found.gpu_hours,
+        "gpu_hours_per_1000_steps": 1000 * found.seconds * found.gpus / 3600,
+        "why": problem.found if problem else unknown,
     }
 
 
-def flagged(words: list[str], flag: str) -> list[str]:
-    """Each occurrence of a flag with its value."""
-    return [word for i, name in enumerate(words) if name == flag for word in words[i : i + 2]]
+def values(words: Sequence[str], flag: str) -> list[str]:
+    """Return the value of each occurrence of an option."""
+    return [words[i + 1] for i, name in enumerate(words) if name == flag]
 
 
 def by_hand(entries: Iterable[Entry]) -> list[str]:
-    """What a person has to fetch or to pin before the jobs of these entries can run."""
+    """List what a person has to fetch or to pin before the jobs of these entries can run."""
     lines = []
     for e in entries:
         for source in e.by_hand():
@@ -120,7 +135,7 @@ def by_hand(entries: Iterable[Entry]) -> list[str]:
 
 
 def outside(benchmarks: Iterable[str]) -> list[str]:
-    """Benchmarks whose score needs a judge or a server that is not ours."""
+    """List the benchmarks whose score needs a judge, or a server that is not ours."""
     lines = []
     for name in benchmarks:
         table = load_benchmark(name)

@@ -116,7 +116,9 @@ def make_optimizer(model: nn.Module, spec: Optimizer, *, on_host: bool = False) 
     groups = parameter_groups(model, spec)
     if not groups:
         raise ConfigError("no parameter is trainable", fix="add patterns to `trainable`")
-    return torch.optim.AdamW([dict(group) for group in groups], lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=on_host or None)
+    return torch.optim.AdamW(
+        [dict(group) for group in groups], lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=on_host or None
+    )
 
 
 def lr_factor(step: int, total: int, spec: Optimizer) -> float:

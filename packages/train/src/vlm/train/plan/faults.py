@@ -46,9 +46,7 @@ def mixture_rows(recipe: Recipe) -> list[MixtureRow]:
     for entry in recipe.data:
         count, whole = count_records(entry), int(entry.repeat)
         samples = None if count is None else whole * count + round((entry.repeat - whole) * count)
-        rows.append(
-            {"name": entry.name, "records": count, "repeat": entry.repeat, "samples": samples, "share": None}
-        )
+        rows.append({"name": entry.name, "records": count, "repeat": entry.repeat, "samples": samples, "share": None})
     total = sum(row["samples"] or 0 for row in rows)
     for row in rows:
         row["share"] = row["samples"] / total if row["samples"] and total else None

@@ -160,9 +160,7 @@ def sequence_bytes(recipe: Recipe, model: VisionLanguageModel, rows: int, width:
     return rows * language.depth * layer
 
 
-def step_seconds(
-    run_flops: float, sent: dict[str, float], machine: Machine, recipe: Recipe, mesh: MeshShape
-) -> float:
+def step_seconds(run_flops: float, sent: dict[str, float], machine: Machine, recipe: Recipe, mesh: MeshShape) -> float:
     """Return the seconds of a step on the busiest GPU: those of its FLOPs or of its transfers, the longer of the two.
 
     FLOPs run at EFFICIENCY of the peak. Transfers overlap with them; a ring stays in a node where its group does.

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 SCRATCH = 257  # float32 copies of a depthwise weight in oneDNN's weight gradient, channels last: measured, any size
 
 
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+class LiveBytes(TorchDispatchMode):
     """Bytes of the storages made inside, `now` and at the `peak`. `cpu`: with the scratch memory of its kernels."""
 
     def __init__(self, cpu: bool = False) -> None:

@@ -160,6 +160,8 @@ def load_from(engine: Engine, path: Path, world: World) -> RunState:
         return state
     if world.first:
         plural = "es" * (writers > 1)
-        sys.stderr.write(f"{path} was saved by {writers} process{plural}: its slices are repartitioned for {world.size}\n")
+        sys.stderr.write(
+            f"{path} was saved by {writers} process{plural}: its slices are repartitioned for {world.size}\n"
+        )
     load_slices(engine, path, writers)
     return saved

@@ -113,7 +113,9 @@ def train(
             return out / "model"  # the first process says why
         if me.agree(me.first and (out / "model/config.json").exists()):
             return out / "model"
-        return run_stage(plan or RunPlan.resolve(recipe, me.size), out, meshed(me, recipe.sequence_parallel.size), quiet)
+        return run_stage(
+            plan or RunPlan.resolve(recipe, me.size), out, meshed(me, recipe.sequence_parallel.size), quiet
+        )
 
 
 def check_recipe(recipe: Recipe, out: Path, resume_changed: bool) -> None:
