@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 import griffe
+from docstring_examples import fence_examples
 
 PACKAGES = ("core", "models", "train", "eval", "cli")
 ROOT = Path(__file__).parents[2] / "packages"
@@ -26,7 +27,7 @@ def pages() -> dict[str, str]:
 def page(loader: griffe.GriffeLoader, name: str) -> str:
     """Return the page of one package: its docstring, then its public names in the order of `__all__`."""
     module = loader.modules_collection[name]
-    text = [f"# {name}\n", module.docstring.value if module.docstring else ""]
+    text = [f"# {name}\n", fence_examples(module.docstring.value) if module.docstring else ""]
     if not module.exports:
         log.warning("%s declares no `__all__`", name)
     for public in module.exports or ():
