@@ -16,7 +16,7 @@ import pytest
 from support import long_world as world_module
 from vlm.core.errors import ConfigError, DataError, FetchError, LockedError, UnknownName, VlmError
 from vlm.core.home import locked
-from vlm.core.synth.long import shards as shards_module
+from vlm.core.synth.long import sharded_build
 from vlm.core.synth.long.budget import Budget
 from vlm.core.synth.long.long_mr import LongMrOptions, build_long_mr
 
@@ -50,7 +50,7 @@ def test_the_number_of_workers_does_not_matter_and_a_second_build_writes_nothing
 def test_a_build_that_stops_anywhere_goes_on_to_the_same_tree(world, tmp_path, monkeypatch):
     build(world, tmp_path / "whole", SMALL)
     expected = tree(tmp_path / "whole")
-    saved = shards_module.write_json
+    saved = sharded_build.write_json
     for stop in (2, 3, 5):
         calls = 0
 
@@ -62,11 +62,11 @@ def test_a_build_that_stops_anywhere_goes_on_to_the_same_tree(world, tmp_path, m
             saved(path, value)
 
         out = tmp_path / f"stop{stop}"
-        monkeypatch.setattr(shards_module, "write_json", dying)
+        monkeypatch.setattr(sharded_build, "write_json", dying)
         with pytest.raises(KeyboardInterrupt):
             build(world, out, SMALL)
         assert not (out / ".vlm-manifest.json").exists()
-        monkeypatch.setattr(shards_module, "write_json", saved)
+        monkeypatch.setattr(sharded_build, "write_json", saved)
         build(world, out, SMALL)
         assert tree(out) == expected
 

@@ -73,7 +73,8 @@ def records(draw):
     return {"id": "r", "image": files, "conversations": turns[: len(turns) - draw(st.booleans())]}
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=120)
+# no deadline: a busy machine must not decide
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=120, deadline=None)
 @given(records())
 def test_counts_are_those_of_the_encoder(family, root, record):
     encoder, meter = family

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm.core.errors import DataError
@@ -21,6 +21,7 @@ def folder(tmp_path):
     return tmp_path / "index"
 
 
+@settings(deadline=None)  # a busy machine must not decide
 @given(st.lists(st.binary(max_size=9).map(lambda b: b.replace(b"\n", b""))), st.booleans())
 def test_lines_are_those_of_the_file(tmp_path_factory, lines, ended):
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"

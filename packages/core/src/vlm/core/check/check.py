@@ -130,7 +130,9 @@ def file_faults(meter: SampleMeter, files: Sequence[str]) -> Iterator[tuple[str,
                 yield "unreadable", error.found
 
 
-def check_line(meter: SampleMeter, raw: bytes, root: Path, where: str) -> tuple[str, bytes, list[int] | None, list]:
+def check_line(
+    meter: SampleMeter, raw: bytes, root: Path, where: str
+) -> tuple[str, bytes, list[int] | None, list[tuple[str, str]]]:
     """Id, digest of the content, measures (None if it cannot be measured) and (kind, message) faults of one line."""
     try:
         record = json.loads(raw)

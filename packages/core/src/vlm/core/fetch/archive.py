@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from vlm.core.errors import FetchError
+from vlm.core.home import new_file
 from vlm.core.paths import is_inside
 
 RATIO, FREE = 200, 100_000_000
@@ -139,15 +140,14 @@ def extract(parts: Path | Sequence[Path], members: dict[str, str], into: Path) -
 def _write(member: Member, path: Path, archive: str) -> None:
     if path.exists() and (path.stat().st_size, int(path.stat().st_mtime)) == (member.size, member.mtime):
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     stream = member.open()
     if stream is None:
         raise FetchError(f"{archive}: {member.name} cannot be read")
-    temporary = path.with_name(f"{path.name}.part")
-    with stream, temporary.open("wb") as f:
-        shutil.copyfileobj(stream, f, 1 << 20)
-    os.utime(temporary, (member.mtime, member.mtime))
-    temporary.replace(path)
+    # not flushed: thousands of flushes take minutes, and every file is checked against its sum later
+    with stream, new_file(path, held=True, flush=False) as temporary:
+        with temporary.open("wb") as f:
+            shutil.copyfileobj(stream, f, 1 << 20)
+        os.utime(temporary, (member.mtime, member.mtime))
 
 
 @contextmanager

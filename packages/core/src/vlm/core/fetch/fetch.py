@@ -13,6 +13,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from vlm.core.errors import ConfigError, FetchError
 from vlm.core.fetch.archive import extract
@@ -167,12 +168,12 @@ def _fetch_all(
             pool.shutdown(cancel_futures=True)
 
 
-def _complete(folder: Path, described: list[dict], verify: bool) -> bool:
+def _complete(folder: Path, described: list[dict[str, Any]], verify: bool) -> bool:
     manifest = read_manifest(folder)
     return bool(manifest and manifest["source"] == described and not damaged_files(folder, manifest, verify=verify))
 
 
-def _staging(folder: Path, described: list[dict]) -> Path:
+def _staging(folder: Path, described: list[dict[str, Any]]) -> Path:
     """The folder of unfinished work; what another version of the entry left there is thrown away."""
     partial = folder / PARTIAL
     left = partial / "source.json"

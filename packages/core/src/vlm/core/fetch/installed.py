@@ -31,10 +31,11 @@ def entry_state(entry: Entry) -> str:
 
 def _only_archives_are_gone(entry: Entry) -> bool:
     """Whether a person has removed what was unpacked, and nothing else."""
-    manifest = read_manifest(entry.path) or {"files": {}}
+    manifest = read_manifest(entry.path)
     patterns = [step.unpack.archives for step in entry.organize if step.unpack]
-    gone = [name for name in damaged_files(entry.path, manifest) if not (entry.path / name).exists()]
-    cut = [name for name in damaged_files(entry.path, manifest) if name not in gone]
+    damaged = damaged_files(entry.path, manifest) if manifest else []
+    gone = [name for name in damaged if not (entry.path / name).exists()]
+    cut = [name for name in damaged if name not in gone]
     return not cut and all(any(fnmatchcase(name, pattern) for pattern in patterns) for name in gone)
 
 

@@ -5,10 +5,10 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 from vlm.core.errors import DataError
-from vlm.core.home import write_atomic, write_json
+from vlm.core.home import read_json, write_atomic, write_json
 
 MANIFEST = ".vlm-manifest.json"
 PARTIAL = ".partial"
@@ -24,28 +24,61 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file of ours; None when it is missing or unreadable."""
+class FileEntry(TypedDict):
+    """What a manifest says of one file: its size in bytes, and where it was computed its SHA-256."""
+
+    size: int
+    sha256: NotRequired[str]
+
+
+class Manifest(TypedDict):
+    """The content of a manifest: a name, where the files come from, and each file by its name below the folder."""
+
+    name: str
+    source: Any
+    files: dict[str, FileEntry]
+
+
+class TreeManifest(Manifest):
+    """The manifest of a tree that `vlm data organize` made: also its links, record counts and dropped records."""
+
+    verified: bool
+    links: dict[str, str]
+    counts: dict[str, dict[str, int]]
+    lost: int
+
+
+class _Install(TypedDict):
+    """Moves that `install` has noted: `moves` maps a target to the staged file."""
+
+    manifest: str
+    moves: dict[str, str]
+    stale: list[str]
+    content: Manifest
+
+
+def read_if_whole(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file of ours; None when the file is missing or damaged."""
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
+        value = read_json(path)
+    except DataError:
         return None
     return value if isinstance(value, dict) else None
 
 
-def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
-    """The manifest `name` of `folder`; None when missing or unreadable (then the folder counts as unfinished)."""
-    manifest = read_json(folder / name)
-    return manifest if manifest and "files" in manifest else None
+def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
+    """Return the manifest `name` of a folder; None when it is missing or damaged: the folder is then unfinished."""
+    manifest = read_if_whole(folder / name)
+    return cast(Manifest, manifest) if manifest and "files" in manifest else None
 
 
-def damaged_files(folder: Path, manifest: dict[str, Any], *, verify: bool = False) -> list[str]:
-    """Files of the manifest that are missing or have another size, or with `verify` another SHA-256."""
+def damaged_files(folder: Path, manifest: Manifest, *, verify: bool = False) -> list[str]:
+    """Return the files of a manifest that are missing or differ in size, or with `verify` in SHA-256."""
     damaged = []
     for name, known in manifest["files"].items():
         path = folder / name
         intact = path.is_file() and path.stat().st_size == known["size"]
-        if not intact or (verify and sha256_of(path) != known["sha256"]):
+        if not intact or (verify and sha256_of(path) != known.get("sha256")):
             damaged.append(name)
     return damaged
 
@@ -66,22 +99,25 @@ def install(
     Files of an earlier manifest that are no longer part of it are removed; other files in the folder stay. What is to
     be done is noted first, so that `finish_install` can complete it after a kill.
     """
-    before = set((read_manifest(folder, manifest) or {"files": {}})["files"])
-    files, moves = {}, {}
+    known = read_manifest(folder, manifest)
+    before = set(known["files"]) if known else set()
+    files: dict[str, FileEntry] = {}
+    moves = {}
     for path, target in sorted(staged, key=lambda pair: pair[1]):
         files[target] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
         moves[target] = str(path)
-    content = {"name": name, "source": source, "files": files}
-    note = {"manifest": manifest, "moves": moves, "stale": sorted(before - set(files)), "content": content}
+    content: Manifest = {"name": name, "source": source, "files": files}
+    note: _Install = {"manifest": manifest, "moves": moves, "stale": sorted(before - set(files)), "content": content}
     write_atomic(folder / PARTIAL / INSTALLING, json.dumps(note))
     finish_install(folder)
 
 
 def finish_install(folder: Path) -> bool:
     """Complete an `install` that was cut short, if there is one; says whether there was."""
-    note = read_json(folder / PARTIAL / INSTALLING)
-    if note is None:
+    found = read_if_whole(folder / PARTIAL / INSTALLING)
+    if found is None:
         return False
+    note = cast(_Install, found)
     (folder / note["manifest"]).unlink(missing_ok=True)
     for target, path in note["moves"].items():
         (folder / target).parent.mkdir(parents=True, exist_ok=True)

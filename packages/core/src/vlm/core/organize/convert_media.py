@@ -9,6 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vlm.core.errors import ConfigError, DataError, MediaError
 from vlm.core.fetch.step_schema import Jpeg, MiddleFrame, Parquet
+from vlm.core.home import new_file
 from vlm.core.ledger import DroppedRecord, SetAccount
 from vlm.core.sample.media import load_image, load_video
 
@@ -104,10 +105,8 @@ def _make(outcome: SetAccount, folder: Path, name: str, source: Path, target: Pa
 
 
 def _write(target: Path, data: bytes) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.part")
-    temporary.write_bytes(data)
-    temporary.replace(target)
+    with new_file(target, held=True, flush=False) as temporary:
+        temporary.write_bytes(data)
 
 
 def _jpeg(image: Image.Image) -> bytes:

@@ -4,18 +4,19 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import DataError, MediaError
 from vlm.core.fetch.step_schema import Records
-from vlm.core.home import dataset
+from vlm.core.home import dataset, new_file
 from vlm.core.ledger import Count, DroppedRecord, SetAccount
 from vlm.core.paths import is_inside
 from vlm.core.sample.measure import header
 from vlm.core.sample.media import load_image, load_video
-from vlm.core.sample.records import read_record
+from vlm.core.sample.records import Medium, read_record
 
 BLOCK = 1024
 """Records that are checked at a time."""
@@ -39,10 +40,9 @@ def convert_records(rule: Records, folder: Path, *, verify: bool) -> SetAccount:
     target = folder / rule.to if rule.to else None
     losses: list[DroppedRecord] = []
     seen = renamed = 0
-    temporary = target.with_name(f".{target.name}.part") if target else Path(os.devnull)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
     rows = iter_json_list(source) if source.suffix == ".json" else _lines(source)
-    with temporary.open("w", encoding="utf-8") as f, ThreadPoolExecutor(os.cpu_count()) as pool:
+    output = new_file(target, held=True, flush=False) if target else nullcontext(Path(os.devnull))
+    with output as temporary, temporary.open("w", encoding="utf-8") as f, ThreadPoolExecutor(os.cpu_count()) as pool:
         while block := list(islice(rows, BLOCK)):
             checks = pool.map(lambda row: _check(row, rule, folder, verify), block)
             for record, loss, corrected in checks:
@@ -55,7 +55,6 @@ def convert_records(rule: Records, folder: Path, *, verify: bool) -> SetAccount:
     count = Count(seen, seen - len(losses), len(losses), renamed)
     if target is None:
         return SetAccount(losses=losses, counts={rule.source: count})
-    temporary.replace(target)
     name = str(rule.to)
     return SetAccount(files={name: target.stat().st_size}, losses=losses, counts={name: count})
 
@@ -150,12 +149,12 @@ def _twin(root: Path, name: Any) -> Any:
     return twin if (root / twin).exists() else name
 
 
-def _look(medium: dict[str, Any], verify: bool) -> None:
+def _look(medium: Medium, verify: bool) -> None:
     """Raise MediaError when a file is not there or not readable."""
     path = medium["path"]
     if medium["type"] == "video":
         if verify:
-            load_video(path, 1, medium.get("clip"))
+            load_video(path, 1, medium["clip"])
         elif not Path(path).exists():
             raise MediaError(f"no such file: {path}")
     elif verify:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.core.fetch.archive import extract
-from vlm.core.fetch.manifest import read_json
+from vlm.core.fetch.manifest import read_if_whole
 from vlm.core.fetch.step_schema import Link, Step, Unpack
 from vlm.core.home import dataset, write_json
 from vlm.core.ledger import Count, SetAccount
@@ -24,10 +24,10 @@ def run_step(step: Step, folder: Path, scratch: Path, *, verify: bool = False) -
     """
     key = {"step": step.model_dump(mode="json", by_alias=True), "verify": verify, "inputs": _inputs(step, folder)}
     done = scratch / "done.json"
-    before = read_json(done)
+    before = read_if_whole(done)
     if before and before["key"] == key and not before["losses"] and _intact(folder, before["files"]):
         return _restored(before)
-    if read_json(scratch / "key.json") != key:
+    if read_if_whole(scratch / "key.json") != key:
         shutil.rmtree(scratch, ignore_errors=True)
         write_json(scratch / "key.json", key)
     outcome = _run(step, folder, scratch, verify)
@@ -59,7 +59,7 @@ def unpack(rule: Unpack, folder: Path, scratch: Path) -> SetAccount:
     outcome = SetAccount()
     for number, parts in enumerate([archives] if rule.parts else [[path] for path in archives]):
         listing = scratch / f"{number}.json"
-        found = read_json(listing)
+        found = read_if_whole(listing)
         if found is None:
             names = [name for _, name in extract(parts, rule.members, scratch / str(number))]
             into = rule.into.replace("{stem}", parts[0].name.split(".")[0])

@@ -3,12 +3,12 @@
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vlm.core.errors import DataError
 from vlm.core.fetch.catalogue import Entry, find_entry
 from vlm.core.fetch.installed import entry_state, is_built, ledger_name, organized_name
-from vlm.core.fetch.manifest import PARTIAL, count_records, damaged_files, read_manifest
+from vlm.core.fetch.manifest import PARTIAL, TreeManifest, count_records, damaged_files, read_manifest
 from vlm.core.fetch.transfer import disk_errors
 from vlm.core.home import locked, write_json
 from vlm.core.ledger import SetAccount, write_ledger
@@ -33,7 +33,8 @@ def organize_tree(entry: Entry, catalogue: dict[str, Entry], *, verify: bool = F
     """
     folder, outcome = entry.path, SetAccount()
     missing = _organize_needs(entry, catalogue, verify, max_lost)
-    downloaded = (read_manifest(folder) or {}).get("source") if entry.automatic else None
+    fetched = read_manifest(folder) if entry.automatic else None
+    downloaded = fetched["source"] if fetched else None
     described = {
         "steps": [step.model_dump(mode="json", by_alias=True) for step in entry.organize],
         "from": downloaded,
@@ -55,7 +56,7 @@ def organize_tree(entry: Entry, catalogue: dict[str, Entry], *, verify: bool = F
         if missing:
             raise DataError(f"{entry.name} lacks:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(missing)))
         _refuse_counts(entry, counts, outcome, max_lost)
-        manifest = {
+        manifest: TreeManifest = {
             "name": entry.name,
             "source": described,
             "verified": verify,
@@ -112,7 +113,7 @@ def _not_downloaded(entry: Entry) -> list[str]:
 
 
 def _is_done(entry: Entry, described: dict[str, Any], verify: bool) -> bool:
-    manifest = read_manifest(entry.path, organized_name(entry))
+    manifest = cast(TreeManifest | None, read_manifest(entry.path, organized_name(entry)))
     if not manifest or manifest["source"] != described or manifest["verified"] < verify:
         return False
     links = all((entry.path / name).exists() for name in manifest["links"])

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vlm.core.errors import DataError, UnknownName
-from vlm.core.sample.records import Message, split_placeholders, text
+from vlm.core.sample.records import Medium, Message, Part, split_placeholders, text
 
 IMAGE = "<image>"
 INTERNVL2_SYSTEM = (
@@ -89,7 +89,7 @@ class Span(NamedTuple):
     """A stretch of the prompt: `text`, or a `medium` (an image or video part)."""
 
     text: str | None
-    medium: dict[str, Any] | None
+    medium: Medium | None
     supervised: bool
     markup: bool
 
@@ -103,7 +103,7 @@ def get_template(template: str | Template) -> Template:
     return TEMPLATES[template]
 
 
-def user_message(question: str, media: Sequence[dict[str, Any]] = (), *, where: str = "question") -> Message:
+def user_message(question: str, media: Sequence[Medium] = (), *, where: str = "question") -> Message:
     """A user message from text with `<image>` marks and the image or video parts that stand there, in order.
 
     Without marks each medium gets a line of its own in front (published for one image). Without media `<image>` is
@@ -119,7 +119,8 @@ def user_message(question: str, media: Sequence[dict[str, Any]] = (), *, where: 
             f"{where}: {question.count(IMAGE)} {IMAGE} placeholders but {len(media)} media",
             expected="one placeholder for each, or none",
         )
-    return {"role": "user", "content": split_placeholders(question, iter(media), IMAGE) if media else [text(question)]}
+    content: list[Part] = split_placeholders(question, iter(media), IMAGE) if media else [text(question)]
+    return {"role": "user", "content": content}
 
 
 def render(
@@ -144,7 +145,7 @@ def render(
     messages = list(messages)
     system_text = form.system if system is None else system
     if messages and messages[0]["role"] == "system":
-        system_text = "".join(part["text"] for part in messages.pop(0)["content"])
+        system_text = "".join(part["text"] for part in messages.pop(0)["content"] if part["type"] == "text")
     for i, message in enumerate(messages):
         if message["role"] != ("user", "assistant")[i % 2]:
             raise DataError(f"message {i} is from {message['role']!r}", expected="user and assistant in turn")
@@ -172,14 +173,14 @@ def _markup(value: str, supervised: bool = False) -> Span:
     return Span(value, None, supervised, True)
 
 
-def _content_span(piece: str | dict[str, Any], supervised: bool) -> Span:
-    return Span(None, piece, False, False) if isinstance(piece, dict) else Span(piece, None, supervised, False)
+def _content_span(piece: str | Medium, supervised: bool) -> Span:
+    return Span(piece, None, supervised, False) if isinstance(piece, str) else Span(None, piece, False, False)
 
 
-def _content(parts: Sequence[dict[str, Any]], form: Template, answer: bool) -> Iterator[str | dict[str, Any]]:
+def _content(parts: Sequence[Part], form: Template, answer: bool) -> Iterator[str | Medium]:
     """Text and media of one message after the template's own normalization; empty text is left out."""
-    pieces: list[str | dict[str, Any]] = [part["text"] if part["type"] == "text" else part for part in parts]
-    media = [piece for piece in pieces if isinstance(piece, dict)]
+    pieces: list[str | Medium] = [part["text"] if part["type"] == "text" else part for part in parts]
+    media = [piece for piece in pieces if not isinstance(piece, str)]
     if form.images_only and not answer:
         pieces = list(media)
     elif form.images_first and media:
@@ -192,7 +193,7 @@ def _content(parts: Sequence[dict[str, Any]], form: Template, answer: bool) -> I
     return (piece for piece in pieces if piece != "")
 
 
-def _stripped(pieces: list[str | dict[str, Any]]) -> list[str | dict[str, Any]]:
+def _stripped(pieces: list[str | Medium]) -> list[str | Medium]:
     """Without blanks before the first and after the last thing that is not blank."""
     while pieces and isinstance(pieces[0], str) and not pieces[0].strip():
         pieces = pieces[1:]

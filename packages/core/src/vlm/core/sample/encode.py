@@ -16,7 +16,7 @@ from vlm.core.sample.encoded import IGNORE, Encoded
 from vlm.core.sample.encoded import len2weight as len2weight
 from vlm.core.sample.media import image_size, load_image, load_video
 from vlm.core.sample.positions import positions
-from vlm.core.sample.records import Message, Sample, image, text
+from vlm.core.sample.records import ImagePart, Medium, Message, Part, Sample, text
 from vlm.core.sample.tiling import ImageRule
 from vlm.core.sample.tokenizer import Tokenizer, as_tokenizer
 
@@ -43,7 +43,7 @@ class ImageTokenIds:
         if None in ids:
             lacking = [name for name, i in zip(names, ids, strict=True) if i is None]
             raise ConfigError(f"the tokenizer lacks {', '.join(lacking)}", fix="add them and resize the embeddings")
-        return cls(*ids)  # type: ignore[arg-type]
+        return cls(*ids)  # type: ignore[arg-type]  # none is None: checked above
 
 
 LLAVA_IMAGE = ImageTokenIds(None, -200, None)
@@ -227,10 +227,11 @@ class SampleEncoder:
         layout.append(("text", len(ids) - n_layout))
         return ids, supervised, layout, image_spans
 
-    def _images(self, media: Sequence[dict[str, Any]], pixels: bool) -> tuple[list[int], list[np.ndarray]]:
+    def _images(self, media: Sequence[Medium], pixels: bool) -> tuple[list[int], list[np.ndarray]]:
         """Number of tiles per image, and the tiles themselves if asked for."""
         tiles, arrays = [], []
         for medium in media:
+            assert medium["type"] == "image", "a video is frames by now"
             rule = self._frame_rule if medium.get("frame") else self.image_rule
             files = medium.get("together", [medium["path"]])
             if pixels:
@@ -251,9 +252,9 @@ def frames_as_images(
 
     `load(path, frames, clip)` gives the RGB frames. A part may name its number of `frames`, as benchmarks do.
     """
-    expanded = []
+    expanded: list[Message] = []
     for message in messages:
-        content: list[dict[str, Any]] = []
+        content: list[Part] = []
         for i, part in enumerate(message["content"]):
             if part["type"] != "video":
                 content.append(part)
@@ -263,17 +264,17 @@ def frames_as_images(
             for k, frame in enumerate(frames, 1):
                 content += [text(f"Frame{k}: "), picture_part(frame, frame=True), text("\n")]
             # a record's text after <video> opens with a newline, which then ends the last frame's line
-            if following and following[0].get("text", "").startswith("\n"):
+            if following and following[0]["type"] == "text" and following[0]["text"].startswith("\n"):
                 content.pop()
-        expanded.append({**message, "content": content})
+        expanded.append({"role": message["role"], "content": content})
     return expanded
 
 
-def picture_part(picture: Image.Image, *, frame: bool = False) -> dict[str, Any]:
+def picture_part(picture: Image.Image, *, frame: bool = False) -> ImagePart:
     """An image part that holds an RGB picture instead of a path; a video frame is always one tile."""
-    return {**image(""), "image": picture, "frame": frame}
+    return {"type": "image", "path": "", "image": picture, "frame": frame}
 
 
-def combined_part(paths: Sequence[str | Path]) -> dict[str, Any]:
+def combined_part(paths: Sequence[str | Path]) -> ImagePart:
     """Several pictures in one placeholder: one `<img>` block with the tiles of all (published combined mode)."""
-    return {**image(paths[0]), "together": [str(path) for path in paths]}
+    return {"type": "image", "path": str(paths[0]), "together": [str(path) for path in paths]}

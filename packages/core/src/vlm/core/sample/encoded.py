@@ -51,7 +51,8 @@ class Encoded:
 
         Source: published `loss_reduction` (OpenGVLab/V2PE).
         """
-        return ((self.labels != IGNORE) * len2weight(self.n_supervised, kind)).astype(np.float32)
+        weights: np.ndarray = (self.labels != IGNORE) * len2weight(self.n_supervised, kind)
+        return weights.astype(np.float32)
 
 
 def len2weight(n_supervised: int, kind: str) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 from filelock import FileLock
 
 from vlm.core.errors import DataError
-from vlm.core.home import home
+from vlm.core.home import home, new_file
 
 MAGIC = b"vlmlines"
 HEADER = struct.Struct("<8sQQ16s")
@@ -86,14 +86,8 @@ def shared_offsets(path: Path, file: Path) -> np.ndarray:
         found = read_offsets(file, stamp(path))  # another process may have been faster
         if found is not None:
             return found
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as f:
-                write_offsets(path, f, stamp(path))
-                os.fsync(f.fileno())
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with new_file(file) as temporary, temporary.open("wb") as f:
+            write_offsets(path, f, stamp(path))
         return np.memmap(file, "<u8", "r", HEADER.size)
 
 

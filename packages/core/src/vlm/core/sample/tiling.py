@@ -122,7 +122,8 @@ def fast_path() -> Callable[[np.ndarray, TilePlan], np.ndarray]:
             "image rule `resize: fast` without the package farlens-models",
             fix="pip install farlens-models, or `resize: published`",
         )
-    return getattr(import_module(module), name)
+    cut: Callable[[np.ndarray, TilePlan], np.ndarray] = getattr(import_module(module), name)
+    return cut
 
 
 class ImageRule(Strict):

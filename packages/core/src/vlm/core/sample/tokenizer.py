@@ -189,7 +189,8 @@ class FastTokenizer(Tokenizer):
 
 def _content(token: Any) -> str | None:
     """A token as configuration files write it: a string or {"content": ...}."""
-    return token["content"] if isinstance(token, dict) else token
+    value: str | None = token["content"] if isinstance(token, dict) else token
+    return value
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.fetch.manifest import read_manifest, sha256_of
 from vlm.core.fetch.transfer import disk_errors
-from vlm.core.home import dataset, locked, write_json
+from vlm.core.home import dataset, locked, read_json, write_json
 from vlm.core.sample.records import iter_jsonl
 from vlm.core.synth.long.units import Unit, fit, place_units
 from vlm.core.synth.sentences import SENTENCES
@@ -83,7 +83,7 @@ def build_haystack(out: str, options: HaystackOptions, *, tokenizer: Path | None
     described = json.loads(json.dumps(made_of))
     about = folder / f"manifest-{options.split}.json"
     with disk_errors(folder), locked(folder, f"vlm data build haystack --out {out}"):
-        known = json.loads(about.read_text()) if about.exists() else {}
+        known = read_json(about) if about.exists() else {}
         if known.get("made_of") == described and path.is_file() and sha256_of(path) == known["sha256"]:
             return path
         about.unlink(missing_ok=True)

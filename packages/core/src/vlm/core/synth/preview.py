@@ -10,7 +10,7 @@ from typing import Any
 from vlm.core.errors import DataError
 from vlm.core.home import write_atomic
 from vlm.core.sample.media import load_image
-from vlm.core.sample.records import iter_jsonl, read_record
+from vlm.core.sample.records import Medium, iter_jsonl, read_record
 from vlm.core.synth.long.mr_document import conversation
 
 LONGEST_SIDE = 256
@@ -125,7 +125,7 @@ class _Section:
             self._waiting.discard(needle)
         return html + escape(text[end:])
 
-    def _medium(self, part: dict[str, Any]) -> str:
+    def _medium(self, part: Medium) -> str:
         name = escape(Path(part["path"]).name)
         if part["type"] == "video":
             return f"[video {name}]"

@@ -11,7 +11,6 @@
 `paste` above 1, that many pictures share one labeled page. Why it is made so: docs/long-context-data.md.
 """
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import ConfigError, DataError
-from vlm.core.home import write_json
+from vlm.core.home import read_json, write_json
 from vlm.core.synth.haystack import SHORTLY
 from vlm.core.synth.long.budget import Budget
 from vlm.core.synth.long.long_mr import SHORTFALL
@@ -97,7 +96,7 @@ def _mark(folder: Path, options: LongVqaOptions) -> None:
         return
     marker = {"benchmark": f"Long-VQA-{names[0][3:]}k", "seed": options.seed, "counts": {options.task: options.val}}
     path = folder / "mini.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    before = read_json(path) if path.is_file() else {}
     if before.get("benchmark") == marker["benchmark"]:
         marker["counts"] = before["counts"] | marker["counts"]
     write_json(path, marker)

@@ -1,6 +1,5 @@
 """Pictures made from sources: views, needles pasted in, pages of prose, and pages of several pictures."""
 
-import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageStat
 
+from vlm.core.home import new_file
 from vlm.core.sample.media import load_image
 from vlm.core.synth.long.materials import Material
 
@@ -56,12 +56,9 @@ class Picture:
             png = self.name.endswith(".png")
             self.draw().save(buffer, "PNG" if png else "JPEG", **({} if png else {"quality": 92}))
             content = buffer.getvalue()
-        path = folder / self.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # renamed but not flushed: thousands of flushes take minutes, and whoever resumes checks every hash
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        # not flushed: thousands of flushes take minutes, and a resumed build checks every hash
+        with new_file(folder / self.name, flush=False) as temporary:
+            temporary.write_bytes(content)
 
 
 def whole(source: Material) -> Picture:

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+
+from PIL import Image
 
 from vlm.core.errors import ConfigError
 from vlm.core.sample.chat import Span, render, user_message
-from vlm.core.sample.encode import ImageTokenIds, SampleEncoder
+from vlm.core.sample.encode import ImageTokenIds, SampleEncoder, picture_part
 from vlm.core.sample.records import Message, text
 from vlm.core.sample.tiling import ImageRule
 from vlm.core.sample.tokenizer import Tokenizer, load_tokenizer
@@ -76,9 +78,10 @@ class Ruler:
         `texts` are found in the question, each the first time that it occurs. Raises DataError when marks and sizes
         differ in number.
         """
-        media = [{"type": "image", "path": "", "image": Sized(size)} for size in sizes]
-        user: Message = user_message(question, media)
-        return self._encoder.measured([user, {"role": "assistant", "content": [text(answer)]}], texts)
+        # a count needs the size of a picture alone
+        media = [picture_part(cast(Image.Image, Sized(size))) for size in sizes]
+        asked = user_message(question, media)
+        return self._encoder.measured([asked, {"role": "assistant", "content": [text(answer)]}], texts)
 
 
 class _Encoder(SampleEncoder):

@@ -20,9 +20,17 @@ from rich.console import Console
 from rich.progress import Progress
 
 from vlm.core.errors import DataError, VlmError
-from vlm.core.fetch.manifest import PARTIAL, damaged_files, files_below, install, read_manifest, sha256_of
+from vlm.core.fetch.manifest import (
+    PARTIAL,
+    damaged_files,
+    files_below,
+    install,
+    read_if_whole,
+    read_manifest,
+    sha256_of,
+)
 from vlm.core.fetch.transfer import disk_errors
-from vlm.core.home import locked, write_atomic, write_json
+from vlm.core.home import locked, read_json, write_atomic, write_json
 from vlm.core.synth.long.materials import Split
 from vlm.core.synth.long.pictures import Picture
 from vlm.core.synth.long.record_cost import Ruler
@@ -92,7 +100,7 @@ def build_shards(folder: Path, job: ShardedBuild, *, workers: int, purpose: str)
                 shutil.rmtree(folder / PARTIAL, ignore_errors=True)
                 return "present"
             plan = work / "plan.json"
-            if not plan.is_file() or json.loads(plan.read_text(encoding="utf-8")) != described:
+            if not plan.is_file() or read_json(plan) != described:
                 shutil.rmtree(work, ignore_errors=True)
                 write_json(plan, described)
             shards = job.shards(SHARD)
@@ -183,9 +191,8 @@ def _missing(shards: list[SetShard], work: Path, folder: Path) -> list[SetShard]
 def _marker(work: Path, folder: Path, shard: SetShard) -> dict[str, Any] | None:
     """The marker of a finished shard whose files are all there: staged, or moved into place by a build killed late."""
     target = work / "shards" / shard.key
-    try:
-        marker = json.loads((target / "done.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    marker = read_if_whole(target / "done.json")
+    if marker is None:
         return None
     complete = all((target / name).is_file() for name in marker["lines"])
     for name, digest in marker["files"].items():
@@ -206,7 +213,7 @@ def _join(job: ShardedBuild, shards: list[SetShard], work: Path, folder: Path) -
     shutil.rmtree(joined, ignore_errors=True)
     for shard in shards:
         target = work / "shards" / shard.key
-        marker = json.loads((target / "done.json").read_text(encoding="utf-8"))
+        marker = read_json(target / "done.json")
         names |= set(marker["files"])
         for name in marker["lines"]:
             (joined / name).parent.mkdir(parents=True, exist_ok=True)

@@ -61,7 +61,7 @@ def read_vqa(files: Sequence[Path], *, root: Path | None, val_share: float, more
             talk = [m for m in sample.messages if m["role"] != "system"]
             for user, assistant in zip(talk[::2], talk[1::2], strict=False):
                 question, answer = (
-                    "".join(part.get("text", "") for part in message["content"]).strip()
+                    "".join(part["text"] for part in message["content"] if part["type"] == "text").strip()
                     for message in (user, assistant)
                 )
                 if (question, answer) not in asked and "<image>" not in question:
