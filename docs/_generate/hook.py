@@ -40,7 +40,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     config.nav += [
         {"Reference": [{title: list(made)} for title, made in tables.items()]},
         {"Python API": list(api)},
-        {"Extend": ["contributing.md", "design.md", *how_to]},
+        {"Extend": ["contributing.md", "design.md", *([{"How-to": how_to}] if how_to else [])]},
     ]
     return config
 
