@@ -207,9 +207,9 @@ def test_teacher_forcing_predicts_each_token_of_the_answer_from_all_before_it(tm
 
     from vlm.eval.backends.native import Checkpoint
     from vlm.eval.backends.teacher_forcing import TeacherForcedBackend, answer_positions
-    from vlm.eval.run.runner import Options, run
+    from vlm.eval.run.runner import Options, run_evaluation
     from vlm.models.checkpoint.load import save_model
-    from vlm.models.checkpoint.parts import build
+    from vlm.models.checkpoint.assemble import build
     from vlm.models.specs import load_preset
 
     tokenizer = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "internlm2"
@@ -231,7 +231,7 @@ def test_teacher_forcing_predicts_each_token_of_the_answer_from_all_before_it(tm
     with torch.inference_mode():
         logits = model(ids, pixel_values=pixels, position_ids=positions, attention_mask=torch.ones_like(ids)).logits
     assert backend.predicted(sample) == logits[0].argmax(-1)[at - 1].tolist()
-    summary = run(table, backend, tmp_path / "out", Options(stride=16), data=data)
+    summary = run_evaluation(table, backend, tmp_path / "out", Options(stride=16), data=data)
     assert summary["outcomes"] == {"ok": 4} and summary["metrics"][0]["scored"] == 4
     assert summary["provenance"]["decode"]["teacher_forced"] is True
     row = json.loads((tmp_path / "out" / "results.jsonl").read_text().splitlines()[1])

@@ -12,7 +12,7 @@ from vlm.core.errors import DataError, UnknownName
 from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items
 from vlm.eval.mini import make_mini
-from vlm.eval.run.runner import Options, run
+from vlm.eval.run.runner import Options, run_evaluation
 from vlm.eval.run.score import score_item
 from vlm.eval.run.submission import write_submission
 
@@ -186,7 +186,7 @@ def test_the_submission_of_vizwiz_names_images_without_their_folder(tmp_path: Pa
 def test_an_evaluation_leaves_the_submission_beside_its_results(tmp_path: Path) -> None:
     for name, expected in (("InfoVQA-test", True), ("InfoVQA", False)):
         folder, out = make_mini(name, tmp_path / name, n=4), tmp_path / "out" / name
-        summary = run(load_benchmark(name), fake.FakeBackend(), out, Options(), data=folder)
+        summary = run_evaluation(load_benchmark(name), fake.FakeBackend(), out, Options(), data=folder)
         assert (out / "submission.json").exists() == expected == (summary["metrics"][0]["value"] is None)
         rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
         assert all((row["score"] is None) == expected for row in rows)

@@ -10,7 +10,7 @@ import pytest
 
 from vlm.cli.commands.diff import diff
 from vlm.core.errors import DataError
-from vlm.eval.saved.diff import KINDS, compare, find_pair, mcnemar
+from vlm.eval.saved.diff import KINDS, compare_evaluations, find_pairs, mcnemar
 
 MODEL = {"weights": "w1", "scorers": "s1", "decode": {"stride": None, "image_rule": {"max_tiles": 6}}}
 
@@ -67,7 +67,7 @@ class Eval:
 
 
 def compared(tmp_path: Path, a: Eval, b: Eval) -> dict[str, Any]:
-    return compare(find_pair(a.write(tmp_path / "a"), b.write(tmp_path / "b"))[0])
+    return compare_evaluations(find_pairs(a.write(tmp_path / "a"), b.write(tmp_path / "b"))[0])
 
 
 def causes(found: dict[str, Any]) -> dict[str, list[str]]:
@@ -155,12 +155,12 @@ def test_other_benchmarks_other_items_and_empty_folders_are_errors(tmp_path: Pat
         ("c", Eval([0, 1], first=9), "no item in common: ids 0, 1 … against 9, 10"),
     ):
         with pytest.raises(DataError, match=message):
-            [compare(pair) for pair in find_pair(a, other.write(tmp_path / name))]
+            [compare_evaluations(pair) for pair in find_pairs(a, other.write(tmp_path / name))]
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no evaluation below"):
-        find_pair(a, tmp_path / "empty")
+        find_pairs(a, tmp_path / "empty")
     with pytest.raises(DataError, match="no such"):
-        find_pair(a, tmp_path / "missing")
+        find_pairs(a, tmp_path / "missing")
 
 
 def test_runs_are_paired_by_benchmark_and_variant(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_runs_are_paired_by_benchmark_and_variant(tmp_path: Path) -> None:
         Eval([0]).write(tmp_path / run / "m" / "POPE" / "stride64")
     Eval([0], benchmark="MME").write(tmp_path / "a" / "m" / "MME" / "default")
     Eval([0], benchmark="MME").write(tmp_path / "b" / "m" / "MME" / "stride1")
-    pairs = find_pair(tmp_path / "a", tmp_path / "b")
+    pairs = find_pairs(tmp_path / "a", tmp_path / "b")
     names = [[f"{e.folder.parent.name}/{e.folder.name}" for e in pair] for pair in pairs]
     assert sorted(names) == [
         ["MME/default", "MME/stride1"],

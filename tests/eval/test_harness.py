@@ -27,7 +27,7 @@ BUDGET = 10
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     from vlm.models.checkpoint.load import save_model
-    from vlm.models.checkpoint.parts import build
+    from vlm.models.checkpoint.assemble import build
     from vlm.models.specs import load_preset
 
     folder = tmp_path_factory.mktemp("weights") / "tiny"
@@ -42,13 +42,13 @@ def ours(checkpoint, tmp_path_factory):
     from vlm.eval.benchmark import load_benchmark
     from vlm.eval.loaders import load_items
     from vlm.eval.mini import make_mini
-    from vlm.eval.run.runner import Options, run
+    from vlm.eval.run.runner import Options, run_evaluation
 
     folder = tmp_path_factory.mktemp("pope")
     data, table = make_mini("POPE", folder / "data", n=4), load_benchmark("pope")
     generation = table.generation.model_copy(update={"max_new_tokens": BUDGET})
     table = table.model_copy(update={"generation": generation, "families": {}})
-    run(table, NativeBackend(Checkpoint(checkpoint, device="cpu")), folder / "out", Options(), data=data)
+    run_evaluation(table, NativeBackend(Checkpoint(checkpoint, device="cpu")), folder / "out", Options(), data=data)
     rows = [json.loads(line) for line in (folder / "out" / "results.jsonl").read_text().splitlines()]
     answers = {row["id"]: row["completion"] for row in rows}
     assert len(set(answers.values())) > 1, "equal answers to all questions would prove nothing"

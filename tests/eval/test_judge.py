@@ -16,7 +16,7 @@ from vlm.eval.backends.judge import PATIENCE, Judge, Verdict, judge_all, judge_r
 from vlm.eval.benchmark import Benchmark, JudgeRule, load_benchmark
 from vlm.eval.loaders import Item, load_items
 from vlm.eval.mini import make_mini
-from vlm.eval.run.runner import Options, run
+from vlm.eval.run.runner import Options, run_evaluation
 from vlm.eval.run.score import score_item
 
 MMVET, MATH = load_benchmark("MM-Vet"), load_benchmark("MathVista")
@@ -225,14 +225,14 @@ class Echo:
 
 def test_a_run_counts_and_shows_its_verdicts(server: Server, tmp_path: Path) -> None:
     data, out = make_mini("MM-Vet", tmp_path / "m", n=6), tmp_path / "out"
-    without = run(MMVET, Echo(), out, Options(), data=data)
+    without = run_evaluation(MMVET, Echo(), out, Options(), data=data)
     assert without["metrics"][0]["value"] is None and without["metrics"][0]["note"].startswith(
         "not judged: give a judge"
     )
     assert without["judge"]["verdicts"] == {"not judged": 6}
     server.replies = [(200, "0.5")] * 4 + [(200, "?")]
     judge = server.judge(tmp_path / "cache", attempts=1, workers=1)
-    judged = run(MMVET, Echo(), out, Options(), data=data, judge=judge)
+    judged = run_evaluation(MMVET, Echo(), out, Options(), data=data, judge=judge)
     head = judged["metrics"][0]
     assert (head["name"], head["value"], head["scored"], head["total"]) == ("grade", 50, 4, 6)
     assert judged["judge"]["verdicts"] == {"judged": 4, "nonsense": 2} and judged["judge"]["model"] == "judge-1"
@@ -241,7 +241,7 @@ def test_a_run_counts_and_shows_its_verdicts(server: Server, tmp_path: Path) -> 
     assert [row["judge"]["kind"] for row in rows] == ["judged"] * 4 + ["nonsense"] * 2
     assert rows[4]["score"] is None and rows[4]["why"].startswith("nonsense: the judge said '?'")
     server.replies, before = [(200, "1.0")], len(server.asked)
-    again = run(MMVET, Echo(), out, Options(), data=data, judge=server.judge(tmp_path / "cache"))
+    again = run_evaluation(MMVET, Echo(), out, Options(), data=data, judge=server.judge(tmp_path / "cache"))
     assert len(server.asked) == before + 2  # only what is not yet judged
     assert again["metrics"][0]["scored"] == 6 and again["judge"]["note"] == ""
     assert load_items(MMVET, data)[0].gold

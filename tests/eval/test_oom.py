@@ -14,7 +14,7 @@ from vlm.eval.loaders import Item
 from vlm.eval.loaders.common import Items
 from vlm.eval.run.batches import ask
 from vlm.eval.run.plan import Task
-from vlm.eval.run.runner import Options, run
+from vlm.eval.run.runner import Options, run_evaluation
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ class Faulty(fake.FakeBackend):
 
 def evaluate(tmp_path, out="out", backend=None, **options):
     settings = Options(**{"batch_size": 4, **options})
-    return run(fake.benchmark(), backend or fake.FakeBackend(), tmp_path / out, settings, data=tmp_path / "data")
+    return run_evaluation(fake.benchmark(), backend or fake.FakeBackend(), tmp_path / out, settings, data=tmp_path / "data")
 
 
 def rows(folder):

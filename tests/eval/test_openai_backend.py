@@ -21,7 +21,7 @@ from vlm.eval.backends.openai import OpenAIBackend, ServerDown, image_bytes
 from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items
 from vlm.eval.mini import make_mini
-from vlm.eval.run.runner import Options, run
+from vlm.eval.run.runner import Options, run_evaluation
 
 chat, server, Server = fake.chat, fake.server, fake.Server
 
@@ -37,7 +37,7 @@ TABLE = load_benchmark("POPE")
 def evaluated(server: Server, data: Path, out: Path, **settings: Any) -> tuple[Any, list[dict[str, Any]]]:
     """The summary and the rows of a run on POPE."""
     backend = settings.pop("backend", None) or server.backend()
-    summary = run(TABLE, backend, out, Options(batch_size=4, **settings), data=data)
+    summary = run_evaluation(TABLE, backend, out, Options(batch_size=4, **settings), data=data)
     return summary, [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 

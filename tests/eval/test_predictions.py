@@ -146,7 +146,7 @@ def test_results_name_their_source_and_the_same_file_gives_the_same_bytes(data: 
         ('[{"a": 1}]', "records with the keys a"),
         ("[1, 2]", "holds no predictions"),
         ('{"id": "0", "prediction": "yes"}\n{"id": "1", "pred', "line 2 is not JSON"),
-        ('[{"id": "not-one", "prediction": "yes"}]', "not surely, of these items: id 'not-one'"),
+        ('[{"id": "not-one", "prediction": "yes"}]', "cannot be matched to these items: id 'not-one'"),
         ('[{"id": "0", "prediction": null}]', "no prediction can be scored: missing .*, null 1"),
     ],
 )
@@ -216,7 +216,7 @@ def test_numbers_are_not_believed_when_the_questions_are_others(data: Any, tmp_p
     with pytest.raises(DataError, match="questions agree"):
         score_predictions(benchmark, [files.table(tmp_path / "a.tsv", rows)], tmp_path / "out", data=folder, name="x")
     bare = [{key: row[key] for key in ("index", "answer", "prediction")} for row in rows[:-2]]
-    with pytest.raises(DataError, match="not surely"):
+    with pytest.raises(DataError, match="cannot be matched"):
         score_predictions(benchmark, [files.table(tmp_path / "b.tsv", bare)], tmp_path / "out", data=folder, name="x")
 
 
@@ -235,7 +235,7 @@ def test_predictions_of_another_benchmark_are_refused_by_their_references(data: 
 def test_lines_without_ids_are_taken_only_when_all_are_there(data: Any, tmp_path: Path) -> None:
     benchmark, items, folder = data("RefCOCO-val")
     [path] = files.refcoco(tmp_path, items[:-1])
-    with pytest.raises(DataError, match="not surely"):
+    with pytest.raises(DataError, match="cannot be matched"):
         score_predictions(benchmark, [path], tmp_path / "out", data=folder, name="x")
 
 

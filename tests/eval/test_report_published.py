@@ -8,9 +8,10 @@ from support import report_run as fixture
 from vlm.core.config import parse
 from vlm.core.errors import ConfigError
 from vlm.eval.benchmark import load_benchmark, tables
-from vlm.eval.report.gather.collect import find_evaluations
-from vlm.eval.report.gather.published import Footnotes, Table, averages, load_published, tables_beside
-from vlm.eval.report.tables.reasons import reasons
+from vlm.eval.report.gather.published import PublishedTable, load_published
+from vlm.eval.report.tables.published import Footnotes, averages, tables_beside
+from vlm.eval.report.tables.reasons import reason_rows
+from vlm.eval.saved.evaluations import find_evaluations
 
 
 def printed():
@@ -128,7 +129,7 @@ def test_two_runs_of_the_same_have_a_column_each(tmp_path):
 def test_reasons_name_data_settings_scorer_and_the_peculiarities_of_the_benchmark(tmp_path):
     rows = [fixture.row("DocVQA", str(i), [], "q", "g", "a", 1.0, strict=float(i > 0)) for i in range(4)]
     fixture.evaluation(tmp_path / "x", rows, "DocVQA", "v2pe", stride=16, metric="ANLS", available=5349)
-    (found,) = reasons(find_evaluations([tmp_path]))
+    (found,) = reason_rows(find_evaluations([tmp_path]))
     assert found["system"] == "V2PE"
     assert found["reasons"][:6] == [
         "miniature data",
@@ -136,7 +137,7 @@ def test_reasons_name_data_settings_scorer_and_the_peculiarities_of_the_benchmar
         "dtype: float32; published bfloat16",
         "stride: 16; published 64",
         "max tiles: 6; published 18",
-        "scorer: the published rule, faults included; the strict one judges 1 answers otherwise and gives 75.0",
+        "scorer: the published rule, faults included; the strict one scores 1 answers differently and gives 75.0",
     ]
     assert found["reasons"][6:] == load_benchmark("DocVQA").notes
 
@@ -146,7 +147,7 @@ def test_predictions_from_a_file_are_a_reason_with_what_was_wrong_with_them(tmp_
     path = tmp_path / "v2pe" / "POPE" / "summary.json"
     problems = {"missing": {"n": 3, "examples": []}}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"imported": {"format": "ours", "problems": problems}}))
-    found = reasons(find_evaluations([tmp_path]))
+    found = reason_rows(find_evaluations([tmp_path]))
     assert [r["system"] for r in found] == ["V2PE", "InternVL-Chat-V1-2", "ConvLLaVA"]
     assert "predictions read from a file (ours): 3 missing" in found[0]["reasons"]
     assert "template: not recorded; published internlm2-chat" in found[0]["reasons"]
@@ -156,9 +157,9 @@ def test_a_table_whose_rows_do_not_fit_is_refused():
     columns = [{"name": "A"}, {"name": "mean", "mean_of": ["B"]}]
     system = {"name": "S", "source": "p", "values": [1]}
     with pytest.raises(ConfigError, match="S: 1 values, 2 columns"):
-        parse({"title": "t", "columns": columns, "systems": [system]}, Table, where="t.yaml")
+        parse({"title": "t", "columns": columns, "systems": [system]}, PublishedTable, where="t.yaml")
     with pytest.raises(ConfigError, match="mean_of names no column: B"):
-        parse({"title": "t", "columns": columns, "systems": []}, Table, where="t.yaml")
+        parse({"title": "t", "columns": columns, "systems": []}, PublishedTable, where="t.yaml")
 
 
 def test_footnotes_are_lettered_once_each():

@@ -15,7 +15,7 @@ from support import fake_backend as fake
 from vlm.core.errors import ConfigError, DataError, LockedError
 from vlm.core.home import locked
 from vlm.eval.run.blind import shuffle_media
-from vlm.eval.run.runner import Options, run
+from vlm.eval.run.runner import Options, run_evaluation
 
 SCRIPT = Path(fake.__file__)
 
@@ -32,7 +32,7 @@ def fakes(monkeypatch):
 def evaluate(tmp_path, out="out", backend=None, **options):
     backend = backend or fake.FakeBackend()
     options = Options(**{"batch_size": 4, **options})
-    summary = run(fake.benchmark(), backend, tmp_path / out, options, data=tmp_path / "data")
+    summary = run_evaluation(fake.benchmark(), backend, tmp_path / out, options, data=tmp_path / "data")
     return summary, backend
 
 
@@ -192,7 +192,7 @@ def test_the_blind_control_gives_every_item_only_foreign_images(tmp_path):
 
 
 def test_the_blind_control_refuses_a_benchmark_with_one_image(tmp_path):
-    with pytest.raises(DataError, match="no foreign medium"):
+    with pytest.raises(DataError, match="no medium of another item"):
         shuffle_media(fake.make_items(tmp_path)[:2])
 
 

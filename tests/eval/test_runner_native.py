@@ -11,7 +11,7 @@ from vlm.eval.backends.native import Checkpoint, NativeBackend
 from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items
 from vlm.eval.mini import make_mini
-from vlm.eval.run.runner import Options, run
+from vlm.eval.run.runner import Options, run_evaluation
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "internlm2"
 
@@ -25,7 +25,7 @@ def pope(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     from vlm.models.checkpoint.load import save_model
-    from vlm.models.checkpoint.parts import build
+    from vlm.models.checkpoint.assemble import build
     from vlm.models.specs import load_preset
 
     folder = tmp_path_factory.mktemp("weights") / "tiny"
@@ -37,7 +37,7 @@ def test_results_do_not_depend_on_the_batch_size(tmp_path, pope, checkpoint):
     benchmark, data = pope
     for size in (1, 5):
         options = Options(batch_size=size, stride=16)
-        run(benchmark, NativeBackend(checkpoint, stride=16), tmp_path / str(size), options, data=data)
+        run_evaluation(benchmark, NativeBackend(checkpoint, stride=16), tmp_path / str(size), options, data=data)
     one, five = ((tmp_path / size / "results.jsonl").read_bytes() for size in ("1", "5"))
     items = load_items(benchmark, data)
     assert one == five and one.count(b"\n") == len(items)
@@ -70,6 +70,6 @@ def test_a_prompt_beyond_the_limit_is_refused_and_the_model_is_never_loaded(tmp_
     benchmark, data = pope
     fresh = Checkpoint(checkpoint.path, device="cpu")
     with pytest.raises(DataError, match="none of 12 items was answered"):
-        run(benchmark, NativeBackend(fresh, max_length=5), tmp_path, Options(), data=data)
+        run_evaluation(benchmark, NativeBackend(fresh, max_length=5), tmp_path, Options(), data=data)
     assert "model" not in vars(fresh)
     assert '"outcome": "refused"' in (tmp_path / "results.jsonl").read_text()

@@ -14,7 +14,7 @@ from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items
 from vlm.eval.mini import make_mini
 from vlm.eval.run import results
-from vlm.eval.run.runner import Options, run
+from vlm.eval.run.runner import Options, run_evaluation
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "internlm2"
 
@@ -23,7 +23,7 @@ TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "inte
 def original(tmp_path_factory):
     """Checkpoint, data and results of an evaluation of a tiny model; tests change copies."""
     from vlm.models.checkpoint.load import save_model
-    from vlm.models.checkpoint.parts import build
+    from vlm.models.checkpoint.assemble import build
     from vlm.models.specs import load_preset
 
     home = tmp_path_factory.mktemp("home")
@@ -50,7 +50,7 @@ def evaluate(home, table=None):
             return super().encode(item_id, messages)
 
     backend = Watched(Checkpoint(home / "weights", device="cpu"))
-    run(table or load_benchmark("pope"), backend, home / "out", Options(), data=home / "data")
+    run_evaluation(table or load_benchmark("pope"), backend, home / "out", Options(), data=home / "data")
     return sorted(asked)
 
 

@@ -111,7 +111,7 @@ class FakeBackend:
         self.recovered += 1
 
 
-def score_item(benchmark: Benchmark, item: Item, completion: str | None, compat: str) -> Score:
+def score_item(benchmark: Benchmark, item: Item, completion: str | None, compat: str, verdict: object = None) -> Score:
     if completion is None:
         return Score("", None, "no answer")
     right = completion == item.gold or (compat == "upstream" and item.id == "id1")
@@ -138,4 +138,4 @@ if __name__ == "__main__":
     number, of = shard.split("/")
     options = runner.Options(batch_size=int(batch_size), shard=(int(number), int(of)))
     print("started", flush=True)
-    runner.run(benchmark(), FakeBackend(seconds=float(seconds)), Path(out), options, data=Path(data))
+    runner.run_evaluation(benchmark(), FakeBackend(seconds=float(seconds)), Path(out), options, data=Path(data))

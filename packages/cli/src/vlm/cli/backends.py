@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vlm.eval.backends.judge import Judge
     from vlm.eval.benchmark import Benchmark
     from vlm.eval.run.runner import Options
+    from vlm.eval.run.summary import Summary
     from vlm.models.sequence.group import SequenceGroup
 
 
@@ -126,7 +127,7 @@ def ring(processes: int, tables: "list[Benchmark]") -> "SequenceGroup | None":
 
 def run_one(
     asked: AskedModel, table: "Benchmark", folder: Path, options: "Options", target: Path, judge: "Judge | None" = None
-) -> dict[str, Any] | None:
+) -> "Summary | None":
     """Run one benchmark with one stride, with a progress bar; return None for a shard that leaves items to others.
 
     Raises:
@@ -136,7 +137,7 @@ def run_one(
     from vlm.cli.show.evaluation import progress_bar
     from vlm.eval.backends.base import Stopped
     from vlm.eval.backends.teacher_forcing import RingBackend
-    from vlm.eval.run.runner import run
+    from vlm.eval.run.runner import run_evaluation
 
     backend, whole = asked.backend(table, options), True
     if asked.follows:
@@ -145,7 +146,7 @@ def run_one(
         return None
     try:
         with progress_bar(f"{table.title} · {options.folder}") as progress:
-            return run(table, backend, target, options, data=folder, progress=progress, judge=judge)
+            return run_evaluation(table, backend, target, options, data=folder, progress=progress, judge=judge)
     except Stopped as stop:
         whole = False  # the other processes hang in a sample: the launcher ends them
         raise stop.error from stop

@@ -2,9 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vlm.eval.saved.diff import Change, Comparison, SampleChange
 
 app = typer.Typer()
 
@@ -23,9 +28,9 @@ def diff(
     vlm diff runs/eval/V2PE/MM-NIAH/stride64 runs/eval/V2PE/MM-NIAH/default --json
     """
     from vlm.core.home import resolve
-    from vlm.eval.saved.diff import compare, find_pair
+    from vlm.eval.saved.diff import compare_evaluations, find_pairs
 
-    found = [compare(pair) for pair in find_pair(resolve(a), resolve(b))]
+    found = [compare_evaluations(pair) for pair in find_pairs(resolve(a), resolve(b))]
     if as_json:
         typer.echo(json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False))
         return
@@ -33,7 +38,7 @@ def diff(
         _show(one, rows)
 
 
-def _show(found: dict[str, Any], rows: int) -> None:
+def _show(found: "Comparison", rows: int) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -41,7 +46,7 @@ def _show(found: dict[str, Any], rows: int) -> None:
     from vlm.eval.saved.diff import CAUSES, KINDS
 
     console = Console()
-    about = [f"{found[side]['model']}, {found[side]['label']}" for side in ("a", "b")]
+    about = [f"{side['model']}, {side['label']}" for side in (found["a"], found["b"])]
     console.print(f"[bold]{found['benchmark']}[/]: A {escape(about[0])} → B {escape(about[1])}")
     alone = [f"{n} {where}" for where, n in found["items"].items() if where != "both" and n]
     console.print(f"{found['items']['both']} items in both" + (f" ({', '.join(alone)})" if alone else ""))
@@ -54,7 +59,7 @@ def _show(found: dict[str, Any], rows: int) -> None:
     console.print(table)
     console.print(f"p: {found['change']['test']}")
     for metric in found["metrics"][:1]:
-        numbers = [f"{metric[side]:.1f}" if metric[side] is not None else "–" for side in ("a", "b")]
+        numbers = [f"{value:.1f}" if value is not None else "–" for value in (metric["a"], metric["b"])]
         console.print(f"headline metric {metric['name']}: {numbers[0]} → {numbers[1]}", markup=False)
 
     console.print("what differs: " + (", ".join(found["differences"]) or "nothing that was recorded"))
@@ -68,7 +73,7 @@ def _show(found: dict[str, Any], rows: int) -> None:
     _show_moved(console, found["moved"], rows)
 
 
-def _show_moved(console: Any, moved: list[dict[str, Any]], rows: int) -> None:
+def _show_moved(console: "Console", moved: "list[SampleChange]", rows: int) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -87,7 +92,7 @@ def _show_moved(console: Any, moved: list[dict[str, Any]], rows: int) -> None:
     console.print(table)
 
 
-def _cells(change: dict[str, Any]) -> list[str]:
+def _cells(change: "Change") -> list[str]:
     def number(value: float | None, form: str) -> str:
         return "–" if value is None else format(value, form)
 

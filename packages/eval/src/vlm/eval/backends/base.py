@@ -4,11 +4,11 @@ A checkpoint in this process, a server, a harness, a fake in tests: each is a cl
 evaluation knows no more of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from vlm.core.errors import DataError, VlmError
-from vlm.core.sample.records import Message
+from vlm.core.sample.records import Message, Part
 
 
 class Stopped(Exception):
@@ -76,6 +76,15 @@ class Backend(Protocol):
 
     def recover(self) -> None:
         """Give memory back after an out-of-memory error."""
+
+
+def text_with_placeholders(parts: Iterable[Part]) -> str:
+    """Return the text of parts in reading order, with `<image>` and `<video>` for the media.
+
+    >>> text_with_placeholders([{"type": "image", "path": "cat.png"}, {"type": "text", "text": "What is it?"}])
+    '<image>What is it?'
+    """
+    return "".join(part["text"] if part["type"] == "text" else f"<{part['type']}>" for part in parts)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import httpx
 
 from vlm.core.errors import ConfigError, FetchError
+from vlm.core.retry import Backoff
 
 T = TypeVar("T")
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
@@ -135,18 +136,14 @@ class Endpoint:
             return False
 
     def _patiently(self, method: str, path: str, read: Callable[[httpx.Response], T], **request: Any) -> T:
-        failure = Unanswered("not asked")
-        for attempt in range(self.attempts):
-            if attempt:
-                time.sleep(self.wait * 2 ** (attempt - 1))
+        backoff = Backoff(tries=self.attempts, first=self.wait)
+        while True:
             self.pace.wait()
             try:
                 return self._once(method, path, read, **request)
             except Unanswered as error:
-                failure = error
-            if failure.final:
-                break
-        raise failure
+                if error.final or not backoff.again():
+                    raise
 
     def _once(self, method: str, path: str, read: Callable[[httpx.Response], T], **request: Any) -> T:
         try:

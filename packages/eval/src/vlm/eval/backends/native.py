@@ -16,7 +16,7 @@ from vlm.core.sample.chat import prompt_text
 from vlm.core.sample.encoded import Encoded
 from vlm.core.sample.media import image_size
 from vlm.core.sample.positions import positions
-from vlm.core.sample.records import Message
+from vlm.core.sample.records import Medium, Message
 from vlm.eval.backends.base import BackendReply, Stopped, TooLong, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class NativeBackend:
         tiles = sum(self._tiles(part) for part in parts if part["type"] != "text")
         return characters / 4 + tiles * self.processor.tokens_per_tile
 
-    def _tiles(self, part: dict[str, Any]) -> int:
+    def _tiles(self, part: Medium) -> int:
         if part["type"] == "video":
             return int(part.get("frames", self.processor.encoder.segments))
         try:
@@ -183,7 +183,7 @@ class NativeBackend:
 
     def answer(self, encoded: Sequence[Encoded], *, max_new_tokens: int, min_new_tokens: int) -> Sequence[BackendReply]:
         """Return one greedy reply for each input, in order."""
-        from vlm.models.generation.batch import answer
+        from vlm.models.answers import answer
 
         limits = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
         return answer(self.checkpoint.model, self.processor, list(encoded), **limits)

@@ -24,7 +24,7 @@ from vlm.core.errors import ConfigError, FetchError, UnknownName, VlmError
 from vlm.core.sample.encode import frames_as_images
 from vlm.core.sample.media import load_image, load_video
 from vlm.core.sample.records import Message
-from vlm.eval.backends.base import BackendReply, Refused, Stopped, TooLong
+from vlm.eval.backends.base import BackendReply, Refused, Stopped, TooLong, text_with_placeholders
 from vlm.eval.backends.endpoint import Endpoint, Nonsense, Unanswered, content_of
 from vlm.eval.keys import content_key
 from vlm.eval.loaders.common import approximate_tokens
@@ -107,9 +107,7 @@ class OpenAIBackend:
 
     def prompt(self, messages: list[Message]) -> str:
         """Return roles and texts, media as `<image>` or `<video>`; the server applies its own template."""
-        return "\n".join(
-            f"{m['role']}: " + "".join(p.get("text", f"<{p['type']}>") for p in m["content"]) for m in messages
-        )
+        return "\n".join(f"{m['role']}: {text_with_placeholders(m['content'])}" for m in messages)
 
     def cost(self, messages: list[Message]) -> float:
         """Estimate the tokens of the text."""
@@ -230,16 +228,16 @@ def _card(endpoint: Endpoint, model: str | None) -> dict[str, Any]:
 def _content(message: Message) -> list[dict[str, Any]]:
     """Return text and image parts in the server's protocol; a video becomes `Frame1: <image>` lines, as published."""
     (expanded,) = frames_as_images([message], load_video, FRAMES)
-    return [
-        _image(_png(part["image"]) if "image" in part else image_bytes(part["path"]))
-        if part["type"] == "image"
-        else part
-        for part in expanded["content"]
-        if part.get("text") != ""
-    ]
+    parts: list[dict[str, Any]] = []
+    for part in expanded["content"]:
+        if part["type"] == "image":
+            parts.append(_image_url(_png(part["image"]) if "image" in part else image_bytes(part["path"])))
+        elif part["type"] == "text" and part["text"]:
+            parts.append({"type": "text", "text": part["text"]})
+    return parts
 
 
-def _image(kind_and_data: tuple[str, bytes]) -> dict[str, Any]:
+def _image_url(kind_and_data: tuple[str, bytes]) -> dict[str, Any]:
     kind, data = kind_and_data
     return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{base64.b64encode(data).decode()}"}}
 

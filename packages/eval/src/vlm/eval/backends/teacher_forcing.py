@@ -38,7 +38,7 @@ class TeacherForcedBackend(NativeBackend):
 
     def answer(self, encoded: Sequence[Encoded], *, max_new_tokens: int, min_new_tokens: int) -> Sequence[BackendReply]:
         """Return the predicted text of each given answer, in order; the limits do not apply: nothing is generated."""
-        from vlm.models.generation.batch import Reply as Text
+        from vlm.models.answers import Reply as Text
 
         tokenizer = self.processor.tokenizer
         predicted = [self.predicted(sample) for sample in encoded]
@@ -61,7 +61,7 @@ class TeacherForcedBackend(NativeBackend):
         """
         import torch
 
-        from vlm.models.generation.batch import encode_unique, left_padded
+        from vlm.models.answers import encode_unique, left_padded
 
         model = self.checkpoint.model
         ids, _, positions = (tensor.to(self.checkpoint.device) for tensor in left_padded([sample]))
@@ -69,7 +69,8 @@ class TeacherForcedBackend(NativeBackend):
         borders = torch.tensor([0, len(sample)], dtype=torch.int32, device=ids.device)
         embeddings = model.embed(ids, features=features)
         document = model.decode(embeddings, attention_mask=None, position_ids=positions, cu_seqlens=borders)
-        return document.last_hidden_state
+        hidden: Tensor = document.last_hidden_state
+        return hidden
 
 
 class RingBackend(TeacherForcedBackend):
@@ -114,18 +115,17 @@ class RingBackend(TeacherForcedBackend):
         """Compute this process's share of one sample; return the predictions of all."""
         import torch
 
-        from vlm.models.sequence.spread import SpreadModel, spread
+        from vlm.models.sequence_parallel import SharedRows, spread
 
         model = self.checkpoint.model
-        if not isinstance(model, SpreadModel):
-            spread(model, self.group, "ring")
+        rows = model.run_rows if isinstance(model.run_rows, SharedRows) else spread(model, self.group, "ring")
         arrays = (sample.input_ids, sample.position_ids)
         ids, positions = (torch.from_numpy(array)[None].to(self.checkpoint.device) for array in arrays)
         pixels = None if sample.pixels is None else self.processor.pixels(sample.pixels)
         borders = torch.tensor([0, len(sample)], dtype=torch.int32)
         before = torch.from_numpy(answer_positions(sample, self.processor.stop_ids) - 1)
         with torch.inference_mode():
-            hidden, shard = model.held_states(ids, pixels, positions, borders)
+            hidden, shard = rows.held_states(model, ids, pixels, positions, borders)
             place = {int(at): number for number, at in enumerate(shard.places)}
             said = torch.full((len(before),), -1, device=ids.device)
             for number, at in enumerate(before.tolist()):

@@ -1,4 +1,4 @@
-"""From run folders to files: HTML, Markdown, CSV, JSON, PNG and PDF from one report.
+"""Write reports of run folders: HTML, Markdown, CSV, JSON, PNG and PDF.
 
 write_report([Path("runs/demo")], Path("report/index.html"))          # the page, and report.json beside it
 write_report([Path("runs/demo")], Path("report"))                     # every format
@@ -10,11 +10,12 @@ from pathlib import Path
 
 from vlm.core.errors import ConfigError
 from vlm.core.home import write_atomic
-from vlm.eval.report.build import Report, build
+from vlm.eval.report.build import build_report
+from vlm.eval.report.data import Report
 from vlm.eval.report.render import figures
 from vlm.eval.report.render.csv_table import as_csv
 from vlm.eval.report.render.markdown import as_markdown
-from vlm.eval.report.render.page import html
+from vlm.eval.report.render.page import as_html
 
 NAMES = {
     "html": "index.html",
@@ -24,7 +25,7 @@ NAMES = {
     "png": "figures",
     "pdf": "figures",
 }
-"""Format -> what it is called in a folder; figures are a folder of files."""
+"""Format -> its file name in a folder; figures are a folder of files."""
 
 
 def write_report(
@@ -35,30 +36,34 @@ def write_report(
     samples_per_benchmark: int = 60,
     seed: int = 0,
 ) -> tuple[Report, list[Path]]:
-    """Write the report and return it with the files written.
+    """Write the report; return it and the files written. Nothing is written unless everything could be made.
 
-    `out` with a known suffix is that one file (the page brings `report.json` along), `formats` come beside it; any
-    other `out` is a folder for `formats`, all of them unless told. Nothing is written unless everything could be made.
+    Args:
+        folders: Run folders: training runs, evaluations, or both.
+        out: With a known suffix this one file, and `report.json` beside a page; any other path is a folder.
+        formats: Formats to write beside the file or into the folder; by default a folder has all of them.
+        samples_per_benchmark: Most samples of a benchmark that the page shows.
+        seed: Seed of the choice of samples.
 
     Raises:
-        DataError: nothing to report below `folders`, or a damaged file; names it.
-        ConfigError: an unknown format.
+        DataError: Nothing to report below `folders`, or a damaged file; names it.
+        ConfigError: An unknown format.
     """
-    targets = plan(Path(out), formats)
-    report = build(folders, samples_per_benchmark=samples_per_benchmark, seed=seed)
+    targets = plan_files(Path(out), formats)
+    report = build_report(folders, samples_per_benchmark=samples_per_benchmark, seed=seed)
     made: dict[Path, str | bytes] = {}
     for path, kind in targets:
         if path.suffix:
             made[path] = _one_file(report, kind)
         else:
-            made |= {path / name: data for name, data in figures.files(report, kind).items()}
+            made |= {path / name: data for name, data in figures.figure_files(report, kind).items()}
     for path, content in made.items():
         write_atomic(path, content)
     return report, list(made)
 
 
-def plan(out: Path, formats: Sequence[str]) -> list[tuple[Path, str]]:
-    """Paths and formats of what is to be written; a path without suffix is a folder of figures."""
+def plan_files(out: Path, formats: Sequence[str]) -> list[tuple[Path, str]]:
+    """Return paths and formats of the files to write; a path without suffix is a folder of figures."""
     kind = "" if out.is_dir() else out.suffix.lower().removeprefix(".")
     wrong = [name for name in [*formats, *filter(None, [kind])] if name not in NAMES]
     if wrong:
@@ -71,11 +76,11 @@ def plan(out: Path, formats: Sequence[str]) -> list[tuple[Path, str]]:
 
 
 def _one_file(report: Report, kind: str) -> str | bytes:
-    makers = {"html": html, "md": as_markdown, "csv": as_csv, "json": as_json}
+    makers = {"html": as_html, "md": as_markdown, "csv": as_csv, "json": as_json}
     binary = {"png": figures.sheet, "pdf": figures.pages}
     return makers[kind](report) if kind in makers else binary[kind](report)
 
 
 def as_json(report: Report) -> str:
-    """The tables as sorted, indented JSON without NaN."""
+    """Return the tables as sorted, indented JSON without NaN."""
     return json.dumps(report.as_json(), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,1 +1,1 @@
-"""An evaluation run: plan, shards, batches, outcomes, results."""
+"""One evaluation: planned, divided, asked, scored, written."""

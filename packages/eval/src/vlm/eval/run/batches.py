@@ -1,4 +1,4 @@
-"""From a batch of planned items to typed outcomes: no exception of one item costs its neighbors their answers."""
+"""Turn batches of planned items into typed outcomes: an exception of one item costs no other item its answer."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from vlm.core.errors import VlmError
 from vlm.core.sample.encoded import Encoded
 from vlm.eval.backends.base import Backend, BackendReply, Refused, is_out_of_memory
 from vlm.eval.run.outcomes import Kind, Outcome
-from vlm.eval.run.plan import Document, Task
+from vlm.eval.run.plan import SharedDocument, Task
 from vlm.eval.run.shards import batches
 
 RECORDED = (
@@ -25,21 +25,33 @@ RECORDED = (
     LookupError,
     TypeError,
 )
-"""Exceptions that become an item's outcome: what models and files raise. Others stop the run, with its state saved."""
+"""Exceptions that become an item's outcome: those that models and files raise. Others end the run, its state saved."""
 
 BATCH_TOKENS = 8192
-"""Tokens of a batch of unrelated prompts, padding counted. Beyond some thousand tokens a prompt fills any processor by
-itself, and padded attention takes a mask of length x length for each row: on one CPU core, four prompts of 3,400 tokens
-took 4.0 s together and 2.0 s one by one. A backend that does not pad names its own `batch_tokens`."""
+"""Most tokens of a batch of unrelated prompts, padding counted.
+
+Beyond some thousand tokens a prompt fills any processor by itself, and padded attention takes a mask of length x length
+for each row: on one CPU core, four prompts of 3,400 tokens took 4.0 s together and 2.0 s one by one. A backend that
+does not pad has its own `batch_tokens`.
+"""
 
 Batch = list[tuple[Task, Any]]
+"""Tasks with their encoded inputs, of whatever type the backend takes."""
 
 
 def in_batches(
-    tasks: Sequence[Task], found: Sequence[Document], batch_size: int, *, max_tokens: float = BATCH_TOKENS
+    tasks: Sequence[Task], found: Sequence[SharedDocument], batch_size: int, *, max_tokens: float = BATCH_TOKENS
 ) -> list[list[Task]]:
-    """The tasks in the order in which to ask: a batch has one budget of new tokens and, where several ask about one
-    document, only that document."""
+    """Divide the tasks into batches, in the order in which to run them.
+
+    A batch has one budget of new tokens and, where several tasks ask about one document, only that document.
+
+    Args:
+        tasks: The planned items.
+        found: Their documents, as `documents` groups them.
+        batch_size: Most items of a batch.
+        max_tokens: Most tokens of a batch of unrelated prompts, padding counted.
+    """
     shared = {i: number for number, document in enumerate(found) for i in document.tasks if document.shared}
     budgets: dict[int, list[int]] = {}
     for i, task in enumerate(tasks):
@@ -54,7 +66,7 @@ def in_batches(
 
 
 def answers(backend: Backend, order: Sequence[list[Task]]) -> Iterator[tuple[list[Task], list[Outcome]]]:
-    """Each batch with its outcomes; the next one is decoded and encoded while the model answers this one."""
+    """Yield each batch with its outcomes; the next one is encoded while the model answers this one."""
     with ThreadPoolExecutor(1) as pool:
         futures = deque(pool.submit(encode, backend, batch) for batch in order[:1])
         for batch, following in zip_longest(order, order[1:]):
@@ -65,7 +77,7 @@ def answers(backend: Backend, order: Sequence[list[Task]]) -> Iterator[tuple[lis
 
 
 def encode(backend: Backend, tasks: Sequence[Task]) -> tuple[Batch, list[Outcome]]:
-    """The inputs of those that could be encoded, and the outcomes of those that could not."""
+    """Return the inputs of the tasks that can be encoded, and the outcomes of those that cannot."""
     encoded, failed = [], []
     for task in tasks:
         if task.item.fault:
@@ -79,9 +91,9 @@ def encode(backend: Backend, tasks: Sequence[Task]) -> tuple[Batch, list[Outcome
 
 
 def ask(backend: Backend, batch: Batch) -> list[Outcome]:
-    """One outcome for each input; all share their limits.
+    """Return one outcome for each input; all have the same limits.
 
-    A batch that fails is halved until the failing items stand alone.
+    A batch that fails is halved until each failing item is alone.
     """
     if not batch:
         return []
@@ -91,7 +103,7 @@ def ask(backend: Backend, batch: Batch) -> list[Outcome]:
         return [_outcome(*asked, reply) for asked, reply in zip(batch, _checked(replies, len(batch)), strict=True)]
     except RECORDED as error:
         failed, memory = _failure(tasks[0], error), is_out_of_memory(error)
-    # only now: the exception is gone, and with it the frames that held the tensors of the failed attempt
+    # after the handler, because the exception held the frames with the tensors of the failed attempt
     if memory:
         backend.recover()
     if len(batch) == 1:
@@ -101,7 +113,7 @@ def ask(backend: Backend, batch: Batch) -> list[Outcome]:
 
 
 def _checked(replies: Sequence[BackendReply], expected: int) -> Sequence[BackendReply]:
-    """Raises ValueError for anything but one text for each question: no reply is ever guessed."""
+    """Return the replies. Raises ValueError unless there is one text for each question: no reply is guessed."""
     if replies is None or len(replies) != expected:
         raise ValueError(f"the model returned {len(replies or ())} replies to {expected} questions")
     for reply in replies:

@@ -1,4 +1,4 @@
-"""What is to be asked: each item's prompt, answer key, cost, and the document that it shares with its neighbors."""
+"""Plan an evaluation: each item's prompt, answer key and cost, and the document that it shares with its neighbors."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 from vlm.core.errors import DataError
-from vlm.core.sample.records import text
-from vlm.eval.backends.base import Backend
+from vlm.core.sample.records import Medium, Part, text
+from vlm.eval.backends.base import Backend, text_with_placeholders
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.keys import content_key, file_hash
 from vlm.eval.loaders import Item
@@ -17,7 +17,7 @@ from vlm.eval.run.blind import shuffle_media
 
 @dataclass(frozen=True)
 class Task:
-    """One planned item: the `key` of its answer, its cost in tokens, and the limits on new tokens."""
+    """One planned item: the key of its answer, its cost in tokens, and the limits on new tokens."""
 
     item: Item
     key: str
@@ -25,7 +25,7 @@ class Task:
     limits: dict[str, int]
 
     @property
-    def parts(self) -> list[dict[str, Any]]:
+    def parts(self) -> list[Part]:
         """Texts and media of all messages, in reading order."""
         return [part for message in self.item.messages for part in message["content"]]
 
@@ -36,18 +36,18 @@ class Task:
 
     @property
     def question(self) -> str:
-        """The user's text with `<image>` and `<video>` where media stand, without the markup of the template.
+        """The user's text with `<image>` and `<video>` for the media, without the markup of the template.
 
-        An answer that is given (teacher forcing) is no part of it.
+        An answer that is given (teacher forcing) is not part of it.
         """
-        parts = [p for m in self.item.messages if m["role"] != "assistant" for p in m["content"]]
-        return "".join(p["text"] if p["type"] == "text" else f"<{p['type']}>" for p in parts)
+        asked = (m["content"] for m in self.item.messages if m["role"] != "assistant")
+        return "".join(map(text_with_placeholders, asked))
 
 
-class Document(NamedTuple):
-    """Tasks (their numbers) whose prompts begin alike, and the tokens to compute when that beginning is computed once.
+class SharedDocument(NamedTuple):
+    """Tasks whose prompts begin alike: their numbers, the tokens they share, and the tokens to compute for all.
 
-    `shared` 0: a prompt that has its beginning to itself.
+    The shared beginning counts once in `cost`. `shared` is 0 for a prompt whose beginning no other has.
     """
 
     tasks: list[int]
@@ -55,13 +55,13 @@ class Document(NamedTuple):
     cost: float
 
 
-def select(
+def select_items(
     items: Sequence[Item], *, limit: int | None = None, shuffle_images: bool = False, seed: int = 0
 ) -> list[Item]:
-    """The items to run: all or the first `limit`, with exchanged media for the blind control.
+    """Return the items to run: all or the first `limit`, with exchanged media for the blind control.
 
     Raises:
-        DataError: no items, or two items with one id.
+        DataError: No items, or two items with one id.
     """
     if not items:
         raise DataError("the benchmark has no items", fix="check its files with `vlm data check`")
@@ -72,28 +72,34 @@ def select(
     return chosen[:limit]
 
 
-def plan(benchmark: Benchmark, backend: Backend, items: Sequence[Item]) -> list[Task]:
-    """Prompt, budget, cost and answer key of each item; reads file contents only to hash them."""
+def plan_tasks(benchmark: Benchmark, backend: Backend, items: Sequence[Item]) -> list[Task]:
+    """Return a task for each item. Files are read only to hash them."""
     tasks, generation = [], benchmark.generation
     for item in items:
         budget = item.meta.get("max_new_tokens", generation.by_group.get(item.group, generation.max_new_tokens))
         limits = {"max_new_tokens": int(budget), "min_new_tokens": generation.min_new_tokens}
-        media = [p for m in item.messages for p in m["content"] if p["type"] != "text"]
         key = content_key(
             weights=backend.fingerprint,
             prompt=backend.prompt(item.messages),
-            media=[[file_hash(p["path"]), p.get("clip"), *([p["frames"]] if "frames" in p else [])] for p in media],
+            media=[_medium_key(p) for m in item.messages for p in m["content"] if p["type"] != "text"],
             decode={**backend.settings, **limits},
         )
         tasks.append(Task(item, key, backend.cost(item.messages), limits))
     return tasks
 
 
-def documents(tasks: Sequence[Task], backend: Backend) -> list[Document]:
-    """The tasks by the document that they ask about, documents in data order.
+def _medium_key(medium: Medium) -> list[Any]:
+    """Return what identifies a medium in an answer key: its content; of a video also its range and frames."""
+    if medium["type"] == "image":
+        return [file_hash(medium["path"]), None]
+    return [file_hash(medium["path"]), medium.get("clip"), *([medium["frames"]] if "frames" in medium else [])]
 
-    Prompts belong together when what they all have in common, in media and text, is at least half of the longest:
-    then generation computes it once (`vlm.models.generation.batch.document_length`).
+
+def documents(tasks: Sequence[Task], backend: Backend) -> list[SharedDocument]:
+    """Group the tasks by the document that they ask about, documents in data order.
+
+    Prompts belong together when their common beginning, in media and text, is at least half of the longest: then
+    generation computes it once (`vlm.models.answers.document_length`).
     """
     signs = [[repr(part) if part["type"] != "text" else part["text"] for part in task.parts] for task in tasks]
     order = sorted(range(len(tasks)), key=lambda i: (tasks[i].limits["max_new_tokens"], signs[i], i))
@@ -111,20 +117,20 @@ def documents(tasks: Sequence[Task], backend: Backend) -> list[Document]:
         shared.append(0.0)
         longest = tasks[i].cost
     found = [
-        Document(sorted(group), common, sum(tasks[i].cost for i in group) - (len(group) - 1) * common)
+        SharedDocument(sorted(group), common, sum(tasks[i].cost for i in group) - (len(group) - 1) * common)
         for group, common in zip(groups, shared, strict=True)
     ]
     return sorted(found, key=lambda document: document.tasks[0])
 
 
 def _common(one: Task, other: Task, backend: Backend) -> float:
-    """Tokens (estimated) with which both prompts begin."""
-    kept = []
+    """Estimate the tokens with which both prompts begin."""
+    kept: list[Part] = []
     for mine, theirs in zip(one.parts, other.parts, strict=False):
         if mine == theirs:
             kept.append(mine)
             continue
-        if mine["type"] == theirs["type"] == "text":
+        if mine["type"] == "text" and theirs["type"] == "text":
             same = takewhile(lambda pair: pair[0] == pair[1], zip(mine["text"], theirs["text"], strict=False))
             kept.append(text("".join(letter for letter, _ in same)))
         break

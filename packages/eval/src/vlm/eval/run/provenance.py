@@ -8,11 +8,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from vlm.eval.run.summary import Provenance
+
 PACKAGES = ("farlens-eval", "farlens-models", "torch", "transformers", "tokenizers", "numpy", "pillow", "rapidfuzz")
+"""Packages whose versions are recorded."""
 
 
-def provenance(fingerprint: str, options: dict[str, Any], data: Path) -> dict[str, Any]:
-    """A JSON-ready record; a package that is not installed and a tree without git are None, not left out."""
+def provenance(fingerprint: str, options: dict[str, Any], data: Path) -> Provenance:
+    """Return the content of run.json; a package that is not installed and a tree without git are None."""
     return {
         "command": shlex.join(["vlm", *sys.argv[1:]]),
         "options": options,
@@ -33,7 +36,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree this file runs from, with `-dirty` when it was changed; None without git."""
+    """Return the commit of the source tree that this file runs from, `-dirty` when it was changed; None without git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -6,20 +6,33 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 from vlm.core.errors import DataError
 from vlm.core.home import write_atomic, write_json
-from vlm.eval.backends.base import Backend
 from vlm.eval.backends.judge import Judge, Verdict, judge_all, judge_summary
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.keys import content_key, file_hash
+from vlm.eval.measures.rows import Metric, ResultRow
 from vlm.eval.run.outcomes import Outcome
 from vlm.eval.run.plan import Task
-from vlm.eval.run.score import Metric, aggregate, score_item
+from vlm.eval.run.score import aggregate, score_item
 from vlm.eval.run.submission import write_submission
+from vlm.eval.run.summary import MetricRow, PublishedValue, Summary, SummaryHead
 
 SAID_NOTHING = "the model returned an empty answer"
+
+
+class AnswerSource(Protocol):
+    """What answered the items: a backend, or saved predictions."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the weights, or of the files."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything else that determined the answers."""
 
 
 @cache
@@ -32,43 +45,56 @@ def scorer_hash() -> str:
     return content_key(sources=[[p.relative_to(here).as_posix(), file_hash(str(p))] for p in sources])
 
 
-def values(benchmark: Benchmark, tasks: Sequence[Task], known: dict[str, Outcome]) -> list[float]:
-    """Scores of those that have one, by the published rule; for the progress bar."""
+def known_scores(benchmark: Benchmark, tasks: Sequence[Task], known: dict[str, Outcome]) -> list[float]:
+    """Return the scores, by the published rule, of the tasks that have one; for the progress bar."""
     scores = [score_item(benchmark, t.item, known[t.key].completion, "upstream") for t in tasks]
     return [score.value for score in scores if score.value is not None]
 
 
-def finish(
+def write_results(
     benchmark: Benchmark,
-    backend: Backend,
+    source: AnswerSource,
     tasks: Sequence[Task],
     known: dict[str, Outcome],
     out_dir: Path,
-    about: dict[str, Any],
+    head: SummaryHead,
     judge: Judge | None = None,
-) -> dict[str, Any]:
-    """Score every answer, write results and summary, return the summary. `about`: `model`, `variant` and `data`.
+) -> Summary:
+    """Score every answer, write results.jsonl, summary.json and the submission, and return the summary.
+
+    Args:
+        benchmark: The table, as the model's family is asked.
+        source: What answered; its fingerprint and settings are recorded.
+        tasks: The items, in data order.
+        known: Key of an answer -> its outcome, for every task.
+        out_dir: Folder to write to.
+        head: Model, variant and data.
+        judge: For tables with a judge.
 
     Raises:
-        DataError: nothing was answered; names the most frequent reason.
+        DataError: Nothing was answered; names the most frequent reason.
     """
     outcomes = [known[task.key] for task in tasks]
     verdicts = judge_all(benchmark, [(t.item, o.completion) for t, o in zip(tasks, outcomes, strict=True)], judge)
-    rows = [_row(benchmark, *row) for row in zip(tasks, outcomes, verdicts, strict=True)]
+    rows = [_result_row(benchmark, *row) for row in zip(tasks, outcomes, verdicts, strict=True)]
     lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
     write_atomic(out_dir / "results.jsonl", "".join(lines))
     counts = Counter(row["outcome"] for row in rows)
-    summary: dict[str, Any] = {
+    summary: Summary = {
         "benchmark": benchmark.name,
         "title": benchmark.title,
-        **about,
-        "metrics": [_metric(m) for m in aggregate(benchmark, rows, "upstream")],
-        "strict_metrics": [_metric(m) for m in aggregate(benchmark, rows, "fixed")],
-        "published": [p.model_dump(mode="json") for p in benchmark.published],
+        "model": head["model"],
+        "variant": head["variant"],
+        "data": head["data"],
+        "metrics": [_metric_row(m) for m in aggregate(benchmark, rows, "upstream")],
+        "strict_metrics": [_metric_row(m) for m in aggregate(benchmark, rows, "fixed")],
+        "published": [cast(PublishedValue, p.model_dump(mode="json")) for p in benchmark.published],
         "outcomes": {kind: counts[kind] for kind in sorted(counts)},
         "empty_answers": sum(_says_nothing(outcome) for outcome in outcomes),
-        "provenance": {"weights": backend.fingerprint, "scorers": scorer_hash(), "decode": backend.settings},
+        "provenance": {"weights": source.fingerprint, "scorers": scorer_hash(), "decode": source.settings},
     }
+    if "imported" in head:
+        summary["imported"] = head["imported"]
     if benchmark.judge:
         summary["judge"] = about_judge = judge_summary(benchmark, verdicts, judge)
         for headline in (summary["metrics"][0], summary["strict_metrics"][0]):
@@ -78,21 +104,21 @@ def finish(
         reasons = Counter(row["why"] for row in rows)
         raise DataError(
             f"none of {len(rows)} items was answered; most often: {reasons.most_common(1)[0][0]}",
-            fix=f"see {out_dir / 'results.jsonl'}; after mending, run again with --retry-failed",
+            fix=f"see {out_dir / 'results.jsonl'}; fix the cause, then rerun the same command with --retry-failed",
         )
     write_submission(benchmark, rows, out_dir)
     return summary
 
 
-def _row(benchmark: Benchmark, task: Task, outcome: Outcome, verdict: Verdict | None) -> dict[str, Any]:
-    item, judged = task.item, [verdict] if verdict else []
+def _result_row(benchmark: Benchmark, task: Task, outcome: Outcome, verdict: Verdict | None) -> ResultRow:
+    item = task.item
     judgement = {"judge": asdict(verdict)} if verdict else {}
-    score = score_item(benchmark, item, outcome.completion, "upstream", *judged)
-    strict = score_item(benchmark, item, outcome.completion, "fixed", *judged)
+    score = score_item(benchmark, item, outcome.completion, "upstream", verdict)
+    strict = score_item(benchmark, item, outcome.completion, "fixed", verdict)
     why = score.why if score.value == strict.value else f"{score.why} · strict: {strict.why}"
     if _says_nothing(outcome):
         why = f"{SAID_NOTHING} · {why}"
-    return {
+    row: ResultRow = {
         "benchmark": benchmark.name,
         "id": item.id,
         "group": item.group,
@@ -109,14 +135,23 @@ def _row(benchmark: Benchmark, task: Task, outcome: Outcome, verdict: Verdict | 
         "gold": item.gold,
         "meta": item.meta,
         "key": content_key(answer=outcome.key, scorers=scorer_hash(), **judgement),
-        **judgement,
     }
+    if verdict:
+        row["judge"] = asdict(verdict)
+    return row
 
 
 def _says_nothing(outcome: Outcome) -> bool:
     return outcome.completion is not None and not outcome.completion.strip()
 
 
-def _metric(metric: Metric) -> dict[str, Any]:
-    names = ("name", "value", "low", "high", "note")
-    return {name: getattr(metric, name) for name in names} | {"scored": metric.n_scored, "total": metric.n_total}
+def _metric_row(metric: Metric) -> MetricRow:
+    return {
+        "name": metric.name,
+        "value": metric.value,
+        "low": metric.low,
+        "high": metric.high,
+        "note": metric.note,
+        "scored": metric.n_scored,
+        "total": metric.n_total,
+    }

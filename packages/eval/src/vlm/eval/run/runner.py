@@ -1,27 +1,29 @@
-"""Evaluate one model on one benchmark: plan, skip what is known, ask, score, write.
+"""Evaluate one model on one benchmark: plan, skip known answers, ask, score, write.
 
-results.jsonl   one row per item in data order; the same bytes whatever was interrupted, batched or sharded
-summary.json    metrics with intervals, outcomes, what was run; the same bytes too
-run.json        provenance of the last command: versions, commit, machine
-timing.json     what took how long, kept apart because it differs from run to run
-submission.*    the replies in the format of an evaluation server, where the benchmark has one
-outcomes.jsonl  the durable answers that a killed run goes on from (shards: shards/<i>-of-<n>/outcomes.jsonl)
+    run_evaluation(load_benchmark("pope"), NativeBackend(Checkpoint(path)), out, Options(limit=100), data=folder)
 
-plan.py says what to ask, shards.py who asks it, ask.py asks, results.py scores and writes.
+It writes to the folder `out`:
+
+    results.jsonl   one row per item in data order; the same bytes whatever was interrupted, batched or sharded
+    summary.json    metrics with intervals, outcomes, what was run; the same bytes too
+    run.json        provenance of the last command: versions, commit, machine
+    timing.json     seconds of each command, in a file of their own because they differ from run to run
+    submission.*    the replies in the format of an evaluation server, where the benchmark has one
+    outcomes.jsonl  the answers from which a killed run resumes (shards: shards/<i>-of-<n>/outcomes.jsonl)
+
+plan.py plans the items, shards.py divides them, batches.py asks the backend, results.py scores and writes.
 """
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from pydantic import Field
 
 from vlm.core.config import Strict
 from vlm.core.errors import ConfigError
-from vlm.core.home import locked, write_json
+from vlm.core.home import locked, read_json, write_json
 from vlm.eval.backends.base import Backend
 from vlm.eval.backends.judge import Judge
 from vlm.eval.benchmark import Benchmark
@@ -29,20 +31,30 @@ from vlm.eval.loaders import load_items
 from vlm.eval.loaders.common import MARKER
 from vlm.eval.run.batches import BATCH_TOKENS, answers, in_batches
 from vlm.eval.run.outcomes import RETRY, Outcome, OutcomeLog, read_outcomes
-from vlm.eval.run.plan import Task, documents, plan, select
+from vlm.eval.run.plan import Task, documents, plan_tasks, select_items
 from vlm.eval.run.provenance import provenance
-from vlm.eval.run.results import finish, values
+from vlm.eval.run.results import known_scores, write_results
 from vlm.eval.run.shards import assign
+from vlm.eval.run.summary import DataFacts, Summary, SummaryHead, TimedRun, Variant
 
 Progress = Callable[[int, int, float | None], None]
-"""Called with items done, items in all, and the mean score so far (None before the first)."""
+"""Function that is called with items done, items in all, and the mean score so far (None before the first)."""
 
 
 class Options(Strict):
-    """How to run. `stride`, `positions`, `tiles` and `shuffle_images` make a variant; the rest changes no score.
+    """How to run an evaluation. `stride`, `positions`, `tiles` and `shuffle_images` make a variant.
 
-    `stride`: V2PE stride of every image, None for one position per token. `positions`: exact, or float32 as published.
-    `tiles`: tile budget per image, None for the benchmark's own. `shard`: (number from 0, of how many).
+    Attributes:
+        name: The model's name in results.
+        stride: V2PE stride of every image; None is one position per token.
+        positions: "exact", or "float32" as published.
+        tiles: Tile budget per image; None is the benchmark's own.
+        shuffle_images: Run the blind control: exchange the images between questions.
+        seed: Seed of the blind control.
+        limit: Run the first items only; None: all.
+        batch_size: Items asked at once; changes no answer.
+        shard: This worker's number, from 0, and the number of workers.
+        retry_failed: Ask again where memory ran out or an error occurred.
     """
 
     name: str = "model"
@@ -57,10 +69,14 @@ class Options(Strict):
     retry_failed: bool = False
 
     @property
-    def variant(self) -> dict[str, Any]:
+    def variant(self) -> Variant:
         """The settings that distinguish results of one model on one benchmark."""
-        keys = ("stride", "positions", "tiles", "shuffle_images")
-        return {key: getattr(self, key) for key in keys}
+        return {
+            "stride": self.stride,
+            "positions": self.positions,
+            "tiles": self.tiles,
+            "shuffle_images": self.shuffle_images,
+        }
 
     @property
     def folder(self) -> str:
@@ -72,7 +88,7 @@ class Options(Strict):
         return "-".join(parts) or "default"
 
 
-def run(
+def run_evaluation(
     benchmark: Benchmark,
     backend: Backend,
     out_dir: Path,
@@ -81,14 +97,29 @@ def run(
     data: Path,
     progress: Progress = lambda *_: None,
     judge: Judge | None = None,
-) -> dict[str, Any] | None:
-    """Evaluate and return the summary; a shard that leaves items to others returns None.
+) -> Summary | None:
+    """Evaluate a model on a benchmark and return the summary; None for a shard that leaves items to others.
 
-    Every batch is on the disk before the next begins, so any kill costs one batch. Whichever process finds all items
-    answered writes the results: the last shard to end merges, and so does the same command without `shard`.
+    Every batch is on disk before the next begins, so a kill costs at most one batch. The process that finds all items
+    answered writes the results: the last shard to end, or the same command without `shard`.
+
+    Args:
+        benchmark: The table.
+        backend: The model.
+        out_dir: Folder to write to.
+        options: How to run.
+        data: Folder with the benchmark's files.
+        progress: Called after each batch.
+        judge: For tables with a judge.
 
     Raises:
-        LockedError: another process runs the same evaluation (or shard). DataError: nothing could be answered.
+        ConfigError: A shard number out of range.
+        LockedError: Another process runs the same evaluation (or shard).
+        DataError: Missing or malformed files, or nothing was answered.
+
+    >>> table = load_benchmark("easy-vqa")                                                      # doctest: +SKIP
+    >>> backend = NativeBackend(Checkpoint("runs/quickstart/train/sft/model"))                  # doctest: +SKIP
+    >>> run_evaluation(table, backend, Path("out"), Options(), data=folder)["metrics"][0]       # doctest: +SKIP
     """
     shard, n_shards = options.shard
     if not 0 <= shard < n_shards:
@@ -96,8 +127,8 @@ def run(
     started = time.monotonic()
     benchmark = benchmark.for_family(backend.family)
     items = load_items(benchmark, data, count_tokens=backend.count_tokens)
-    chosen = select(items, limit=options.limit, shuffle_images=options.shuffle_images, seed=options.seed)
-    tasks = plan(benchmark, backend, chosen)
+    chosen = select_items(items, limit=options.limit, shuffle_images=options.shuffle_images, seed=options.seed)
+    tasks = plan_tasks(benchmark, backend, chosen)
     work = out_dir if n_shards == 1 else out_dir / "shards" / f"{shard}-of-{n_shards}"
     with locked(work, f"vlm eval {benchmark.name}"):
         known = read_outcomes(_logs(out_dir), keep=lambda o: not (options.retry_failed and o.outcome in RETRY))
@@ -109,14 +140,18 @@ def run(
         known = read_outcomes(_logs(out_dir))
         if any(task.key not in known for task in tasks):
             return None
-        counts = {"items": len(tasks), "available": len(items), "limit": options.limit}
-        about = {"model": options.name, "variant": options.variant}
-        about["data"] = {**counts, "mini": (data / MARKER).exists()}
-        return finish(benchmark, backend, tasks, known, out_dir, about, judge)
+        facts = data_facts(data, items=len(tasks), available=len(items), limit=options.limit)
+        head: SummaryHead = {"model": options.name, "variant": options.variant, "data": facts}
+        return write_results(benchmark, backend, tasks, known, out_dir, head, judge)
+
+
+def data_facts(folder: Path, *, items: int, available: int, limit: int | None) -> DataFacts:
+    """Return the `data` of a summary; a folder with a marker holds a miniature."""
+    return {"items": items, "available": available, "limit": limit, "mini": (folder / MARKER).exists()}
 
 
 def _share(tasks: list[Task], backend: Backend, shard: int, n_shards: int) -> list[Task]:
-    """The tasks of this worker: whole documents, so that none is computed by two."""
+    """Return the tasks of this worker: whole documents, so that no two workers compute one."""
     if n_shards == 1:
         return tasks
     found = documents(tasks, backend)
@@ -134,8 +169,8 @@ def _compute(
     batch_size: int,
     progress: Progress,
 ) -> None:
-    """Ask what is to do, batch after batch, and add it to `known` and to the log."""
-    scores = values(benchmark, [task for task in share if task.key in known], known)
+    """Run the tasks to do, batch after batch; add their outcomes to `known` and to the log."""
+    scores = known_scores(benchmark, [task for task in share if task.key in known], known)
     done = len(share) - len(todo)
     progress(done, len(share), fmean(scores) if scores else None)
     budget = getattr(backend, "batch_tokens", BATCH_TOKENS)
@@ -144,7 +179,7 @@ def _compute(
         for batch, outcomes in answers(backend, order):
             log.append(outcomes)
             known.update({o.key: o for o in outcomes})
-            scores += values(benchmark, batch, known)
+            scores += known_scores(benchmark, batch, known)
             done += len(batch)
             progress(done, len(share), fmean(scores) if scores else None)
 
@@ -155,7 +190,7 @@ def _logs(out_dir: Path) -> list[Path]:
 
 def _append_timing(work: Path, seconds: float, *, computed: int, reused: int) -> None:
     path = work / "timing.json"
-    runs = json.loads(path.read_text())["runs"] if path.exists() else []
+    runs: list[TimedRun] = read_json(path)["runs"] if path.exists() else []
     ended = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     runs.append({"ended": ended, "seconds": round(seconds, 3), "computed": computed, "reused": reused})
     write_json(path, {"runs": runs})

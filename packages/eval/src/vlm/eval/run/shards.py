@@ -1,4 +1,4 @@
-"""Dividing an evaluation over workers, and a worker's share into batches.
+"""Divide an evaluation over workers, and a worker's share into batches.
 
 Items differ in cost by a factor of hundreds (512 against 80,000 tokens), so contiguous or strided shares leave most
 workers idle. Longest processing time first puts each item, dearest first, on the least loaded worker: at most 4/3 of
@@ -11,7 +11,7 @@ from math import inf
 
 
 def assign(costs: Sequence[float], n_shards: int) -> list[list[int]]:
-    """Item numbers of each shard by longest processing time first; a pure function of the costs.
+    """Return the item numbers of each shard by longest processing time first; a pure function of the costs.
 
     >>> assign([5, 1, 1, 1, 1, 1], 2)
     [[0], [1, 2, 3, 4, 5]]
@@ -28,7 +28,7 @@ def assign(costs: Sequence[float], n_shards: int) -> list[list[int]]:
 
 
 def makespan(costs: Sequence[float], shards: list[list[int]]) -> float:
-    """Cost of the most loaded shard over the ideal (equal) share; 1.0 is perfect."""
+    """Return the cost of the most loaded shard over the ideal (equal) share; 1.0 is perfect."""
     ideal = sum(costs) / len(shards)
     return max(sum(costs[i] for i in shard) for shard in shards) / ideal if ideal else 1.0
 
@@ -41,12 +41,14 @@ def batches(
     max_waste: float = 0.5,
     max_tokens: float = inf,
 ) -> list[list[int]]:
-    """Item numbers in batches of similar cost, dearest first, so that running out of memory shows at once.
+    """Return item numbers in batches of similar cost, the dearest first, so that running out of memory shows at once.
 
-    Items with equal `shared` ask about one document: it is alone in its batches, so that generation computes it once,
-    and is cut only when it has more than `batch_size` of them. The others (None, or a key of their own) fill batches in
-    order of cost. A batch closes when it is full, when the next item costs less than `1 - max_waste` of the batch's
-    first (padding never wastes more than that), or at `max_tokens`, padding counted; a single item may cost more.
+    Items with equal `shared` ask about one document. They have batches to themselves, so that generation computes the
+    document once, and are divided only when there are more than `batch_size`. The others (None, or a key that no other
+    item has) fill batches in order of cost.
+
+    A batch closes when it is full, when the next item costs less than `1 - max_waste` of the batch's first (padding
+    never wastes more than that), or at `max_tokens`, padding counted; a single item may cost more.
 
     >>> batches([9, 2, 9, 8, 2], ["a", None, "a", None, None], 2)
     [[0, 2], [3], [1, 4]]

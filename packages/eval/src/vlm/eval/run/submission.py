@@ -1,6 +1,6 @@
 """Files for evaluation servers: every reply in the format that the server of a benchmark takes.
 
-A question without an answer (oom, error, refused) stands there empty: servers want every id, and nothing is guessed.
+A question without an answer (oom, error, refused) has an empty reply: servers want every id, and nothing is guessed.
 """
 
 import json
@@ -20,10 +20,10 @@ Writer = Callable[[Benchmark, Sequence[ResultRow]], str | bytes]
 
 
 def write_submission(benchmark: Benchmark, rows: Sequence[ResultRow], folder: Path) -> Path | None:
-    """Write the submission file of the rows of results.jsonl to `folder`; None when the table names none.
+    """Write the submission file of the rows of results.jsonl to `folder`; return None when the table has none.
 
     Raises:
-        UnknownName: the table names no known format.
+        UnknownName: The table names no known format.
     """
     about = benchmark.submission
     if about is None:
@@ -36,29 +36,29 @@ def write_submission(benchmark: Benchmark, rows: Sequence[ResultRow], folder: Pa
 
 
 def reply_of(row: ResultRow) -> str:
-    """What the published evaluators hand in: the reply, for lettered options reduced to a letter where it names one."""
+    """Return the reply as the published evaluators submit it: a letter where it names one of the lettered options."""
     reply, options = (row["completion"] or "").strip(), row["meta"].get("options")
     return option_post_process(reply, options) if reply and options else reply
 
 
 def _rrc(benchmark: Benchmark, rows: Sequence[ResultRow]) -> str:
-    """DocVQA, InfoVQA: a list of question ids (of the type they have in the questions) and answers."""
+    """Format DocVQA and InfoVQA: a list of question ids (of the type they have in the questions) and answers."""
     entries = [{"questionId": row["meta"]["question_id"], "answer": reply_of(row)} for row in rows]
     return json.dumps(entries, ensure_ascii=False)
 
 
 def _vizwiz(benchmark: Benchmark, rows: Sequence[ResultRow]) -> str:
-    """VizWiz: a list of image file names and answers."""
+    """Format VizWiz: a list of image file names and answers."""
     return json.dumps([{"image": row["meta"]["cluster"], "answer": reply_of(row)} for row in rows], ensure_ascii=False)
 
 
 def _mmmu(benchmark: Benchmark, rows: Sequence[ResultRow]) -> str:
-    """MMMU: question id -> reply."""
+    """Format MMMU: question id -> reply."""
     return json.dumps({row["id"]: reply_of(row) for row in rows}, indent=4, ensure_ascii=False)
 
 
 def _mmbench(benchmark: Benchmark, rows: Sequence[ResultRow]) -> bytes:
-    """MMBench, CCBench: the table without some columns, and `prediction` where the server looks for it (XLSX)."""
+    """Format MMBench and CCBench: the table (XLSX) with the column `prediction` where the server expects it."""
     import xlsxwriter
 
     at = benchmark.options["prediction_at"]

@@ -1,1 +1,1 @@
-"""Predictions saved by others: read, matched to items, scored, compared."""
+"""Evaluations and predictions on disk: read, matched to items, scored, compared."""

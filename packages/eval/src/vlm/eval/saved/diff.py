@@ -1,22 +1,24 @@
-"""Two evaluations of one benchmark, sample by sample: what moved, by how much beyond chance, and what caused it.
+"""Compare two evaluations of one benchmark, sample by sample: what moved, whether beyond chance, and what caused it.
 
-found = compare(find_pair(Path("runs/a"), Path("runs/b"))[0])
+    comparison = compare_evaluations(find_pairs(Path("runs/a"), Path("runs/b"))[0])
+    comparison["change"]["difference"]                   # points of the mean score
 
-Everything is read from results.jsonl and summary.json; nothing is computed again.
+Everything is read from results.jsonl and summary.json; nothing is scored again.
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
 from vlm.core.errors import DataError
+from vlm.eval.measures.rows import ResultRow
 from vlm.eval.measures.stats import cluster_sums, interval, ratio, replicates
-from vlm.eval.report.gather.collect import Evaluation, find_evaluations
+from vlm.eval.run.summary import Variant
+from vlm.eval.saved.evaluations import Evaluation, find_evaluations
 
 Kind = Literal["gained", "lost", "changed", "answered", "unanswered", "same"]
 
@@ -40,11 +42,10 @@ CAUSES = {
     "imported": "saved predictions: what made them is not known",
     "chance": "nothing recorded differs: memory ran out, a server that is not deterministic, or another machine",
 }
-"""Cause -> what it means. A sample whose answer changed has all causes that apply: they cannot be told apart."""
+"""Cause -> what it means. A sample whose answer changed has all causes that apply: they cannot be distinguished."""
 
 
-@dataclass(frozen=True)
-class Sample:
+class SampleChange(TypedDict):
     """One item in both evaluations. Scores are None where there is none."""
 
     id: str
@@ -56,11 +57,10 @@ class Sample:
     answers: tuple[str | None, str | None]
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(TypedDict):
     """The difference of the mean score over the items scored in both, in points (0-100), and whether it is chance.
 
-    `test`: McNemar's exact test for 0/1 scores of independent items, else a paired bootstrap over clusters.
+    `p` is by `test`: McNemar's exact test for 0/1 scores of independent items, else a paired bootstrap over clusters.
     """
 
     items: int
@@ -73,12 +73,57 @@ class Change:
     test: str
 
 
-def find_pair(a: Path, b: Path) -> list[tuple[Evaluation, Evaluation]]:
-    """The evaluations below A and below B that belong together: of one benchmark, and of one variant where there are
-    several of it.
+class Differences(TypedDict, total=False):
+    """What two evaluations were run with, where it differs: [value in A, value in B]; `decode` for each setting."""
+
+    model: list[str | None]
+    imported: list[Any]
+    decode: dict[str, list[Any]]
+    scorer: list[str | None]
+
+
+class ComparedEvaluation(TypedDict):
+    """One of the two evaluations."""
+
+    model: str
+    variant: Variant
+    outcomes: dict[str, int]
+    folder: str
+    label: str
+
+
+class MetricPair(TypedDict):
+    """A metric that both evaluations have."""
+
+    name: str
+    a: float | None
+    b: float | None
+
+
+class Comparison(TypedDict):
+    """Two evaluations compared: what differs between them, the change of the mean score, and the samples that moved.
+
+    `kinds` and `causes` count samples.
+    """
+
+    benchmark: str
+    a: ComparedEvaluation
+    b: ComparedEvaluation
+    differences: Differences
+    items: dict[str, int]
+    change: Change
+    groups: dict[str, Change]
+    kinds: dict[Kind, int]
+    causes: dict[str, int]
+    metrics: list[MetricPair]
+    moved: list[SampleChange]
+
+
+def find_pairs(a: Path, b: Path) -> list[tuple[Evaluation, Evaluation]]:
+    """Pair the evaluations below A and below B by benchmark, and by variant where there are several of one benchmark.
 
     Raises:
-        DataError: none below one of them, or none that belong together.
+        DataError: No evaluation below one of them, or no pair.
     """
     both = [find_evaluations([folder]) for folder in (a, b)]
     for folder, found in zip((a, b), both, strict=True):
@@ -99,12 +144,11 @@ def find_pair(a: Path, b: Path) -> list[tuple[Evaluation, Evaluation]]:
     return pairs
 
 
-def compare(pair: tuple[Evaluation, Evaluation]) -> dict[str, Any]:
-    """JSON-ready: the evaluations, what differs between them, the change with its interval and p, the samples that
-    moved with their causes, and the numbers of each kind and cause.
+def compare_evaluations(pair: tuple[Evaluation, Evaluation]) -> Comparison:
+    """Compare two evaluations; the result is ready for JSON.
 
     Raises:
-        DataError: the evaluations have no item in common.
+        DataError: The evaluations have no item in common.
     """
     a, b = pair
     rows = [{row.id: row for row in e.rows} for e in pair]
@@ -116,8 +160,8 @@ def compare(pair: tuple[Evaluation, Evaluation]) -> dict[str, Any]:
             expected="evaluations of the same items (miniatures of one seed, one split, overlapping --limit)",
         )
     differ = differences(a, b)
-    samples = [sample(a.read(rows[0][i].offset), b.read(rows[1][i].offset), differ) for i in shared]
-    moved = [s for s in samples if s.kind != "same"]
+    samples = [sample_change(a.read(rows[0][i].offset), b.read(rows[1][i].offset), differ) for i in shared]
+    moved = [s for s in samples if s["kind"] != "same"]
     clusters = [rows[0][i].cluster for i in shared]
     metrics = [{m["name"]: m["value"] for m in e.summary["metrics"]} for e in pair]
     return {
@@ -126,20 +170,21 @@ def compare(pair: tuple[Evaluation, Evaluation]) -> dict[str, Any]:
         "b": _about(b),
         "differences": differ,
         "items": {"both": len(shared), "a alone": len(rows[0]) - len(shared), "b alone": len(rows[1]) - len(shared)},
-        "change": asdict(change(samples, clusters)),
-        "groups": {g: asdict(c) for g, c in _by_group(samples, clusters).items()},
-        "kinds": dict(Counter(s.kind for s in samples)),
-        "causes": dict(Counter(" + ".join(s.causes) for s in moved)),
+        "change": mean_change(samples, clusters),
+        "groups": _by_group(samples, clusters),
+        "kinds": dict(Counter(s["kind"] for s in samples)),
+        "causes": dict(Counter(" + ".join(s["causes"]) for s in moved)),
         "metrics": [{"name": n, "a": metrics[0][n], "b": metrics[1][n]} for n in metrics[0] if n in metrics[1]],
-        "moved": [asdict(s) for s in moved],
+        "moved": moved,
     }
 
 
-def differences(a: Evaluation, b: Evaluation) -> dict[str, Any]:
-    """What the two were run with, where it differs: model, decode (setting by setting), scorer, imported."""
+def differences(a: Evaluation, b: Evaluation) -> Differences:
+    """Return what the two were run with, where it differs."""
     one, other = (e.summary.get("provenance", {}) for e in (a, b))
-    found: dict[str, Any] = {}
-    if one.get("weights") != other.get("weights"):
+    found: Differences = {}
+    imported = "imported" in a.summary or "imported" in b.summary
+    if one.get("weights") != other.get("weights") and not imported:
         found["model"] = [one.get("weights"), other.get("weights")]
     settings = [_flat(p.get("decode") or {}) for p in (one, other)]
     decode = {
@@ -147,9 +192,8 @@ def differences(a: Evaluation, b: Evaluation) -> dict[str, Any]:
         for key in sorted(settings[0].keys() | settings[1].keys())
         if settings[0].get(key) != settings[1].get(key)
     }
-    if "imported" in a.summary or "imported" in b.summary:
-        found.pop("model", None)
-        found["imported"] = [e.summary.get("imported", {}).get("files") for e in (a, b)]
+    if imported:
+        found["imported"] = [e.summary["imported"]["files"] if "imported" in e.summary else None for e in (a, b)]
     elif decode:
         found["decode"] = decode
     if one.get("scorers") != other.get("scorers"):
@@ -157,8 +201,8 @@ def differences(a: Evaluation, b: Evaluation) -> dict[str, Any]:
     return found
 
 
-def sample(a: dict[str, Any], b: dict[str, Any], differ: dict[str, Any]) -> Sample:
-    """One item from its two rows of results.jsonl. `differ`: what differs between the evaluations as wholes."""
+def sample_change(a: ResultRow, b: ResultRow, differ: Differences) -> SampleChange:
+    """Compare one item's two rows of results.jsonl. `differ`: what differs between the evaluations as wholes."""
     before, after = a["score"], b["score"]
     same_answer = a["completion"] == b["completion"]
     if before is None or after is None:
@@ -172,19 +216,27 @@ def sample(a: dict[str, Any], b: dict[str, Any], differ: dict[str, Any]) -> Samp
     causes = [] if kind == "same" else _scoring(a, b, differ) if same_answer else _answering(a, b, differ)
     if not same_answer and "scorer" in differ and kind in ("gained", "lost"):
         causes.append("scorer")
-    return Sample(a["id"], a["group"], kind, causes, before, after, (a["completion"], b["completion"]))
+    return {
+        "id": a["id"],
+        "group": a["group"],
+        "kind": kind,
+        "causes": causes,
+        "before": before,
+        "after": after,
+        "answers": (a["completion"], b["completion"]),
+    }
 
 
-def _scoring(a: dict[str, Any], b: dict[str, Any], differ: dict[str, Any]) -> list[str]:
-    """Why one answer got two scores."""
+def _scoring(a: ResultRow, b: ResultRow, differ: Differences) -> list[str]:
+    """Return why one answer has two scores."""
     causes = ["data"] if (a["gold"], a["meta"]) != (b["gold"], b["meta"]) else []
     causes += ["judge"] if a.get("judge") != b.get("judge") else []
     causes += ["scorer"] if "scorer" in differ else []
     return causes or (["imported"] if "imported" in differ else ["chance"])
 
 
-def _answering(a: dict[str, Any], b: dict[str, Any], differ: dict[str, Any]) -> list[str]:
-    """Why there are two answers."""
+def _answering(a: ResultRow, b: ResultRow, differ: Differences) -> list[str]:
+    """Return why there are two answers."""
     causes: list[str] = [cause for cause in ("model", "decode", "imported") if cause in differ]
     causes += ["prompt"] if a["prompt"] != b["prompt"] else []
     causes += ["data"] if [Path(p).name for p in a["images"]] != [Path(p).name for p in b["images"]] else []
@@ -193,12 +245,21 @@ def _answering(a: dict[str, Any], b: dict[str, Any], differ: dict[str, Any]) -> 
     return causes or ["chance"]
 
 
-def change(samples: Sequence[Sample], clusters: Sequence[str]) -> Change:
-    """The paired change of the items scored in both; all None without one."""
-    pairs = [(s.before, s.after, c) for s, c in zip(samples, clusters, strict=True)]
+def mean_change(samples: Sequence[SampleChange], clusters: Sequence[str]) -> Change:
+    """Return the paired change over the items scored in both; its numbers are None without one."""
+    pairs = [(s["before"], s["after"], c) for s, c in zip(samples, clusters, strict=True)]
     scored = [(x, y, c) for x, y, c in pairs if x is not None and y is not None]
     if not scored:
-        return Change(0, None, None, None, None, None, None, "no item is scored in both")
+        return {
+            "items": 0,
+            "before": None,
+            "after": None,
+            "difference": None,
+            "low": None,
+            "high": None,
+            "p": None,
+            "test": "no item is scored in both",
+        }
     before, after = np.array([x for x, _, _ in scored]), np.array([y for _, y, _ in scored])
     names = [c for _, _, c in scored]
     delta = after - before
@@ -207,16 +268,23 @@ def change(samples: Sequence[Sample], clusters: Sequence[str]) -> Change:
     low, high = interval(drawn)
     if np.isin(np.concatenate([before, after]), (0.0, 1.0)).all() and len(sums) == len(delta):
         p, test = mcnemar(int((delta > 0).sum()), int((delta < 0).sum())), "McNemar, exact"
-    else:  # the share of resamples beyond zero on the rarer side, both sides; ties count on both
+    else:  # twice the share of resamples beyond zero on the rarer side; ties count on both sides
         beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
         p, test = min(1.0, 2 * (beyond + 1) / (len(drawn) + 1)), "paired bootstrap over clusters"
-    means = {"before": 100 * before.mean(), "after": 100 * after.mean(), "difference": 100 * delta.mean()}
-    bounds = {"low": None if low is None else 100 * low, "high": None if high is None else 100 * high}
-    return Change(len(scored), **{name: float(x) for name, x in means.items()}, **bounds, p=p, test=test)
+    return {
+        "items": len(scored),
+        "before": float(100 * before.mean()),
+        "after": float(100 * after.mean()),
+        "difference": float(100 * delta.mean()),
+        "low": None if low is None else 100 * low,
+        "high": None if high is None else 100 * high,
+        "p": p,
+        "test": test,
+    }
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided exact p of gained against lost items: a fair coin. Source: McNemar 1947.
+    """Return the two-sided exact p of gained against lost items under a fair coin. Source: McNemar 1947.
 
     >>> mcnemar(1, 7)
     0.0703125
@@ -228,22 +296,27 @@ def mcnemar(gained: int, lost: int) -> float:
     return min(1.0, 2 * sum(math.exp(term - n * math.log(2)) for term in terms))
 
 
-def _by_group(samples: Sequence[Sample], clusters: Sequence[str]) -> dict[str, Change]:
-    groups: dict[str, list[tuple[Sample, str]]] = {}
+def _by_group(samples: Sequence[SampleChange], clusters: Sequence[str]) -> dict[str, Change]:
+    groups: dict[str, list[tuple[SampleChange, str]]] = {}
     for pair in zip(samples, clusters, strict=True):
-        groups.setdefault(pair[0].group, []).append(pair)
+        groups.setdefault(pair[0]["group"], []).append(pair)
     if len(groups) < 2:
         return {}
-    return {name: change([s for s, _ in pairs], [c for _, c in pairs]) for name, pairs in groups.items()}
+    return {name: mean_change([s for s, _ in pairs], [c for _, c in pairs]) for name, pairs in groups.items()}
 
 
-def _about(e: Evaluation) -> dict[str, Any]:
-    names = {key: e.summary[key] for key in ("model", "variant", "outcomes")}
-    return {**names, "folder": str(e.folder), "label": e.label}
+def _about(e: Evaluation) -> ComparedEvaluation:
+    return {
+        "model": e.summary["model"],
+        "variant": e.summary["variant"],
+        "outcomes": e.summary["outcomes"],
+        "folder": str(e.folder),
+        "label": e.label,
+    }
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    """Flatten nested settings: {"a": {"b": 1}} -> {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}

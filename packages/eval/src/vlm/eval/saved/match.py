@@ -1,6 +1,6 @@
-"""Which item a saved prediction belongs to. A prediction that cannot be told to be of an item is never scored as its.
+"""Match saved predictions to items. A prediction that cannot be matched to an item is never scored.
 
-joined = join(items, predictions)      # joined.of_item: number of the item -> its predictions
+matched = match_predictions(items, predictions)      # matched.of_item: number of the item -> its predictions
 """
 
 import ast
@@ -16,20 +16,27 @@ from vlm.eval.loaders import Item
 from vlm.eval.saved.predictions import Prediction
 
 SHOWN = 3
-"""Examples given of what is wrong."""
+"""Examples shown of each problem."""
 
 AGREEING = 0.95
-"""Predictions are believed to be of these items when at least this share of their references (questions) are ours."""
+"""A match counts when at least this share of the predictions' references (questions) are those of the items."""
 
 NUMBERS = ("index", "doc_id")
-"""Ids of harnesses that may be mere numbers in an order of their own: they need a proof."""
+"""Ids of harnesses that may be mere numbers in another order: a match by them needs proof."""
 
 
 @dataclass
-class Joined:
-    """Predictions of each item (its number), those of none, and what was remarkable. `how`: by which id or order.
+class Matched:
+    """Predictions matched to items by one kind of id, or by order.
 
-    `proven`: ids that need no further proof; `questions`: whether each that the file holds is the item's own.
+    Attributes:
+        how: The key of the id, or the order.
+        proven: The ids need no further proof.
+        of_item: Number of an item -> its predictions.
+        extra: Predictions of no item.
+        retyped: Predictions whose id fits only as another type.
+        references: For each reference in the files, whether it is the item's own, and its prediction.
+        questions: For each question in the files, whether it is the item's own.
     """
 
     how: str
@@ -41,30 +48,30 @@ class Joined:
     questions: list[bool] = field(default_factory=list)
 
 
-def join(items: Sequence[Item], predictions: Sequence[Prediction]) -> Joined:
-    """The predictions of each item: by id, else by number in data order, which needs a proof.
+def match_predictions(items: Sequence[Item], predictions: Sequence[Prediction]) -> Matched:
+    """Match predictions to items by id, or by number in data order, which needs proof.
 
     Raises:
-        DataError: they are not of these items, or nothing tells of which.
+        DataError: They belong to other items, or nothing identifies their items.
     """
     keys = list(dict.fromkeys(key for p in predictions for key in p.ids))
     ways = [_by_id(items, predictions, key) for key in keys]
     ways += [_by_number(items, predictions, key) for key in [*keys, None]]
-    good = [way for way in ways if way.of_item and _believed(way, items)]
+    good = [way for way in ways if way.of_item and _credible(way, items)]
     if good:
         return max(good, key=lambda way: len(way.of_item))
     tried = [f"by {w.how} {len(w.of_item)} of {len(items)} items, {_proof(w)}" for w in ways if w.of_item]
     raise DataError(
-        f"{len(predictions)} predictions that are not, or not surely, of these items: "
+        f"{len(predictions)} predictions that cannot be matched to these items: "
         f"{', '.join(named(p) for p in predictions[:SHOWN])}; {'; '.join(tried) or 'no id is known'}",
-        expected=f"ids as {', '.join(repr(item.id) for item in items[:SHOWN])} (what is before a / may be the name of "
+        expected=f"ids as {', '.join(repr(item.id) for item in items[:SHOWN])} (the part before a / may be the name of "
         "the file or of its folder), or all items in data order with their questions or references",
-        fix="name the benchmark that they are of, all its files, or write the ids into the records",
+        fix="name the right benchmark and all its files, or add the ids to the records",
     )
 
 
-def _believed(way: Joined, items: Sequence[Item]) -> bool:
-    """Whether nothing speaks against it, and, for mere numbers, the questions (else the references) speak for it."""
+def _credible(way: Matched, items: Sequence[Item]) -> bool:
+    """Tell whether nothing contradicts a match and, for mere numbers, the questions (or references) confirm it."""
     references, questions = _share([same for same, _ in way.references]), _share(way.questions)
     if references is not None and references < AGREEING:
         return False
@@ -82,39 +89,42 @@ def _share(agree: Sequence[bool]) -> float | None:
     return sum(agree) / len(agree) if agree else None
 
 
-def _proof(way: Joined) -> str:
+def _proof(way: Matched) -> str:
     shares = {"references": _share([same for same, _ in way.references]), "questions": _share(way.questions)}
-    told = [f"{share:.0%} of the {name} agree" for name, share in shares.items() if share is not None]
-    return " and ".join(told) or "no references and no questions to compare"
+    agreeing = [f"{share:.0%} of the {name} agree" for name, share in shares.items() if share is not None]
+    return " and ".join(agreeing) or "no references and no questions to compare"
 
 
-def _by_id(items: Sequence[Item], predictions: Sequence[Prediction], key: str) -> Joined:
-    """By the id under that key: the item's own, without its group, of the official file, or (`image`) its image."""
-    joined, find = Joined(key, proven=key not in NUMBERS), _finder(items, images=key == "image")
+def _by_id(items: Sequence[Item], predictions: Sequence[Prediction], key: str) -> Matched:
+    """Match by the id under that key: the item's id, with or without its group, or its id in the official file.
+
+    Under the key `image` the name of the item's image counts too.
+    """
+    matched, find = Matched(key, proven=key not in NUMBERS), _finder(items, images=key == "image")
     usual = Counter(type(p.ids[key]) for p in predictions if key in p.ids).most_common(1)[0][0]
     for prediction in predictions:
         given = prediction.ids.get(key)
         name = id_text(given)
         i = find(name, prediction.group) if name is not None else None
         if i is None:
-            joined.extra.append(prediction)
+            matched.extra.append(prediction)
             continue
         official = given if key == "id" else items[i].meta.get("question_id", given)  # our own ids are text
         if type(given) is not usual or type(given) is not type(official) or (isinstance(given, str) and given != name):
-            joined.retyped.append(prediction)
-        _put(joined, items, i, prediction)
-    return joined
+            matched.retyped.append(prediction)
+        _add(matched, items, i, prediction)
+    return matched
 
 
 def named(prediction: Prediction) -> str:
-    """A prediction as the file calls it."""
+    """Return a prediction's name in its file: its id, or its number."""
     return f"id {next(iter(prediction.ids.values()))!r:.60}" if prediction.ids else f"number {prediction.number}"
 
 
 def _finder(items: Sequence[Item], *, images: bool) -> Callable[[str, str], int | None]:
-    """(id as text, group) -> number of the item. A name that several items share finds none.
+    """Return a function (id as text, group) -> number of the item; None for a name that several items share.
 
-    `images`: the names of their images are known, too.
+    With `images` the names of the items' images are known too.
     """
     full: dict[str, set[int]] = {}
     official: dict[str, set[int]] = {}
@@ -140,7 +150,7 @@ def _finder(items: Sequence[Item], *, images: bool) -> Callable[[str, str], int 
 
 
 def id_text(given: Any) -> str | None:
-    """An id as text: 3, 3.0 and ' 3' are '3'; None for what can be no id."""
+    """Return an id as text: 3, 3.0 and ' 3' are '3'; None for a value that cannot be an id."""
     if isinstance(given, float) and given.is_integer():
         return str(int(given))
     if isinstance(given, bool) or not isinstance(given, int | str) or not str(given).strip():
@@ -149,12 +159,15 @@ def id_text(given: Any) -> str | None:
 
 
 ORDER = "the order in the file"
+"""`how` of a match without ids."""
 
 
-def _by_number(items: Sequence[Item], predictions: Sequence[Prediction], key: str | None) -> Joined:
-    """By the number under that key, from 0 in data order; without a key by the place in the file, in the group that it
-    names."""
-    joined = Joined(ORDER if key is None else f"{key}, as a number in data order")
+def _by_number(items: Sequence[Item], predictions: Sequence[Prediction], key: str | None) -> Matched:
+    """Match by the number under that key, from 0 in data order.
+
+    Without a key the number is the record's place in the file, within the group that the file names.
+    """
+    matched = Matched(ORDER if key is None else f"{key}, as a number in data order")
     members: dict[str, list[int]] = defaultdict(list)
     for i, item in enumerate(items):
         members[item.group].append(i)
@@ -163,19 +176,19 @@ def _by_number(items: Sequence[Item], predictions: Sequence[Prediction], key: st
         name = str(prediction.number) if key is None else id_text(prediction.ids.get(key))
         among = members[prediction.group if key is None else ""]
         if name is None or not name.isdecimal() or int(name) >= len(among):
-            joined.extra.append(prediction)
+            matched.extra.append(prediction)
         else:
-            _put(joined, items, among[int(name)], prediction)
-    return joined
+            _add(matched, items, among[int(name)], prediction)
+    return matched
 
 
-def _put(joined: Joined, items: Sequence[Item], i: int, prediction: Prediction) -> None:
-    joined.of_item[i].append(prediction)
+def _add(matched: Matched, items: Sequence[Item], i: int, prediction: Prediction) -> None:
+    matched.of_item[i].append(prediction)
     if prediction.reference is not None and items[i].gold is not None:
-        joined.references.append((_same(prediction.reference, items[i].gold), prediction))
+        matched.references.append((_same(prediction.reference, items[i].gold), prediction))
     if prediction.question:
         ours, theirs = _words(question_of(items[i])), _words(prediction.question)
-        joined.questions.append(bool(ours and theirs) and (theirs in ours or ours in theirs))
+        matched.questions.append(bool(ours and theirs) and (theirs in ours or ours in theirs))
 
 
 def _words(question: str) -> str:
@@ -183,7 +196,7 @@ def _words(question: str) -> str:
 
 
 def _same(theirs: Any, ours: Any) -> bool:
-    """Whether two references are one answer, or lists that share one (number lists: equal)."""
+    """Tell whether two references are the same answer, or lists that share one (lists of numbers: equal)."""
     one, other = _texts(theirs), _texts(ours)
     return one == other if any(isinstance(x, int | float) for x in one) else bool(set(one) & set(other))
 

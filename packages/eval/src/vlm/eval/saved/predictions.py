@@ -1,8 +1,8 @@
-"""Files of saved predictions, by us or by others -> predictions. The keys of the records tell the format.
+"""Read files of saved predictions, ours or others'. The keys of the records determine the format.
 
-found = read_predictions([Path("pred.json")], groups=["CLEVR-Change", "ALFRED"])      # found.format, found.predictions
+    read = read_predictions([Path("pred.json")], groups=["CLEVR-Change", "ALFRED"])      # read.format, read.predictions
 
-Which item a prediction belongs to, and what becomes of it: vlm.eval.saved.score.
+`match` finds the item of each prediction, `score` scores it.
 """
 
 import json
@@ -16,14 +16,14 @@ from typing import Any
 from vlm.core.errors import DataError
 
 Record = dict[str, Any]
+"""A record as its file has it: nothing is known of its values before they are checked."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """Which keys every record has, and which of them hold the reply, the id and the reference answer.
+    """The keys that every record of a format has, and which of them hold the reply, the id and the reference answer.
 
-    `ids`: in the order in which they are tried; none: the records stand in data order. `reference` tells whether a
-    record is the item that it is taken for.
+    `ids` are tried in their order; without any the records are in data order. `reference` proves a match to an item.
     """
 
     name: str
@@ -62,13 +62,13 @@ FORMATS = (
         for reply in ("prediction", "response", "completion", "text", "output", "answer")
     ),
 )
-"""The first whose keys the records have is taken. Sources: the published evaluators, lmms-eval, VLMEvalKit."""
+"""Formats; the first whose keys the records have applies. Sources: published evaluators, lmms-eval, VLMEvalKit."""
 
 OWN_IDS = ("question_id", "questionId", "pid", "id", "index")
-"""Keys under which the `doc` of an lmms-eval sample may hold an id of its own."""
+"""Keys under which the `doc` of an lmms-eval sample may hold the id of the dataset."""
 
 QUESTION_KEYS = ("question", "prompt", "text", "input")
-"""Keys that may hold the question; like the reference it tells whether a record is the item that it is taken for."""
+"""Keys that may hold the question; like the reference it proves a match to an item."""
 
 GROUP_KEYS = ("group", "task_type", "task", "category")
 """Keys that may name the group of a record."""
@@ -76,8 +76,17 @@ GROUP_KEYS = ("group", "task_type", "task", "category")
 
 @dataclass(frozen=True)
 class Prediction:
-    """One record. `ids`: candidates by their key, as they stand in the file; `number` counts from 0 in its file and
-    group. `table`: from a spreadsheet, where an empty cell is no reply, and numbers are texts.
+    """One record of a file.
+
+    Attributes:
+        where: File and number of the record, for messages.
+        group: Group that the record or its file names; "" for none.
+        number: Place in its file and group, from 0.
+        reply: The reply, of any type.
+        ids: Candidate ids by their key, as the file has them.
+        reference: The reference answer, where the file has one.
+        question: The question, where the file has one.
+        table: From a spreadsheet, where an empty cell is no reply and numbers are texts.
     """
 
     where: str
@@ -91,39 +100,45 @@ class Prediction:
 
 
 @dataclass
-class Found:
-    """The predictions of all files, and what they were recognized as; `bad`: places of records that are none."""
+class ReadPredictions:
+    """The predictions of all files and their formats; `bad`: places of records without a reply."""
 
     format: str
     predictions: list[Prediction] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
 
 
-def read_predictions(paths: Sequence[Path], groups: Sequence[str]) -> Found:
-    """The predictions in files and folders. `groups` of the benchmark: names of files, folders and records tell one.
+def read_predictions(paths: Sequence[Path], groups: Sequence[str]) -> ReadPredictions:
+    """Read the predictions in files and folders.
+
+    Args:
+        paths: Files, or folders of files.
+        groups: Groups of the benchmark; names of files and folders, and records, may name one.
 
     Raises:
-        DataError: no such file, one that cannot be read, no records, or keys that no known format has.
+        DataError: No such file, an unreadable one, no records, or keys that no known format has.
     """
     files = [file for path in paths for file in _files(Path(path))]
-    found, names = Found(""), []
+    read, names = ReadPredictions(""), []
     for file in files:
         records = [(where, record) for where, record in _records(file) if record is not None]
-        known = next((record for _, record in records if isinstance(record, dict)), None)
-        if known is None:
+        first = next((record for _, record in records if isinstance(record, dict)), None)
+        if first is None:
             raise DataError(f"{file} holds no predictions", expected="one record for each question")
-        kind = _format(known, file)
+        kind = _format(first, file)
         names.append(kind.name)
-        _collect(found, file, kind, records, groups)
-    found.format = ", ".join(dict.fromkeys(names))
-    return found
+        _add_records(read, file, kind, records, groups)
+    read.format = ", ".join(dict.fromkeys(names))
+    return read
 
 
-def _collect(found: Found, file: Path, kind: Format, records: list[tuple[str, Any]], groups: Sequence[str]) -> None:
+def _add_records(
+    read: ReadPredictions, file: Path, kind: Format, records: list[tuple[str, Any]], groups: Sequence[str]
+) -> None:
     usual, counted = group_of(file, groups), dict.fromkeys(["", *groups], 0)
     for where, record in records:
         if not isinstance(record, dict) or kind.reply not in record:
-            found.bad.append(where)
+            read.bad.append(where)
             continue
         group = next((record[key] for key in GROUP_KEYS if record.get(key) in groups), usual)
         doc = record["doc"] if isinstance(record.get("doc"), dict) else {}
@@ -136,7 +151,7 @@ def _collect(found: Found, file: Path, kind: Format, records: list[tuple[str, An
         ]
         question = next((text for text in asked if isinstance(text, str)), None)
         reference, table = record.get(kind.reference or ""), file.suffix.lower() in TABLES
-        found.predictions.append(Prediction(where, group, counted[group], reply, ids, reference, question, table))
+        read.predictions.append(Prediction(where, group, counted[group], reply, ids, reference, question, table))
         counted[group] += 1
 
 
@@ -157,18 +172,18 @@ def _format(record: Record, file: Path) -> Format:
 
 
 def group_of(file: Path, groups: Sequence[str]) -> str:
-    """The group that the name of a file, or of its folder, tells: the longest that stands there as whole words."""
+    """Return the group that a file's name, or its folder's, contains as whole words: the longest; "" for none."""
     for name in (file.stem, file.parent.name):
-        told = [g for g in groups if re.search(rf"(^|[_\-. ]){re.escape(g)}($|[_\-. ])", name, re.IGNORECASE)]
-        if told:
-            return max(told, key=len)
+        named = [g for g in groups if re.search(rf"(^|[_\-. ]){re.escape(g)}($|[_\-. ])", name, re.IGNORECASE)]
+        if named:
+            return max(named, key=len)
     return ""
 
 
 # files ---------------------------------------------------------------------------------------------------------------
 
 PATTERNS = ("**/pred.json", "**/result_*.jsonl", "**/*.jsonl", "**/*.txt", "**/*.json", "**/*.tsv", "**/*.xlsx")
-"""Which files of a folder are predictions: those of the first pattern that is met. Shards in `temp_*` are not."""
+"""Files of a folder that hold predictions: those of the first pattern with a match. Shards in `temp_*` are not read."""
 
 
 def _files(path: Path) -> list[Path]:
@@ -195,7 +210,7 @@ def _records(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _json(file: Path) -> Iterator[Any]:
-    """A list of records, an object from id to reply or record, an object that holds one list, or one record a line."""
+    """Read a list of records, an object from id to reply or record, an object with one list, or one record a line."""
     content = file.read_text(encoding="utf-8-sig")
     try:
         value = json.loads(content, object_pairs_hook=_object)
@@ -222,7 +237,7 @@ def _json(file: Path) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Pairs:
-    """A JSON object in which a name occurs twice; a dict would keep the last without a word."""
+    """A JSON object in which a name occurs twice; a dict would silently keep the last."""
 
     pairs: list[tuple[str, Any]]
 
@@ -232,7 +247,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Pairs:
 
 
 def _table(file: Path) -> Iterator[Record]:
-    """TSV or CSV as text; the cells of a spreadsheet as they are, None for empty ones."""
+    """Read TSV or CSV as text, and the cells of a spreadsheet as they are; None for empty ones."""
     import pandas as pd
 
     if file.suffix.lower() == ".xlsx":
@@ -245,7 +260,7 @@ def _table(file: Path) -> Iterator[Record]:
 
 
 def _mme(file: Path) -> Iterator[Record]:
-    """`<task>.txt` of MME: image, question, gold and reply with tabs between; ids are line numbers."""
+    """Read `<task>.txt` of MME: image, question, gold and reply, separated by tabs; ids are line numbers."""
     for line, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         cells = text.split("\t")
         if len(cells) < 4:
@@ -254,10 +269,12 @@ def _mme(file: Path) -> Iterator[Record]:
 
 
 TABLES = (".tsv", ".csv", ".xlsx")
+"""Endings of spreadsheets."""
+
 READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
     ".jsonl": _json,
     ".json": _json,
     ".txt": _mme,
     **dict.fromkeys(TABLES, _table),
 }
-"""Ending -> function(file) -> records."""
+"""Ending of a file -> function(file) -> records."""

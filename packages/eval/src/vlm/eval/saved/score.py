@@ -1,31 +1,30 @@
-"""Score saved predictions: join them to the items of a benchmark, type what does not fit, write what a run writes.
+"""Score saved predictions: match them to the items of a benchmark, and write the files that an evaluation writes.
 
-summary = score_predictions(load_benchmark("POPE"), [Path("pope.jsonl")], out, data=folder, name="theirs")
+    summary = score_predictions(load_benchmark("POPE"), [Path("pope.jsonl")], out, data=folder, name="theirs")
 
-A prediction is scored as it stands. Nothing is guessed for the others: an item whose prediction is missing, ambiguous
-or no text is not answered, stands in the total, and says why.
+A prediction is scored as it is, and nothing is guessed for the others: an item whose prediction is missing, ambiguous
+or no text is not answered, counts in the total, and says why.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from vlm.core.errors import DataError
 from vlm.core.home import locked, write_json
-from vlm.eval.backends.base import Backend
 from vlm.eval.backends.judge import Judge
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.keys import content_key, file_hash
 from vlm.eval.loaders import Item, load_items
-from vlm.eval.loaders.common import MARKER
 from vlm.eval.run.outcomes import Outcome
 from vlm.eval.run.plan import Task
 from vlm.eval.run.provenance import provenance
-from vlm.eval.run.results import finish
-from vlm.eval.run.runner import Options
-from vlm.eval.saved.match import SHOWN, id_text, join, named
+from vlm.eval.run.results import write_results
+from vlm.eval.run.runner import Options, data_facts
+from vlm.eval.run.summary import ImportedFile, ImportFacts, Summary, SummaryHead
+from vlm.eval.saved.match import SHOWN, id_text, match_predictions, named
 from vlm.eval.saved.predictions import Prediction, read_predictions
 
 PROBLEMS = {
@@ -42,12 +41,12 @@ PROBLEMS = {
     "not text": "numbers, lists and the like; not answered",
     "number cell": "numbers in a spreadsheet; read as text",
 }
-"""Kind of problem -> what becomes of it."""
+"""Kind of problem -> what happens to it."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """What stands in the place of a model in the results: the hash of the files, and how they were read."""
+class PredictionSource:
+    """What the results name instead of a model: the digest of the files, and how they were read."""
 
     fingerprint: str
     settings: dict[str, Any]
@@ -61,47 +60,58 @@ def score_predictions(
     data: Path,
     name: str,
     judge: Judge | None = None,
-) -> dict[str, Any]:
-    """Write results.jsonl and summary.json to `out_dir` as a run does, and return the summary. Its `imported` says
-    which files (with hashes), which format, how they were joined, and what was wrong.
+) -> Summary:
+    """Write results.jsonl and summary.json to `out_dir` as an evaluation does, and return the summary.
+
+    Its `imported` names the files with their digests, their format, how they were matched, and the problems found.
+
+    Args:
+        benchmark: The table.
+        paths: Files and folders of predictions, of any known format.
+        out_dir: Folder to write to.
+        data: Folder with the benchmark's files.
+        name: What the results call the model.
+        judge: For tables with a judge.
 
     Raises:
-        DataError: no predictions, an unknown format, or predictions that belong to other items; nothing is written.
+        DataError: No predictions, an unknown format, or predictions of other items; nothing is written.
     """
     items = load_items(benchmark, data)
     found = read_predictions(paths, list(dict.fromkeys(item.group for item in items)))
-    joined = join(items, found.predictions)
+    matched = match_predictions(items, found.predictions)
     problems: dict[str, list[str]] = {kind: [] for kind in PROBLEMS}
-    for p in joined.extra:
+    for p in matched.extra:
         nameless = p.ids and all(id_text(given) is None for given in p.ids.values())
         problems["bad record" if nameless else "extra"].append(f"{p.where}: {named(p)}")
     problems["bad record"] += found.bad
-    problems["mistyped id"] = [f"{p.where}: {named(p)}" for p in joined.retyped]
-    problems["other reference"] = [f"{p.where}: {p.reference!r:.60}" for same, p in joined.references if not same]
-    files = [{"file": path.name, "sha256": file_hash(str(path))} for path in map(Path, paths)]
-    source = Source(content_key(predictions=[f["sha256"] for f in files]), {"backend": "imported", "files": files})
-    outcomes = [_outcome(item, joined.of_item.get(i, []), problems) for i, item in enumerate(items)]
+    problems["mistyped id"] = [f"{p.where}: {named(p)}" for p in matched.retyped]
+    problems["other reference"] = [f"{p.where}: {p.reference!r:.60}" for same, p in matched.references if not same]
+    files: list[ImportedFile] = [{"file": path.name, "sha256": file_hash(str(path))} for path in map(Path, paths)]
+    digests = [file["sha256"] for file in files]
+    source = PredictionSource(content_key(predictions=digests), {"backend": "imported", "files": files})
+    outcomes = [_outcome(item, matched.of_item.get(i, []), problems) for i, item in enumerate(items)]
     if not any(outcome.answered for outcome in outcomes):
         reasons = ", ".join(f"{kind} {len(seen)}" for kind, seen in problems.items() if seen)
-        raise DataError(f"no prediction can be scored: {reasons}", expected="texts", fix="look at the file")
-    imported = {
+        raise DataError(f"no prediction can be scored: {reasons}", expected="texts", fix="correct the file")
+    imported: ImportFacts = {
         "files": files,
         "format": found.format,
-        "joined": joined.how,
+        "joined": matched.how,
         "predictions": len(found.predictions) + len(found.bad),
         "problems": {kind: {"n": len(seen), "examples": seen[:SHOWN]} for kind, seen in problems.items() if seen},
     }
     tasks = [Task(item, outcome.key, 0.0, {}) for item, outcome in zip(items, outcomes, strict=True)]
-    counts = {"items": len(items), "available": len(items), "limit": None, "mini": (data / MARKER).exists()}
-    about = {"model": name, "variant": Options.model_validate({}).variant, "data": counts, "imported": imported}
+    facts = data_facts(data, items=len(items), available=len(items), limit=None)
+    variant = Options.model_validate({}).variant
+    head: SummaryHead = {"model": name, "variant": variant, "data": facts, "imported": imported}
     with locked(out_dir, f"vlm eval score {benchmark.name}"):
         write_json(out_dir / "run.json", provenance(source.fingerprint, {"imported": imported}, data))
         known = {outcome.key: outcome for outcome in outcomes}
-        return finish(benchmark, cast(Backend, source), tasks, known, out_dir, about, judge)
+        return write_results(benchmark, source, tasks, known, out_dir, head, judge)
 
 
 def _outcome(item: Item, given: Sequence[Prediction], problems: dict[str, list[str]]) -> Outcome:
-    """The outcome of one item; what was wrong is added to `problems`."""
+    """Return the outcome of one item; problems with its predictions are added to `problems`."""
 
     def unanswered(kind: str, detail: str) -> Outcome:
         problems[kind].append(f"{item.id}: {detail}")

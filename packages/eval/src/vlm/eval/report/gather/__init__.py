@@ -1,1 +1,1 @@
-"""What run folders hold: evaluations, stages, samples, and the published tables."""
+"""What run folders hold besides evaluations, and the published tables."""

@@ -1,4 +1,4 @@
-"""Choose the samples the page shows, and shrink their media to thumbnails inside the page."""
+"""Choose the samples that the page shows, and shrink their media to thumbnails inside the page."""
 
 import base64
 import hashlib
@@ -7,31 +7,70 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from PIL import Image
 
 from vlm.core.errors import MediaError
 from vlm.core.sample.media import load_image, load_video
-from vlm.eval.report.gather.collect import Evaluation, Row
+from vlm.eval.saved.evaluations import Evaluation, SampleRow
 
 THUMBNAIL, QUALITY, IMAGES, TEXT = 320, 72, 8, 3000
 """Longest side in px, JPEG quality, most images of a sample, most characters of a prompt or completion."""
 
 
-def pick(evaluations: Sequence[Evaluation], per_benchmark: int = 60, seed: int = 0) -> dict[str, Any]:
-    """`samples` (one per run and item), the `images` they share (name -> data URL) and `shown` counts per benchmark.
+class BrowserSample(TypedDict):
+    """One item of one run in the sample browser; `images` name thumbnails, `more` counts images left out."""
 
-    At most `per_benchmark` of each benchmark, divided over its runs, which show the same items so that they compare.
-    Of these a quarter are items without an answer or judged differently by the two scorers, half wrong, the rest right,
-    as far as there are such; drawn with `seed`.
+    benchmark: str
+    run: str
+    id: str
+    group: str
+    outcome: str
+    verdict: str
+    differs: bool
+    score: float | None
+    strict: float | None
+    prompt: str
+    completion: str
+    extracted: str
+    gold: Any
+    why: str
+    images: list[str]
+    files: list[str]
+    more: int
+
+
+class ShownCount(TypedDict):
+    """How many samples of a benchmark are shown, of how many."""
+
+    benchmark: str
+    title: str
+    shown: int
+    of: int
+
+
+class SampleBrowser(TypedDict):
+    """The samples, one per run and item, the images that they share (name -> data URL), and counts per benchmark."""
+
+    samples: list[BrowserSample]
+    images: dict[str, str]
+    shown: list[ShownCount]
+
+
+def choose_samples(evaluations: Sequence[Evaluation], per_benchmark: int = 60, seed: int = 0) -> SampleBrowser:
+    """Choose samples of each benchmark, and read their media.
+
+    There are at most `per_benchmark`, divided over the benchmark's runs, which show the same items so that they
+    compare. A quarter are items without an answer or with different scores by the two scorers, half are wrong, the rest
+    right, as far as there are such; drawn with `seed`.
     """
     groups: dict[str, list[Evaluation]] = defaultdict(list)
     for e in evaluations:
         groups[e.summary["benchmark"]].append(e)
-    samples: list[dict[str, Any]] = []
+    samples: list[BrowserSample] = []
     images: dict[str, str] = {}
-    shown = []
+    shown: list[ShownCount] = []
     for name, group in groups.items() if per_benchmark else ():
         chosen = _choose(group, max(1, per_benchmark // len(group)), f"{seed}/{name}")
         before = len(samples)
@@ -59,7 +98,7 @@ def _choose(group: Sequence[Evaluation], n: int, seed: str) -> set[str]:
     return set(chosen)
 
 
-def _sample(e: Evaluation, row: Row, images: dict[str, str]) -> dict[str, Any]:
+def _sample(e: Evaluation, row: SampleRow, images: dict[str, str]) -> BrowserSample:
     full = e.read(row.offset)
     thumbnails = [_thumbnail(path, images) for path in full["images"][:IMAGES]]
     return {
@@ -83,7 +122,7 @@ def _sample(e: Evaluation, row: Row, images: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _verdict(row: Row) -> str:
+def _verdict(row: SampleRow) -> str:
     if row.score is None:
         return "unscored"
     return "right" if row.score >= 1 else "wrong" if row.score <= 0 else "partial"
@@ -97,7 +136,7 @@ def _cut(text: str) -> str:
 
 
 def _thumbnail(path: str, images: dict[str, str]) -> str:
-    """Name of the thumbnail in `images`, added when new; "" when the medium cannot be read here any more."""
+    """Return the name of the thumbnail in `images`, added when new; "" when the medium cannot be read any more."""
     name = hashlib.sha256(path.encode()).hexdigest()[:12]
     if name not in images:
         try:
@@ -108,7 +147,7 @@ def _thumbnail(path: str, images: dict[str, str]) -> str:
 
 
 def _still(path: Path) -> Image.Image:
-    """The image, or the four quarter points of a video side by side."""
+    """Return the image, or the four quarter points of a video side by side."""
     if not path.is_dir() and path.suffix.lower() not in {".mp4", ".avi", ".mkv", ".webm", ".mov", ".gif"}:
         return load_image(path)
     frames = load_video(path, 4)

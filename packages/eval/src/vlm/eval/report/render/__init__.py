@@ -1,1 +1,1 @@
-"""The writers of a report: HTML, Markdown, CSV, figures."""
+"""A report in files: HTML page, Markdown, CSV, figures."""

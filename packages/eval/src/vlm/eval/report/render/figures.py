@@ -6,14 +6,22 @@ The bytes depend on the numbers and on the version of matplotlib, never on the c
 import io
 import re
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlm.core.errors import DataError
-from vlm.eval.report.build import Report
+from vlm.eval.report.data import Report
 from vlm.eval.report.render.charts import Chart, charts
-from vlm.eval.report.render.svg import colour, ink, log2_ticks, short
+from vlm.eval.report.render.svg import color as heat_color
+from vlm.eval.report.render.svg import ink, log2_ticks, short
+from vlm.eval.report.tables.long_context import Haystack
 
-COLOURS = ("#0072b2", "#d55e00", "#00835f", "#b0548c", "#a67600", "#56616b")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+    from matplotlib.ticker import NullLocator
+
+COLORS = ("#0072b2", "#d55e00", "#00835f", "#b0548c", "#a67600", "#56616b")
 """The lines of the page in light mode."""
 
 STYLE: dict[Any, Any] = {
@@ -28,16 +36,16 @@ STYLE: dict[Any, Any] = {
 }
 
 METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}}
-"""What matplotlib would write of itself and of the clock."""
+"""Fields that matplotlib would fill with its version and the clock."""
 
 
-def figures(report: Report) -> dict[str, Any]:
-    """File name without suffix -> matplotlib figure: accuracies, heat maps, then every chart of the page.
+def figures(report: Report) -> "dict[str, Figure]":
+    """Draw accuracies, heat maps, then every chart of the page: file name without suffix -> figure.
 
     Raises:
-        DataError: not one number to draw.
+        DataError: There is no number to draw.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, Figure] = {}
     drawn = [("accuracy", _accuracy(report))] if report.accuracy else []
     for h in report.haystacks:
         names = ("haystack", h["title"], h["group"], h["model"], h["variant"])
@@ -52,16 +60,16 @@ def figures(report: Report) -> dict[str, Any]:
     return found
 
 
-def files(report: Report, suffix: str) -> dict[str, bytes]:
-    """File name -> bytes of every figure, `suffix` png or pdf."""
+def figure_files(report: Report, suffix: str) -> dict[str, bytes]:
+    """Return file name -> bytes of every figure; `suffix` is png or pdf."""
     return {f"{name}.{suffix}": _bytes(figure, suffix) for name, figure in figures(report).items()}
 
 
 def sheet(report: Report) -> bytes:
-    """All figures below each other, as one PNG."""
+    """Return all figures below each other, as one PNG."""
     from PIL import Image
 
-    parts = [Image.open(io.BytesIO(data)).convert("RGB") for data in files(report, "png").values()]
+    parts = [Image.open(io.BytesIO(data)).convert("RGB") for data in figure_files(report, "png").values()]
     size = (max((p.width for p in parts), default=1), sum(p.height for p in parts) or 1)
     whole, top = Image.new("RGB", size, "white"), 0
     for part in parts:
@@ -73,7 +81,7 @@ def sheet(report: Report) -> bytes:
 
 
 def pages(report: Report) -> bytes:
-    """All figures as the pages of one PDF."""
+    """Return all figures as the pages of one PDF."""
     from matplotlib.backends.backend_pdf import PdfPages
 
     buffer = io.BytesIO()
@@ -83,7 +91,7 @@ def pages(report: Report) -> bytes:
     return buffer.getvalue()
 
 
-def _bytes(figure: Any, suffix: str) -> bytes:
+def _bytes(figure: "Figure", suffix: str) -> bytes:
     buffer = io.BytesIO()
     with _style():
         figure.savefig(buffer, format=suffix, dpi=160, metadata=METADATA[suffix])
@@ -91,13 +99,13 @@ def _bytes(figure: Any, suffix: str) -> bytes:
 
 
 def _style() -> AbstractContextManager[None]:
-    """matplotlib's own defaults and ours on top, whatever the machine's settings say."""
+    """Apply matplotlib's defaults and ours on top, whatever the machine's settings are."""
     from matplotlib import style
 
     return style.context(["default", STYLE])
 
 
-def _axes(width: float, height: float) -> tuple[Any, Any]:
+def _axes(width: float, height: float) -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
 
     with _style():
@@ -105,22 +113,23 @@ def _axes(width: float, height: float) -> tuple[Any, Any]:
         return figure, figure.add_subplot()
 
 
-def _lines(chart: Chart) -> Any:
+def _lines(chart: Chart) -> "Figure":
     import numpy as np
 
     figure, axes = _axes(6.4, 4.2)
     for number, series in enumerate(chart.series):
-        look = {"color": COLOURS[number % len(COLOURS)], "label": series.name, "linewidth": 1.6}
+        color = COLORS[number % len(COLORS)]
         x, y = [p[0] for p in series.points], [p[1] for p in series.points]
-        axes.plot(x, y, marker="o" if chart.markers else None, markersize=4, **look)
+        marker = "o" if chart.markers else None
+        axes.plot(x, y, marker=marker, markersize=4, color=color, label=series.name, linewidth=1.6)
         for p in series.points:
             if len(p) == 4:
-                axes.vlines(p[0], p[2], p[3], color=look["color"], alpha=0.5)
+                axes.vlines(p[0], p[2], p[3], color=color, alpha=0.5)
     if chart.log2:
         axes.set_xscale("function", functions=(lambda v: np.log2(1 + np.maximum(v, 0)), lambda v: 2**v - 1))
         values = log2_ticks(sorted({p[0] for series in chart.series for p in series.points}))
         axes.set_xticks(values, [short(v) for v in values])
-        axes.xaxis.set_minor_locator(_none())
+        axes.xaxis.set_minor_locator(_no_ticks())
     if chart.y_range:
         axes.set_ylim(chart.y_range[0] - 2, chart.y_range[1] + 2)
     axes.set(xlabel=chart.x_label, ylabel=chart.y_label)
@@ -130,19 +139,19 @@ def _lines(chart: Chart) -> Any:
     return figure
 
 
-def _none() -> Any:
+def _no_ticks() -> "NullLocator":
     from matplotlib.ticker import NullLocator
 
     return NullLocator()
 
 
-def _heat_map(h: dict[str, Any]) -> Any:
-    """Depth rows x context columns in the published colors; the number in each cell, a dot where there was no item."""
+def _heat_map(h: Haystack) -> "Figure":
+    """Draw depth rows x context columns in the published colors: the number in each cell, a dot without an item."""
     columns, depths = len(h["lengths"]), len(h["scores"])
     figure, axes = _axes(max(3.2, 1.4 + 0.56 * columns), 3.4)
     for row, line in enumerate(h["scores"]):
         for x, score in enumerate(line):
-            face = "#eeece6" if score is None else colour(score)
+            face = "#eeece6" if score is None else heat_color(score)
             axes.add_patch(_rectangle(x, row, face))
             text, shade = ("·", "#66635b") if score is None else (f"{score:.2f}", ink(score))
             axes.text(x + 0.5, row + 0.5, text, ha="center", va="center", color=shade, fontsize=8)
@@ -158,22 +167,22 @@ def _heat_map(h: dict[str, Any]) -> Any:
     return figure
 
 
-def _rectangle(x: float, y: float, face: str) -> Any:
+def _rectangle(x: float, y: float, face: str) -> "Rectangle":
     from matplotlib.patches import Rectangle
 
     return Rectangle((x, y), 1, 1, facecolor=face, edgecolor="white", linewidth=1.5)
 
 
-def _accuracy(report: Report) -> Any:
-    """The headline metric of every evaluation with its interval; hollow where it is not comparable."""
-    rows = [(row, row["metrics"][0]) for row in report.accuracy if row["metrics"]]
-    rows = [(row, m) for row, m in rows if m["value"] is not None and m["value"] <= 100]
+def _accuracy(report: Report) -> "Figure":
+    """Draw the headline metric of every evaluation with its interval; hollow where it is not comparable."""
+    headlines = [(row, row["metrics"][0]) for row in report.accuracy if row["metrics"]]
+    rows = [(row, m, value) for row, m in headlines if (value := m["value"]) is not None and value <= 100]
     figure, axes = _axes(7.2, 0.9 + 0.3 * max(1, len(rows)))
-    for y, (row, m) in enumerate(rows):
-        if m["low"] is not None:
-            axes.hlines(y, m["low"], m["high"], color=COLOURS[0], alpha=0.45, linewidth=3)
-        axes.plot([m["value"]], [y], "o", color=COLOURS[0], fillstyle="none" if row["caveats"] else "full")
-    labels = [f"{row['title']}, {m['name']} · {row['model']}, {row['variant']}" for row, m in rows]
+    for y, (row, m, value) in enumerate(rows):
+        if m["low"] is not None and m["high"] is not None:
+            axes.hlines(y, m["low"], m["high"], color=COLORS[0], alpha=0.45, linewidth=3)
+        axes.plot([value], [y], "o", color=COLORS[0], fillstyle="none" if row["caveats"] else "full")
+    labels = [f"{row['title']}, {m['name']} · {row['model']}, {row['variant']}" for row, m, _ in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=7.5)
     axes.set(
         xlim=(-2, 102), ylim=(max(1, len(rows)) - 0.5, -0.5), xlabel="score; hollow: not comparable with published"

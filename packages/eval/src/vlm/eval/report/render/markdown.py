@@ -1,14 +1,16 @@
-"""The report as Markdown: the tables of the page, curves and haystacks as tables of their points."""
+"""The report as Markdown: the tables of the page; curves and haystacks as tables of their points."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from vlm.eval.report.build import Report
+from vlm.eval.report.data import Report
 from vlm.eval.report.render.svg import short
+from vlm.eval.report.tables.long_context import Haystack
+from vlm.eval.report.tables.published import TableBeside
+from vlm.eval.saved.evaluations import Who
 
 
 def as_markdown(report: Report) -> str:
-    """The Markdown page. No times: it is the same for the same results."""
+    """Return the Markdown page. It has no times: it is the same for the same results."""
     parts = [f"# {', '.join(report.models) or 'Training'}: evaluation report"]
     parts += ["\n".join(f"- **{warning}**" for warning in report.warnings)] if report.warnings else []
     if report.accuracy:
@@ -16,44 +18,18 @@ def as_markdown(report: Report) -> str:
     for table in report.published:
         parts += _published(table)
     if report.blind:
-        pairs = [
-            [
-                b["title"],
-                b["model"],
-                b["variant"],
-                *(one(b[k]) for k in ("sighted", "blind", "difference", "low", "high")),
-            ]
-            for b in report.blind
-        ]
-        head = ["benchmark", "model", "variant", "right images", "exchanged", "difference", "low", "high"]
-        parts += ["## Blind control", grid(head, pairs)]
+        parts += ["## Blind control", _blind(report)]
     for h in report.haystacks:
         title = " · ".join(filter(None, (h["title"], h["group"], h["model"], h["variant"])))
         parts += [f"## Haystack: {title}", _haystack(h)]
-    for title, rows, key in (
-        ("Score by length", report.by_length, "length"),
-        ("Score by last position", report.by_position, "position"),
-    ):
-        if rows:
-            points = [
-                [r["title"], r["model"], r["variant"], short(p[key]), one(p["value"]), str(p["items"])]
-                for r in rows
-                for p in r["points"]
-            ]
-            parts += [f"## {title}", grid(["benchmark", "model", "variant", f"{key} from", "score", "items"], points)]
-    if report.by_stride:
-        points = [
-            [r["title"], r["model"], r["metric"], f"{p['stride']:g}", one(p["value"]), one(p["low"]), one(p["high"])]
-            for r in report.by_stride
-            for p in r["points"]
-        ]
-        parts += [
-            "## Score by stride",
-            grid(["benchmark", "model", "metric", "stride", "score", "low", "high"], points),
-        ]
+    parts += _curves(report)
     if report.training:
         parts += ["## Training", _training(report)]
     return "\n\n".join(parts) + "\n"
+
+
+def _who(row: Who) -> list[str]:
+    return [row["title"], row["model"], row["variant"]]
 
 
 def _accuracy(report: Report) -> str:
@@ -62,13 +38,12 @@ def _accuracy(report: Report) -> str:
     for row in report.accuracy:
         for m in row["metrics"]:
             marks = "; ".join(filter(None, [*row["caveats"], m["note"]]))
-            numbers = [one(m[k]) for k in ("value", "low", "high", "strict")]
-            who = [row["title"], row["model"], row["variant"], m["name"]]
-            rows.append([*who, *numbers, f"{m['scored']} / {m['total']}", marks])
+            numbers = [one(m["value"]), one(m["low"]), one(m["high"]), one(m["strict"])]
+            rows.append([*_who(row), m["name"], *numbers, f"{m['scored']} / {m['total']}", marks])
     return grid(head, rows)
 
 
-def _published(table: dict[str, Any]) -> list[str]:
+def _published(table: TableBeside) -> list[str]:
     head = [""] + [f"ours: {o['model']}, {o['variant']}" for o in table["ours"]] + [s["name"] for s in table["systems"]]
     rows = []
     for row in table["rows"]:
@@ -87,7 +62,40 @@ def _published(table: dict[str, Any]) -> list[str]:
     return parts
 
 
-def _haystack(h: dict[str, Any]) -> str:
+def _blind(report: Report) -> str:
+    head = ["benchmark", "model", "variant", "right images", "exchanged", "difference", "low", "high"]
+    rows = []
+    for b in report.blind:
+        numbers = (b["sighted"], b["blind"], b["difference"], b["low"], b["high"])
+        rows.append([*_who(b), *map(one, numbers)])
+    return grid(head, rows)
+
+
+def _curves(report: Report) -> list[str]:
+    lengths = [
+        [*_who(r), short(p["length"]), one(p["value"]), str(p["items"])] for r in report.by_length for p in r["points"]
+    ]
+    positions = [
+        [*_who(r), short(p["position"]), one(p["value"]), str(p["items"])]
+        for r in report.by_position
+        for p in r["points"]
+    ]
+    strides = [
+        [r["title"], r["model"], r["metric"], f"{p['stride']:g}", one(p["value"]), one(p["low"]), one(p["high"])]
+        for r in report.by_stride
+        for p in r["points"]
+    ]
+    parts: list[str] = []
+    for title, head, rows in (
+        ("Score by length", ["variant", "length from", "score", "items"], lengths),
+        ("Score by last position", ["variant", "position from", "score", "items"], positions),
+        ("Score by stride", ["metric", "stride", "score", "low", "high"], strides),
+    ):
+        parts += [f"## {title}", grid(["benchmark", "model", *head], rows)] if rows else []
+    return parts
+
+
+def _haystack(h: Haystack) -> str:
     depths = len(h["scores"])
     rows = [
         [f"{d / depths:.1f} – {(d + 1) / depths:.1f}", *("–" if v is None else f"{v:.2f}" for v in line)]
@@ -102,7 +110,7 @@ def _training(report: Report) -> str:
     head = ["run", "stage", "steps", "first loss", "last loss", "useful tokens", "ledger"]
     rows = []
     for t in report.training:
-        losses = ["–" if t[k] is None else f"{t[k]:.3f}" for k in ("first_loss", "last_loss")]
+        losses = ["–" if loss is None else f"{loss:.3f}" for loss in (t["first_loss"], t["last_loss"])]
         ledger = ", ".join(f"{key} {n}" for key, n in t["ledger"].items()) or "–"
         ledger += " (does not close)" if t["closes"] is False else ""
         rows.append([t["run"], t["stage"], str(t["steps"]), *losses, short(t["useful_tokens"]), ledger])
@@ -114,12 +122,12 @@ def _marked(text: str, marks: Sequence[str]) -> str:
 
 
 def one(value: float | None) -> str:
-    """One digit after the point, or a dash."""
+    """Return a number with one decimal, or a dash."""
     return "–" if value is None else f"{value:.1f}"
 
 
 def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; bars and line breaks inside cells are made harmless."""
+    """Return a Markdown table; bars and line breaks inside cells are escaped."""
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"

@@ -3,25 +3,43 @@
 import json
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from vlm.eval.report.build import Report
-from vlm.eval.report.render import svg as plots
+from vlm.eval.report.data import Report
+from vlm.eval.report.render import svg
 from vlm.eval.report.render.charts import charts
+from vlm.eval.report.render.rule_graph import draw_graph
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
 
-def html(report: Report) -> str:
-    """The page. Values are escaped by the template; embedded JSON cannot close its script element."""
+class DrawnChart(TypedDict):
+    """A chart as the template shows it; `legend` is empty for one line."""
+
+    title: str
+    about: str
+    legend: list[str]
+    svg: Markup
+
+
+class DrawnGraph(TypedDict):
+    """A rule graph as the template shows it: drawn here, or an image."""
+
+    run: str
+    svg: Markup | None
+    image: str | None
+
+
+def as_html(report: Report) -> str:
+    """Return the page. The template escapes values; embedded JSON cannot close its script element."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
-        "short": plots.short,
-        "colour": plots.colour,
-        "ink": plots.ink,
+        "short": svg.short,
+        "color": svg.color,
+        "ink": svg.ink,
         "one": "{:.1f}".format,
         "duration": duration,
     }
@@ -29,27 +47,32 @@ def html(report: Report) -> str:
     data = json.dumps(report.browser, ensure_ascii=False, sort_keys=True).replace("<", "\\u003c")
     return template.render(
         r=report,
-        charts=_drawn(report),
+        charts=_draw_charts(report),
         systems=[(name, list(group)) for name, group in groupby(report.published, lambda table: table["system"])],
-        graphs=[{**g, "svg": Markup(g["svg"]) if g["svg"] else ""} for g in report.graphs],
+        graphs=_draw_graphs(report),
         css=Markup((ASSETS / "style.css").read_text(encoding="utf-8")),
         js=Markup((ASSETS / "app.js").read_text(encoding="utf-8")),
         data=Markup(data),
     )
 
 
-def _drawn(report: Report) -> dict[str, list[dict[str, Any]]]:
-    """Title, SVG and legend of every chart, by section."""
-    found: dict[str, list[dict[str, Any]]] = {"loss": [], "length": [], "position": [], "stride": []}
+def _draw_graphs(report: Report) -> list[DrawnGraph]:
+    drawn: list[DrawnGraph] = [{"run": g.run, "svg": Markup(draw_graph(g)), "image": None} for g in report.graphs]
+    return drawn + [{"run": d.run, "svg": None, "image": d.url} for d in report.drawings]
+
+
+def _draw_charts(report: Report) -> dict[str, list[DrawnChart]]:
+    """Return title, SVG and legend of every chart, by section."""
+    found: dict[str, list[DrawnChart]] = {"loss": [], "length": [], "position": [], "stride": []}
     for chart in charts(report):
         legend = [s.name for s in chart.series] if len(chart.series) > 1 else []
-        about = {"title": chart.title, "about": chart.about, "legend": legend}
-        found[chart.section].append({**about, "svg": Markup(plots.line_chart(chart))})
+        drawn = Markup(svg.line_chart(chart))
+        found[chart.section].append({"title": chart.title, "about": chart.about, "legend": legend, "svg": drawn})
     return found
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person reads them: 4.2 s, 3 min 05 s, 2 h 07 min."""
+    """Return seconds as a person reads them: 4.2 s, 3 min 05 s, 2 h 07 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

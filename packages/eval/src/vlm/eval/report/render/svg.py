@@ -13,7 +13,7 @@ STOPS = ((0xDC, 0x14, 0x3C), (0xFF, 0xD7, 0x00), (0x3C, 0xB3, 0x71))
 
 
 def line_chart(chart: Chart) -> str:
-    """An SVG line chart; empty without a point."""
+    """Draw a chart as SVG; "" without a point."""
     series, log2 = chart.series, chart.log2
     xs = sorted({p[0] for s in series for p in s.points})
     ys = [y for s in series for p in s.points for y in p[1:]]
@@ -62,7 +62,7 @@ def line_chart(chart: Chart) -> str:
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers (1, 2, 2.5, 5 times a power of ten) from at or below `low` to at or above `high`.
+    """Return round numbers (1, 2, 2.5, 5 times a power of ten) from at or below `low` to at or above `high`.
 
     >>> ticks(0, 100)
     [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
@@ -77,7 +77,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number in at most about five characters: 0.25, 17.4, 1.5k, 256k, 2M."""
+    """Return a number in at most about five characters: 0.25, 17.4, 1.5k, 256k, 2M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
@@ -85,7 +85,7 @@ def short(value: float) -> str:
 
 
 def log2_ticks(values: Sequence[float], most: int = 9) -> list[float]:
-    """Of sorted values those that lie far enough apart on an axis of log2(1 + x) for their labels.
+    """Return those of sorted values that are far enough apart on an axis of log2(1 + x) for their labels.
 
     >>> log2_ticks([1, 16, 64, 256])
     [1, 16, 64, 256]
@@ -98,8 +98,8 @@ def log2_ticks(values: Sequence[float], most: int = 9) -> list[float]:
     return kept
 
 
-def colour(score: float) -> str:
-    """Background of a heat-map cell: linear from crimson (0) over gold (0.5) to seagreen (1).
+def color(score: float) -> str:
+    """Return the background of a heat-map cell: linear from crimson (0) over gold (0.5) to seagreen (1).
 
     >>> color(0), color(0.5), color(1)
     ('#dc143c', '#ffd700', '#3cb371')
@@ -111,5 +111,5 @@ def colour(score: float) -> str:
 
 
 def ink(score: float) -> str:
-    """Text color that is readable on `colour(score)`."""
+    """Return a text color that is readable on `color(score)`."""
     return "#fff" if score < 0.15 else "#1a1a1a"

@@ -1,4 +1,4 @@
-"""Why a number of ours may differ from a published one: which data, how it was asked, by which rule it was scored."""
+"""Why our number may differ from a published one: its data, the settings of the model, the scoring rule."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -8,44 +8,50 @@ from typing import Any
 from vlm.core.errors import UnknownName
 from vlm.core.home import home
 from vlm.eval.benchmark import Benchmark, load_benchmark
-from vlm.eval.report.gather.collect import Evaluation, asked, incomparable
-from vlm.eval.report.gather.published import Published, load_published
+from vlm.eval.report.gather.comparability import caveats_of, settings_of
+from vlm.eval.report.gather.published import PublishedResults, load_published
+from vlm.eval.saved.evaluations import Evaluation, Who
 
 
-def table_of(e: Evaluation) -> Benchmark | None:
-    """The table of an evaluation's benchmark; None for one that is not known here (any more)."""
-    return _table(e.summary["benchmark"], home())
+class ReasonRow(Who):
+    """An evaluation, a published system, and what differs from that system's measurement."""
+
+    system: str
+    reasons: list[str]
+
+
+def benchmark_of(e: Evaluation) -> Benchmark | None:
+    """Return the table of an evaluation's benchmark; None for one that is not known here (any more)."""
+    return _benchmark(e.summary["benchmark"], home())
 
 
 @cache
-def _table(name: str, where: Path) -> Benchmark | None:
+def _benchmark(name: str, where: Path) -> Benchmark | None:
     try:
         return load_benchmark(name, where)
     except UnknownName:
         return None
 
 
-def reasons(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """Per evaluation that stands beside published numbers: the system, and what differs from its measurement."""
-    found = []
+def reason_rows(evaluations: Sequence[Evaluation]) -> list[ReasonRow]:
+    """Return a row for each evaluation that has published numbers beside it."""
+    rows: list[ReasonRow] = []
     for published in load_published():
-        columns = [column for table in published.tables for column in table.columns]
-        shown = {column.benchmark.lower() for column in columns if column.benchmark}
-        own = [*published.settings["template"], None]
         for e in evaluations:
-            beside = e.summary["benchmark"].lower() in shown and asked(e)["template"] in own
+            shown = e.summary["benchmark"].lower() in published.benchmarks
+            beside = shown and settings_of(e)["template"] in published.templates
             if beside and not e.variant.get("shuffle_images"):
-                found.append({**e.who, "system": published.title, "reasons": _reasons(e, published)})
-    return found
+                rows.append({**e.who, "system": published.title, "reasons": _reasons(e, published)})
+    return rows
 
 
-def _reasons(e: Evaluation, published: Published) -> list[str]:
-    table, ours = table_of(e), asked(e)
+def _reasons(e: Evaluation, published: PublishedResults) -> list[str]:
+    table, ours = benchmark_of(e), settings_of(e)
     theirs = dict(published.settings)
     tiles = table.image_override(published.family).get("max_tiles") if table else None
     if tiles and ours["image rule"] == "tiles":
         theirs["max tiles"] = [tiles]
-    found = incomparable(e)
+    found = caveats_of(e)
     for key, same in theirs.items():
         if ours[key] is None and key != "stride":
             found.append(f"{key}: not recorded; published {_words(same)}")
@@ -64,7 +70,7 @@ def _scorer(e: Evaluation) -> list[str]:
     strict = next(iter(e.summary["strict_metrics"]), None)
     if not apart or strict is None or strict["value"] is None:
         return []
-    other = f"the strict one judges {apart:,} answers otherwise and gives {strict['value']:.1f}"
+    other = f"the strict one scores {apart:,} answers differently and gives {strict['value']:.1f}"
     return [f"scorer: the published rule, faults included; {other}"]
 
 
