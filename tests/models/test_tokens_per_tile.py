@@ -1,11 +1,11 @@
-"""Tokens per tile by arithmetic alone are those that a model of the spec says."""
+"""Tokens per tile by arithmetic alone equal those of the model built from the spec."""
 
 import pytest
 import torch
 
 from vlm.core.config import package_tables
 from vlm.core.errors import ConfigError
-from vlm.models.specs import load_preset, tokens_per_tile
+from vlm.models.specs import load_preset
 from vlm.models.vlm import make_model
 
 
@@ -13,7 +13,7 @@ from vlm.models.vlm import make_model
 def test_tokens_per_tile_are_those_of_the_model(name):
     spec = load_preset(name)
     with torch.device("meta"):
-        assert tokens_per_tile(spec) == make_model(spec).tokens_per_tile
+        assert spec.tokens_per_tile == make_model(spec).tokens_per_tile
 
 
 @pytest.mark.parametrize("level", [-1, -2, -3])
@@ -23,11 +23,11 @@ def test_levels_of_a_timm_pyramid_are_counted_from_the_deepest(level, extra):
     changes = {"level": level, **({} if extra else {"extra_stage": None})}
     spec = spec.model_copy(update={"vision": spec.vision.model_copy(update=changes)})
     with torch.device("meta"):
-        assert tokens_per_tile(spec) == make_model(spec).tokens_per_tile
+        assert spec.tokens_per_tile == make_model(spec).tokens_per_tile
 
 
 def test_a_timm_level_that_arithmetic_cannot_know_is_refused():
     spec = load_preset("smol-v2pe")
     shallow = spec.model_copy(update={"vision": spec.vision.model_copy(update={"level": 2})})
     with pytest.raises(ConfigError, match="timm level 2"):
-        tokens_per_tile(shallow)
+        _ = shallow.tokens_per_tile

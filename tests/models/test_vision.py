@@ -9,7 +9,7 @@ from vlm.core.errors import DataError
 from vlm.models.specs import ExtraStage, TimmSpec, load_preset
 from vlm.models.vision.convnext import ConvNext, TimmEncoder
 from vlm.models.vision.encoders import make_encoder
-from vlm.models.vision.intern_vit import Attention, Encoder, InternVit, RMSNorm
+from vlm.models.vision.intern_vit import InternVit, RMSNorm, VisionAttention, VisionBlocks
 
 TIMM = TimmSpec(name="test_resnet", extra_stage=ExtraStage(width=24, depth=1, layer_scale_init=0.1))
 
@@ -22,7 +22,7 @@ def test_query_and_key_norms_span_the_full_width():
     """Normalized head by head, the scale of one head could not reach another."""
     torch.manual_seed(0)
     spec = vision("tiny-internvl-chat-v1-2")
-    attention, head = Attention(spec), spec.width // spec.heads
+    attention, head = VisionAttention(spec), spec.width // spec.heads
     assert attention.q_norm.weight.shape == (spec.width,)
     q = torch.randn(1, 5, spec.width)
     louder = q.clone()
@@ -74,7 +74,7 @@ def test_drop_path_rates_are_plain_floats_that_rise_from_zero():
     """A tensor's .item() fails on the meta device, where every large model is built."""
     spec = vision("internvl2-2b", drop_path=0.1)
     with torch.device("meta"):
-        layers = Encoder(spec).layers
+        layers = VisionBlocks(spec).layers
     rates = [getattr(layer.drop_path, "drop_prob", 0.0) for layer in layers]
     assert rates == pytest.approx([0.1 * i / 23 for i in range(24)]) and {type(r) for r in rates} == {float}
     assert layers[5].attn.qkv.weight.is_meta
@@ -93,7 +93,7 @@ def test_rms_norm_multiplies_by_its_weight_after_the_cast_back():
 )
 def test_norms_and_biases_of_the_two_intern_vits(name, norm, bias):
     with torch.device("meta"):
-        block = Encoder(vision(name, depth=1)).layers[0]
+        block = VisionBlocks(vision(name, depth=1)).layers[0]
     assert (type(block.norm1), type(block.norm2)) == (norm, norm) and (block.attn.qkv.bias is not None) == bias
     assert isinstance(block.attn.q_norm, RMSNorm if norm is RMSNorm else torch.nn.Identity)
 

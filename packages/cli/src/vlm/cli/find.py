@@ -118,7 +118,7 @@ def find_ruler(options: "LongSetOptions") -> "Ruler":
         ConfigError: a preset without a tokenizer. UnknownName: neither a checkpoint nor a preset.
     """
     from vlm.core.synth.long.record_cost import Ruler
-    from vlm.models.specs import load_preset, tokens_per_tile
+    from vlm.models.specs import load_preset
 
     model, tokenizer, max_tiles = options.model, options.tokenizer, options.max_tiles
     found = next((p for p in (resolve(model), pretrained() / model) if (p / "config.json").exists()), None)
@@ -136,6 +136,6 @@ def find_ruler(options: "LongSetOptions") -> "Ruler":
         )
     rule = spec.image_rule.model_copy(update={"max_tiles": max_tiles}) if max_tiles else spec.image_rule
     names = (spec.image_tokens.start, spec.image_tokens.end)
-    ruler = Ruler(folder, spec.template, rule, tokens_per_tile(spec), names, spec.system)
+    ruler = Ruler(folder, spec.template, rule, spec.tokens_per_tile, names, spec.system)
     ruler.tokens("")  # a wrong tokenizer fails now, not in a worker
     return ruler

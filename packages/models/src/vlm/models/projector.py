@@ -1,6 +1,10 @@
-"""Projectors: a feature grid [B, h, w, C] -> tokens [B, n, hidden]."""
+"""Projectors: a feature grid [B, h, w, C] -> tokens [B, n, hidden]. A new one is a spec, a class, a line in PROJECTORS.
 
-import torch
+Shapes: B images, h x w cells of the feature grid, C channels, n tokens.
+"""
+
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from vlm.core.errors import DataError
@@ -8,13 +12,16 @@ from vlm.models.specs import MlpSpec, ProjectorSpec, UnshuffleSpec
 
 
 def pixel_unshuffle(x_BhwC: Tensor, version: str, ratio: float = 0.5) -> Tensor:
-    """Merge neighboring cells into channels ordered (dy, dx, c).
+    """Merge neighboring cells into channels ordered (dy, dx, c): [B, h, w, C] -> [B, h * r, w * r, C / r^2].
 
-    [B, h, w, C] -> [B, h * ratio, w * ratio, C / ratio^2]; `v1` leaves the two axes swapped, so that flattening gives
-    the tokens column by column (InternVL-Chat-V1-2); `v2` is row by row (InternVL2).
+    Args:
+        x_BhwC: the feature grid.
+        version: `v1` leaves the two axes swapped, so that flattening gives the tokens column by column
+            (InternVL-Chat-V1-2); `v2` is row by row (InternVL2).
+        ratio: r, the reciprocal of the cells merged per side.
 
     Raises:
-        DataError: a grid that does not fall into whole blocks.
+        DataError: a grid that is not a whole number of blocks.
     """
     step = round(1 / ratio)
     batch, height, width, channels = x_BhwC.shape
@@ -33,17 +40,20 @@ class UnshuffleProjector(nn.Sequential):
     """Pixel unshuffle, LayerNorm (eps 1e-5), Linear, GELU, Linear."""
 
     def __init__(self, spec: UnshuffleSpec, width: int, hidden: int):
-        merged = width * round(1 / spec.ratio) ** 2
+        merged = width * spec.step**2
         super().__init__(nn.LayerNorm(merged), nn.Linear(merged, hidden), nn.GELU(), nn.Linear(hidden, hidden))
         self.spec = spec
 
     def tokens(self, height: int, width: int) -> int:
-        """Tokens of a grid."""
-        step = round(1 / self.spec.ratio)
-        return (height // step) * (width // step)
+        """Return the number of tokens of a grid of `height` x `width` cells."""
+        return (height // self.spec.step) * (width // self.spec.step)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(pixel_unshuffle(x, self.spec.version, self.spec.ratio).flatten(1, 2))
+        """Project a grid [B, h, w, C] -> [B, n, hidden]."""
+        x = pixel_unshuffle(x, self.spec.version, self.spec.ratio).flatten(1, 2)
+        for layer in self:
+            x = layer(x)
+        return x
 
 
 class MlpProjector(nn.Sequential):
@@ -56,15 +66,23 @@ class MlpProjector(nn.Sequential):
         super().__init__(*layers)
 
     def tokens(self, height: int, width: int) -> int:
-        """Tokens of a grid."""
+        """Return the number of tokens of a grid of `height` x `width` cells."""
         return height * width
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(torch.flatten(x, 1, 2))
+        """Project a grid [B, h, w, C] -> [B, n, hidden]."""
+        x = x.flatten(1, 2)
+        for layer in self:
+            x = layer(x)
+        return x
 
 
-def make_projector(spec: ProjectorSpec, width: int, hidden: int) -> UnshuffleProjector | MlpProjector:
-    """The projector of a spec from `width` encoder channels to `hidden`."""
-    if isinstance(spec, UnshuffleSpec):
-        return UnshuffleProjector(spec, width, hidden)
-    return MlpProjector(spec, width, hidden)
+Projector = UnshuffleProjector | MlpProjector
+
+PROJECTORS: dict[str, Callable[..., Projector]] = {"pixel_unshuffle": UnshuffleProjector, "mlp": MlpProjector}
+"""By the kind of a spec."""
+
+
+def make_projector(spec: ProjectorSpec, width: int, hidden: int) -> Projector:
+    """Return the projector of a spec, from `width` encoder channels to `hidden`, with fresh weights."""
+    return PROJECTORS[spec.kind](spec, width, hidden)

@@ -1,6 +1,10 @@
-"""A family is data: the description of encoder, projector, language model, image rule and positions of one model.
+"""A model family as data: encoder, projector, language model, image rule and positions of one model.
 
-Presets are the YAML files in `presets/`; a checkpoint in our layout carries its spec in `config.json`.
+>>> spec = load_preset("internvl2-2b")
+>>> spec.vision.kind, spec.tokens_per_tile, spec.template
+('intern_vit', 256, 'internlm2-chat')
+
+Presets are the YAML files in `presets/`; a checkpoint in our format has its spec in `config.json`. Imports no torch.
 """
 
 from typing import Annotated, Any, Literal
@@ -13,7 +17,10 @@ from vlm.core.sample.tiling import ImageRule
 
 
 class InternVitSpec(Strict):
-    """InternViT. `norm` is `layer_norm` (300M) or `rms_norm` (6B); `qk_norm` spans the full width, not one head."""
+    """An InternViT.
+
+    `norm` is `layer_norm` (300M) or `rms_norm` (6B); `qk_norm` spans the full width, all heads together.
+    """
 
     kind: Literal["intern_vit"] = "intern_vit"
     width: int
@@ -29,9 +36,14 @@ class InternVitSpec(Strict):
     layer_scale_init: float = 1.0
     drop_path: float = 0.0
 
+    @property
+    def stride(self) -> int:
+        """Return the side in pixels of one cell of the feature grid."""
+        return self.patch_size
+
 
 class ConvNextSpec(Strict):
-    """ConvNeXt trunk with as many stages as `depths` has entries; no final norm. Stride 4 * 2^(stages - 1)."""
+    """A ConvNeXt with as many stages as `depths` has entries, without a final norm."""
 
     kind: Literal["convnext"] = "convnext"
     depths: tuple[int, ...]
@@ -39,9 +51,14 @@ class ConvNextSpec(Strict):
     layer_scale_init: float = 1e-6
     drop_path: float = 0.0
 
+    @property
+    def stride(self) -> int:
+        """Return the side in pixels of one cell of the feature grid: 4, doubled by each stage behind the first."""
+        return int(4 * 2 ** (len(self.depths) - 1))
+
 
 class ExtraStage(Strict):
-    """A ConvNeXt stage of stride 2 put behind a pretrained trunk (ConvLLaVA's fifth stage)."""
+    """A ConvNeXt stage of stride 2 behind a pretrained trunk (ConvLLaVA's fifth stage)."""
 
     width: int
     depth: int
@@ -49,23 +66,42 @@ class ExtraStage(Strict):
 
 
 class TimmSpec(Strict):
-    """Any timm model that gives feature maps, by name; `level` picks the map (-1: the deepest)."""
+    """Any timm model with feature maps, by name; `level` selects the map (-1: the deepest)."""
 
     kind: Literal["timm"] = "timm"
     name: str
     level: int = -1
     extra_stage: ExtraStage | None = None
 
+    @property
+    def stride(self) -> int:
+        """Return the side in pixels of one cell of the feature grid, without building the trunk.
+
+        The deepest map is assumed to have stride 32, each level above it half of that. For a trunk that differs, the
+        first image shows it: features and placeholders are compared.
+
+        Raises:
+            ConfigError: the level is not counted from the deepest map.
+        """
+        if self.level >= 0:
+            raise ConfigError(f"timm level {self.level}", expected="counted from the deepest map: -1, -2, ...")
+        return (64 >> -self.level) * (2 if self.extra_stage else 1)
+
 
 VisionSpec = Annotated[InternVitSpec | ConvNextSpec | TimmSpec, Field(discriminator="kind")]
 
 
 class UnshuffleSpec(Strict):
-    """Pixel unshuffle + LayerNorm + two-layer MLP. `v1` emits tokens column by column, `v2` row by row."""
+    """Pixel unshuffle, LayerNorm and a two-layer MLP. `v1` emits tokens column by column, `v2` row by row."""
 
     kind: Literal["pixel_unshuffle"] = "pixel_unshuffle"
     version: Literal["v1", "v2"]
     ratio: float = 0.5
+
+    @property
+    def step(self) -> int:
+        """Return how many cells of a row become one token."""
+        return round(1 / self.ratio)
 
 
 class MlpSpec(Strict):
@@ -74,20 +110,28 @@ class MlpSpec(Strict):
     kind: Literal["mlp"] = "mlp"
     depth: int = 2
 
+    @property
+    def step(self) -> int:
+        """Return how many cells of a row become one token."""
+        return 1
+
 
 ProjectorSpec = Annotated[UnshuffleSpec | MlpSpec, Field(discriminator="kind")]
 
 
 class RopeScaling(Strict):
-    """Length extrapolation of the rotary base. `dynamic` is NTK beyond `max_positions`; never used with V2PE."""
+    """Extrapolation of the rotary base to longer inputs; `dynamic` is NTK beyond `max_positions`. Never with V2PE."""
 
     kind: Literal["linear", "dynamic"]
     factor: float
 
 
 class LanguageSpec(Strict):
-    """A Llama. `vocab` is the number of embedding rows; `rotary_tables`: float64 phases and float32 tables, or the
-    published float32 phases and tables in the dtype of the activations."""
+    """A Llama.
+
+    `vocab` is the number of embedding rows. `rotary_tables`: `exact` has float64 phases and float32 tables,
+    `published` float32 phases and tables in the dtype of the activations.
+    """
 
     vocab: int
     width: int
@@ -104,8 +148,10 @@ class LanguageSpec(Strict):
 
 
 class ImageTokenSpec(Strict):
-    """How an image stands in the ids. InternVL: `<img>` context… `</img>`; LLaVA: only placeholders, outside the
-    vocabulary (`context_id` -200, no bracket tokens)."""
+    """How an image is marked in the ids.
+
+    InternVL: `<img>`, context tokens, `</img>`. LLaVA: placeholders alone, outside the vocabulary (`context_id` -200).
+    """
 
     context: str | None = "<IMG_CONTEXT>"
     start: str | None = "<img>"
@@ -114,7 +160,10 @@ class ImageTokenSpec(Strict):
 
 
 class ModelSpec(Strict):
-    """Everything that makes a model of one family. `strides`: V2PE positions per tile by default, or None (arange)."""
+    """Everything that makes a model of one family.
+
+    `strides`: V2PE positions per tile by default, or None (0, 1, 2, ...).
+    """
 
     family: str
     vision: VisionSpec
@@ -127,31 +176,27 @@ class ModelSpec(Strict):
     system: str | None = None
 
     def with_language(self, **changes: Any) -> "ModelSpec":
-        """A copy with language settings replaced, e.g. `with_language(vocab=512)`."""
+        """Return a copy with other language settings, e.g. `with_language(vocab=512)`."""
         return self.model_copy(update={"language": self.language.model_copy(update=changes)})
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Return the context tokens of one tile, by arithmetic alone.
+
+        Raises:
+            ConfigError: a timm level that is not counted from the deepest map.
+        """
+        return int((self.image_rule.size // self.vision.stride // self.projector.step) ** 2)
 
 
 def load_preset(name: str) -> ModelSpec:
-    """The preset of that name (case-insensitive). Raises UnknownName with the nearest ones."""
+    """Load a preset by its name (case-insensitive).
+
+    >>> load_preset("convllava-768").tokens_per_tile
+    144
+
+    Raises:
+        UnknownName: no such preset; names the nearest ones.
+    """
     path = find_table("preset", name, "vlm.models", "presets")
     return parse(load_yaml(path), ModelSpec, where=path.name)
-
-
-def tokens_per_tile(spec: ModelSpec) -> int:
-    """Context tokens of one tile, by arithmetic alone: what a model of the spec says of itself, without building it.
-
-    A timm trunk is taken for a pyramid whose deepest map has stride 32 and whose other levels halve it; a name that
-    differs shows at the first image, where features and placeholders are compared.
-    """
-    vision, projector = spec.vision, spec.projector
-    if isinstance(vision, InternVitSpec):
-        stride = vision.patch_size
-    elif isinstance(vision, ConvNextSpec):
-        stride = 4 * 2 ** (len(vision.depths) - 1)
-    else:
-        if vision.level >= 0:
-            raise ConfigError(f"timm level {vision.level}", expected="counted from the deepest map: -1, -2, ...")
-        stride = 64 >> -vision.level
-        stride *= 2 if vision.extra_stage else 1
-    step = round(1 / projector.ratio) if isinstance(projector, UnshuffleSpec) else 1
-    return (spec.image_rule.size // stride // step) ** 2

@@ -76,7 +76,6 @@ def rules_and_sources(
     from vlm.core.home import resolve
     from vlm.core.sample.encode import ImageTokenIds
     from vlm.core.sample.measure import Rules
-    from vlm.models.specs import tokens_per_tile
 
     recipe: Recipe | None = None
     if what.endswith((".jsonl", ".json")):
@@ -101,7 +100,7 @@ def rules_and_sources(
         tokenizer=resolve(tokenizer) if tokenizer else folder or Path(),
         template=spec.template,
         image_rule=spec.image_rule,
-        tokens_per_tile=tokens_per_tile(spec),
+        tokens_per_tile=spec.tokens_per_tile,
         image_tokens=ImageTokenIds(mark, 0, mark),
         system=spec.system,
         max_length=max_length,

@@ -1,1 +1,1 @@
-"""Checkpoints on disk: formats, reading, writing, conversion, comparison, placement."""
+"""Checkpoints on disk: formats, reading, writing, conversion, assembling from parts, placement on devices."""

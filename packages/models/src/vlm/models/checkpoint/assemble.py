@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from vlm.core.errors import CheckpointError
+from vlm.core.home import new_folder
 from vlm.core.progress import Report, silent
 from vlm.core.sample.tokenizer import load_tokenizer
 from vlm.models.checkpoint.formats import internvl, llava
 from vlm.models.checkpoint.formats.schema import LLAMA
-from vlm.models.checkpoint.load import initialized, new_folder, write_checkpoint
+from vlm.models.checkpoint.load import initialized, write_checkpoint
 from vlm.models.checkpoint.renaming import Patterns, prefixed, rename
 from vlm.models.checkpoint.safetensors_io import WeightReader, load_pickle
 from vlm.models.projector import make_projector

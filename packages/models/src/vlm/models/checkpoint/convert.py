@@ -1,17 +1,19 @@
-"""From any layout that we read to a published one, tensor by tensor, bit for bit.
+"""Convert a checkpoint from any format that we read to any that we write, tensor by tensor, bit for bit.
 
 >>> convert("OpenGVLab/InternVL2-2B", "hf", "pretrained/InternVL2-2B-hf")    # doctest: +SKIP
 """
 
 import shutil
 from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from vlm.core.errors import CheckpointError, ConfigError, HardwareError, UnknownName
-from vlm.core.home import resolve, write_json
+from vlm.core.home import new_folder, resolve, write_json
 from vlm.core.progress import Report, human_bytes, silent
 from vlm.core.sample.tokenizer import load_tokenizer
 from vlm.models.checkpoint.formats import FORMATS
@@ -26,7 +28,7 @@ from vlm.models.checkpoint.safetensors_io import SHARD_SIZE, nbytes, write_shard
 from vlm.models.specs import ModelSpec
 
 CARRIED = ("generation_config.json", "chat_template.jinja")
-"""Files that mean the same beside every layout."""
+"""Files with the same meaning in every format."""
 
 
 def convert(
@@ -38,18 +40,21 @@ def convert(
     vision: Vision | None = None,
     report: Report = silent,
 ) -> Path:
-    """Write the checkpoint at `path` in the layout `to` (`internvl`, `llava`, `hf` or `vlm`); the folder written.
+    """Write a checkpoint in another format; return the folder written.
 
-    At most one shard is in memory; dtypes stay as they are stored. The folder appears whole or not at all. Tokenizer
-    files are copied; what the published schema cannot say stands in config.json under `vlm`.
+    At most one shard is in memory; dtypes stay as they are stored. The folder appears complete or not at all. Tokenizer
+    files are copied; settings that the published schema has no key for are in config.json under `vlm`.
 
     Args:
+        path: a folder, or a name below `pretrained/`, in any format.
+        to: key of `FORMATS`: `internvl`, `llava`, `hf` or `vlm`.
+        out: a new or empty folder.
         max_shard_size: e.g. `5GB`.
-        vision: which copy of a LLaVA checkpoint's vision weights, `tower` or `checkpoint`, if they differ.
+        vision: which copy of a LLaVA checkpoint's vision weights to read, `tower` or `checkpoint`, if they differ.
         report: called with (bytes done, bytes in all).
 
     Raises:
-        UnknownName, ConfigError: an unknown layout; a part that has no place in it; `out` holds files.
+        UnknownName, ConfigError: an unknown format; a part that it cannot hold; `out` holds files.
         CheckpointError: the source is damaged, incomplete, or of an unknown family.
         HardwareError: the disk is too small.
     """
@@ -61,57 +66,68 @@ def convert(
     layout = read_layout(folder)
     source = CheckpointReader(layout, folder, vision)
     source.check()
-    plans = plan(source, layout.spec, to)
+    plans = plan_folders(source, layout.spec, to)
     source.check_copy()
-    sizes = [sum(map(nbytes, shapes.values())) for _, shapes, _ in plans]
+    total = sum(plan.size for plan in plans)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if (free := shutil.disk_usage(out.parent).free) < sum(sizes):
+    if (free := shutil.disk_usage(out.parent).free) < total:
         raise HardwareError(
-            f"{human_bytes(free)} free at {out.parent}", expected=human_bytes(sum(sizes)), fix="choose another disk"
+            f"{human_bytes(free)} free at {out.parent}", expected=human_bytes(total), fix="choose another disk"
         )
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        done = 0
-        for (part, shapes, origin), size in zip(plans, sizes, strict=True):
-            target = temporary / part.name
-            target.mkdir(parents=True)
-            for name, content in part.files.items():
-                write_json(target / name, content)
-            write_shards(
-                shapes,
-                lambda key, origin=origin: source.read(origin[key]),  # type: ignore[misc]
-                target,
-                max_shard_size=max_shard_size,
-                report=lambda n, _, done=done: report(done + n, sum(sizes)),  # type: ignore[misc]
-            )
-            done += size
+    with new_folder(out) as temporary:
+        for number, plan in enumerate(plans):
+            before = sum(earlier.size for earlier in plans[:number])
+            plan.write(source, temporary, max_shard_size, partial(report_from, report, before, total))
         copy_companions(folder, temporary)
-        write_own_keys(temporary, plans[0][0], layout.spec)
-        if out.exists():
-            out.rmdir()  # empty: checked above
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write_own_keys(temporary, plans[0].part, layout.spec)
     return out
 
 
-def plan(
-    source: CheckpointReader, spec: ModelSpec, to: str
-) -> list[tuple[FolderFiles, dict[str, Tensor], dict[str, str]]]:
-    """For each folder to write: its files, its tensors (meta) by their new names, and the source's name of each.
+@dataclass(frozen=True)
+class PlannedFolder:
+    """One folder to write: its files, its tensors (meta) by their new names, and our name of each."""
 
-    Raises ConfigError when the layout has no name for a tensor.
+    part: FolderFiles
+    shapes: dict[str, Tensor] = field(default_factory=dict)
+    ours: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of all tensors."""
+        return sum(map(nbytes, self.shapes.values()))
+
+    def write(self, source: CheckpointReader, checkpoint: Path, max_shard_size: str, report: Report) -> None:
+        """Write files and weights below the folder of the checkpoint."""
+        target = checkpoint / self.part.name
+        target.mkdir(exist_ok=True)
+        for name, content in self.part.files.items():
+            write_json(target / name, content)
+
+        def read(key: str) -> Tensor:
+            return source.read(self.ours[key])
+
+        write_shards(self.shapes, read, target, max_shard_size=max_shard_size, report=report)
+
+
+def report_from(report: Report, before: int, total: int, done: int, _: int) -> None:
+    """Report the bytes of one folder as part of the whole checkpoint."""
+    report(before + done, total)
+
+
+def plan_folders(source: CheckpointReader, spec: ModelSpec, to: str) -> list[PlannedFolder]:
+    """Return the folders to write for a checkpoint in the format `to`.
+
+    Raises:
+        ConfigError: the format has no name for a tensor.
     """
     facts = StoredFacts(stored_dtype(source), source.tokens_per_tile, special_ids(source.folder))
-    folders = FORMATS[to].write(spec, facts)
-    plans: list[tuple[FolderFiles, dict[str, Tensor], dict[str, str]]] = [(folder, {}, {}) for folder in folders]
+    plans = [PlannedFolder(part) for part in FORMATS[to].write(spec, facts)]
     for name in source.wanted:
-        for folder, shapes, origin in plans:
-            if found := published_names(name, folder.patterns):
+        for plan in plans:
+            if found := published_names(name, plan.part.patterns):
                 for key, ours in found.items():
-                    if key not in shapes:  # a fused tensor is met once for each of its parts
-                        shapes[key], origin[key] = source.meta(ours), ours
+                    if key not in plan.shapes:  # a fused tensor occurs once for each of its parts
+                        plan.shapes[key], plan.ours[key] = source.meta(ours), ours
                 break
         else:
             raise ConfigError(f"{name} has no place in the {to} layout", fix="choose another --to, e.g. vlm")
@@ -119,7 +135,7 @@ def plan(
 
 
 def published_names(name: str, patterns: Patterns | None) -> dict[str, str]:
-    """{their name: our name} of one of our tensors, whole, fused or split; empty if the patterns have no place."""
+    """Return {their name: our name} of one of our tensors, whole, fused or split; empty if no pattern matches."""
     if patterns is None:
         return {name: name}
     for form in forms(name):
@@ -130,7 +146,7 @@ def published_names(name: str, patterns: Patterns | None) -> dict[str, str]:
 
 
 def stored_dtype(source: CheckpointReader) -> str:
-    """The dtype that most values are stored in, e.g. `bfloat16`."""
+    """Return the dtype that most values are stored in, e.g. `bfloat16`."""
     counts: Counter[str] = Counter()
     for name in source.wanted:
         tensor = source.meta(name)
@@ -139,7 +155,7 @@ def stored_dtype(source: CheckpointReader) -> str:
 
 
 def special_ids(folder: Path) -> dict[str, int]:
-    """Ids of bos, eos and pad: of the tokenizer beside the weights, else of the source's config."""
+    """Return the ids of bos, eos and pad: of the tokenizer beside the weights, else of the source's configuration."""
     kinds = ("bos", "eos", "pad")
     if any((folder / name).exists() for name in TOKENIZER_FILES[:2]):
         tokenizer = load_tokenizer(folder)
@@ -152,7 +168,7 @@ def special_ids(folder: Path) -> dict[str, int]:
 
 
 def copy_companions(folder: Path, target: Path) -> None:
-    """Copy the tokenizer, if there is one, and what else belongs to every layout."""
+    """Copy the tokenizer, if there is one, and the files with the same meaning in every format."""
     if any((folder / name).exists() for name in TOKENIZER_FILES[:2]):
         copy_tokenizer(folder, target)
     for name in CARRIED:
@@ -161,7 +177,7 @@ def copy_companions(folder: Path, target: Path) -> None:
 
 
 def write_own_keys(folder: Path, part: FolderFiles, spec: ModelSpec) -> None:
-    """Read the written folder back and put what its config.json failed to say, and the strides, under `vlm`."""
+    """Read the written folder back; put settings that its config.json does not hold, and the strides, under `vlm`."""
     want, got = spec.model_dump(mode="json"), read_layout(folder).spec.model_dump(mode="json")
     own = {k: v for k, v in want.items() if v != got[k] or (k == "strides" and v is not None)}
     if own and part.patterns is not None:

@@ -1,4 +1,4 @@
-"""Checkpoint folders: where they are and what their config says. Imports no torch."""
+"""Find a checkpoint folder and read its `config.json`. Imports no torch."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,11 @@ from vlm.core.home import pretrained, resolve
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """A checkpoint by path or by its name below `pretrained/`. Raises CheckpointError with the line that fetches it."""
+    """Return the folder of a checkpoint: a path, or a name below `pretrained/`.
+
+    Raises:
+        CheckpointError: there is none; the message has the command that downloads it.
+    """
     for candidate in (resolve(path), pretrained() / str(path), pretrained() / Path(path).name):
         if (candidate / "config.json").exists():
             return candidate
@@ -21,13 +25,18 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a checkpoint folder. Raises CheckpointError when absent or not JSON."""
+    """Return the `config.json` of a checkpoint folder.
+
+    Raises:
+        CheckpointError: it is missing or not JSON.
+    """
     path = Path(folder) / "config.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
             f"no config.json in {folder}", expected="a checkpoint folder", fix="`vlm list weights` shows what is here"
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}", fix="download the checkpoint again") from error
+    return config

@@ -1,9 +1,9 @@
-"""Where a model's weights go and in what precision: one device, several GPUs, offloaded layers, 8 or 4 bits.
+"""Devices and precision of a model's weights: one device, several GPUs, offloaded layers, 8 or 4 bits.
 
 >>> device_map(load_preset("internvl-chat-v1-2"), gpus=2)["language_model.model.layers.20"]
 1
 
-accelerate moves tensors between devices, bitsandbytes quantizes; both are imported when they are used.
+accelerate moves tensors between devices, bitsandbytes quantizes; both are imported only when they are used.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from vlm.models.specs import ModelSpec
 from vlm.models.vlm import VisionLanguageModel
 
 Devices = Mapping[str, int | str]
-"""Module name -> GPU number, torch device, or "disk"; the longest name wins, "" is the whole model."""
+"""Module name -> GPU number, torch device, or "disk"; the longest name applies, "" is the whole model."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 QUANTISED = ("8bit", "4bit")
@@ -37,25 +37,25 @@ TOGETHER = (
     "language_model.model.norm",
     "language_model.lm_head",
 )
-"""What stays beside the first and the last layer: an answer begins and ends on one device."""
+"""Modules on the device of the first and the last layer: an answer begins and ends on one device."""
 
 
 def resolve_dtype(name: str) -> torch.dtype | None:
-    """A floating-point type by name; None for "auto" (as stored). Raises UnknownName."""
+    """Return a floating-point type by name; None for "auto" (as stored). Raises UnknownName."""
     if name != "auto" and name not in DTYPES:
         raise UnknownName("dtype", name, ["auto", *DTYPES])
     return DTYPES.get(name)
 
 
 def device_map(spec: ModelSpec, gpus: int) -> dict[str, int | str]:
-    """Layers over GPUs: the first takes half a share, because encoder and projector are there, and the last layer.
+    """Distribute layers over GPUs; the first takes half a share, and also encoder, projector and the last layer.
 
     With L layers on W GPUs a share is ceil(L / (W - 1/2)). Source: published multi-GPU quick start of
     InternVL-Chat-V1-2 (60 layers on 2 GPUs: 21 and 39; on 8: 5, six times 8, 7). Few layers on many GPUs leave the
     last ones idle, as published.
 
     Raises:
-        ConfigError: less than one GPU.
+        ConfigError: fewer than one GPU.
     """
     if gpus < 1:
         raise ConfigError(f"a device map over {gpus} GPUs", expected="at least 1")
@@ -68,12 +68,12 @@ def device_map(spec: ModelSpec, gpus: int) -> dict[str, int | str]:
 
 
 def offload_map(spec: ModelSpec, main: int | str, where: str) -> dict[str, int | str]:
-    """All decoder layers in `where` ("cpu" or "disk"), brought to `main` one at a time; everything else on `main`."""
+    """Keep all decoder layers in `where` ("cpu" or "disk"), moved to `main` one at a time; all else is on `main`."""
     return {**dict.fromkeys(TOGETHER, main), **{f"{LAYERS}.{i}": where for i in range(spec.language.depth)}}
 
 
 def device_of(name: str, devices: Devices) -> int | str:
-    """The device of a tensor or module. Raises ConfigError when the map leaves it out."""
+    """Return the device of a tensor or module. Raises ConfigError when the map leaves it out."""
     part = name
     while part not in devices:
         if not part:
@@ -83,19 +83,19 @@ def device_of(name: str, devices: Devices) -> int | str:
 
 
 def quantized_linears(model: nn.Module) -> list[str]:
-    """Names of the modules that quantization replaces: the linear layers inside the language model's decoder layers.
+    """Return the names of the modules that quantization replaces: the linear layers of the decoder layers.
 
-    Encoder, projector, embedding and head stay as they are: InternViT-6B in 4 bits gives nonsense (documented by the
+    Encoder, projector, embedding and head are not quantized: InternViT-6B in 4 bits gives nonsense (documented by the
     authors of InternVL-Chat-V1-2).
     """
     return [n for n, m in model.named_modules() if n.startswith(f"{LAYERS}.") and isinstance(m, nn.Linear)]
 
 
 def resolve_devices(spec: ModelSpec, device: str | Devices, offload: str | None = None) -> dict[str, int | str]:
-    """`auto` | `cpu` | `cuda` | `cuda:1` | `map` | a dict -> device of each module.
+    """Return the device of each module for `auto`, `cpu`, `cuda`, `cuda:1`, `map` or a dict.
 
     Raises:
-        ConfigError: an unknown device or offload; HardwareError: a GPU that is not there.
+        ConfigError: an unknown device or offload; HardwareError: a GPU that does not exist.
     """
     if offload is not None and offload not in OFFLOADS:
         raise UnknownName("offload", offload, OFFLOADS)
@@ -124,9 +124,9 @@ def resolve_devices(spec: ModelSpec, device: str | Devices, offload: str | None 
 
 @dataclass
 class Placement:
-    """Puts each tensor of a checkpoint where it belongs as soon as it is read, so that no second copy exists.
+    """Puts each tensor of a checkpoint on its device as soon as it is read, so that no second copy exists.
 
-    `prepare(model)` before the first tensor, `put` for each, `finish` behind the last.
+    Call `prepare(model)` before the first tensor, `put` for each, `finish` after the last.
     """
 
     devices: dict[str, int | str]
@@ -138,7 +138,7 @@ class Placement:
     stored: set[torch.dtype] = field(default_factory=set)
 
     def prepare(self, model: VisionLanguageModel) -> None:
-        """Replace what is to be quantized (nothing is allocated), and make room on the disk."""
+        """Replace the modules to quantize (nothing is allocated), and make a folder for offloaded layers."""
         if self.quantize:
             self.quantized = set(quantized_linears(model))
             for name in self.quantized:
@@ -149,7 +149,7 @@ class Placement:
             weakref.finalize(model, shutil.rmtree, self.folder, ignore_errors=True)
 
     def put(self, model: VisionLanguageModel, name: str, tensor: Tensor) -> None:
-        """One tensor, cast and moved, in its place in the model."""
+        """Cast and move one tensor, and set it in the model."""
         device = device_of(name, self.devices)
         dtype = tensor.dtype
         if tensor.is_floating_point():
@@ -173,7 +173,8 @@ class Placement:
     def finish(self, model: VisionLanguageModel) -> None:
         """Tie shared weights and, with several devices, let accelerate carry activations and weights between them.
 
-        Raises CheckpointError when "auto" met tensors of several types.
+        Raises:
+            CheckpointError: dtype "auto" with tensors of several types.
         """
         if self.dtype is None and len(self.stored) > 1:
             raise CheckpointError(
@@ -208,12 +209,14 @@ class Placement:
         }
         with torch.device("meta"):
             if self.quantize == "8bit":
-                return bnb.nn.Linear8bitLt(**sizes, has_fp16_weights=False)
-            return bnb.nn.Linear4bit(**sizes, quant_type="nf4", compute_dtype=self.dtype)
+                low: nn.Module = bnb.nn.Linear8bitLt(**sizes, has_fp16_weights=False)
+            else:
+                low = bnb.nn.Linear4bit(**sizes, quant_type="nf4", compute_dtype=self.dtype)
+        return low
 
 
 def _settings(quantize: str | None) -> dict[str, Any]:
-    """Keywords of a low-bit weight: plain int8, or NF4 with double quantization."""
+    """Return the keywords of a low-bit weight: plain int8, or NF4 with double quantization."""
     if quantize == "8bit":
         return {"requires_grad": False, "has_fp16_weights": False}
     return {"requires_grad": False, "quant_type": "nf4", "compress_statistics": True}
@@ -238,11 +241,11 @@ def make_placement(
     quantize: str | None = None,
     offload: str | None = None,
 ) -> Placement:
-    """Check all settings before anything is read. See `load_model`.
+    """Check all settings before anything is read, and return where weights go; arguments are those of `load_model`.
 
     Raises:
-        ConfigError: unknown names, settings that exclude each other, or a library that is not installed.
-        HardwareError: a GPU that is not there.
+        ConfigError: unknown names, settings that exclude each other, a library that is not installed.
+        HardwareError: a GPU that does not exist.
     """
     if quantize is not None:
         if quantize not in QUANTISED:

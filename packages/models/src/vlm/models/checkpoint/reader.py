@@ -1,4 +1,4 @@
-"""A checkpoint as a source of our tensors: every stored key is used, dropped by name, or an error."""
+"""Read a checkpoint in any format under our names: every stored key is used, dropped by name, or an error."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 @dataclass
 class Accounts:
-    """What became of each stored key. `used`: theirs -> ours; `copies`: the vision copy that is not read."""
+    """What each stored key was used for. `used`: their name -> ours; `copies`: of the vision copy that is not read."""
 
     used: dict[str, str] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
@@ -36,12 +36,12 @@ class CheckpointReader:
     >>> source.check()                                   # doctest: +SKIP
     >>> source.read("projector.1.weight")                # doctest: +SKIP
 
-    `vision` chooses between the tower's folder and the copy in a LLaVA checkpoint; by default the tower, which the
-    published loader reads, after both were found equal.
+    `vision` chooses between the tower's folder and the copy in a LLaVA checkpoint. The default is the tower, which the
+    published loader reads; `check_copy` then compares both.
 
     Attributes:
         wanted: our name -> meta tensor of the model that config.json describes, in the order of its state dict.
-        accounts: what became of each stored key.
+        accounts: what each stored key was used for.
 
     Raises:
         CheckpointError: files missing or damaged.
@@ -66,7 +66,7 @@ class CheckpointReader:
         self._account()
 
     def _open(self, vision: Vision | None) -> None:
-        """Name everything that is stored; where the vision weights are there twice, set one of them apart."""
+        """Rename everything that is stored; where the vision weights are stored twice, set one of them apart."""
         layout = self.layout
         reader = WeightReader(self.folder)
         copied = rename(list(reader.items), layout.copy or {})
@@ -110,7 +110,7 @@ class CheckpointReader:
             self.accounts.dropped.append(found[1].key)
 
     def _account(self) -> None:
-        """Find a way to make each wanted tensor; what is left over is unknown."""
+        """Find how to make each wanted tensor; stored tensors that are not needed are unknown."""
         for name in self.wanted:
             if way := way_to_make(name, self._stored):
                 self._ways[name] = way
@@ -121,30 +121,30 @@ class CheckpointReader:
         self.accounts.unknown += [item.key for name, (_, item) in self._stored.items() if name not in needed]
 
     def file(self, name: str) -> Path:
-        """The file that holds (the first part of) one of our tensors."""
+        """Return the file that holds (the first part of) one of our tensors."""
         return self._stored[self._ways[name].needs[0]][1].file
 
     def meta(self, name: str) -> Tensor:
-        """A tensor without memory, of the shape and dtype that `read` will give."""
+        """Return a tensor without memory, of the shape and dtype that `read` returns."""
         way = way_to_make(name, self._stored)
         if way is None:
             raise KeyError(name)
         return way.make(*(self._stored[need][1].meta() for need in way.needs), self.language)
 
     def read(self, name: str) -> Tensor:
-        """One tensor, as stored; split or fused where the layouts differ."""
+        """Return one tensor, as stored; split or fused where the formats differ."""
         way = way_to_make(name, self._stored)
         if way is None:
             raise KeyError(name)
         return way.make(*(self._read(*self._stored[need]) for need in way.needs), self.language)
 
     def _read(self, reader: WeightReader, item: Stored) -> Tensor:
-        if self._last is None or self._last[0] != item:  # the parts of a fused tensor are asked for one by one
+        if self._last is None or self._last[0] != item:  # the parts of a fused tensor are read one by one
             self._last = (item, reader.read(item.key))
         return self._last[1]
 
     def check(self) -> None:
-        """Raises CheckpointError for unknown or missing tensors, wrong shapes and dtypes: file, tensor, fix."""
+        """Raise CheckpointError for unknown or missing tensors, wrong shapes and dtypes; names file, tensor and fix."""
         listing = f"`vlm weights inspect --keys {self.folder}` lists all"
         if unknown := self.accounts.unknown:
             raise CheckpointError(
@@ -190,7 +190,7 @@ class CheckpointReader:
             )
 
     def check_copy(self) -> int:
-        """Compare both copies of the vision weights, if there are two; the number of tensors compared.
+        """Compare both copies of the vision weights, if there are two; return the number of tensors compared.
 
         Raises:
             CheckpointError: they differ; names the first tensor, the greatest difference, and how to choose.

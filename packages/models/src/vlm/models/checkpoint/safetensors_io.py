@@ -1,7 +1,6 @@
-"""Weight files: what their headers say, one tensor at a time, and written shard by shard.
+"""Weight files of any format: read headers, read one tensor at a time, write shard by shard.
 
-Nothing here knows a family. Safetensors are preferred; pickles are read with `weights_only` and never where safetensors
-stand beside them.
+Safetensors are preferred; pickles are read with `weights_only`, and only where there are no safetensors.
 """
 
 import json
@@ -34,7 +33,11 @@ DTYPES = {
 
 
 def indexed_files(index: Path) -> list[Path]:
-    """The shards that an index names. Raises CheckpointError for a damaged index and for missing shards."""
+    """Return the shards that an index names.
+
+    Raises:
+        CheckpointError: a damaged index, or missing shards.
+    """
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -45,15 +48,16 @@ def indexed_files(index: Path) -> list[Path]:
 
 
 def check_shards(folder: Path, missing: list[str]) -> None:
+    """Raise CheckpointError if any shard is missing."""
     if missing:
         raise CheckpointError(f"{folder}: missing shards {', '.join(missing)}", fix="download the checkpoint again")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a folder: safetensors if there are any, else pickles.
+    """Return the weight files of a folder: safetensors if there are any, else pickles.
 
     Raises:
-        CheckpointError: none at all; a damaged index; a shard that the index, or the count in a file's name, misses.
+        CheckpointError: no weights; a damaged index; a missing shard, by the index or by the count in a file name.
     """
     for index, whole, pattern in (
         ("model.safetensors.index.json", "model.safetensors", "*.safetensors"),
@@ -78,7 +82,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether any weight file or index is there."""
+    """Return whether a folder holds any weight file or index."""
     return any(f for p in ("*.safetensors*", "pytorch_model*.bin*") for f in folder.glob(p))
 
 
@@ -92,12 +96,20 @@ class Stored:
     shape: tuple[int, ...]
 
     def meta(self) -> Tensor:
-        """A tensor of that dtype and shape without memory."""
+        """Return a tensor of that dtype and shape without memory."""
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
 
 class WeightReader:
-    """`reader.items` is what a folder's headers say; `reader.read(key)` one tensor. Files stay open (memory-mapped)."""
+    """The weights of a folder; files stay open, memory-mapped.
+
+    >>> reader = WeightReader(Path("pretrained/InternVL2-2B"))        # doctest: +SKIP
+    >>> reader.items["mlp1.1.weight"].shape                            # doctest: +SKIP
+    (2048, 4096)
+
+    Attributes:
+        items: key -> file, dtype and shape, from the headers.
+    """
 
     def __init__(self, folder: Path):
         self.items: dict[str, Stored] = {}
@@ -129,14 +141,19 @@ class WeightReader:
             raise CheckpointError(f"{file}: {error}", fix=AGAIN) from error
 
     def read(self, key: str) -> Tensor:
-        """The tensor, as stored."""
+        """Return a tensor, as stored."""
         file = self.items[key].file
         handle = self._open[file]
-        return handle[key] if isinstance(handle, dict) else handle.get_tensor(key)
+        tensor: Tensor = handle[key] if isinstance(handle, dict) else handle.get_tensor(key)
+        return tensor
 
 
 def load_pickle(file: Path) -> dict[str, Tensor]:
-    """A state dict of tensors from a pickle; nothing in it is executed."""
+    """Return the state dict of tensors in a pickle; nothing in it is executed.
+
+    Raises:
+        CheckpointError: damaged, or it holds anything else.
+    """
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))  # not of old pickles
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -151,13 +168,14 @@ def load_pickle(file: Path) -> dict[str, Tensor]:
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of a folder's weight files, one tensor in memory at a time."""
+    """Yield (name, tensor) of the weight files of a folder, one tensor in memory at a time."""
     reader = WeightReader(folder)
     for key in reader.items:
         yield key, reader.read(key)
 
 
 def nbytes(tensor: Tensor) -> int:
+    """Return the size of a tensor in bytes, also of a meta tensor."""
     return tensor.numel() * tensor.element_size()
 
 
@@ -172,12 +190,14 @@ def write_shards(
     """Write `model*.safetensors` (and the index, if there are several) with at most one shard in memory.
 
     Args:
-        shapes: name -> any tensor of the final shape and dtype (meta will do), in the order of the shards.
-        read: the tensor of a name; called once for each.
+        shapes: name -> any tensor of the final shape and dtype, also a meta tensor, in the order of the shards.
+        read: function from a name to its tensor; called once for each.
+        folder: where the files are written.
+        max_shard_size: e.g. `5GB`.
         report: called with (bytes done, bytes in all).
 
     Raises:
-        ConfigError: `max_shard_size` is no size such as 5GB.
+        ConfigError: `max_shard_size` is not a size such as 5GB.
     """
     try:
         plan = split_state_dict_into_shards_factory(

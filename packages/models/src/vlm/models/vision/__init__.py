@@ -1,1 +1,1 @@
-"""Image encoders: InternViT, ConvNeXt, any timm model."""
+"""Image encoders: InternViT, ConvNeXt, any timm model; and fast resizing of images."""

@@ -1,13 +1,15 @@
 """ConvNeXt on timm's trunk and stages: four stages and any number more (ConvLLaVA's fifth); any timm encoder by name.
 
-Unusual: the output is the last stage itself, without a final norm; height and width are any multiples of the stride.
+Unusual: the output is that of the last stage, without a final norm; height and width are any multiples of the stride.
+
+Shapes: B images of h x w pixels, C channels.
 """
 
 from typing import Any
 
 import timm
 import torch
-from timm.layers import LayerNorm, LayerNorm2d
+from timm.layers.norm import LayerNorm, LayerNorm2d
 from timm.models.convnext import ConvNeXt, ConvNeXtStage
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -19,7 +21,7 @@ TRUNK_STAGES = 4  # timm's class knows exactly four
 
 
 def make_stage(in_width: int, width: int, depth: int, layer_scale_init: float, drop_path: float = 0.0) -> ConvNeXtStage:
-    """One stage of stride 2 with PyTorch's default init, as the published code appends it."""
+    """Return one stage of stride 2 with PyTorch's default initialization, as the published code appends it."""
     return ConvNeXtStage(
         in_width,
         width,
@@ -32,24 +34,21 @@ def make_stage(in_width: int, width: int, depth: int, layer_scale_init: float, d
     )
 
 
-def run(module: nn.Module, x: Tensor, recompute: bool) -> Any:
-    """The module's output; with `recompute` its activations are made again in the backward pass."""
+def run_stage(module: nn.Module, x: Tensor, recompute: bool) -> Any:
+    """Return the module's output; with `recompute`, activations are computed again in the backward pass."""
     return checkpoint(module, x, use_reentrant=False) if recompute else module(x)
 
 
 class ConvNext(nn.Module):
-    """`forward`: [B, 3, h, w] -> [B, h // stride, w // stride, widths[-1]].
+    """A ConvNeXt without final norm.
 
-    Pixels beyond a multiple of the stride are refused, or dropped with `drop_remainder`, as the published code does in
-    silence.
-
-    Raises:
-        DataError: a height or width that is no multiple of the stride.
+    Pixels beyond a multiple of the stride are an error; with `drop_remainder` they are dropped, as the published code
+    does without a message.
     """
 
     def __init__(self, spec: ConvNextSpec):
         super().__init__()
-        self.width, self.stride = spec.widths[-1], 4 * 2 ** (len(spec.depths) - 1)
+        self.width, self.stride = spec.widths[-1], spec.stride
         self.gradient_checkpointing = self.drop_remainder = False
         trunk = ConvNeXt(
             num_classes=0,
@@ -65,20 +64,22 @@ class ConvNext(nn.Module):
             self.stages.append(make_stage(before, width, depth, spec.layer_scale_init))
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Encode pixels [B, 3, h, w] -> [B, h // stride, w // stride, widths[-1]].
+
+        Raises:
+            DataError: a height or width that is not a multiple of the stride.
+        """
         if not self.drop_remainder:
             check_size(pixels, self.stride, "ConvNeXt")
         x = self.stem(pixels)
         for stage in self.stages:
-            x = run(stage, x, self.gradient_checkpointing and self.training)
-        return x.permute(0, 2, 3, 1)
+            x = run_stage(stage, x, self.gradient_checkpointing and self.training)
+        grid: Tensor = x.permute(0, 2, 3, 1)
+        return grid
 
 
 class TimmEncoder(nn.Module):
-    """A timm feature pyramid by name, with an optional further stage. `forward`: [B, 3, h, w] -> [B, h', w', C].
-
-    Raises:
-        DataError: a height or width that is no multiple of the stride.
-    """
+    """A timm feature pyramid by name, with an optional further stage."""
 
     def __init__(self, spec: TimmSpec):
         super().__init__()
@@ -94,7 +95,7 @@ class TimmEncoder(nn.Module):
             self.width, self.stride = extra.width, self.stride * 2
 
     def train(self, mode: bool = True) -> "TimmEncoder":
-        """Batch norm keeps its pretrained statistics: tiny training batches would ruin them, silently."""
+        """Set the mode; batch norm keeps its pretrained statistics, which tiny training batches would ruin."""
         super().train(mode)
         for module in self.trunk.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -102,13 +103,19 @@ class TimmEncoder(nn.Module):
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Encode pixels [B, 3, h, w] -> [B, h / stride, w / stride, C].
+
+        Raises:
+            DataError: a height or width that is not a multiple of the stride.
+        """
         check_size(pixels, self.stride, "the timm encoder")
         frozen = not any(p.requires_grad for p in self.trunk.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             # channels last: about three times faster for depthwise convolutions on a CPU
             x = pixels.contiguous(memory_format=torch.channels_last)
             recompute = self.gradient_checkpointing and self.training
-            x = run(self.trunk, x, recompute and not frozen)[-1]
+            x = run_stage(self.trunk, x, recompute and not frozen)[-1]
         for stage in self.stages:
-            x = run(stage, x, recompute)
-        return x.permute(0, 2, 3, 1)
+            x = run_stage(stage, x, recompute)
+        grid: Tensor = x.permute(0, 2, 3, 1)
+        return grid

@@ -1,4 +1,4 @@
-"""The sizes that an image encoder takes."""
+"""Image sizes that an encoder accepts."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from vlm.core.errors import DataError
 
 
 def check_size(pixels: Tensor, multiple: int, encoder: str) -> None:
-    """Raise DataError unless height and width of [B, 3, h, w] are multiples: a remainder would be lost in silence."""
+    """Raise DataError unless height and width of pixels [B, 3, h, w] are multiples of the stride."""
     height, width = pixels.shape[-2:]
     if pixels.dim() != 4 or height < multiple or width < multiple or height % multiple or width % multiple:
         raise DataError(
