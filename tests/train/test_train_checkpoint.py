@@ -64,7 +64,7 @@ def test_a_disk_that_is_really_full_is_named_and_the_last_checkpoint_stays(small
     sets = [x for s in ("steps=6", "save_every=2") for x in ("--set", s)]
     child = vlm("train", "-r", recipe_file, "--run", small_disk, "--quiet", *sets)
     assert child.wait(120) == 1, child.said
-    assert "error: cannot write" in child.said and "make room" in child.said and "Traceback" not in child.said
+    assert "error: cannot write" in child.said and "free space" in child.said and "Traceback" not in child.said
     kept = checkpoint.complete(small_disk / "train/tiny/checkpoints")
     assert [p.name for p in kept] == ["step-00000002"] and checkpoint.damage(kept[0]) is None
     assert not list(kept[0].parent.glob(".*tmp"))

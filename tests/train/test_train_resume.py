@@ -155,7 +155,7 @@ def test_a_full_disk_is_named_and_leaves_the_last_checkpoint_whole(start, undist
     before = saved(out)
     child, _ = start(max_file=1_000_000)  # a checkpoint needs 2.5 MB
     assert child.wait() == 1 and "Traceback" not in child.said
-    assert "error: cannot write" in child.said and "make room" in child.said
+    assert "error: cannot write" in child.said and "free space" in child.said
     assert saved(out) == before and not list((out / "checkpoints").glob(".*tmp"))
     go_on(start, out, undisturbed, curve)
 

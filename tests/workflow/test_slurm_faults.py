@@ -99,7 +99,7 @@ def test_after_kill_9_of_snakemake_its_stray_job_is_ended_first(faulty: Dag, und
     process.wait()
     assert faulty.running("train_stage") == stray
     faulty.run()
-    assert f"cancelled what an earlier run left: {stray}" in faulty.said
+    assert f"canceled the jobs that an earlier run left: {stray}" in faulty.said
     assert repeated(faulty) == {"train_stage": 1}
     same(faulty, undisturbed)
 

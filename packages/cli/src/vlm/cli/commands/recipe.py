@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from vlm.train.verify.verify import Report
+    from vlm.train.verify.verify import VerifyReport
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -20,7 +20,7 @@ def show(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """The resolved recipe: base merged, every key, every source.
+    """Show the resolved recipe: base merged, every key, every source.
 
     Example: vlm recipe show convllava-stage3
     """
@@ -64,19 +64,20 @@ def verify(
     label: Annotated[str | None, typer.Option(help="Column or row of the README's table.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """Compare a recipe with what was published: contradictions, dead paths, variables and arguments that go nowhere.
+    """Compare a recipe with what was published: contradictions, dead paths, variables and arguments without effect.
 
     Exit code 2 when a contradiction is in no `differences` entry of the recipe. Nothing is executed.
 
     Example: vlm recipe verify convllava-stage2 --against scripts/stage_2.sh
     """
     from vlm.core.errors import ConfigError
-    from vlm.train.verify import verify as work
+    from vlm.train.verify.verify import verify as verify_recipe
+    from vlm.train.verify.verify import verify_script
 
     if against is not None:
-        report = work.verify(name, against, label=label)
+        report = verify_recipe(name, against, label=label)
     elif name.endswith(".sh"):
-        report = work.verify_script(Path(name))
+        report = verify_script(Path(name))
     else:
         raise ConfigError(
             f"nothing to compare {name} with", fix=f"vlm recipe verify {name} --against FILE.sh|.md|.json"
@@ -89,25 +90,25 @@ def verify(
         raise typer.Exit(2)
 
 
-def show_report(report: "Report") -> None:
-    """The findings, those that need a decision first."""
+def show_report(report: "VerifyReport") -> None:
+    """Show the findings, those that need a decision first."""
     typer.secho(f"{report.recipe or 'no recipe is near'}  against  {report.source}", bold=True)
-    for title, findings, colour in (
+    for title, findings, color in (
         ("contradicts, and no difference says why", report.contradictions, "red"),
         ("differs on purpose (--published does as they did, where a key can)", report.noted, "yellow"),
     ):
         if findings:
-            typer.secho(f"{title}:", fg=colour)
+            typer.secho(f"{title}:", fg=color)
         for f in findings:
             why = f"\n      {f.noted}" if f.noted else ""
             typer.echo(f"  {f.key}: ours {f.ours}, theirs {f.theirs} ({f.said}){why}")
     for title, lines in (
         ("paths that are not here", report.dead_paths),
-        ("variables worked out and never used", report.unused),
+        ("variables that are set and never used", report.unused),
         ("variables that a caller may set and that do not reach the program", report.unforwarded),
         ("arguments we do not know", report.unknown),
-        ("pieces that make no sense", report.broken),
-        ("keys of ours that it says nothing about", report.only_ours),
+        ("parts that make no sense", report.broken),
+        ("keys of ours that it does not set", report.only_ours),
     ):
         if lines:
             typer.echo(f"{title}:\n  " + "\n  ".join(lines))

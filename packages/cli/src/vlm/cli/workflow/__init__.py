@@ -1,1 +1,1 @@
-"""What the Snakefile asks: the catalogue as files, job shapes, guards, estimates."""
+"""The DAG: the catalogue as files, the planned jobs, their cost, and guards for a cluster."""

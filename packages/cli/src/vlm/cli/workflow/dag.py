@@ -1,8 +1,9 @@
-"""What the Snakefile asks the catalogue and the benchmark tables, without torch: which file says that something is
-there, what it is made of, and which table an evaluation depends on. Used by workflows/rules and by `vlm reproduce`.
+"""The catalogue and the benchmark tables as files of the DAG, without torch; for workflows/rules and `vlm reproduce`.
 
-    ready("V2PE-Data")                    # dataset/V2PE-Data/.vlm-organised-V2PE-Data.json
-    ready("InternVL2-2B")                 # pretrained/InternVL2-2B/.vlm-manifest.json
+It says which file marks that something is there, what that is made of, and which table an evaluation depends on.
+
+>>> ready("V2PE-Data"), ready("InternVL2-2B")
+('dataset/V2PE-Data/.vlm-organised-V2PE-Data.json', 'pretrained/InternVL2-2B/.vlm-manifest.json')
 """
 
 import re
@@ -16,13 +17,13 @@ from vlm.core.home import home
 from vlm.eval.benchmark import load_benchmark, tables
 
 BY_HAND = ".vlm-by-hand-"
-"""Start of the name of an empty file: a person has placed what the entry named after it consists of."""
+"""Prefix of an empty file's name: a person has placed the files of the entry that it names."""
 
 
 NAME = re.compile(r"^name: *(\S+)", re.MULTILINE)
 
 
-class Table(NamedTuple):
+class TableFile(NamedTuple):
     """The YAML file of a benchmark, its `name` there (without the variant), and its folder below `dataset/`."""
 
     file: str
@@ -31,28 +32,28 @@ class Table(NamedTuple):
 
 
 @cache
-def table_of(bench: str) -> Table:
-    """The table of a benchmark by name, in any case. Raises UnknownName with the nearest."""
+def table_of(bench: str) -> TableFile:
+    """Find the table of a benchmark by name, in any case. Raises UnknownName with the nearest."""
     table = load_benchmark(bench, home())
     path = {name.lower(): path for name, (path, _) in tables(home()).items()}[bench.lower()]
     (name,) = NAME.findall(path.read_text(encoding="utf-8"))  # parsing every table twice takes a second
-    return Table(str(path), name, table.folder)
+    return TableFile(str(path), name, table.folder)
 
 
 @cache
 def catalogue() -> dict[str, Entry]:
-    """Name -> entry; read once."""
+    """Load the catalogue, once: name -> entry."""
     return load_catalogue()
 
 
 @cache
 def entry(name: str) -> Entry:
-    """The entry of a name. Raises UnknownName with the nearest."""
+    """Find an entry by name. Raises UnknownName with the nearest."""
     return find_entry(name, catalogue())
 
 
 def ready(name: str) -> str:
-    """The file whose existence says that an entry is there: organized, else downloaded, else placed by hand."""
+    """Return the file whose existence means that an entry is there: organized, else downloaded, else placed by hand."""
     about = entry(name)
     if about.organize:
         return f"{about.folder}/{organized_name(about)}"
@@ -62,7 +63,7 @@ def ready(name: str) -> str:
 
 
 def needs(name: str) -> list[str]:
-    """What must be there before `vlm data organize` of an entry: its own files, and the entries it is made of.
+    """List the files that `vlm data organize` of an entry needs: its own, and those of the entries it is made of.
 
     Entries of one folder are organized one after the other: the folder is locked meanwhile.
     """
@@ -75,15 +76,17 @@ def needs(name: str) -> list[str]:
 
 
 def downloads_of(folder: str) -> str:
-    """The names for `vlm download` that fill a folder such as `dataset/easy-vqa`. A folder that the catalogue does not
-    know gives its own name: `vlm download` then says which names there are."""
+    """Return the names for `vlm download` that fill a folder such as `dataset/easy-vqa`.
+
+    For a folder that the catalogue does not know it is its own name: `vlm download` then lists the known ones.
+    """
     found = [e.name for e in catalogue().values() if e.folder == folder and e.automatic]
     return " ".join(found) or folder.split("/")[-1]
 
 
 @cache
 def benchmark_data(bench: str) -> str:
-    """The file that says that the data of a benchmark are there; the manifest of its folder when no entry serves it."""
+    """Return the file whose existence means that a benchmark's data are there: of its entry, else of its folder."""
     table = table_of(bench)
     serving = [e.name for e in catalogue().values() if table.name in e.benchmarks or bench in e.benchmarks]
     return ready(serving[0]) if serving else f"dataset/{table.folder}/{MANIFEST}"

@@ -1,8 +1,8 @@
-"""Guards of the DAG on a cluster, and the shape of a job. Used by the Snakefile's rules and its `onstart`.
+"""Guards of the DAG on a cluster, and the shape of a job; for the Snakefile's rules and its `onstart`.
 
-A killed Snakemake leaves its jobs running, and the next run would submit a second copy onto the same files: `exclusive`
-keeps a second Snakemake out, `cancel_strays` ends what a dead one left, `preflight` refuses shapes that no partition
-has (Slurm would keep them pending for ever, without a word).
+A killed Snakemake leaves its jobs running, and the next run would submit a second copy that writes the same files:
+`exclusive` keeps a second Snakemake out, `cancel_strays` ends the jobs of a dead one, `preflight` refuses shapes that
+no partition has (Slurm would keep them pending for ever, without a message).
 """
 
 import os
@@ -18,34 +18,36 @@ from vlm.core.errors import HardwareError, VlmError
 from vlm.core.home import locked, write_atomic
 
 PATIENCE = 120.0
-"""Seconds that canceled jobs get to disappear (Slurm's KillWait is 30 by default)."""
+"""Seconds that canceled jobs have to end (Slurm's KillWait is 30 by default)."""
 
 
 def exclusive(run: str) -> AbstractContextManager[None]:
-    """The lock of a run's DAG; the kernel releases it when Snakemake dies, however it dies. Raises LockedError."""
+    """Lock a run's DAG; the kernel releases it when Snakemake dies, however it dies. Raises LockedError."""
     return locked(Path(run) / ".dag", "snakemake")
 
 
 def slurm(*command: str) -> str:
-    """Output of a Slurm command. Raises VlmError when it is missing or fails."""
+    """Return the output of a Slurm command. Raises VlmError when the command is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise VlmError(f"{command[0]} did not run: {error}", fix="start on a machine where Slurm answers") from error
     if done.returncode:
-        raise VlmError(f"{' '.join(command)}: {done.stderr.strip()}", fix="ask `sinfo`; then the same command again")
+        raise VlmError(
+            f"{' '.join(command)}: {done.stderr.strip()}", fix="check Slurm with `sinfo`, then rerun the same command"
+        )
     return done.stdout
 
 
 def strays(folder: Path) -> list[str]:
-    """Numbers of this user's jobs that Snakemake submitted from `folder` (its jobs carry `rule_…` as comment)."""
+    """Return the numbers of this user's jobs that Snakemake submitted from `folder` (their comment is `rule_…`)."""
     lines = (line.split("|", 2) for line in slurm("squeue", "--me", "--noheader", "--format=%i|%k|%Z").splitlines())
     here = str(folder.resolve())
     return [number for number, comment, where in lines if where == here and comment.startswith("rule_")]
 
 
 def cancel_strays(folder: Path = Path()) -> list[str]:
-    """End the jobs that an earlier Snakemake left in `folder`, and wait until they are gone; returns their numbers."""
+    """Cancel the jobs that an earlier Snakemake left in `folder` and wait for their end; return their numbers."""
     found = strays(folder)
     if found:
         slurm("scancel", *found)
@@ -54,12 +56,12 @@ def cancel_strays(folder: Path = Path()) -> list[str]:
             if time.monotonic() > end:
                 raise VlmError(f"jobs {', '.join(sorted(left))} do not end", fix="ask the cluster's administrators")
             time.sleep(1)
-        print(f"cancelled what an earlier run left: {', '.join(found)}", flush=True)
+        print(f"canceled the jobs that an earlier run left: {', '.join(found)}", flush=True)
     return found
 
 
 def nodes_of(ranks: int, gpus_per_node: int) -> int:
-    """The fewest nodes that hold `ranks` in equal parts.
+    """Return the fewest nodes that hold `ranks` in equal parts.
 
     >>> nodes_of(32, 8), nodes_of(12, 8), nodes_of(2, 8)
     (4, 2, 1)
@@ -72,7 +74,7 @@ Resources = dict[str, Any]
 
 
 def one_process(site: dict[str, Any], gpus: Callable[[Any], int]) -> Resources:
-    """What a job of one process asks of the site, with `gpus(wildcards)` GPUs on one node; empty without a site."""
+    """Return the resources of a job of one process, with `gpus(wildcards)` GPUs on one node; {} without a site."""
     if not site:
         return {}
     return {
@@ -84,7 +86,7 @@ def one_process(site: dict[str, Any], gpus: Callable[[Any], int]) -> Resources:
 
 
 def many_processes(site: dict[str, Any], stage: Callable[[Any], dict[str, Any]]) -> Resources:
-    """What a training stage asks of the site: one task for each GPU or process, in equal parts on the fewest nodes."""
+    """Return the resources of a training stage: a task for each GPU or process, in equal parts on the fewest nodes."""
     if not site:
         return {}
 
@@ -101,7 +103,7 @@ def many_processes(site: dict[str, Any], stage: Callable[[Any], dict[str, Any]])
         "tasks_per_node": lambda w: tasks(w) if ranks(stage(w)) > 1 else None,
         "mpi": lambda w: site["launcher"] if ranks(stage(w)) > 1 else None,
         "cpus_per_task": lambda w: int(site["cpus_per_gpu"]) if "gpus" in stage(w) else 1,
-        # without `B:` the ranks hear of the time limit, and nothing else; a job of one rank has no step of its own
+        # without `B:` only the ranks get the signal of the time limit; a job of one rank has no step
         "slurm_extra": lambda w: (
             f"--signal=USR1@{site['warn_seconds']} --open-mode=append" if ranks(stage(w)) > 1 else None
         ),
@@ -109,12 +111,12 @@ def many_processes(site: dict[str, Any], stage: Callable[[Any], dict[str, Any]])
 
 
 def ranks(stage: dict[str, Any]) -> int:
-    """Processes of a stage of the configuration."""
-    return stage.get("gpus") or stage.get("processes", 1)
+    """Return the processes of a stage of the configuration."""
+    return int(stage.get("gpus") or stage.get("processes", 1))
 
 
 def launch(resources: Any) -> str:
-    """What stands before `vlm train`: the job step of a multi-process job, nothing for one process.
+    """Return what comes before `vlm train`: the job step of a multi-process job, nothing for one process.
 
     Nodes and tasks are repeated because a bare `srun` inside the job would start one task on each node. Without
     `--kill-on-bad-exit` the others would wait for ever for a rank that failed.
@@ -126,14 +128,14 @@ def launch(resources: Any) -> str:
 
 
 def train_options(stage: dict[str, Any], run: str) -> str:
-    """Flags of a stage for `vlm train`; the number of processes is also what a rank compares its world with."""
+    """Return the options of a stage for `vlm train`. Each rank compares the number of processes with its world."""
     count = ranks(stage)
     sets = [f"--set {key}={str(value).format(run=run)}" for key, value in stage.get("set", {}).items()]
     return "".join(f"{flag} " for flag in [*([f"--processes {count}"] if count > 1 else []), *sets])
 
 
 def request(resources: Any, threads: int) -> tuple[str, ...]:
-    """The options of `sbatch` that decide whether a job can ever start."""
+    """Return the options of `sbatch` that decide whether a job can ever start."""
     flags = {"--nodes": "nodes", "--ntasks-per-node": "tasks_per_node", "--gres": "gres", "--mem": "mem_mb"}
     flags |= {"--time": "runtime", "--partition": "slurm_partition", "--account": "slurm_account"}
     asked = [f"{flag}={resources[key]}" for flag, key in flags.items() if resources.get(key)]
@@ -141,7 +143,7 @@ def request(resources: Any, threads: int) -> tuple[str, ...]:
 
 
 def preflight(jobs: Iterable[Any]) -> None:
-    """Ask Slurm once for each kind of job whether it could run at all.
+    """Ask Slurm once for each shape of job whether it could run at all.
 
     Raises:
         HardwareError: every impossible shape, with Slurm's answer.
@@ -161,7 +163,7 @@ def preflight(jobs: Iterable[Any]) -> None:
 
 
 def write_rule_graph(run: str, jobs: Iterable[Any]) -> None:
-    """Which rule needs which, as `run`/rulegraph.dot (graphviz), where `vlm report` looks for it."""
+    """Write which rule needs which as `run`/rulegraph.dot (graphviz), where `vlm report` reads it."""
     jobs = list(jobs)
     maker = {str(path): job.rule.name for job in jobs for path in job.output}
     needed = {(maker[str(path)], job.rule.name) for job in jobs for path in job.input if str(path) in maker}
@@ -171,16 +173,16 @@ def write_rule_graph(run: str, jobs: Iterable[Any]) -> None:
 
 
 def write_snakemake_report(run: str, configfiles: Iterable[Any]) -> None:
-    """Snakemake's own report beside ours, once there is one: each job with its command, times and provenance."""
+    """Write Snakemake's report beside ours, if that exists: each job with its command, times and provenance."""
     if not (Path(run) / "report/index.html").exists():
         return
     command = [sys.executable, "-m", "snakemake", "all", "--report", f"{run}/report/snakemake.html", "--quiet", "all"]
     files = [str(file) for file in configfiles]
     done = subprocess.run([*command, "--cores", "1", *(["--configfile", *files] if files else [])])
-    if done.returncode:  # a part of the DAG was asked for, and another part is not there
-        print(f"no {run}/report/snakemake.html: not everything of `all` is there", flush=True)
+    if done.returncode:  # only a part of the DAG was asked for
+        print(f"no {run}/report/snakemake.html: the outputs of `all` are not complete", flush=True)
 
 
 def without_defaults() -> dict[str, str]:
-    """The environment without a user's own defaults for sbatch, which the plugin drops as well."""
+    """Return the environment without the user's defaults for sbatch, which the plugin drops as well."""
     return {key: value for key, value in os.environ.items() if not key.startswith("SBATCH_")}

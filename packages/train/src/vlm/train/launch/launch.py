@@ -117,7 +117,7 @@ def forwarded(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
 
 
 def wait(ranks: list[subprocess.Popen[bytes]]) -> int | None:
-    """Wait for all; return the first rank that failed, or None. After a failure the others are killed after GRACE seconds."""
+    """Wait for all; return the first rank that failed, or None. Others are killed GRACE seconds after a failure."""
     failed, deadline = None, float("inf")
     while any(rank.poll() is None for rank in ranks):
         if failed is None:

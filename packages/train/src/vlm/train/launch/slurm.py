@@ -22,7 +22,7 @@ EXPECT = "VLM_EXPECT_WORLD"
 
 
 def expand(nodes: str) -> list[str]:
-    """Return the hosts of a Slurm node list: `n[1-3,05],login` -> n1, n2, n3, n05, login. Raises ConfigError for others."""
+    """List the hosts of a node list: `n[1-3,05],login` -> n1, n2, n3, n05, login. Raises ConfigError if it is none."""
     if nodes.count("[") != nodes.count("]") or not nodes:
         raise ConfigError(f"node list {nodes!r}", expected="as Slurm writes it: n[1-3,5],login")
     hosts = []

@@ -4,8 +4,8 @@
 >>> save_adapters(model.state_dict(), recipe.lora, folder)       # peft's own layout
 >>> state = merge(model.state_dict(), recipe.lora)               # names and shapes of the model without adapters
 
-Merging and saving work on state dicts, because under ZeRO-3 only a gathered state dict is whole. The base weights do not
-change; a new adapter changes nothing, because its second matrix is zero.
+Merging and saving work on state dicts, because under ZeRO-3 only a gathered state dict is whole. The base weights stay
+the same; a new adapter changes nothing, because its second matrix is zero.
 """
 
 import fnmatch
@@ -137,6 +137,9 @@ def save_adapters(
 
 def load_adapters(model: nn.Module, folder: Path) -> Lora:
     """Add saved adapters (ours, or peft's for the same layers) to a model; return their settings.
+
+    >>> load_adapters(model, Path("runs/mine/train/internvl-chat-v1-2-finetune-lora/adapter")).rank   # doctest: +SKIP
+    16
 
     Raises:
         CheckpointError: a file is missing, or tensors and layers do not match one to one.

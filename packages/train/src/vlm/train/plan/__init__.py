@@ -1,1 +1,1 @@
-"""What a recipe costs and whether it fits, before any weight is loaded."""
+"""One resolved run: its faults, what is missing, what it costs and whether it fits, before any weight is loaded."""

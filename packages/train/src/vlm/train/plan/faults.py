@@ -18,7 +18,11 @@ Part = Literal["recipe", "data", "weights", "hardware", "disk"]
 
 
 class Fault(TypedDict):
-    """One reason why a run cannot start: the part it belongs to, what was found, and the line or step that fixes it."""
+    """One reason why a run cannot start: the part it belongs to, what was found, and the line or step that fixes it.
+
+    >>> Fault(what="weights", found="no checkpoint at pretrained/x", fix="vlm download x")["fix"]
+    'vlm download x'
+    """
 
     what: Part
     found: str

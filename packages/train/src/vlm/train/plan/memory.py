@@ -225,7 +225,7 @@ def shortened(encoder: nn.Module, blocks: int) -> Iterator[None]:
 
 
 def equal_blocks(encoder: nn.Module) -> int:
-    """Return the number of blocks of an encoder if all are trained or all are frozen and some can be left out; else 0."""
+    """Count the blocks of an encoder if all are trained or all frozen and some can be left out; else return 0."""
     if not isinstance(encoder, InternVit) or len(encoder.encoder.layers) <= FEW + MORE:
         return 0
     trained = {tuple(p.requires_grad for p in layer.parameters()) for layer in encoder.encoder.layers}

@@ -13,8 +13,8 @@ from functools import cached_property
 from typing import Any
 
 from vlm.core.errors import CheckpointError, ConfigError
-from vlm.models.checkpoint.locate import find_checkpoint
 from vlm.models.checkpoint.layout import read_layout
+from vlm.models.checkpoint.locate import find_checkpoint
 from vlm.models.specs import ModelSpec, load_preset
 from vlm.models.vlm import VisionLanguageModel
 from vlm.train.parameters.optim import parameter_groups
@@ -33,6 +33,10 @@ NODE = 8
 @dataclass(frozen=True, eq=False)
 class RunPlan:
     """A recipe on `nodes` x `gpus_per_node` processes of a machine, as `resolve` makes it.
+
+    >>> plan = RunPlan.resolve(load_recipe("v2pe-256k"))
+    >>> plan.processes, plan.groups, plan.samples_per_group
+    (32, 4, 1)
 
     Sizes are of one process, in GB of 10^9 bytes, without activations; `estimate` has those and all that depends on the
     machine. `tokens_per_sample` is the mean length for the time, None for the upper bound `max_length`.
@@ -229,7 +233,7 @@ class RunPlan:
         return self.missing_for(None, None)
 
     def missing_for(self, gpus: int | None, here: int | None) -> list[Fault]:
-        """Return what is missing for a launch on `gpus` GPUs, `here` of them on this machine; see `missing_hardware`."""
+        """Return what is missing for a launch on `gpus` GPUs, `here` of them here; see `missing_hardware`."""
         return [*self._missing_files, *missing_hardware(self.recipe.hardware, gpus, here), *missing_disk()]
 
     @cached_property

@@ -1,4 +1,8 @@
-"""A recipe: one stage of training as data. YAML in `recipes/`, one level of `base:`, every number with a source."""
+"""A recipe: one stage of training as data, in YAML with one level of `base:` and a source for every number.
+
+>>> load_recipe("convllava-stage3", overrides=("optimizer.lr=1e-4",)).optimizer.lr
+0.0001
+"""
 
 import hashlib
 import json
@@ -13,7 +17,7 @@ from vlm.core.config import Strict, find_table, load_yaml, package_tables, parse
 from vlm.core.errors import ConfigError
 from vlm.core.sample.positions import STRIDES
 from vlm.models.specs import ModelSpec, load_preset
-from vlm.train.recipe.sections import Batch as Batch
+from vlm.train.recipe.sections import BatchSettings as BatchSettings
 from vlm.train.recipe.sections import DataEntry as DataEntry
 from vlm.train.recipe.sections import Difference as Difference
 from vlm.train.recipe.sections import Hardware as Hardware
@@ -25,10 +29,40 @@ from vlm.train.recipe.sections import Zero as Zero
 
 
 class Recipe(Strict):
-    """One stage. `trainable`: module patterns such as `encoder.stages.4.*`; everything else is frozen, except the
-    adapters of `lora`. `jpeg_quality`: tiles are compressed anew at a quality drawn between the two.
+    """One stage of training; `load_recipe` makes it from YAML.
 
-    `sources` maps a dotted key (or a prefix of one) to where its number comes from; `""` covers the rest.
+    >>> load_recipe("v2pe-256k").sequence_parallel.size
+    8
+
+    Attributes:
+        name: of the recipe.
+        title: one line for people.
+        model: the start checkpoint.
+        data: the mixture.
+        trainable: parameter patterns such as `encoder.stages.4.*`; everything else is frozen, except the adapters.
+        lora: adapters.
+        optimizer: AdamW and its schedule.
+        batch: samples of a step and their packing.
+        epochs: length of the run; give this or `steps`.
+        steps: length of the run.
+        strides: position increment of an image over its tokens: None for plain positions, `random` for one draw for
+            each image.
+        stride_choices: values of the draw.
+        loss: weight of a label: each token the same, each sample the same, or by the square root of its length.
+        max_length: tokens of a sample.
+        jpeg_quality: recompress tiles at a quality drawn between these two.
+        precision: of training.
+        zero: DeepSpeed's ZeRO.
+        sequence_parallel: processes that share a row.
+        gradient_checkpointing: recompute layers in the backward pass.
+        save_every: steps between checkpoints.
+        keep: checkpoints that stay on disk.
+        seed: of order, strides, dropout and adapters.
+        max_lost: share of the run's samples that may be dropped.
+        log: boards beside metrics.jsonl.
+        hardware: of the published run.
+        differences: from what was published.
+        sources: dotted key, or a prefix of one -> where its number comes from; `""` covers the rest.
     """
 
     name: str
@@ -38,7 +72,7 @@ class Recipe(Strict):
     trainable: tuple[str, ...]
     lora: Lora | None = None
     optimizer: Optimizer
-    batch: Batch
+    batch: BatchSettings
     epochs: float | None = None
     steps: int | None = None
     strides: float | Literal["random"] | None = None
@@ -62,7 +96,7 @@ class Recipe(Strict):
     @model_validator(mode="wrap")
     @classmethod
     def check(cls, data: Any, build: ModelWrapValidatorHandler["Recipe"]) -> "Recipe":
-        """Every fault at once: pydantic's (keys, types) and those that only the whole recipe shows."""
+        """Report every fault at once: pydantic's (keys, types) and those that only the whole recipe shows."""
         faults: list[InitErrorDetails] = []
         try:
             recipe = build(data)
@@ -79,25 +113,29 @@ class Recipe(Strict):
 
     @property
     def zero_stage(self) -> int:
-        """The ZeRO stage in effect. Stage 0 keeps no float32 weights beside bfloat16 ones: small updates would vanish
-        without a word, so bfloat16 takes stage 1."""
+        """The ZeRO stage in effect: at least 1 for bfloat16.
+
+        Stage 0 keeps no float32 weights beside bfloat16 ones, so small updates would be lost silently.
+        """
         return max(1, self.zero.stage) if self.precision == "bfloat16" else self.zero.stage
 
     @property
     def digest(self) -> str:
-        """sha256 of everything that changes the numbers (titles, sources, limits and saving habits do not)."""
+        """The sha256 of everything that changes the numbers (titles, sources, limits and saving do not)."""
         habits = {"title", "sources", "save_every", "keep", "max_lost", "log", "hardware", "differences"}
         kept = self.model_dump(mode="json", exclude=habits)
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def whole_faults(recipe: dict[str, Any]) -> list[tuple[str, Any]]:
-    """(key, what is wrong) of rules over several keys."""
+    """Check the rules over several keys; return (key, what is wrong)."""
     faults: list[tuple[str, Any]] = []
     if (recipe.get("epochs") is None) == (recipe.get("steps") is None):
         faults.append(("epochs", "give exactly one of `epochs` and `steps`"))
     sources = recipe.get("sources")
-    given = {k: v for k, v in recipe.items() if k not in ("sources", "differences")}  # a difference says who says it
+    given = {
+        k: v for k, v in recipe.items() if k not in ("sources", "differences")
+    }  # a difference names its source itself
     if bare := [k for k in numbers(given) if not covered(k, sources if isinstance(sources, dict) else {})]:
         faults.append(("sources", f"numbers without a source: {', '.join(bare)}"))
     batch, longest = recipe.get("batch"), recipe.get("max_length")
@@ -117,12 +155,12 @@ def whole_faults(recipe: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def training_spec(model: Model, spec: ModelSpec) -> ModelSpec:
-    """The spec of a checkpoint with the keys that a recipe sets anew. Raises ConfigError for keys it does not have."""
+    """Return the spec of a checkpoint with the keys that a recipe changes. Raises ConfigError for unknown keys."""
     return parse(merged(spec.model_dump(), model.spec), ModelSpec, where="model.spec") if model.spec else spec
 
 
 def numbers(value: Any, key: str = "") -> list[str]:
-    """Dotted keys of all numbers below `value`."""
+    """Return the dotted keys of all numbers in `value`."""
     if isinstance(value, dict):
         return [n for k, v in value.items() for n in numbers(v, f"{key}.{k}".lstrip("."))]
     if isinstance(value, (list, tuple)):
@@ -131,11 +169,12 @@ def numbers(value: Any, key: str = "") -> list[str]:
 
 
 def covered(key: str, sources: dict[str, str]) -> bool:
+    """Return whether a source is given for a dotted key."""
     return any(key == s or key.startswith(s + ".") or s == "" for s in sources)
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` on `base`: mappings merge key by key, everything else is replaced."""
+    """Merge `over` into `base`: mappings key by key, everything else is replaced."""
     result = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
@@ -146,11 +185,22 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def load_recipe(
     name: str, *, run: str | None = None, overrides: tuple[str, ...] = (), published: bool = False
 ) -> Recipe:
-    """A shipped recipe by name, or a YAML file. `{run}` in paths becomes `run`; overrides are `key.path=value` (YAML);
-    `published` puts in what the published scripts did wherever ours differs (`differences`).
+    """Load a shipped recipe by name, or a YAML file.
+
+    >>> load_recipe("convllava-stage2", run="runs/mine").model.start
+    'runs/mine/train/convllava-stage1/model'
+    >>> load_recipe("convllava-stage2", published=True).optimizer.lr
+    0.001
+
+    Args:
+        name: of the recipe, or a path that ends in .yaml.
+        run: folder of the run, which `{run}` in paths becomes; default `runs/` and the first word of the name.
+        overrides: `key.path=value`, the value as YAML.
+        published: use the published values wherever ours differ (`differences`).
 
     Raises:
-        UnknownName: with the nearest recipes. ConfigError: every fault at once.
+        UnknownName: no such recipe; names the nearest.
+        ConfigError: every fault at once.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else find_table("recipe", name, "vlm.train", "recipes")
     data = mapping(path)
@@ -179,14 +229,14 @@ def load_recipe(
 
 
 def with_value(data: dict[str, Any], key: str, value: Any, source: str) -> dict[str, Any]:
-    """`data` with the value at a dotted key, and the source of that key."""
+    """Return `data` with the value at a dotted key, and the source of that key."""
     for part in reversed(key.split(".")):
         value = {part: value}
     return merged(merged(data, value), {"sources": {key: source}})
 
 
 def as_published(data: dict[str, Any]) -> dict[str, Any]:
-    """`data` with the published values of its differences; those that no key can express stay listed."""
+    """Return `data` with the published values of its differences; those that no key can express stay listed."""
     left = []
     for difference in data.get("differences") or ():
         changes = difference.get("set") or {}
@@ -198,7 +248,7 @@ def as_published(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def mapping(path: Path) -> dict[str, Any]:
-    """The keys of a YAML file."""
+    """Load the keys of a YAML file."""
     data = load_yaml(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds {data!r:.40}", expected="the keys of a recipe")
@@ -206,5 +256,9 @@ def mapping(path: Path) -> dict[str, Any]:
 
 
 def recipe_names() -> list[str]:
-    """Names of the shipped recipes."""
+    """Return the names of the shipped recipes.
+
+    >>> "v2pe-32k" in recipe_names()
+    True
+    """
     return sorted(package_tables("vlm.train", "recipes"))

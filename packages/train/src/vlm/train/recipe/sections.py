@@ -1,4 +1,4 @@
-"""The parts of a recipe: model, data, optimizer, batch, parallelism, adapters, hardware, differences."""
+"""The sections of a recipe: model, data, optimizer, batch, parallelism, adapters, hardware, differences."""
 
 from typing import Any, Literal
 
@@ -8,9 +8,16 @@ from vlm.core.config import Strict
 
 
 class DataEntry(Strict):
-    """One annotation file. `root`: where its media paths start; `repeat`: how often an epoch holds it (0.5 = half);
-    `count`: its number of records, checked before the run; `max_tiles`: tiles of an image, where the set has its own
-    limit."""
+    """One annotation file.
+
+    Attributes:
+        name: short name, for tables and the ledger.
+        file: JSONL, relative to the home.
+        root: folder that its media paths are relative to.
+        repeat: how often an epoch contains it (0.5: half of it).
+        count: its number of records, checked before the run.
+        max_tiles: tiles of an image, where the set has a limit of its own.
+    """
 
     name: str
     file: str
@@ -21,9 +28,14 @@ class DataEntry(Strict):
 
 
 class Model(Strict):
-    """`start`: the checkpoint to train from, a path below the home, a name below `pretrained/`, or `{run}/...`;
-    `preset`: the published shape, used to plan before the weights are here; `spec`: keys of the checkpoint's ModelSpec
-    that the stage sets anew, such as `{vision: {drop_path: 0.1}}`, `{projector: {version: v1}}` or a `template`."""
+    """The model that a stage starts from.
+
+    Attributes:
+        start: the checkpoint: a path below the home, a name below `pretrained/`, or `{run}/...`.
+        preset: its published shape, for plans before the weights are here.
+        spec: keys of the checkpoint's ModelSpec that the stage changes, such as `{vision: {drop_path: 0.1}}`,
+            `{projector: {version: v1}}` or a `template`.
+    """
 
     start: str
     preset: str
@@ -31,9 +43,21 @@ class Model(Strict):
 
 
 class Optimizer(Strict):
-    """AdamW. `groups` gives name patterns their own rate. `decay`: `intended` spares norms, biases, LayerScale and
-    embeddings; `trainer` does as transformers' Trainer did (spares biases and the norms it knows, not InternViT's
-    RMSNorm, ConvNeXt's norms, LayerScale or embeddings); `published` as V2PE's flat list did (spares nothing)."""
+    """AdamW and the schedule of its rate.
+
+    Attributes:
+        lr: highest rate.
+        weight_decay: of the parameters that decay.
+        betas: of the moments.
+        eps: of the division.
+        clip: greatest norm of the gradient.
+        schedule: of the rate after the warm-up.
+        warmup: share of the steps below 1, a number of steps from 1 on.
+        decay: `intended` leaves out norms, biases, LayerScale and embeddings; `trainer` does as transformers' Trainer
+            did (leaves out biases and the norms it knows, not InternViT's RMSNorm, ConvNeXt's norms, LayerScale or
+            embeddings); `published` does as V2PE's flat list did (everything decays).
+        groups: name pattern -> a rate of its own.
+    """
 
     lr: float
     weight_decay: float = 0.0
@@ -46,11 +70,17 @@ class Optimizer(Strict):
     groups: dict[str, float] = Field(default_factory=dict)
 
 
-class Batch(Strict):
-    """A step takes `samples` consecutive samples of the epoch's order and packs them into rows of at most
-    `max_tokens` tokens and `max_tiles` tiles: `best_fit` (ours), `greedy` (the published buffer of 20 open packs), or
-    `none`, where each sample has a row of its own. `grouping: modality` gives a step samples with media or samples
-    without, as a published sampler did to save padding; packing makes it needless."""
+class BatchSettings(Strict):
+    """The samples of a step and how they are packed into rows.
+
+    Attributes:
+        samples: consecutive samples of the epoch's order that a step takes.
+        max_tokens: of a row.
+        max_tiles: of a row.
+        packing: `best_fit` (ours), `greedy` (the published buffer of 20 open packs), or `none`: each sample has a row.
+        grouping: `modality` gives a step samples with media or samples without, as a published sampler did to save
+            padding; with packing it is not needed.
+    """
 
     samples: int
     max_tokens: int
@@ -60,7 +90,7 @@ class Batch(Strict):
 
 
 class SequenceParallel(Strict):
-    """How many processes share one row, and how: `ring` passes keys and values round, `ulysses` exchanges heads."""
+    """How many processes share a row, and how: `ring` passes keys and values round, `ulysses` exchanges heads."""
 
     size: int = Field(default=1, ge=1)
     kind: Literal["ring", "ulysses"] = "ring"
@@ -76,14 +106,14 @@ class Lora(Strict):
 
 
 class Zero(Strict):
-    """DeepSpeed ZeRO stage and whether optimizer states stay on the CPU."""
+    """DeepSpeed's ZeRO stage, and whether optimizer states stay on the CPU."""
 
     stage: Literal[0, 1, 2, 3] = 0
     offload: bool = False
 
 
 class Hardware(Strict):
-    """What the published run used; `vlm train` refuses to start with less unless `--force`."""
+    """Hardware of the published run; `vlm train` refuses to start with less unless `--force` is given."""
 
     gpus: int
     memory_gb: int
@@ -91,8 +121,15 @@ class Hardware(Strict):
 
 
 class Difference(Strict):
-    """A place where published sources disagree, or where we differ from them on purpose. `set`: dotted keys and values
-    that `--published` puts in, to do as published; empty where no key of ours can."""
+    """A key on which published sources disagree, or on which we differ from them on purpose.
+
+    Attributes:
+        key: the dotted key.
+        ours: our value, in words.
+        published: the published value, in words.
+        why: the reason.
+        set: dotted keys and values that `--published` uses instead; empty where no key of ours can express it.
+    """
 
     key: str
     ours: str

@@ -1,7 +1,9 @@
-"""Training checkpoints: complete, written under a temporary name, then renamed; a damaged one is skipped with a warning.
+"""Training checkpoints: complete, written under a temporary name, then renamed.
 
 >>> save_checkpoint(engine, out / "checkpoints", {"step": 500, "ledger": counts}, keep=2, world=me)    # doctest: +SKIP
->>> state = load_checkpoint(engine, out / "checkpoints", me)                                             # doctest: +SKIP
+>>> state = load_checkpoint(engine, out / "checkpoints", me)                                           # doctest: +SKIP
+
+A damaged checkpoint is skipped with a warning.
 """
 
 import errno

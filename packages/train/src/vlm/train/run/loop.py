@@ -83,6 +83,8 @@ def train(
 ) -> Path:
     """Run one stage, or continue it; return the folder of the exported model, `out`/model.
 
+    >>> train(load_recipe("quickstart-v2pe-sft"), Path("runs/mine/train/quickstart-v2pe-sft"))     # doctest: +SKIP
+
     Args:
         recipe: the stage.
         out: receives recipe.json, metrics.jsonl, ledger.jsonl, checkpoints/ and model/.

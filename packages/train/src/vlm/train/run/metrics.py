@@ -101,6 +101,9 @@ class Account:
 def read_account(folder: Path) -> Account:
     """Read the account of a stage (`RUN/train/RECIPE`), finished or not.
 
+    >>> read_account(Path("runs/quickstart/train/quickstart-v2pe-sft")).counts["dropped"]     # doctest: +SKIP
+    0
+
     Samples that came in are counted from the steps and the recipe, those trained on from metrics.jsonl, those lost from
     ledger.jsonl; the three must agree, also with summary.json once that exists.
 

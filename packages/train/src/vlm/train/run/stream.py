@@ -34,7 +34,7 @@ from vlm.train.run.metrics import Lost, Stage
 
 
 class Lines:
-    """Records of one entry of a recipe, read when asked for. Raises DataError for another count than the recipe says."""
+    """Records of one entry of a recipe, read when asked for. Raises DataError where their count is wrong."""
 
     def __init__(self, entry: DataEntry):
         self.entry, self.root = entry, resolve(entry.root)
@@ -99,6 +99,9 @@ class StepData:
 
 class Stream:
     """Samples of a run, step by step: only recipe, seed and step decide which they are.
+
+    >>> stream = Stream(recipe, processor)                                # doctest: +SKIP
+    >>> [row.ids for row in stream.step(stream.total_steps - 1).rows]     # doctest: +SKIP
 
     Raises:
         DataError: no data, or another number of records than the recipe says.
@@ -257,7 +260,7 @@ def computed(row: PackedRow, kind: str, size: int) -> int:
 def to_tensors(
     row: PackedRow, processor: Processor, device: torch.device, pixels_on: torch.device | None = None
 ) -> dict[str, Tensor | None]:
-    """Return a row as arguments of the model's forward (batch of one). Positions stay float64; pixels may stay elsewhere."""
+    """Return a row as arguments of the model's forward (batch of one); pixels go to `pixels_on` if it is given."""
 
     def batch(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device)[None]

@@ -1,4 +1,8 @@
-"""Arguments of the published trainers in terms of our recipe keys: what a script claims."""
+"""Arguments of the published trainers translated to recipe keys: what a launch script claims.
+
+>>> claims(read_script(Path("stage_2.sh")), gpus=8)["optimizer.lr"]         # doctest: +SKIP
+(0.001, '--learning_rate 1e-3')
+"""
 
 import re
 from collections.abc import Callable
@@ -12,10 +16,12 @@ TEMPLATES = {"v1": "llava_v1", "vicuna_v1": "llava_v1"}
 
 
 def yes(text: str) -> bool:
+    """Return whether a flag's value means true."""
     return text.lower() in ("true", "1", "yes")
 
 
 def count(text: str) -> int:
+    """Return a whole number, also of `1e3`."""
     return round(float(text))
 
 
@@ -55,7 +61,7 @@ SIMPLE: dict[str, tuple[str, Callable[[str], Any]]] = {
     "lora_alpha": ("lora.alpha", float),
     "lora_dropout": ("lora.dropout", float),
 }
-"""Arguments that say one thing: name -> (our key, how to read the value)."""
+"""Arguments that set one key: name -> (our key, how to read the value)."""
 
 SEVERAL = {
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16",
@@ -64,7 +70,7 @@ SEVERAL = {
     "tune_vision_tower", "tune_vit_from_layer", "tune_entire_model", "tune_mm_mlp_adapter", "freeze_mm_mlp_adapter",
     "dynamic_image_size", "max_dynamic_patch", "lora_enable",
 }  # fmt: skip
-"""Arguments that say something together; see `claims`."""
+"""Arguments that set keys together; see `claims`."""
 
 PATHS = {
     "model_name_or_path", "vision_path", "mlp_path", "llm_path", "vision_tower", "meta_path", "data_path", "deepspeed",
@@ -80,16 +86,17 @@ NEUTRAL = {
     "use_data_resampling", "strict_mode", "replacement", "allow_overflow", "max_buffer_size", "group_by_length",
     "loss_reduction_all_gather", "min_dynamic_patch", "local_rank", "ddp_find_unused_parameters",
 }  # fmt: skip
-"""Arguments without a key of ours: logging and loading, or what the loop always does (a global loss normalizer; sorting
-by length inside a step moves no sample to another)."""
+"""Arguments without a key of ours: logging and loading, or what the loop always does (one loss normalizer for all
+processes; sorting by length inside a step moves no sample to another step)."""
 
 
 class Claims:
-    """`claims(script, gpus)`: our key -> (value, the words that say it). `gpus` counts where the script does not."""
+    """Callable that reads a script's claims; `known` are the arguments it understands."""
 
     known = SIMPLE.keys() | SEVERAL
 
     def __call__(self, script: Script, gpus: int | None) -> dict[str, tuple[Any, str]]:
+        """Return our key -> (value, the words that say it). `gpus`: used where the script names no number."""
         flags, said = script.flags, {}
         for name, (key, read) in SIMPLE.items():
             if name in flags:
@@ -115,7 +122,7 @@ class Claims:
             said["model.spec.image_rule.kind"] = ("tiles", "--dynamic_image_size True")
             tiles = flags.get("max_dynamic_patch", "12")  # the trainer's default
             said["model.spec.image_rule.max_tiles"] = (count(tiles), f"--max_dynamic_patch {tiles}")
-        # a model put together from parts has no single start
+        # a model assembled from parts has no single start
         if "model_name_or_path" in flags and not {"vision_tower", "vision_path"} & flags.keys():
             said["model.start"] = (Path(flags["model_name_or_path"]).name, "--model_name_or_path")
         return said
@@ -125,7 +132,7 @@ claims = Claims()
 
 
 def duration(flags: dict[str, str]) -> dict[str, tuple[Any, str]]:
-    """Steps or epochs; a positive number of steps wins, as in transformers."""
+    """Return steps or epochs; a positive number of steps wins, as in transformers."""
     if count(flags.get("max_steps", "-1")) > 0:
         return {"steps": (count(flags["max_steps"]), f"--max_steps {flags['max_steps']}")}
     if "num_train_epochs" in flags:
@@ -134,7 +141,7 @@ def duration(flags: dict[str, str]) -> dict[str, tuple[Any, str]]:
 
 
 def batch(script: Script, gpus: int | None) -> dict[str, tuple[Any, str]]:
-    """Samples (or packs) of a step, and how they lie in rows."""
+    """Return the samples (or packs) of a step, and how they are packed."""
     flags = script.flags
     said: dict[str, tuple[Any, str]] = {}
     each, times = flags.get("per_device_train_batch_size"), flags.get("gradient_accumulation_steps", "1")
@@ -155,7 +162,7 @@ def batch(script: Script, gpus: int | None) -> dict[str, tuple[Any, str]]:
 
 
 def parts(flags: dict[str, str], internvl: bool) -> dict[str, tuple[Any, str]]:
-    """What is trained, as patterns."""
+    """Return the patterns of what is trained."""
     if internvl:
         frozen = {"language_model.*": "freeze_llm", "projector.*": "freeze_mlp", "encoder.*": "freeze_backbone"}
         trained = [pattern for pattern, name in frozen.items() if not yes(flags.get(name, ""))]
@@ -178,11 +185,11 @@ def parts(flags: dict[str, str], internvl: bool) -> dict[str, tuple[Any, str]]:
         trained, words = ["encoder.*", "projector.*", "language_model.*"], ["--tune_entire_model"]
     if yes(flags.get("tune_mm_mlp_adapter", "")):
         trained, words = ["projector.*"], ["--tune_mm_mlp_adapter"]
-    return {"trainable": (trained, ", ".join(words) or "the tower freezes itself")}
+    return {"trainable": (trained, ", ".join(words) or "the encoder freezes itself")}
 
 
 def lora(flags: dict[str, str]) -> dict[str, tuple[Any, str]]:
-    """Rank and scale of adapters, 0 where there are none."""
+    """Return rank, scale and dropout of adapters."""
     rank = next((count(flags[n]) for n in ("use_llm_lora", "use_backbone_lora") if count(flags.get(n, "0"))), 0)
     if rank:  # InternVL's wrapper takes twice the rank and 0.05
         return {"lora.rank": (rank, "--use_llm_lora"), "lora.alpha": (2.0 * rank, "twice the rank")}

@@ -1,4 +1,4 @@
-"""Hyperparameters from a Markdown table of a README, whichever way round it stands."""
+"""Read hyperparameters from a Markdown table of a README; they may be its rows or its columns."""
 
 import re
 from pathlib import Path
@@ -23,16 +23,16 @@ KEYS = {
     "deepspeedstage": "zero.stage",
     "zerostage": "zero.stage",
 }
-"""Names in tables, letters only -> our keys. Others (optimizer: AdamW) are passed over."""
+"""Names in tables, letters only -> our keys. Others (optimizer: AdamW) are skipped."""
 
 
 def letters(text: str) -> str:
-    """Lower-case letters and digits alone."""
+    """Return the letters and digits of a text, in lower case."""
     return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
 def value(text: str) -> Any:
-    """A number where the cell begins with one, else its first word."""
+    """Return the number that a cell begins with, else its first word."""
     text = text.strip().strip("`*")
     if match := re.match(r"[\d,]*\.?\d+(?:[eE][-+]?\d+)?", text):
         found = float(match[0].replace(",", ""))
@@ -41,7 +41,7 @@ def value(text: str) -> Any:
 
 
 def tables(text: str) -> list[list[list[str]]]:
-    """All tables of a text: rows of cells, the header first."""
+    """Return all tables of a text: rows of cells, the header first."""
     found: list[list[list[str]]] = []
     rows: list[list[str]] = []
     for line in [*text.splitlines(), ""]:
@@ -56,7 +56,12 @@ def tables(text: str) -> list[list[list[str]]]:
 
 
 def read_table(path: Path, name: str, label: str | None = None) -> dict[str, tuple[Any, str]]:
-    """Our key -> (value, where it stands), from the column or row called `label`, else the one that names the recipe.
+    """Read one column or row of hyperparameters: our key -> (value, the cells that say it).
+
+    Args:
+        path: the README.
+        name: of the recipe, which the column or row names where no label is given.
+        label: of the column or row.
 
     Raises:
         ConfigError: no table of hyperparameters, or no single label that fits.

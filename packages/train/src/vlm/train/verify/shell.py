@@ -1,8 +1,8 @@
-"""A launch script (.sh) read, not run: its variables, and the command that it starts.
+"""Read a launch script (.sh) without running it: its variables, and the command that it starts.
 
-Understood: assignments, `${X:-default}`, `$((a / b))`, arrays, continued lines, quotes, comments, loops and conditions
-taken once, `basename "$0" .sh`; srun, torchrun, deepspeed, accelerate and python lines. Nothing is executed and no
-environment is read, so an unset variable is empty.
+It understands assignments, `${X:-default}`, `$((a / b))`, arrays, continued lines, quotes, comments, loops and
+conditions taken once, `basename "$0" .sh`; srun, torchrun, deepspeed, accelerate and python lines. Nothing is executed
+and no environment is read, so an unset variable is empty.
 """
 
 import ast
@@ -34,7 +34,7 @@ ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)\+?=(.*)", re.S)
 KEYWORDS = {"if", "then", "else", "elif", "fi", "do", "done", "while", "until", "!", "{", "}", "time", "esac", "nohup"}
 DECLARING = {"export", "local", "readonly", "declare"}
 IDLE_COMMANDS = {"echo", "printf", "[", "[[", "test", "set", "shift"}
-"""Commands that forward nothing."""
+"""Commands that pass nothing on."""
 NAMES_ONLY = re.compile(r"-{1,2}(output_dir|outputs?-dir|out-dir|job-name|J|o|e|output|error|logging_dir|run_name)\b=?")
 """Options whose value only names a folder, a file or a job."""
 RUNNERS = {"srun", "torchrun", "deepspeed", "accelerate", "python", "python3"}
@@ -49,9 +49,21 @@ SUMS: dict[type, Callable[[int, int], int]] = {
 
 @dataclass
 class Script:
-    """What a script says. `idle`: variables that reach no command; `unforwarded`: those that a caller may set
-    (`${X:-...}`, `$1`) and that reach the program at most as the name of a folder or job; `launch`: options of the
-    launcher; `flags`: arguments of the program (without dashes); `broken`: pieces that make no sense."""
+    """Content of a launch script.
+
+    Attributes:
+        path: of the script.
+        variables: their values at the end.
+        unforwarded: variables that a caller may set (`${X:-...}`, `$1`) and that reach the program at most as the name
+            of a folder or job.
+        idle: variables that reach no command.
+        runner: command that starts the program, such as `torchrun`.
+        program: Python file or module.
+        launch: options of the runner, without dashes.
+        flags: arguments of the program, without dashes.
+        repeated: arguments that are given twice.
+        broken: parts that make no sense.
+    """
 
     path: Path
     variables: dict[str, str] = field(default_factory=dict)
@@ -66,7 +78,7 @@ class Script:
 
     @property
     def gpus(self) -> int | None:
-        """Processes that the launcher starts, None if it does not say."""
+        """Processes that the launcher starts, None if it names no number."""
         if (tasks := number(self.launch.get("ntasks") or self.launch.get("n"))) is not None:
             return tasks
         each = number(self.launch.get("nproc_per_node") or self.launch.get("nproc-per-node"))
@@ -76,10 +88,11 @@ class Script:
 
 
 def number(text: str | None) -> int | None:
+    """Return a whole number, None for other text."""
     return int(text) if text is not None and text.isdigit() else None
 
 
-class Shell:
+class ShellReader:
     """Variables of a script while it is read. `parts[x]`: the variables that x was made of."""
 
     def __init__(self, path: Path):
@@ -90,7 +103,7 @@ class Shell:
         self.forwarded: set[str] = set()
 
     def expand(self, raw: str, used: set[str]) -> str:
-        """A word with its variables put in, quotes kept; `used` receives their names."""
+        """Replace the variables of a word by their values, quotes kept; `used` receives their names."""
 
         def put(match: re.Match[str]) -> str:
             if match["sum"] is not None:
@@ -104,10 +117,12 @@ class Shell:
         return EXPANSION.sub(put, raw)
 
     def value(self, name: str, used: set[str]) -> str:
+        """Return the value of a variable, escaped for double quotes; an unset one is empty."""
         used.add(name)
         return re.sub(r'(["\\])', r"\\\1", self.values.get(name, ""))
 
     def braced(self, body: str, used: set[str]) -> str:
+        """Return the value of `${body}`, such as `${X:-default}`."""
         match = BRACED.fullmatch(body)
         if match is None:
             return ""
@@ -120,13 +135,15 @@ class Shell:
         return value
 
     def command(self, text: str, used: set[str]) -> str:
-        """`basename "$0" .sh` is worked out; anything else stays as a word that says what would run."""
+        """Return the value of `$(basename "$0" .sh)`; for other commands a word that names them."""
         words = shlex.split(self.expand(text, used))
         if words[:1] == ["basename"] and len(words) > 1:
             return Path(words[1]).name.removesuffix(words[2] if len(words) > 2 else "")
         return "<" + "_".join(words) + ">"
 
     def sum(self, text: str, used: set[str]) -> str:
+        """Return the value of `$((text))`; 0 where it has none, which is noted."""
+
         def work(node: ast.AST) -> int:
             if isinstance(node, ast.BinOp) and type(node.op) in SUMS:
                 return SUMS[type(node.op)](work(node.left), work(node.right))
@@ -145,7 +162,7 @@ class Shell:
             return "0"
 
     def words(self, raw: list[str], used: set[str]) -> list[str]:
-        """The words of a command, split where an unquoted variable holds blanks."""
+        """Return the words of a command, split where an unquoted variable has blanks."""
         found = []
         for word in raw:
             try:
@@ -155,6 +172,7 @@ class Shell:
         return found
 
     def assign(self, name: str, raw: str) -> None:
+        """Set a variable, and note what it was made of."""
         used: set[str] = set()
         self.values[name] = " ".join(self.words([raw], used)) if raw else ""
         self.parts[name] = self.parts.get(name, set()) | used - {name}
@@ -162,7 +180,7 @@ class Shell:
             self.taken.add(name)
 
     def statement(self, raw: list[str]) -> None:
-        """One simple command: assignments, or something that runs."""
+        """Read one simple command: assignments, or something that runs."""
         while raw and raw[0] in KEYWORDS:
             raw = raw[1:]
         if raw[:1] == ["for"] and len(raw) > 3:
@@ -190,7 +208,7 @@ class Shell:
                         self.expand(word, self.forwarded)
 
     def started(self, words: list[str]) -> bool:
-        """Note the command that the script is for, the last that runs a Python program; False if this runs none."""
+        """Note the script's main command, the last that runs a Python program; return False if this runs none."""
         at = next((i for i, w in enumerate(words) if w.endswith(".py")), None)
         if at is None:
             modules = [i + 1 for i, w in enumerate(words[:-1]) if w == "-m" and not words[i + 1].startswith("torch.")]
@@ -203,7 +221,7 @@ class Shell:
         return True
 
     def behind(self, names: set[str]) -> set[str]:
-        """The variables with all that they were made of."""
+        """Return variables with all that they were made of."""
         found, left = set(names), list(names)
         while left:
             more = self.parts.get(left.pop(), set()) - found
@@ -213,7 +231,7 @@ class Shell:
 
 
 def options(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """`--name value`, `--name=value`, `--name` (True) and `-n value`; and the names given twice."""
+    """Read `--name value`, `--name=value`, `--name` (True) and `-n value`; return them, and the names given twice."""
     found: dict[str, str] = {}
     repeated, name = [], ""
     for word in words:
@@ -228,11 +246,11 @@ def options(words: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def read_script(path: Path) -> Script:
-    """Read a script. Raises ConfigError when there is no such file, or it starts no Python program."""
+    """Read a script. Raises ConfigError where there is no such file, or it starts no Python program."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no such file: {path}")
-    text, shell = path.read_text(encoding="utf-8", errors="replace"), Shell(path)
+    text, shell = path.read_text(encoding="utf-8", errors="replace"), ShellReader(path)
     for i, line in enumerate(text.splitlines(), 1):
         if re.search(r"\\[ \t]+$", line):
             shell.script.broken.append(f"line {i}: a blank after the backslash ends the command there")

@@ -1,7 +1,7 @@
-"""A recipe beside what somebody published: a launch script, a table of a README, or a meta file of data sets.
+"""Compare a recipe with what was published: a launch script, a table of a README, or a meta file of data sets.
 
->>> report = verify("v2pe-32k", Path("shell/internlm2_2b/baseline.sh"))
->>> report.contradictions          # keys on which both say something else, and no `differences` entry says so
+>>> report = verify("v2pe-32k", Path("shell/internlm2_2b/baseline.sh"))                  # doctest: +SKIP
+>>> report.contradictions     # keys on which both disagree and no `differences` entry says why
 """
 
 import json
@@ -18,13 +18,13 @@ from vlm.train.verify.arguments import NEUTRAL, PATHS, claims
 from vlm.train.verify.markdown import read_table
 from vlm.train.verify.shell import Script, read_script
 
-UNTOLD = {"name", "title", "sources", "differences", "hardware", "data", "model", "max_lost", "stride_choices"}
-"""Keys of a recipe that no script speaks about, or that are compared in another way."""
+UNSTATED = {"name", "title", "sources", "differences", "hardware", "data", "model", "max_lost", "stride_choices"}
+"""Keys of a recipe that no script states, or that are compared in another way."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One key on which a source says something. `noted`: the `why` of our difference, None where none is noted."""
+    """One key that a source states: our value, theirs, their words, and the `why` of our difference if any."""
 
     key: str
     ours: Any
@@ -34,9 +34,22 @@ class Finding:
 
 
 @dataclass
-class Report:
-    """What a comparison found; `contradictions` are those that no difference explains. `recipe` is None where a script
-    was only read."""
+class VerifyReport:
+    """What a comparison found.
+
+    Attributes:
+        recipe: its name, None where a script was only read.
+        source: the file.
+        agree: keys with the same value.
+        contradictions: keys with another value that no difference explains.
+        noted: keys with another value that a difference explains.
+        dead_paths: paths of a script that do not exist.
+        unused: variables of a script that reach no command.
+        unforwarded: variables that a caller may set and that do not reach the program.
+        unknown: arguments that we do not know.
+        broken: parts of a script that make no sense.
+        only_ours: keys that the recipe sets and the source leaves out.
+    """
 
     recipe: str | None
     source: str
@@ -51,25 +64,30 @@ class Report:
     only_ours: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return all findings for JSON."""
         return asdict(self)
 
 
-def verify(name: str, against: Path, *, label: str | None = None) -> Report:
-    """Compare a recipe with a script (.sh), a README (.md, the table column or row `label`) or a meta file (.json).
+def verify(name: str, against: Path, *, label: str | None = None) -> VerifyReport:
+    """Compare a recipe with what was published.
+
+    Args:
+        name: of the recipe.
+        against: a launch script (.sh), a README with a table (.md) or a meta file of data sets (.json).
+        label: column or row of the README's table; default the one that names the recipe.
 
     Raises:
-        ConfigError: a file that is not there or of another kind, or a table without such a label.
+        ConfigError: the file does not exist or is of another kind, or its table has no such label.
     """
     recipe, against = load_recipe(name), Path(against)
-    report = Report(recipe.name, str(against))
+    report = VerifyReport(recipe.name, str(against))
     if against.suffix == ".sh":
         script = read_script(against)
-        compare(report, recipe, claims(script, recipe.hardware.gpus if recipe.hardware else None))
+        compare_claims(report, recipe, claims(script, recipe.hardware.gpus if recipe.hardware else None))
         lint(report, script)
         report.only_ours = only_ours(recipe, report)
     elif against.suffix == ".md":
-        compare(report, recipe, read_table(against, recipe.name, label))
+        compare_claims(report, recipe, read_table(against, recipe.name, label))
     elif against.suffix == ".json":
         compare_data(report, recipe, against)
     else:
@@ -77,23 +95,26 @@ def verify(name: str, against: Path, *, label: str | None = None) -> Report:
     return report
 
 
-def verify_script(path: Path) -> Report:
-    """Read a script, and compare it with the shipped recipe that is nearest to it, if any is near."""
+def verify_script(path: Path) -> VerifyReport:
+    """Read a launch script, and compare it with the shipped recipe that is nearest to it, if any is near.
+
+    Raises:
+        ConfigError: there is no such file, or it starts no Python program.
+    """
     if name := nearest(path):
         return verify(name, path)
-    report = Report(None, str(path))
+    report = VerifyReport(None, str(path))
     lint(report, read_script(path))
     return report
 
 
 def nearest(script: Path) -> str | None:
-    """The shipped recipe that agrees with a script on most keys, contradictions counted against it; None if none does
-    on more than it contradicts."""
+    """Return the shipped recipe that agrees best with a script: agreements minus contradictions; None if none does."""
     said = read_script(script)
 
     def score(name: str) -> tuple[int, str]:
-        recipe, report = load_recipe(name), Report(name, str(script))
-        compare(report, recipe, claims(said, recipe.hardware.gpus if recipe.hardware else None))
+        recipe, report = load_recipe(name), VerifyReport(name, str(script))
+        compare_claims(report, recipe, claims(said, recipe.hardware.gpus if recipe.hardware else None))
         return len(report.agree) - 3 * len(report.contradictions) - len(report.noted), name
 
     published = [n for n in recipe_names() if not n.startswith(("quickstart", "smol", "mini"))]
@@ -101,8 +122,8 @@ def nearest(script: Path) -> str | None:
     return name if best > 0 else None
 
 
-def compare(report: Report, recipe: Recipe, said: dict[str, tuple[Any, str]]) -> None:
-    """Sort each (key, what is said, by what words) into agreed, noted and contradicting."""
+def compare_claims(report: VerifyReport, recipe: Recipe, said: dict[str, tuple[Any, str]]) -> None:
+    """Sort claims, key -> (value, the words that say it), into agreeing, noted and contradicting ones."""
     for key, (theirs, words) in said.items():
         ours = value_of(recipe, key)
         if same(ours, theirs):
@@ -113,7 +134,7 @@ def compare(report: Report, recipe: Recipe, said: dict[str, tuple[Any, str]]) ->
 
 
 def value_of(recipe: Recipe, key: str) -> Any:
-    """What the recipe says for a dotted key; below `model.spec` what the checkpoint's preset and the recipe make."""
+    """Return the recipe's value of a dotted key; below `model.spec` that of the preset with the recipe's changes."""
     if key.startswith("model.spec."):
         value: Any = training_spec(recipe.model, load_preset(recipe.model.preset)).model_dump()
         key = key.removeprefix("model.spec.")
@@ -130,6 +151,7 @@ def value_of(recipe: Recipe, key: str) -> Any:
 
 
 def same(ours: Any, theirs: Any) -> bool:
+    """Return whether two values are equal: lists in any order, numbers to 1e-6."""
     if isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)):
         return set(ours) == set(theirs)
     if isinstance(ours, (int, float)) and isinstance(theirs, (int, float)) and not isinstance(ours, bool):
@@ -138,15 +160,15 @@ def same(ours: Any, theirs: Any) -> bool:
 
 
 def noted(recipe: Recipe, key: str) -> str | None:
-    """Why the recipe differs in a key, if it says so."""
+    """Return why the recipe differs in a key, None if it does not say."""
     for d in recipe.differences:
         if key == d.key or key.startswith(d.key + ".") or key in d.set:
             return d.why
     return None
 
 
-def lint(report: Report, script: Script) -> None:
-    """What is wrong with a script whatever the recipe."""
+def lint(report: VerifyReport, script: Script) -> None:
+    """Note what is wrong with a script, whatever the recipe."""
     report.unused = [f"{name}={script.variables.get(name, '')}" for name in script.idle]
     report.unforwarded = script.unforwarded
     known = NEUTRAL | PATHS | claims.known
@@ -160,16 +182,16 @@ def lint(report: Report, script: Script) -> None:
             report.dead_paths.append(f"{name}{path}")
 
 
-def only_ours(recipe: Recipe, report: Report) -> list[str]:
-    """Keys that the recipe sets and the script leaves out."""
-    told = {*report.agree, *(f.key for f in [*report.noted, *report.contradictions])}
-    set_here = recipe.model_dump(exclude_defaults=True, exclude=UNTOLD)
+def only_ours(recipe: Recipe, report: VerifyReport) -> list[str]:
+    """Return the keys that the recipe sets and the script leaves out."""
+    stated = {*report.agree, *(f.key for f in [*report.noted, *report.contradictions])}
+    set_here = recipe.model_dump(exclude_defaults=True, exclude=UNSTATED)
     flat = [key for k, v in set_here.items() for key in ([f"{k}.{j}" for j in v] if isinstance(v, dict) else [k])]
-    return sorted({key for key in flat if not any(t == key or t.startswith(key + ".") for t in told)})
+    return sorted({key for key in flat if not any(t == key or t.startswith(key + ".") for t in stated)})
 
 
-def compare_data(report: Report, recipe: Recipe, path: Path) -> None:
-    """Sets of a meta file (name -> annotation, length, repeat_time) and entries, matched by annotation file."""
+def compare_data(report: VerifyReport, recipe: Recipe, path: Path) -> None:
+    """Compare the sets of a meta file (name -> annotation, length, repeat_time), matched by annotation file."""
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         theirs = {Path(m["annotation"]).name: (m.get("length"), m.get("repeat_time", 1)) for m in meta.values()}
@@ -185,4 +207,5 @@ def compare_data(report: Report, recipe: Recipe, path: Path) -> None:
 
 
 def same_numbers(ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> bool:
+    """Return whether two rows of numbers are equal where both are known."""
     return all(a is None or b is None or same(a, b) for a, b in zip(ours, theirs, strict=True))
