@@ -219,10 +219,16 @@ class Fixtures:
         raise FixtureError(f"{entry.path}: no checkpoint folder with a config.json belongs to it")
 
     def tensor_files(self, entry: Entry) -> list[Path]:
-        """Safetensors files that belong to no checkpoint, nearest to an entry's file first."""
+        """Safetensors files that belong to no checkpoint and no case of one, nearest to an entry's file first."""
         checkpoints = {p.parent for p in self.root.rglob("config.json")}
-        free = [p for p in self.root.rglob("*.safetensors") if not checkpoints & set(p.parents)]
+        used = {e.path.parent / source["file"] for e in self.entries["models/cases"] for source in sources(e.case)}
+        free = [p for p in self.root.rglob("*.safetensors") if p not in used and not checkpoints & set(p.parents)]
         return self.nearest(entry.path, free)
+
+
+def sources(case: Json) -> list[Json]:
+    """A model case and what it takes tensors from; each names a `file`."""
+    return [case, *case.get("reuse", {}).values()]
 
 
 def nested(folder: Path, folders: list[Path]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from golden.decisions import Decision, decide
-from golden.fixtures import Entry, Fixtures
+from golden.fixtures import Entry, Fixtures, sources
 from golden.model_inputs import batch_of, facts_of, load_case_model, load_tensors
 from golden.vision_outputs import vision_outputs
 from torch import Tensor
@@ -148,7 +148,7 @@ def twin_tokens(entry: Entry, tensors: Tensors) -> Tensor | None:
     """The tokens of the case with the same inputs that holds no fault, if the file has it."""
     for section in entry.head.values():
         for other in section if isinstance(section, list) else []:
-            if other["kind"] == "generate" and not other.get("quirk"):
+            if isinstance(other, dict) and other.get("kind") == "generate" and not other.get("quirk"):
                 twin = load_tensors(entry.path.parent, other)
                 if torch.equal(twin["in.input_ids"], tensors["in.input_ids"]):
                     return twin["out.tokens"]
@@ -189,8 +189,8 @@ def test_model_computes_what_the_published_code_computes(entry: Entry, found: Fi
 
 
 @pytest.mark.cases("models/cases", per="file")
-def test_every_recorded_tensor_file_is_at_hand(entry: Entry) -> None:
-    cases = [case for section in entry.head.values() if isinstance(section, list) for case in section]
-    files = {source["file"] for case in cases for source in [case, *case.get("reuse", {}).values()]}
+def test_every_recorded_tensor_file_is_at_hand(entry: Entry, found: Fixtures) -> None:
+    cases = [other.case for other in found.entries["models/cases"] if other.path == entry.path]
+    files = {source["file"] for case in cases for source in sources(case)}
     missing = sorted(name for name in files if not (entry.path.parent / name).is_file())
     assert not missing, f"{entry.path.parent}: {missing} are missing"
