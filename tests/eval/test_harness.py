@@ -17,7 +17,7 @@ from PIL import Image
 
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.sample.records import image, text
-from vlm.eval.harness.native import NativeModel, greedy, in_front
+from vlm.eval.harness.model import HarnessModel, media_in_front, new_token_limit
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER = ROOT / "tests" / "golden" / "data" / "tokenizers" / "internlm2"
@@ -26,8 +26,8 @@ BUDGET = 10
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    from vlm.models.checkpoint.load import save_model
     from vlm.models.checkpoint.assemble import build
+    from vlm.models.checkpoint.load import save_model
     from vlm.models.specs import load_preset
 
     folder = tmp_path_factory.mktemp("weights") / "tiny"
@@ -164,18 +164,18 @@ def test_the_entry_point_that_lmms_eval_reads_is_declared():
 
 def test_pictures_in_memory_get_the_answers_of_the_files_they_came_from(checkpoint, ours):
     items, expected = ours
-    model = NativeModel(checkpoint, device="cpu")
+    model = HarnessModel(checkpoint, device="cpu")
     questions = []
     for item in items:
         path, words = parts_of(item)
         with Image.open(path) as picture:
-            content = in_front([image(model.stored(picture)), text(words)])
+            content = media_in_front([image(model.store_picture(picture)), text(words)])
         questions.append(([{"role": "user", "content": content}], BUDGET))
     assert model.answer(questions) == list(expected.values())
 
 
 def test_an_answer_that_failed_is_an_error_and_no_text_for_a_harness_to_score(checkpoint, tmp_path):
-    model = NativeModel(checkpoint, device="cpu")
+    model = HarnessModel(checkpoint, device="cpu")
     content = [image(tmp_path / "lost.png"), text("\nWhat?")]
     with pytest.raises(DataError, match=r"question 0: error: .*lost\.png"):
         model.answer([([{"role": "user", "content": content}], 4)])
@@ -183,21 +183,21 @@ def test_an_answer_that_failed_is_an_error_and_no_text_for_a_harness_to_score(ch
 
 def test_media_stand_in_front_of_the_words_or_where_the_words_say():
     a, b = image("/a"), image("/b")
-    assert in_front([a, b, text("Which?")]) == [a, text("\n"), b, text("\nWhich?")]
-    assert in_front([a, b, text("In <image> and <image>?")]) == [text("In "), a, text(" and "), b, text("?")]
-    assert in_front([text("See"), a, text("?")]) == [text("See"), a, text("?")]
-    assert in_front([text("Why?")]) == [text("Why?")]
+    assert media_in_front([a, b, text("Which?")]) == [a, text("\n"), b, text("\nWhich?")]
+    assert media_in_front([a, b, text("In <image> and <image>?")]) == [text("In "), a, text(" and "), b, text("?")]
+    assert media_in_front([text("See"), a, text("?")]) == [text("See"), a, text("?")]
+    assert media_in_front([text("Why?")]) == [text("Why?")]
     with pytest.raises(DataError, match="without words"):
-        in_front([a])
+        media_in_front([a])
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.7}, {"temperature": 1, "do_sample": True}, {"num_beams": 5}])
 def test_anything_but_greedy_decoding_is_refused(settings):
     with pytest.raises(ConfigError, match="greedy"):
-        greedy(settings, 16)
+        new_token_limit(settings, 16)
 
 
 def test_the_budget_is_that_of_the_task():
-    assert greedy({"max_new_tokens": 7, "temperature": 0, "do_sample": False}, 16) == 7
-    assert greedy({"temperature": 0.7, "do_sample": False}, 16) == 16
+    assert new_token_limit({"max_new_tokens": 7, "temperature": 0, "do_sample": False}, 16) == 7
+    assert new_token_limit({"temperature": 0.7, "do_sample": False}, 16) == 16
     assert sys.modules.get("lmms_eval") is None  # our own process never imports a harness

@@ -1,1 +1,1 @@
-"""Adapters for other evaluation harnesses."""
+"""Our models inside other evaluation harnesses: lmms-eval and VLMEvalKit."""

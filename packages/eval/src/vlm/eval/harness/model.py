@@ -1,4 +1,8 @@
-"""Our model behind another evaluation harness: its messages in, greedy answers out, in the batches of our runner."""
+"""Our model behind another evaluation harness: its messages in, greedy answers out, in the batches of `vlm eval`.
+
+model = HarnessModel("pretrained/V2PE", device="cuda", dtype="bfloat16")
+model.answer([([{"role": "user", "content": [image("cat.png"), text("What is it?")]}], 16)])
+"""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +17,7 @@ from PIL import Image
 
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.home import resolve
-from vlm.core.sample.records import Message, split_placeholders, text
+from vlm.core.sample.records import Medium, Message, Part, split_placeholders, text
 from vlm.eval.backends.native import Checkpoint, NativeBackend
 from vlm.eval.loaders import Item
 from vlm.eval.run.batches import answers, in_batches
@@ -26,13 +30,21 @@ CHUNK = 512
 """Questions planned at once: enough to sort by length, few enough that their pictures fit on a disk."""
 
 
-class NativeModel:
-    """`model.answer([(messages, 16)])` -> texts. Prompts are built as for `vlm eval`, and so are the batches.
+class HarnessModel:
+    """A checkpoint that answers the questions of a harness, with prompts and batches as in `vlm eval`.
 
-    `stride` "model" is what the checkpoint was trained for; `tiles`: tile budget per image.
+    Args:
+        path: Checkpoint folder.
+        stride: V2PE stride; "model" is the one the checkpoint was trained for, None one position per token.
+        positions: "exact", or "float32" as published.
+        tiles: Tile budget per image; None: the checkpoint's own.
+        batch_size: Questions asked at once; changes no answer.
+        device: A torch device; "auto" is CUDA where there is one.
+        dtype: Precision of the weights.
 
     Raises:
-        ConfigError, CheckpointError: no such checkpoint, or settings that it cannot have.
+        CheckpointError: No such checkpoint.
+        ConfigError: A stride that the checkpoint cannot have.
     """
 
     def __init__(
@@ -56,19 +68,19 @@ class NativeModel:
         finalize(self, rmtree, self._pictures, True)
 
     def answer(self, questions: Iterable[Question]) -> list[str]:
-        """The answers in order; questions are taken as they are needed.
+        """Return the answers in order; questions are taken as they are needed.
 
         Raises:
-            DataError: one that could not be answered. A harness would score whatever text stood in its place.
+            DataError: A question could not be answered. A harness would score any text returned in its place.
         """
         rest, replies = iter(questions), []
         while chunk := list(islice(rest, CHUNK)):
-            replies += self._answered(chunk)
+            replies += self._answer_chunk(chunk)
             for picture in self._pictures.iterdir():
                 picture.unlink()
         return replies
 
-    def _answered(self, questions: Sequence[Question]) -> list[str]:
+    def _answer_chunk(self, questions: Sequence[Question]) -> list[str]:
         tasks = []
         for number, (messages, budget) in enumerate(questions):
             item = Item(str(number), messages, None, "harness")
@@ -81,9 +93,11 @@ class NativeModel:
                 raise DataError(f"question {outcome.id}: {outcome.outcome}: {outcome.detail}", expected="an answer")
         return [outcomes[task.key].completion or "" for task in tasks]
 
-    def stored(self, picture: Image.Image) -> Path:
-        """A file with exactly that picture, until it is answered for. Equal pictures share one, so that a shared
-        document is known as such."""
+    def store_picture(self, picture: Image.Image) -> Path:
+        """Write a picture, without loss, to a file that exists until its question is answered.
+
+        Equal pictures share a file, so that a shared document is recognized.
+        """
         if not picture.mode.startswith("I"):  # 16 bits are scaled where every image is read
             picture = picture.convert("RGB")
         name = hashlib.sha256(f"{picture.mode}{picture.size}".encode() + picture.tobytes()).hexdigest()
@@ -93,28 +107,36 @@ class NativeModel:
         return path
 
 
-def in_front(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As published: media in front of the text stand in a line each, or where `<image>` marks them in the text. Parts
-    in any other order stay as they are."""
+def media_in_front(parts: list[Part]) -> list[Part]:
+    """Arrange media as published: in front of the text, a line each, or where `<image>` marks them in the text.
+
+    Parts in any other order stay as they are.
+
+    Raises:
+        DataError: Media without a question.
+    """
     first_text = next((i for i, part in enumerate(parts) if part["type"] == "text"), len(parts))
-    media, rest = parts[:first_text], parts[first_text:]
-    if any(part["type"] != "text" for part in rest):
+    media = [part for part in parts[:first_text] if part["type"] != "text"]
+    texts = [part["text"] for part in parts[first_text:] if part["type"] == "text"]
+    if len(media) + len(texts) < len(parts):
         return parts
-    words = "".join(part["text"] for part in rest)
-    images: Iterator[dict[str, Any]] = iter(media)
+    words = "".join(texts)
     if media and words.count("<image>") == len(media) and all(part["type"] == "image" for part in media):
+        images: Iterator[Medium] = iter(media)
         return split_placeholders(words, images, "<image>")
     if not words.strip():
         raise DataError("a question without words", expected="some text beside the media")
-    lines = [piece for part in media for piece in (part, text("\n"))]
-    return [*lines[:-1], text("\n" + words)] if media else [text(words)]
+    if not media:
+        return [text(words)]
+    lines: list[Part] = [piece for medium in media for piece in (medium, text("\n"))]
+    return [*lines[:-1], text("\n" + words)]
 
 
-def greedy(settings: dict[str, Any], default: int) -> int:
-    """The number of new tokens that the settings of a harness allow.
+def new_token_limit(settings: dict[str, Any], default: int) -> int:
+    """Return the number of new tokens that the settings of a harness allow.
 
     Raises:
-        ConfigError: sampling or beams. Answers of our runs are greedy, and so must be those compared with them.
+        ConfigError: Sampling or beams. `vlm eval` decodes greedily, and answers compared with its own must too.
     """
     if settings.get("do_sample", True) and float(settings.get("temperature") or 0) > 0:
         raise ConfigError(f"temperature {settings['temperature']}", expected="greedy decoding: temperature 0")
