@@ -17,7 +17,7 @@ from harness import paired, report
 
 from vlm.models.attention import varlen
 from vlm.models.sequence.group import SequenceGroup
-from vlm.models.sequence.ring import ring_attention
+from vlm.models.attention.ring import ring_attention
 from vlm.models.sequence.sharding import PADDING, Block, Shard, schedule, zigzag, zigzag_blocks
 from vlm.train.launch.launch import free_port
 

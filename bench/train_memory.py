@@ -21,7 +21,7 @@ import torch.multiprocessing as mp
 from harness import peak_bytes, report
 
 from vlm.models.sequence.group import SequenceGroup
-from vlm.models.sequence.spread import spread
+from vlm.models.sequence_parallel import spread
 from vlm.models.specs import load_preset
 from vlm.models.vlm import VisionLanguageModel, make_model
 from vlm.train.launch.launch import free_port

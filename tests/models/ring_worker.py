@@ -14,12 +14,12 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from vlm.models.attention import BACKENDS, Backend, sdpa
+from vlm.models import sequence_parallel as spread
+from vlm.models.attention import BACKENDS, AttentionBackend, ring, sdpa
 from vlm.models.language import ExactRotary
 from vlm.models.loss import shifted
-from vlm.models.sequence import ring, spread
 from vlm.models.sequence.group import SequenceGroup
-from vlm.models.sequence.sharding import LAYOUTS, Shard, zigzag
+from vlm.models.sequence.sharding import LAYOUTS, TokenShard, zigzag
 from vlm.models.specs import RopeScaling, load_preset
 from vlm.models.vlm import make_model
 
@@ -187,7 +187,7 @@ def flagged(group):
 def whole_row_zigzag(cu_seqlens, rank, size):
     """As published: the whole row is cut, and the borders are divided."""
     whole = zigzag(cu_seqlens[[0, -1]], rank, size)
-    return Shard(whole.places, cu_seqlens // size)
+    return TokenShard(whole.places, cu_seqlens // size)
 
 
 def mutated(group, name, kind="ring") -> float:
@@ -202,7 +202,7 @@ def mutated(group, name, kind="ring") -> float:
     if name == "wrong group":
         right = BACKENDS["ring"]
         everyone = SequenceGroup(dist.group.WORLD)
-        BACKENDS["ring"] = Backend(lambda *given, group: ring.ring(*given, group=everyone), dense=False)
+        BACKENDS["ring"] = AttentionBackend(lambda *given, group: ring.ring(*given, group=everyone), dense=False)
         try:
             return compare(group, kind, batch)
         finally:
@@ -261,14 +261,9 @@ def cases(size):
 
 
 def main(rank, size, port, file):
-    import deepspeed
-    import deepspeed.ops
-
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), DS_ACCELERATOR="cpu")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=size)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a compile of minutes
-    deepspeed.init_distributed("gloo", verbose=False)
     torch.Tensor.float = torch.Tensor.double  # losses of this process are float64 too
     found = {}
     for name, call in cases(size):

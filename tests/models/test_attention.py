@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import vlm.models.attention as attention
 from vlm.core.errors import ConfigError, DataError, UnknownName
 from vlm.core.sample.positions import positions
+from vlm.models.attention import local
 from vlm.models.specs import RopeScaling
 
 OTHERS = ["varlen", "flash_attention_2"]
@@ -53,7 +54,7 @@ def flash_attn_varlen_func(
 @pytest.fixture(autouse=True)
 def kernel(monkeypatch):
     """flash-attn as if it ran here."""
-    monkeypatch.setattr(attention, "flash_kernel", lambda device, dtype: flash_attn_varlen_func)
+    monkeypatch.setattr(local, "flash_kernel", lambda device, dtype: flash_attn_varlen_func)
 
 
 def qkv(batch: int, queries: int, keys: int, heads: int = 4, heads_kv: int = 2) -> list[torch.Tensor]:
@@ -280,7 +281,7 @@ def test_flash_attention_that_cannot_run_says_what_to_install(tiny, monkeypatch)
 
 
 def test_auto_takes_flash_attention_where_it_can_run_and_never_for_float32(monkeypatch):
-    monkeypatch.setattr(attention, "find_spec", lambda name: name)
+    monkeypatch.setattr(local, "find_spec", lambda name: name)
     bf16, f32 = torch.bfloat16, torch.float32
     assert attention.choose("auto", True, "cuda", bf16) == attention.choose("auto", False, "cuda", bf16) == OTHERS[1]
     assert [attention.choose("auto", packed, "cuda", f32) for packed in (True, False)] == ["varlen", "sdpa"]
@@ -301,7 +302,7 @@ def test_a_further_backend_joins_by_an_entry_of_the_dict(tiny, prompt, monkeypat
         calls.append(1)
         return attention.varlen(*given)
 
-    monkeypatch.setitem(attention.BACKENDS, "ring", attention.Backend(ring, dense=False))
+    monkeypatch.setitem(attention.BACKENDS, "ring", attention.AttentionBackend(ring, dense=False))
     model = tiny()
     expected = model(prompt(model, 6)).logits
     model.set_attention("ring")

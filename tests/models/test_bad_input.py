@@ -10,7 +10,7 @@ from vlm.core.errors import CheckpointError, ConfigError, DataError, MediaError,
 from vlm.core.sample.chat import user_message
 from vlm.core.sample.encode import picture_part
 from vlm.core.sample.records import image
-from vlm.models.generation.batch import encode_unique
+from vlm.models.answers import encode_unique
 from vlm.models.session import ChatSession
 
 

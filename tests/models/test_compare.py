@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from vlm.cli.commands.weights import app
-from vlm.models.checkpoint.compare import diff, greatest
 from vlm.models.checkpoint.convert import convert
+from vlm.models.compare import diff, greatest
 
 
 def edited(source, target, change):

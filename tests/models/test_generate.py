@@ -7,8 +7,8 @@ import torch
 
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.sample.records import image, text
+from vlm.models.answers import Reply, answer, encode_unique, left_padded, reply
 from vlm.models.checkpoint.load import load_model
-from vlm.models.generation.batch import Reply, answer, encode_unique, left_padded, reply
 from vlm.models.processor import load_processor
 from vlm.models.specs import RopeScaling
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.sample.positions import positions
+from vlm.models.answers import answer, document_length, encode_unique, left_padded, shared_length, split
 from vlm.models.checkpoint.load import load_model
-from vlm.models.generation.batch import answer, document_length, encode_unique, left_padded, shared_length, split
 from vlm.models.processor import load_processor
 from vlm.models.specs import RopeScaling
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from vlm.core.errors import ConfigError, DataError, UnknownName
+from vlm.models.attention.ulysses import key_copies
 from vlm.models.sequence.sharding import LAYOUTS, owners, schedule, zigzag
-from vlm.models.sequence.spread import spread
-from vlm.models.sequence.ulysses import key_copies
+from vlm.models.sequence_parallel import spread
 
 WORKER = Path(__file__).with_name("ring_worker.py")
 TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}
@@ -25,7 +25,7 @@ def fork_server():
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["deepspeed.sequence.layer", "vlm.models.sequence.spread"])
+    context.set_forkserver_preload(["vlm.models.sequence_parallel"])
     return context
 
 

@@ -10,7 +10,7 @@ from transformers import StoppingCriteriaList
 
 from vlm.core.errors import ConfigError, HardwareError
 from vlm.core.sample.chat import INTERNVL2_SYSTEM, VICUNA_SYSTEM, prompt_text
-from vlm.models.generation.batch import answer
+from vlm.models.answers import answer
 from vlm.models.session import ChatSession, PieceStreamer
 
 

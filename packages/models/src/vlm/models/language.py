@@ -33,7 +33,7 @@ class ExactRotary(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """x gives dtype and device -> cos, sin [B, L, head_size], float64 for a float64 model, else float32.
+        """Return cos, sin [B, L, head_size] on the device of x, float64 for a float64 model, else float32.
 
         position_ids [B, L], float or integer; or int64 [B, L, 2]: each position beside the length of its document.
         """
@@ -59,7 +59,7 @@ class ExactRotary(nn.Module):
         return tables[0].to(dtype), tables[1].to(dtype)
 
 
-class Attention(LlamaAttention):
+class ExactAttention(LlamaAttention):
     """Llama's, with q and k rotated in the dtype of the tables (float32) and then cast back, as the published code.
 
     Stock transformers rotates in the dtype of the weights: in bfloat16 neighboring image tokens become one.
@@ -86,14 +86,14 @@ class Attention(LlamaAttention):
 
 
 def document_positions(cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """0, 1, 2, ... from anew in each document of a packed row; the length of each token's document; int64 [1, L]."""
+    """Return 0, 1, 2, ... in each document of a packed row, and the length of each token's document; int64 [1, L]."""
     lengths = cu_seqlens.diff().long()
     start, length = (t.repeat_interleave(lengths) for t in (cu_seqlens[:-1].long(), lengths))
     return (torch.arange(len(start), device=start.device) - start)[None], length[None]
 
 
 def make_language_model(spec: LanguageSpec) -> LlamaForCausalLM:
-    """A Llama of that shape, initialized as transformers does (normal, 0.02); attention `auto`."""
+    """Make a Llama of that shape, initialized as transformers does (normal, 0.02); attention `auto`."""
     config = LlamaConfig(
         vocab_size=spec.vocab,
         hidden_size=spec.width,
@@ -112,10 +112,21 @@ def make_language_model(spec: LanguageSpec) -> LlamaForCausalLM:
         vlm_attention="auto",
     )
     model = LlamaForCausalLM(config)
-    model.lm_head.__class__ = LossHead  # the same parameters
+    model.lm_head = with_parts_of(model.lm_head, LossHead(spec.width, spec.vocab, bias=False, device="meta"))
     head = spec.width // spec.heads
     published = spec.rotary_tables == "published"
     model.model.rotary_emb = ExactRotary(head, spec.rope_theta, spec.max_positions, spec.rope_scaling, published)
-    for layer in model.model.layers:
-        layer.self_attn.__class__ = Attention  # same parameters, drawn in transformers' own order
+    for i, layer in enumerate(model.model.layers):
+        with torch.device("meta"):
+            attention = ExactAttention(config, i)
+        layer.self_attn = with_parts_of(layer.self_attn, attention)  # parameters as transformers has drawn them
     return model
+
+
+def with_parts_of(old: nn.Module, new: nn.Module) -> Any:
+    """Return `new`, made on the meta device, with the parameters and child modules of `old`."""
+    for name, parameter in old.named_parameters(recurse=False):
+        setattr(new, name, parameter)
+    for name, child in old.named_children():
+        setattr(new, name, child)
+    return new.train(old.training)

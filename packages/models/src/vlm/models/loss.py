@@ -1,4 +1,10 @@
-"""Mask first, then chunk: cross-entropy that never builds [tokens x vocabulary] logits for more than one chunk."""
+"""Cross-entropy that never builds [tokens x vocabulary] logits for more than one chunk: mask first, then chunk.
+
+>>> target, weight = shifted(labels, None, cu_seqlens)                            # doctest: +SKIP
+>>> weighted_cross_entropy(hidden, lm_head, target, weight) / weight.sum()        # doctest: +SKIP
+
+Shapes: B rows of L tokens, C channels, V vocabulary, n labeled tokens.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,15 +15,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 512  # rows of logits alive at once: 512 x 92,553 x 4 bytes = 190 MB; of 16 bits, four times as many
-BLOCK = 16  # rows of them that a processor's cache holds
+CHUNK = 512  # rows of logits in memory at once: 512 x 92,553 x 4 bytes = 190 MB; in 16 bits, four times as many rows
+BLOCK = 16  # rows of logits that a processor's cache holds
 SLICE = 8192  # entries of the vocabulary whose gradient is summed at once
 
 
 def shifted(labels: Tensor, weights: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The target and weight of each position: the label of its successor, [B, L] each.
+    """Return target (label of the next token, int64) and weight (float32) of each position, [B, L] each.
 
-    The last position of a row, and of each document of a packed row, has no successor: target -100, weight 0.
+    The last position of a row, and of each document of a packed row, has no next token: target -100, weight 0.
     """
     target = F.pad(labels[:, 1:], (0, 1), value=-100)
     if cu_seqlens is not None:
@@ -35,21 +41,27 @@ def weighted_cross_entropy(
     chunk: int = CHUNK,
     block: int | None = None,
 ) -> Tensor:
-    """Sum over positions of weight * cross-entropy, float32 scalar; 0 (with a graph) where no position has a label.
+    """Return the sum over positions of weight * cross-entropy, a float32 scalar; 0 (with a graph) without any label.
 
-    hidden [B, L, C]; head maps [n, C] to logits [n, V]; target, weight [B, L] already shifted. A LossHead makes its
-    gradients beside the loss, of `block` rows at a time (None: as suits the device); any other head (adapters, low
-    bits) is called again in the backward pass.
+    Args:
+        hidden: [B, L, C].
+        head: maps [n, C] to logits [n, V]. A LossHead computes its gradients together with the loss; any other head
+            (adapters, low bits) is called again in the backward pass.
+        target: int64 [B, L], already shifted; -100 is masked.
+        weight: float32 [B, L].
+        chunk: rows of logits in memory at once.
+        block: rows that a LossHead computes at a time; None: as suits the device.
     """
     hidden, target, weight = hidden.flatten(0, 1), target.flatten(), weight.flatten()
     rows = (target != -100).nonzero().squeeze(1)
     if len(rows):
         hidden, target, weight = hidden[rows], target[rows], weight[rows]
-    else:  # one row of weight 0: a rank without labels still calls the head, as its peers do (ZeRO-3 gathers together)
+    else:  # one row of weight 0: a rank without labels also calls the head, as ZeRO-3 gathers on all ranks together
         hidden, target, weight = hidden[:1], torch.zeros_like(target[:1]), torch.zeros_like(weight[:1])
 
     if isinstance(head, LossHead):
-        return head(hidden, target, weight, chunk, block)
+        loss: Tensor = head(hidden, target, weight, chunk, block)
+        return loss
 
     def part(h: Tensor, t: Tensor, w: Tensor) -> Tensor:
         return (F.cross_entropy(head(h).float(), t, reduction="none") * w).sum()
@@ -61,9 +73,13 @@ def weighted_cross_entropy(
 
 
 def to_gradient(logits: Tensor, wide: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """The sum of weight * cross-entropy; the logits [n, V] become, in place, its gradient.
+    """Return the sum of weight * cross-entropy; the logits [n, V] are replaced, in place, by its gradient.
 
-    wide [n, V]: room to compute in, float32; or `logits` themselves. target, weight [n, 1].
+    Args:
+        logits: [n, V].
+        wide: float32 [n, V] to compute in, or `logits` themselves.
+        target: int64 [n, 1].
+        weight: float32 [n, 1].
     """
     if wide is not logits:
         wide.copy_(logits)
@@ -79,8 +95,10 @@ def to_gradient(logits: Tensor, wide: Tensor, target: Tensor, weight: Tensor) ->
 
 
 class LossHead(nn.Linear):
-    """The output head, which also makes the loss: one call for a row, however many labels it has. (ZeRO-3 gathers the
-    weight at each call of a module: ranks that call it unequally often would wait for each other for ever.)"""
+    """The output head, which also computes the loss: one call for a row, however many labels it has.
+
+    ZeRO-3 gathers the weight at each call of a module: ranks with unequal numbers of calls would wait forever.
+    """
 
     def forward(
         self,
@@ -90,32 +108,37 @@ class LossHead(nn.Linear):
         chunk: int = CHUNK,
         block: int | None = None,
     ) -> Tensor:
-        """Logits [..., V] of hidden states [..., C]; with target and weight [n], the sum of weight * cross-entropy."""
+        """Return logits [..., V] of hidden states [..., C]; with target and weight [n], the sum of the loss."""
         if target is None or weight is None:
             return super().forward(input)
         block = block or (BLOCK if input.device.type == "cpu" else CHUNK)  # on a GPU each pass costs a launch
-        return LinearCrossEntropy.apply(input, self.weight, target, weight, chunk, block)
+        loss: Tensor = LinearCrossEntropy.apply(input, self.weight, target, weight, chunk, block)
+        return loss
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Sum of weight * cross-entropy of `hidden @ head.T`: three products in all and one chunk of logits, since the
-    gradients are made while the logits are there, and only scaled in the backward pass.
+    """Sum of weight * cross-entropy of `hidden @ head.T`, with three matrix products in all and one chunk of logits.
 
-    hidden [n, C], head [V, C], target [n] int64, weight [n] float32; float32 scalar.
+    The gradients are computed while the logits are in memory, and only scaled in the backward pass.
     """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, head: Tensor, target: Tensor, weight: Tensor, chunk: int, block: int
     ) -> Tensor:
+        """Return the float32 sum for hidden [n, C], head [V, C], target int64 [n], weight float32 [n]."""
         need_hidden, need_head, *_ = ctx.needs_input_grad
         low = head.dtype.itemsize < 4
-        chunk *= 4 if low else 1  # each chunk costs a pass over the head's gradient, beside faster products
-        several = low and len(hidden) > chunk  # then that is summed in float32: rounding would grow with their number
+        chunk *= 4 if low else 1  # each chunk costs a pass over the head's gradient; products are faster
+        several = (
+            low and len(hidden) > chunk
+        )  # then sum in float32: rounding errors grow with their number
         to_hidden = torch.empty_like(hidden) if need_hidden else None
         to_head = torch.zeros_like(head, dtype=torch.float32 if several else head.dtype) if need_head else None
         total = weight.new_zeros(())
-        logits = head.new_empty(min(chunk, len(hidden)), len(head))  # one for all: fresh pages cost as a product does
+        logits = head.new_empty(
+            min(chunk, len(hidden)), len(head)
+        )  # one buffer: fresh pages cost as much as a product
         wide = logits.new_empty(min(block, len(logits)), len(head), dtype=torch.float32) if low else None
         for start in range(0, len(hidden), chunk):
             at = slice(start, start + chunk)
@@ -137,6 +160,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients that the forward pass left."""
         to_hidden, to_head = ctx.saved_tensors
         scaled = (None if g is None else g.mul_(gradient.to(g.dtype)) for g in (to_hidden, to_head))
         return (*scaled, None, None, None, None)

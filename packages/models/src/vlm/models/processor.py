@@ -1,17 +1,25 @@
-"""Messages -> model input, with the template, image rule and position rule of one checkpoint."""
+"""Messages -> model input, with the template, image rule and position rule of one checkpoint.
+
+>>> processor = load_processor("pretrained/InternVL2-2B")                                          # doctest: +SKIP
+>>> encoded = processor.encode([user_message("What is this?", [image("cat.png")])])                # doctest: +SKIP
+>>> encoded.input_ids.shape, processor.pixels(encoded.pixels).shape                                # doctest: +SKIP
+((1834,), torch.Size([7, 3, 448, 448]))
+"""
 
 import math
+from copy import copy
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vlm.core.config import parse
 from vlm.core.errors import ConfigError
 from vlm.core.sample.chat import TEMPLATES
-from vlm.core.sample.encode import Encoded, SampleEncoder, Strides
-from vlm.core.sample.encode import ImageTokenIds as TokenIds
+from vlm.core.sample.encode import ImageTokenIds, SampleEncoder, Strides
+from vlm.core.sample.encoded import Encoded
 from vlm.core.sample.records import Message, Sample
 from vlm.core.sample.tiling import ImageRule
 from vlm.core.sample.tokenizer import load_tokenizer
@@ -21,16 +29,23 @@ from vlm.models.specs import ModelSpec
 from vlm.models.vlm import make_model
 
 FROM_MODEL = "model"
-"""Value of `strides` that means: what the checkpoint was trained for."""
+"""Value of `strides`: the strides that the checkpoint was trained for."""
 
 FRAMES = 8
 """Frames taken from a video (quick start of the published models)."""
 
 
 class Processor:
-    """`processor.encode(messages)` -> Encoded; `processor.pixels(tiles)` -> float tensor for the encoder.
+    """Encodes messages for one model, and normalizes its pixels.
 
-    `frames`: number of frames taken from a video, each one tile.
+    Args:
+        spec: the model.
+        tokenizer_folder: folder with tokenizer files.
+        frames: number of frames taken from a video, each one tile.
+
+    Raises:
+        CheckpointError: the folder has no tokenizer.
+        ConfigError: `frames` is below 1.
     """
 
     def __init__(self, spec: ModelSpec, tokenizer_folder: Path, *, frames: int = FRAMES):
@@ -44,9 +59,9 @@ class Processor:
         self.encoder = self.make_encoder()
 
     def make_encoder(self) -> SampleEncoder:
-        """The encoder of the present spec."""
+        """Return the encoder of samples for the current spec."""
         ids = self.spec.image_tokens
-        token_ids = TokenIds(
+        token_ids = ImageTokenIds(
             start=self.tokenizer.token_id(ids.start), context=ids.context_id, end=self.tokenizer.token_id(ids.end)
         )
         return SampleEncoder(
@@ -61,7 +76,7 @@ class Processor:
 
     @property
     def family(self) -> str:
-        """Name of the family, e.g. `convllava`."""
+        """Return the name of the family, e.g. `convllava`."""
         return self.spec.family
 
     def encode(
@@ -73,10 +88,15 @@ class Processor:
         max_length: int | None = None,
         id: str = "prompt",
     ) -> Encoded:
-        """Messages with media paths -> ids, labels, exact positions and uint8 tiles.
+        """Return ids, labels, exact positions and uint8 tiles of messages with media paths.
 
-        `strides`: positions per tile; one for all images, one for each (or a function of their number), None for
-        arange, "model" for the checkpoint's own default.
+        Args:
+            messages: the conversation.
+            strides: positions per tile: one for all images, one for each (or a function of their number), None for
+                0, 1, 2, ..., "model" for the checkpoint's default.
+            generation_prompt: end with the start of an assistant's turn.
+            max_length: greatest number of tokens.
+            id: name in error messages.
         """
         return self.encoder.encode(
             Sample(id, messages, id),
@@ -86,37 +106,38 @@ class Processor:
         )
 
     def resolve_strides(self, strides: Strides | str) -> Strides:
-        """The checkpoint's own strides for "model", else the given ones. Raises ConfigError for anything else."""
+        """Return the checkpoint's strides for "model", else the given ones. Raises ConfigError for anything else."""
         if strides == FROM_MODEL:
             return self.spec.strides
-        number = isinstance(strides, int | float)
-        if isinstance(strides, str) or (number and not 0 < strides < math.inf):  # type: ignore[operator]
+        if isinstance(strides, str) or (isinstance(strides, int | float) and not 0 < strides < math.inf):
             raise ConfigError(f"strides {strides!r}", expected=f"positions per tile above 0, None, or {FROM_MODEL!r}")
         return strides
 
-    def pixels(self, tiles: np.ndarray) -> Tensor:
-        """uint8 [tiles, S, S, 3] -> float32 [tiles, 3, S, S], normalized."""
+    def pixels(self, tiles: NDArray[np.uint8]) -> Tensor:
+        """Normalize tiles uint8 [tiles, S, S, 3] -> float32 [tiles, 3, S, S]."""
         return torch.from_numpy(self.spec.image_rule.normalize(tiles))
 
     @property
     def stop_ids(self) -> list[int]:
-        """Ids that end an answer: the template's, and the tokenizer's end of sequence."""
+        """Return the ids that end an answer: the template's, and the tokenizer's end of sequence."""
         return sorted({*self.encoder.stop_ids, *([self.tokenizer.eos_id] if self.tokenizer.eos_id is not None else [])})
 
     def with_image_rule(self, **changes: object) -> "Processor":
-        """A processor with another image rule, e.g. `with_image_rule(max_tiles=24)`. Raises ConfigError."""
+        """Return a processor with another image rule, e.g. `with_image_rule(max_tiles=24)`. Raises ConfigError."""
         rule = parse({**self.spec.image_rule.model_dump(), **changes}, ImageRule, where="image rule")
-        other = object.__new__(Processor)
-        other.__dict__ = dict(self.__dict__)
+        other = copy(self)
         other.spec = self.spec.model_copy(update={"image_rule": rule})
         other.encoder = other.make_encoder()
         return other
 
 
 def load_processor(path: str | Path, *, max_tiles: int | None = None, frames: int = FRAMES) -> Processor:
-    """The processor of a checkpoint folder (any known layout) that holds tokenizer files.
+    """Return the processor of a checkpoint in any format, with tokenizer files in its folder.
 
-    `max_tiles`: tiles per image, thumbnail not counted; `frames`: frames per video.
+    Args:
+        path: a folder, or a name below `pretrained/`.
+        max_tiles: tiles per image, thumbnail not counted.
+        frames: frames per video.
 
     Raises:
         CheckpointError: no such folder, or no tokenizer in it.

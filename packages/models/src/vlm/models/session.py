@@ -1,9 +1,9 @@
 """Talk to a model: text, images, videos, several rounds, streaming, batches.
 
->>> chat = ChatSession("runs/quickstart/train/quickstart-convllava-stage3/model")
->>> chat.ask("What is in the picture?", images=["cat.png"])
+>>> chat = ChatSession("runs/quickstart/train/quickstart-convllava-stage3/model")    # doctest: +SKIP
+>>> chat.ask("What is in the picture?", images=["cat.png"])                          # doctest: +SKIP
 'A cat.'
->>> for piece in chat.stream("And what colour is it?"):
+>>> for piece in chat.stream("And what color is it?"):                               # doctest: +SKIP
 ...     print(piece, end="")
 """
 
@@ -17,17 +17,18 @@ import torch
 
 from vlm.core.errors import ConfigError, HardwareError
 from vlm.core.sample.chat import Template
-from vlm.core.sample.encode import Encoded, combined_part
-from vlm.core.sample.records import Message, image, text, video
+from vlm.core.sample.encode import combined_part
+from vlm.core.sample.encoded import Encoded
+from vlm.core.sample.records import Message, Part, image, text, video
+from vlm.models.answers import answer, encode_unique, left_padded, reply
 from vlm.models.checkpoint.load import load_model
-from vlm.models.generation.batch import answer, encode_unique, left_padded, reply
 from vlm.models.processor import FRAMES, FROM_MODEL, Processor, load_processor
 
 Files = Sequence[str | Path]
 
 
 def user_turn(question: str, images: Files, videos: Files, template: Template, *, combine: bool = False) -> Message:
-    """A question with its media in front, as published: `question` is text, whatever it holds.
+    r"""Return a question with its media in front, as published; `<image>` in the question is plain text.
 
     - one image: `<image>\n`
     - several, separate: `Image-1: <image>\nImage-2: <image>\n` (InternVL), `<image>\n<image>\n` (LLaVA)
@@ -41,7 +42,7 @@ def user_turn(question: str, images: Files, videos: Files, template: Template, *
         raise ConfigError("the question is empty", expected="some text")
     images, videos = ([f] if isinstance(f, str | Path) else f for f in (images, videos))
     pictures, movies = ([Path(f).resolve() for f in files] for files in (images, videos))
-    content: list[dict[str, Any]] = []
+    content: list[Part] = []
     if combine and len(pictures) > 1:
         if template.images_first:
             raise ConfigError(
@@ -62,12 +63,17 @@ def user_turn(question: str, images: Files, videos: Files, template: Template, *
 class ChatSession:
     """A conversation with one model. `history` holds the finished turns; `reset()` empties it.
 
+    >>> chat = ChatSession("pretrained/InternVL2-2B", device="cuda", dtype="bfloat16")      # doctest: +SKIP
+    >>> chat.ask("What is in the picture?", images=["cat.png"], max_new_tokens=32)          # doctest: +SKIP
+    'A cat.'
+
     Args:
         path: a checkpoint, see `load_model`.
-        strides: V2PE positions per tile, None for plain counting; by default what the checkpoint was trained for.
-        system: another system text.
+        strides: V2PE positions per tile, None for plain counting; by default those that the model was trained for.
+        system: replaces the system text.
         combine: several images of a question share one placeholder.
-        max_tiles, frames: per image and per video, see `load_processor`.
+        max_tiles: tiles per image, see `load_processor`.
+        frames: frames per video, see `load_processor`.
         placement: `device`, `dtype`, `quantize`, `offload` and `progress` of `load_model`.
     """
 
@@ -83,7 +89,7 @@ class ChatSession:
         **placement: Any,
     ):
         self.processor = load_processor(path, max_tiles=max_tiles, frames=frames)
-        self.processor.resolve_strides(strides)  # a fault is told before gigabytes are read
+        self.processor.resolve_strides(strides)  # report a fault before gigabytes are read
         self.strides, self.combine = strides, combine
         self.start: list[Message] = [{"role": "system", "content": [text(system)]}] if system is not None else []
         self.history: list[Message] = list(self.start)
@@ -91,17 +97,17 @@ class ChatSession:
         self.model = load_model(path, **placement)
 
     def reset(self) -> None:
-        """Forget the conversation; an answer that is still being made stops."""
+        """Forget the conversation; an answer in progress stops."""
         self._stop_answering()
         self.history = list(self.start)
 
     def messages(self, question: str, images: Files = (), videos: Files = ()) -> list[Message]:
-        """The history and one more user turn (see `user_turn`)."""
+        """Return the history and one more user turn (see `user_turn`)."""
         turn = user_turn(question, images, videos, self.processor.template, combine=self.combine)
         return [*self.history, turn]
 
     def ask(self, question: str, *, images: Files = (), videos: Files = (), **settings: Any) -> str:
-        """The whole answer; the turn is added to the history. Keywords go to `generate`."""
+        """Return the complete answer, and add the turn to the history. Keywords are those of `generate`."""
         return "".join(self.stream(question, images=images, videos=videos, **settings))
 
     def ask_batch(
@@ -113,7 +119,7 @@ class ChatSession:
         max_new_tokens: int = 256,
         **settings: Any,
     ) -> list[str]:
-        """Answers to independent questions, each with its own images and videos; computed together.
+        """Answer independent questions, each with its own images and videos, in one batch.
 
         The history is neither read nor changed.
 
@@ -142,13 +148,13 @@ class ChatSession:
         max_new_tokens: int = 256,
         **settings: Any,
     ) -> Iterator[str]:
-        """Pieces of the answer as they are made (with beams: all of it at the end).
+        """Yield pieces of the answer as they are generated (with beams: all of it at the end).
 
-        The turn is added to the history when the answer is complete. An answer that is not read to its end, or that a
-        newer question overtakes, stops and leaves no trace.
+        The turn is added to the history when the answer is complete. An answer that is not read to its end stops, also
+        if a new question is asked meanwhile, and is not added.
 
         Raises:
-            VlmError: at once for bad input, while reading the pieces for what fails in between.
+            VlmError: at once for bad input; while the pieces are read for a failure of generation.
         """
         messages = self.messages(question, images, videos)
         encoded = self.processor.encode(messages, strides=self.strides)
@@ -164,7 +170,7 @@ class ChatSession:
         self, messages: list[Message], encoded: Encoded, settings: dict[str, Any]
     ) -> Generator[str, None, None]:
         streamer = PieceStreamer(self.processor)
-        with ThreadPoolExecutor(1, "answer") as pool:  # leaving it waits for the thread
+        with ThreadPoolExecutor(1, "answer") as pool:  # waits for the thread at the end
             made = pool.submit(self._generate, encoded, streamer, settings)
             made.add_done_callback(lambda _: streamer.queue.put(None))
             whole = ""
@@ -172,16 +178,16 @@ class ChatSession:
                 for piece in streamer:
                     whole += piece
                     yield piece
-                made.result()  # raises here what was raised there
+                made.result()  # raises here an error of the thread
             finally:
                 streamer.cancelled = True
         self.history = [*messages, {"role": "assistant", "content": [text(whole.strip())]}]
 
     @torch.inference_mode()
     def _generate(self, encoded: Encoded, streamer: "PieceStreamer", settings: dict[str, Any]) -> None:
-        """Fill the streamer. Runs in a thread of its own."""
+        """Fill the streamer; runs in a separate thread."""
         try:
-            if (settings.get("num_beams") or 1) > 1:  # the best beam is known at the end
+            if (settings.get("num_beams") or 1) > 1:  # the best beam is only known at the end
                 streamer.show(answer(self.model, self.processor, [encoded], **settings)[0].text)
                 return
             device = next(self.model.parameters()).device
@@ -200,12 +206,12 @@ class ChatSession:
         except torch.OutOfMemoryError as error:
             raise HardwareError(
                 f"out of memory with a prompt of {len(encoded):,} tokens and {encoded.n_tiles} tiles",
-                fix="fewer tiles (max_tiles) or frames, bfloat16, 8bit, or device `map`",
+                fix="use fewer tiles (max_tiles) or frames, bfloat16, 8bit, or device `map`",
             ) from error
 
 
 class PieceStreamer:
-    """transformers' streamer protocol: token ids in, decoded pieces out, whole characters only."""
+    """A streamer for transformers: takes token ids, yields decoded pieces of complete characters."""
 
     def __init__(self, processor: Processor):
         self.processor, self.stop = processor, processor.stop_ids
@@ -215,7 +221,7 @@ class PieceStreamer:
         self.cancelled = False
 
     def put(self, value: torch.Tensor) -> None:
-        """New ids from `generate`. Raises CanceledError there when nobody reads any more."""
+        """Take new ids from `generate`. Raises CancelledError there if the answer is no longer read."""
         if self.cancelled:
             raise CancelledError
         self.ids += value.flatten().tolist()
@@ -224,13 +230,13 @@ class PieceStreamer:
             self.show(whole)
 
     def show(self, whole: str) -> None:
-        """Queue what is new in the answer so far."""
+        """Queue the new part of the answer so far."""
         if whole.startswith(self.shown) and whole != self.shown:
             self.queue.put(whole[len(self.shown) :])
             self.shown = whole
 
     def end(self) -> None:
-        """The answer is complete (called by `generate`)."""
+        """Finish the answer (called by `generate`)."""
         self.show(reply(self.processor, self.ids, self.stop).text)
         self.queue.put(None)
 

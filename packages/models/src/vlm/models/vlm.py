@@ -1,15 +1,14 @@
-"""The one model: image encoder -> projector -> Llama, and a position for each token.
+"""The one model: image encoder -> projector -> Llama, with a position for each token.
 
 >>> model = make_model(load_preset("tiny-internvl2"))
 >>> out = model(input_ids, pixel_values=pixels, position_ids=positions, labels=labels)
 >>> out.loss, out.logits
 
 Unusual: text-only training batches touch the encoder (its collectives stay in step across ranks and it gets exactly
-zero gradients); positions are float64; packed rows are told by `cu_seqlens`.
+zero gradients); positions are float64; `cu_seqlens` marks document boundaries in packed rows.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,52 +16,46 @@ from torch import Tensor, nn
 
 from vlm.core.errors import ConfigError, DataError
 from vlm.models.attention import PACKED, backend_of, check_name, check_packed
-from vlm.models.generation.decoding import Generation
-from vlm.models.generation.prefix import counted
+from vlm.models.batch import Batch, Output
+from vlm.models.generation import decoding
+from vlm.models.generation.prefix import Prefix, counted
 from vlm.models.language import document_positions, make_language_model
 from vlm.models.loss import shifted, weighted_cross_entropy
 from vlm.models.projector import make_projector
 from vlm.models.specs import ModelSpec
-from vlm.models.vision.convnext import ConvNext, TimmEncoder
-from vlm.models.vision.intern_vit import InternVit
-
-ImageEncoder = InternVit | ConvNext | TimmEncoder
-
-ENCODERS: dict[str, Callable[..., ImageEncoder]] = {"intern_vit": InternVit, "convnext": ConvNext, "timm": TimmEncoder}
+from vlm.models.vision.encoders import ImageEncoder, make_encoder
 
 
-@dataclass
-class Output:
-    """`logits` [B, L, V] (None when only the loss was asked for); `loss` a float32 scalar (None without labels)."""
+class VisionLanguageModel(nn.Module):
+    """Encoder, projector and language model of a spec.
 
-    logits: Tensor | None = None
-    loss: Tensor | None = None
+    `run_rows` runs a forward pass; `sequence_parallel.spread` exchanges it for one over a group of processes.
+    """
 
-
-class VisionLanguageModel(Generation, nn.Module):
-    """Encoder, projector and language model of a spec; `generate` and `prefill` are in `decoding`."""
+    run_rows: "Callable[[VisionLanguageModel, Batch], Output]"
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
         self.spec = spec
-        self.encoder: ImageEncoder = ENCODERS[spec.vision.kind](spec.vision)
+        self.run_rows = whole_rows
+        self.encoder: ImageEncoder = make_encoder(spec.vision)
         self.projector = make_projector(spec.projector, self.encoder.width, spec.language.width)
         self.language_model = make_language_model(spec.language)
 
     @property
     def image_size(self) -> int:
-        """Side of a tile in pixels."""
+        """Return the side of a tile in pixels."""
         return self.spec.image_rule.size
 
     @property
     def tokens_per_tile(self) -> int:
-        """Context tokens of one tile."""
+        """Return the number of context tokens of one tile."""
         cells = self.image_size // self.encoder.stride
         return self.projector.tokens(cells, cells)
 
     @property
     def attention(self) -> str:
-        """Name of the attention backend of the language model."""
+        """Return the name of the attention backend of the language model."""
         return backend_of(self.language_model.config)
 
     def set_attention(self, name: str) -> None:
@@ -83,7 +76,7 @@ class VisionLanguageModel(Generation, nn.Module):
             self.language_model.activation_checkpointing_disable()
 
     def encode_images(self, pixel_values: Tensor | Iterable[Tensor], chunk: int | None = None) -> Tensor:
-        """[images, 3, h, w] -> [images, tokens, hidden]; `chunk` bounds how many are encoded at once."""
+        """Encode images [images, 3, h, w] -> [images, tokens, hidden]; `chunk` bounds how many are encoded at once."""
         if not isinstance(pixel_values, Tensor):
             images = (p[None] if p.dim() == 3 else p for p in pixel_values)
             return torch.cat([self.encode_images(image).flatten(0, 1) for image in images])[None]
@@ -101,7 +94,7 @@ class VisionLanguageModel(Generation, nn.Module):
         features: Tensor | None = None,
         chunk: int | None = None,
     ) -> Tensor:
-        """Embeddings [B, L, C] with image features in the place of their placeholders.
+        """Return embeddings [B, L, C] in which image features replace their placeholders.
 
         `image_flags` [images]: 0 marks a dummy tile, whose features are left out. `features`: already encoded.
 
@@ -133,7 +126,7 @@ class VisionLanguageModel(Generation, nn.Module):
                 expected="one feature for each placeholder",
                 fix="pass the pixels of exactly the images in the ids",
             )
-        # of a dummy nothing is scattered, but the graph holds it: its gradients are zero, not None
+        # nothing of a dummy is scattered, but the graph holds it: its gradients are zero, not None
         return embeddings.masked_scatter(placeholder[..., None], used.to(embeddings.dtype))
 
     def decode(
@@ -147,7 +140,7 @@ class VisionLanguageModel(Generation, nn.Module):
     ) -> Any:
         """Run the language model's blocks on embeddings; `.last_hidden_state` [B, L, C].
 
-        Without `position_ids`, positions count 0, 1, 2, ..., from anew in each document of a packed row.
+        Without `position_ids`, positions count 0, 1, 2, ..., from 0 in each document of a packed row.
         """
         if cu_seqlens is not None:
             check_packed(cu_seqlens, embeddings)
@@ -167,55 +160,44 @@ class VisionLanguageModel(Generation, nn.Module):
             inputs_embeds=embeddings, attention_mask=attention_mask, position_ids=position_ids, **kwargs
         )
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        *,
-        pixel_values: Tensor | None = None,
-        image_flags: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        loss_weights: Tensor | None = None,
-        loss_denominator: float | Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        logits: bool = True,
-    ) -> Output:
-        """Logits and loss of a batch.
+    def forward(self, input_ids: Tensor | Batch, **fields: Any) -> Output:
+        """Return logits and loss of a batch: a `Batch`, or its fields as arguments."""
+        return self.run_rows(self, input_ids if isinstance(input_ids, Batch) else Batch(input_ids, **fields))
 
-        Args:
-            input_ids: int64 [B, L]; placeholders hold the context id.
-            pixel_values: [images, 3, h, w], all images of the batch in reading order.
-            image_flags: [images], 0 for dummy tiles.
-            attention_mask: [B, L], 1 for tokens; with `cu_seqlens` unused.
-            position_ids: [B, L], float64 (V2PE) or int64; default arange, in each document of a packed row.
-            labels: int64 [B, L], -100 masked, aligned with the ids (the shift is done here).
-            loss_weights: [B, L] weight of each label. The loss is sum(w * CE) / sum(w), 0 where nothing is labeled.
-            loss_denominator: replaces sum(w): the total over ranks and accumulation steps.
-            cu_seqlens: int32 [documents + 1] of a packed row (B = 1).
-            logits: False leaves them out: the training path, which never builds them.
-        """
-        embeddings = self.embed(input_ids, pixel_values, image_flags)
-        if position_ids is None and attention_mask is not None:
-            position_ids = counted(attention_mask)
-        hidden = self.decode(
-            embeddings,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cu_seqlens=cu_seqlens,
-            use_cache=False,
-        ).last_hidden_state
-        out = Output()
-        if labels is not None:
-            target, weight = shifted(labels, loss_weights, cu_seqlens)
-            total = weighted_cross_entropy(hidden, self.language_model.lm_head, target, weight)
-            denominator = weight.sum() if loss_denominator is None else loss_denominator
-            out.loss = total / torch.as_tensor(denominator).clamp(min=1e-12)
-        if logits:
-            out.logits = self.language_model.lm_head(hidden)
-        return out
+    @torch.no_grad()
+    def prefill(self, input_ids: Tensor, **inputs: Any) -> Prefix:
+        """Return the cache of a document for several questions: see `generation.decoding.prefill`."""
+        return decoding.prefill(self, input_ids, **inputs)
+
+    @torch.no_grad()
+    def generate(self, input_ids: Tensor, **settings: Any) -> Any:
+        """Return new token ids only: see `generation.decoding.generate`."""
+        return decoding.generate(self, input_ids, **settings)
+
+
+def whole_rows(model: VisionLanguageModel, batch: Batch) -> Output:
+    """Run rows that this process holds alone."""
+    position_ids = batch.position_ids
+    if position_ids is None and batch.attention_mask is not None:
+        position_ids = counted(batch.attention_mask)
+    hidden = model.decode(
+        model.embed(batch.input_ids, batch.pixel_values, batch.image_flags),
+        attention_mask=batch.attention_mask,
+        position_ids=position_ids,
+        cu_seqlens=batch.cu_seqlens,
+        use_cache=False,
+    ).last_hidden_state
+    out = Output()
+    if batch.labels is not None:
+        target, weight = shifted(batch.labels, batch.loss_weights, batch.cu_seqlens)
+        total = weighted_cross_entropy(hidden, model.language_model.lm_head, target, weight)
+        denominator = weight.sum() if batch.loss_denominator is None else batch.loss_denominator
+        out.loss = total / torch.as_tensor(denominator).clamp(min=1e-12)
+    if batch.logits:
+        out.logits = model.language_model.lm_head(hidden)
+    return out
 
 
 def make_model(spec: ModelSpec) -> VisionLanguageModel:
-    """A model of that spec with fresh weights; under `torch.device("meta")` nothing is allocated."""
+    """Make a model of that spec with fresh weights; under `torch.device("meta")` nothing is allocated."""
     return VisionLanguageModel(spec)

@@ -1,23 +1,21 @@
-"""From the embeddings of prompts to new tokens, by transformers' `generate`.
+"""New tokens from the embeddings of prompts, by transformers' `generate`.
 
 Ours: settings are checked before anything is computed; long prompts are prefilled in chunks; a shared prefix is read
-from its cache; beams share one prefill; a seed leaves the global generator as it was. Of a prompt only the last
-position reaches `lm_head`.
+from its cache; beams share one prefill; a seed leaves the global generator unchanged. Only the last position of a
+prompt reaches `lm_head`.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
 from vlm.core.errors import ConfigError, DataError
+from vlm.models.generation.decoder import Decoder
 from vlm.models.generation.prefix import Prefix, check_unscaled, counted, states_of
-
-if TYPE_CHECKING:
-    from vlm.models.vlm import VisionLanguageModel
 
 PREFILL_CHUNK, IMAGE_CHUNK = 8192, 16
 """Tokens prefilled and tiles encoded at once: they bound activations, and the mask of padded prompts."""
@@ -30,7 +28,7 @@ OBJECTS = ("streamer", "logits_processor", "stopping_criteria", "prefix_allowed_
 
 
 def check_settings(max_new_tokens: int, rows: int, seed: int | None, settings: dict[str, Any]) -> int:
-    """How many rows `generate` makes of each prompt row.
+    """Check the settings; return how many rows `generate` makes of each prompt row.
 
     Raises:
         ConfigError: settings that are impossible, contradict each other, or would have no effect.
@@ -61,7 +59,7 @@ def check_settings(max_new_tokens: int, rows: int, seed: int | None, settings: d
         (sample and number("temperature", 1) <= 0, f"temperature {settings.get('temperature')}", "above 0"),
         (sample and not 0 < number("top_p", 1) <= 1, f"top_p {settings.get('top_p')}", "in (0, 1]"),
         (sample and number("top_k", 0) < 0, f"top_k {settings.get('top_k')}", "0 (off) or above"),
-        (settings.get("use_cache") is False, "use_cache False", "the cache: it is how positions go on"),
+        (settings.get("use_cache") is False, "use_cache False", "the cache: positions continue from it"),
     ]
     for fault, found, expected in faults:
         if fault:
@@ -87,7 +85,7 @@ def check_prompts(input_ids: Tensor, mask: Tensor, position_ids: Tensor) -> None
 
 
 def fill(
-    model: "VisionLanguageModel",
+    model: Decoder,
     cache: DynamicCache,
     embeddings: Tensor,
     mask: Tensor,
@@ -116,14 +114,14 @@ def fill(
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw from that seed; the global generators of CPU and `device` come out as they went in."""
+    """Draw from that seed; leave the global generators of CPU and `device` unchanged."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 
 def new_tokens(
-    model: "VisionLanguageModel",
+    model: Decoder,
     embeddings: Tensor,
     mask: Tensor,
     position_ids: Tensor,
@@ -134,7 +132,7 @@ def new_tokens(
     seed: int | None,
     settings: dict[str, Any],
 ) -> Any:
-    """New token ids [B * answers, n] (or transformers' output object) for prompts [B, L, C] that follow the prefix.
+    """Return new token ids [B * answers, n] (or transformers' output object) for prompts [B, L, C] after the prefix.
 
     `copies`: rows that `generate` makes of each. A short plain prompt is prefilled by `generate` itself; otherwise all
     but its last token is put into the cache here, before the rows are copied.
@@ -160,84 +158,80 @@ def new_tokens(
     if prefix is not None:  # positions as long as the mask; those of the prefix are in its keys
         position_ids = torch.cat([prefix.position_ids.to(position_ids).expand(rows, -1), position_ids], dim=1)
     with nullcontext() if seed is None else seeded(seed, embeddings.device):
-        return model.language_model.generate(  # type: ignore[misc]
+        return model.language_model.generate(
             inputs_embeds=embeddings, attention_mask=mask, position_ids=position_ids, **settings
         )
 
 
-class Generation:
-    """What a model says: `generate`, and `prefill` for several questions on one document."""
+def prefill(
+    model: Decoder,
+    input_ids: Tensor,
+    *,
+    pixel_values: Tensor | None = None,
+    image_flags: Tensor | None = None,
+    features: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    chunk: int = PREFILL_CHUNK,
+    image_chunk: int = IMAGE_CHUNK,
+) -> Prefix:
+    """Return the cache of a document [1, P] for several `generate(question_ids, prefix=...)`; makes no logits.
 
-    @torch.no_grad()
-    def prefill(  # type: ignore[misc]  # a part of that one class, in a file of its own
-        self: "VisionLanguageModel",
-        input_ids: Tensor,
-        *,
-        pixel_values: Tensor | None = None,
-        image_flags: Tensor | None = None,
-        features: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        chunk: int = PREFILL_CHUNK,
-        image_chunk: int = IMAGE_CHUNK,
-    ) -> Prefix:
-        """The cache of a document [1, P] for several `generate(question_ids, prefix=...)`; makes no logits.
+    It may end anywhere, also within an image: `features` [1, tokens, C] then holds the tokens of its part.
 
-        It may end anywhere, also within an image: `features` [1, tokens, C] then holds the tokens of its part.
+    Raises:
+        DataError: more than one row, or a length at which dynamic NTK scaling would change the keys.
+    """
+    if len(input_ids) != 1:
+        raise DataError(f"a prefix of {len(input_ids)} rows", expected="one document, [1, P]")
+    mask = torch.ones_like(input_ids)
+    if position_ids is None:
+        position_ids = counted(mask)
+    check_prompts(input_ids, mask, position_ids)
+    check_unscaled(model, position_ids)
+    embeddings = model.embed(input_ids, pixel_values, image_flags, features, image_chunk)
+    cache = DynamicCache(config=model.language_model.config)
+    fill(model, cache, embeddings, mask, position_ids, chunk)
+    return Prefix(model, input_ids.clone(), position_ids.clone(), states_of(cache))
 
-        Raises:
-            DataError: more than one row, or a length at which dynamic NTK scaling would change the keys.
-        """
-        if len(input_ids) != 1:
-            raise DataError(f"a prefix of {len(input_ids)} rows", expected="one document, [1, P]")
-        mask = torch.ones_like(input_ids)
-        if position_ids is None:
-            position_ids = counted(mask)
-        check_prompts(input_ids, mask, position_ids)
-        check_unscaled(self, position_ids)
-        embeddings = self.embed(input_ids, pixel_values, image_flags, features, image_chunk)
-        cache = DynamicCache(config=self.language_model.config)
-        fill(self, cache, embeddings, mask, position_ids, chunk)
-        return Prefix(self, input_ids.clone(), position_ids.clone(), states_of(cache))
 
-    @torch.no_grad()
-    def generate(  # type: ignore[misc]  # a part of that one class, in a file of its own
-        self: "VisionLanguageModel",
-        input_ids: Tensor,
-        *,
-        prefix: Prefix | None = None,
-        pixel_values: Tensor | None = None,
-        image_flags: Tensor | None = None,
-        features: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        max_new_tokens: int = 32,
-        image_chunk: int = IMAGE_CHUNK,
-        prefill_chunk: int = PREFILL_CHUNK,
-        seed: int | None = None,
-        **settings: Any,
-    ) -> Tensor:
-        """New token ids only, int64 [B * num_return_sequences, <= max_new_tokens]; greedy by default.
+def generate(
+    model: Decoder,
+    input_ids: Tensor,
+    *,
+    prefix: Prefix | None = None,
+    pixel_values: Tensor | None = None,
+    image_flags: Tensor | None = None,
+    features: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    max_new_tokens: int = 32,
+    image_chunk: int = IMAGE_CHUNK,
+    prefill_chunk: int = PREFILL_CHUNK,
+    seed: int | None = None,
+    **settings: Any,
+) -> Any:
+    """Return new token ids only, int64 [B * num_return_sequences, <= max_new_tokens]; greedy by default.
 
-        Rows of unequal length are padded on the left. Positions go on from the last one by one, whatever the stride
-        was. With a `prefix` ids, mask, positions and images are those of what follows it. `seed` makes `do_sample`
-        repeatable. Other keywords go to transformers' `generate` (`eos_token_id`, `num_beams`, `streamer`, ...).
+    Rows of unequal length are padded on the left. Positions continue from the last one, one by one, whatever the
+    stride was. With a `prefix` ids, mask, positions and images are those of what follows it. `seed` makes `do_sample`
+    repeatable. Other keywords go to transformers' `generate` (`eos_token_id`, `num_beams`, `streamer`, ...).
 
-        Raises:
-            ConfigError: impossible settings. DataError: prompts that are malformed or do not fit the prefix.
-        """
-        copies = check_settings(max_new_tokens, len(input_ids), seed, settings)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        if position_ids is None:
-            position_ids = prefix.positions_after(input_ids, mask) if prefix else counted(mask)
-        check_prompts(input_ids, mask, position_ids)
-        return new_tokens(
-            self,
-            self.embed(input_ids, pixel_values, image_flags, features, image_chunk),
-            mask,
-            position_ids,
-            prefix=prefix,
-            chunk=prefill_chunk,
-            copies=copies,
-            seed=seed,
-            settings={"do_sample": False, "pad_token_id": 0, **settings, "max_new_tokens": max_new_tokens},
-        )
+    Raises:
+        ConfigError: impossible settings. DataError: prompts that are malformed or do not fit the prefix.
+    """
+    copies = check_settings(max_new_tokens, len(input_ids), seed, settings)
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    if position_ids is None:
+        position_ids = prefix.positions_after(input_ids, mask) if prefix else counted(mask)
+    check_prompts(input_ids, mask, position_ids)
+    return new_tokens(
+        model,
+        model.embed(input_ids, pixel_values, image_flags, features, image_chunk),
+        mask,
+        position_ids,
+        prefix=prefix,
+        chunk=prefill_chunk,
+        copies=copies,
+        seed=seed,
+        settings={"do_sample": False, "pad_token_id": 0, **settings, "max_new_tokens": max_new_tokens},
+    )

@@ -8,42 +8,40 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from transformers import DynamicCache
 
 from vlm.core.errors import DataError
-
-if TYPE_CHECKING:
-    from vlm.models.vlm import VisionLanguageModel
+from vlm.models.generation.decoder import Decoder
 
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """Keys and values of a prompt's first tokens. No question changes it: each works on a cache of its own.
+    """Keys and values of a prompt's first tokens. Questions do not change it: each one works on its own cache.
 
     `input_ids`, `position_ids` [1, P] as given to `prefill`; `states`: (keys, values) of each layer [1, H_kv, P, D].
-    The pixels are not kept: that a question belongs to the same pictures is the caller's to know.
+    The pixels are not kept: the caller must ask about the same pictures.
     """
 
-    model: "VisionLanguageModel" = field(repr=False)
+    model: Decoder = field(repr=False)
     input_ids: Tensor = field(repr=False)
     position_ids: Tensor = field(repr=False)
     states: tuple[tuple[Tensor, Tensor], ...] = field(repr=False)
 
     @property
     def length(self) -> int:
-        """Number of tokens."""
+        """Return the number of tokens."""
         return self.input_ids.shape[1]
 
     @property
     def next_position(self) -> int:
-        """Where text goes on: one behind the last, after an image rounded up as V2PE does."""
+        """Return the position of the next text token: one after the last; after an image rounded up, as V2PE does."""
         return math.ceil(self.position_ids[0, -1].item()) + 1
 
     def positions_after(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """Positions [B, L] of questions that follow, one by one.
+        """Return positions [B, L] of questions that follow, one by one.
 
         Raises:
             DataError: images after a V2PE prefix: their stride is not known here.
@@ -53,7 +51,7 @@ class Prefix:
         return (counted(mask) + self.next_position).to(self.position_ids.dtype)
 
     def cache(self, rows: int = 1) -> DynamicCache:
-        """A cache of that many rows that begins with this prefix. Views: growing it copies, so nothing is shared."""
+        """Return a cache of that many rows that begins with this prefix. Growing it copies, so nothing is shared."""
         cache = DynamicCache(config=self.model.language_model.config)
         layers: list[Any] = cache.layers
         for layer, (keys, values) in zip(layers, self.states, strict=True):
@@ -62,7 +60,7 @@ class Prefix:
         return cache
 
     def rest(self, input_ids: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """What follows the prefix in whole prompts [B, L] without padding: ids and positions [B, L - P].
+        """Return what follows the prefix in whole prompts [B, L] without padding: ids and positions [B, L - P].
 
         Raises:
             DataError: a prompt does not begin with the ids and positions of the prefix, or ends with it.
@@ -84,7 +82,7 @@ class Prefix:
                 )
         return input_ids[:, n:], position_ids[:, n:]
 
-    def check(self, model: "VisionLanguageModel", mask: Tensor, position_ids: Tensor) -> None:
+    def check(self, model: Decoder, mask: Tensor, position_ids: Tensor) -> None:
         """Raise DataError unless questions with that mask and those positions [B, L] can follow."""
         if self.model is not model:
             raise DataError("the prefix was made by another model", fix="prefill it with this one")
@@ -105,11 +103,11 @@ class Prefix:
 
 
 def counted(mask: Tensor) -> Tensor:
-    """Positions 0, 1, 2, ... of the tokens that a mask [B, L] leaves, int64."""
+    """Return positions 0, 1, 2, ... of the tokens that a mask [B, L] keeps, int64."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def check_unscaled(model: "VisionLanguageModel", position_ids: Tensor) -> None:
+def check_unscaled(model: Decoder, position_ids: Tensor) -> None:
     """Raise DataError where dynamic NTK would rotate the keys of a prefix by the length of what follows it."""
     spec = model.spec.language
     if spec.rope_scaling is None or spec.rope_scaling.kind != "dynamic" or position_ids.is_floating_point():
@@ -123,6 +121,6 @@ def check_unscaled(model: "VisionLanguageModel", position_ids: Tensor) -> None:
 
 
 def states_of(cache: DynamicCache) -> tuple[tuple[Tensor, Tensor], ...]:
-    """(keys, values) of each layer."""
+    """Return (keys, values) of each layer."""
     layers: list[Any] = cache.layers
     return tuple((layer.keys, layer.values) for layer in layers)

@@ -48,7 +48,8 @@ class SequenceGroup:
 
     def exchange(self, tensor: Tensor, send: list[int], receive: list[int]) -> Tensor:
         """Differentiable all-to-all along the first axis: `send[p]` slices to process p, `receive[p]` from it."""
-        return Exchange.apply(tensor, send, receive, self)
+        received: Tensor = AllToAll.apply(tensor, send, receive, self)
+        return received
 
     def shared(self, value: Any = None) -> Any:
         """The first process's `value`, on every process of the group. Any object that can be pickled."""
@@ -62,11 +63,11 @@ class SequenceGroup:
         return tensor
 
 
-class Exchange(torch.autograd.Function):
+class AllToAll(torch.autograd.Function):
     """All-to-all; the gradients go back the way the values came."""
 
     @staticmethod
-    def forward(ctx, tensor: Tensor, send: list[int], receive: list[int], group: SequenceGroup) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, send: list[int], receive: list[int], group: SequenceGroup) -> Tensor:
         ctx.back, ctx.group = (receive, send), group
         result = tensor.new_empty(sum(receive), *tensor.shape[1:])
         dist.all_to_all_single(result, tensor.contiguous(), receive, send, group=group.handle)
@@ -74,5 +75,5 @@ class Exchange(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return Exchange.apply(grad, *ctx.back, ctx.group), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return AllToAll.apply(grad, *ctx.back, ctx.group), None, None, None

@@ -15,7 +15,7 @@ PADDING = -1
 
 
 @dataclass(frozen=True)
-class Shard:
+class TokenShard:
     """What one process holds.
 
     - `places`: int64 [n], where each held token stands in the row, rising; -1 for padding
@@ -33,7 +33,7 @@ class Shard:
         return taken
 
 
-def zigzag(cu_seqlens: Tensor, rank: int, size: int) -> Shard:
+def zigzag(cu_seqlens: Tensor, rank: int, size: int) -> TokenShard:
     """Two chunks of each document, padded at its end to whole chunks. `borders` cut the held tokens."""
     parts, borders = [], [0]
     for start, end in pairwise(cu_seqlens.tolist()):
@@ -42,10 +42,10 @@ def zigzag(cu_seqlens: Tensor, rank: int, size: int) -> Shard:
             places = torch.arange(start + number * chunk, start + (number + 1) * chunk)
             parts.append(torch.where(places < end, places, PADDING))
         borders.append(borders[-1] + 2 * chunk)
-    return Shard(torch.cat(parts), torch.tensor(borders, dtype=torch.int32))
+    return TokenShard(torch.cat(parts), torch.tensor(borders, dtype=torch.int32))
 
 
-def contiguous(cu_seqlens: Tensor, rank: int, size: int) -> Shard:
+def contiguous(cu_seqlens: Tensor, rank: int, size: int) -> TokenShard:
     """An equal slice of the row, padded at its end by a document of its own. `borders` cut the whole padded row."""
     borders = cu_seqlens.tolist()
     length = -(-borders[-1] // size)
@@ -53,14 +53,14 @@ def contiguous(cu_seqlens: Tensor, rank: int, size: int) -> Shard:
     if length * size > borders[-1]:
         borders.append(length * size)
     places = torch.where(places < cu_seqlens[-1].item(), places, PADDING)
-    return Shard(places, torch.tensor(borders, dtype=torch.int32))
+    return TokenShard(places, torch.tensor(borders, dtype=torch.int32))
 
 
-LAYOUTS: dict[str, Callable[[Tensor, int, int], Shard]] = {"ring": zigzag, "ulysses": contiguous}
+LAYOUTS: dict[str, Callable[[Tensor, int, int], TokenShard]] = {"ring": zigzag, "ulysses": contiguous}
 """By kind of sequence parallelism."""
 
 
-def owners(cu_seqlens: Tensor, size: int, layout: Callable[[Tensor, int, int], Shard]) -> Tensor:
+def owners(cu_seqlens: Tensor, size: int, layout: Callable[[Tensor, int, int], TokenShard]) -> Tensor:
     """The process that holds each token of the row, int64 [L] on the CPU."""
     owner = torch.empty(int(cu_seqlens[-1]), dtype=torch.long)
     for rank in range(size):
@@ -70,7 +70,7 @@ def owners(cu_seqlens: Tensor, size: int, layout: Callable[[Tensor, int, int], S
 
 
 @dataclass(frozen=True)
-class Block:
+class RingBlock:
     """Queries that meet keys: all pairs, or with `causal` (equally many of both) those on and below the diagonal."""
 
     query: slice
@@ -84,7 +84,7 @@ class Block:
         return queries * (queries + 1) // 2 if self.causal else queries * keys
 
 
-def zigzag_blocks(borders: list[int], rank: int, source: int) -> list[Block]:
+def zigzag_blocks(borders: list[int], rank: int, source: int) -> list[RingBlock]:
     """What process `rank` computes with the keys of process `source`, one block for each document.
 
     Of a process before, the first chunk is in the past of both of ours and the last in the future of both; of one
@@ -94,16 +94,16 @@ def zigzag_blocks(borders: list[int], rank: int, source: int) -> list[Block]:
     for start, end in pairwise(borders):
         middle, held = (start + end) // 2, slice(start, end)
         if source == rank:
-            blocks.append(Block(held, held, causal=True))
+            blocks.append(RingBlock(held, held, causal=True))
         elif source < rank:
-            blocks.append(Block(held, slice(start, middle), causal=False))
+            blocks.append(RingBlock(held, slice(start, middle), causal=False))
         else:
-            blocks.append(Block(slice(middle, end), held, causal=False))
+            blocks.append(RingBlock(slice(middle, end), held, causal=False))
     return blocks
 
 
 def schedule(
-    borders: list[int], rank: int, size: int, blocks: Callable[[list[int], int, int], list[Block]] = zigzag_blocks
-) -> list[list[Block]]:
+    borders: list[int], rank: int, size: int, blocks: Callable[[list[int], int, int], list[RingBlock]] = zigzag_blocks
+) -> list[list[RingBlock]]:
     """The blocks of each step: at step s a process has the keys of the process s places before it."""
     return [blocks(borders, rank, (rank - step) % size) for step in range(size)]

@@ -11,30 +11,41 @@ import torch
 from torch import Tensor
 
 from vlm.core.errors import ConfigError
+from vlm.models.attention.local import flash_problem
 
 
 class Kernel(Protocol):
-    """`causal` only with as many queries as keys. `out` and `lse` of `backward` are those over all keys, not one block:
-    then the gradients of all blocks add up to the exact ones."""
+    """Attention of one block; `causal` only with as many queries as keys."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]: ...
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+        """Return the output [B, H, Lq, D] and its log-sum-exp [B, H, Lq]."""
+        ...
 
     def backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
-    ) -> tuple[Tensor, Tensor, Tensor]: ...
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of q, k and v.
+
+        `out` and `lse` are over all keys, not one block: so the gradients of all blocks add up to the exact ones.
+        """
+        ...
 
 
 class CpuKernel:
     """torch's flash attention for CPUs."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+        """See `Kernel`."""
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+        return out, lse
 
     def backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Kernel`."""
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        return op(grad, q, k, v, out, lse, 0.0, causal, scale=scale)
+        dq, dk, dv = op(grad, q, k, v, out, lse, 0.0, causal, scale=scale)
+        return dq, dk, dv
 
 
 class FlashKernel:
@@ -44,6 +55,7 @@ class FlashKernel:
         self.library = import_module("flash_attn.flash_attn_interface")
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+        """See `Kernel`."""
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         out, lse, _ = self.library.flash_attn_func(q, k, v, 0.0, scale, causal, return_attn_probs=True)
         return out.transpose(1, 2), lse
@@ -51,6 +63,7 @@ class FlashKernel:
     def backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Kernel`."""
         grad, q, k, v, out = (t.transpose(1, 2).contiguous() for t in (grad, q, k, v, out))
         grads = [torch.empty_like(t) for t in (q, k, v)]
         self.library._flash_attn_backward(
@@ -75,9 +88,7 @@ class FlashKernel:
 
 
 def block_kernel(device: torch.device, dtype: torch.dtype) -> Kernel:
-    """The kernel for such tensors. Raises ConfigError on CUDA without flash-attn, or in another dtype than its own."""
-    from vlm.models.attention import flash_problem
-
+    """Return the kernel for such tensors. Raises ConfigError on CUDA without flash-attn, or in a dtype it lacks."""
     if device.type == "cpu":
         return CpuKernel()
     if problem := flash_problem(device, dtype):

@@ -1,18 +1,20 @@
-"""Ring attention: each process keeps its queries, and the keys and values go round (arXiv 2310.01889).
+"""Ring attention: each process keeps its queries, and the keys and values go around (arXiv 2310.01889).
 
 Exact, forward and backward: blocks are merged by their log-sum-exp in float32 (float64 for float64 tensors), and
-recomputed in the backward pass, in which the gradients of keys and values go round with them. The next transfer is
-posted before the present block is computed.
+recomputed in the backward pass, in which the gradients of keys and values go around with them. The next transfer is
+posted before the current block is computed.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vlm.core.errors import ConfigError
+from vlm.models.attention.kernels import block_kernel
 from vlm.models.sequence.group import SequenceGroup
-from vlm.models.sequence.kernels import block_kernel
-from vlm.models.sequence.sharding import Block, schedule
+from vlm.models.sequence.sharding import RingBlock, schedule
 
 
 def ring(
@@ -24,20 +26,20 @@ def ring(
     scale: float | None,
     group: SequenceGroup | None = None,
 ) -> Tensor:
-    """This process's part of the attention of a packed row in the zigzag layout; a backend of `attention`.
+    """Compute this process's part of the attention of a packed row in the zigzag layout; a backend of `attention`.
 
-    query [1, H, n, D]; key, value [1, H_kv, n, D] of the tokens of `layout.zigzag`, `cu_seqlens` its borders.
+    query [1, H, n, D]; key, value [1, H_kv, n, D] of the tokens of `sharding.zigzag`, `cu_seqlens` its borders.
 
     Raises:
         ConfigError: no group, a padded batch, or no kernel for the device.
     """
-    group, borders = spread_only("ring", group, cu_seqlens)
+    group, borders = require_group("ring", group, cu_seqlens)
     steps = schedule(borders.tolist(), group.rank, group.size)
     return ring_attention(query, key, value, steps, group, scale)
 
 
-def spread_only(name: str, group: SequenceGroup | None, cu_seqlens: Tensor | None) -> tuple[SequenceGroup, Tensor]:
-    """The group and the borders; ConfigError where one is missing."""
+def require_group(name: str, group: SequenceGroup | None, cu_seqlens: Tensor | None) -> tuple[SequenceGroup, Tensor]:
+    """Return the group and the borders. Raises ConfigError where one is missing."""
     if group is None or cu_seqlens is None:
         raise ConfigError(
             f"attention {name} for {'a padded batch' if group else 'a row that one process holds'}",
@@ -51,23 +53,33 @@ def ring_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    steps: list[list[Block]],
+    steps: list[list[RingBlock]],
     group: SequenceGroup,
     scale: float | None = None,
 ) -> Tensor:
-    """[1, H, n, D]: `steps[s]` are the blocks to compute with the keys of the process s places before.
+    """Attend to the keys of all processes, one step each; return [1, H, n, D].
 
-    The first step has to reach every query.
+    `steps[s]` are the blocks to compute with the keys of the process s places before. The first step must reach every
+    query.
     """
-    return Ring.apply(query, key, value, steps, group, query.shape[-1] ** -0.5 if scale is None else scale)
+    out: Tensor = RingAttention.apply(
+        query, key, value, steps, group, query.shape[-1] ** -0.5 if scale is None else scale
+    )
+    return out
 
 
-class Ring(torch.autograd.Function):
+class RingAttention(torch.autograd.Function):
     """See `ring_attention`."""
 
     @staticmethod
     def forward(
-        ctx, query: Tensor, key: Tensor, value: Tensor, steps: list[list[Block]], group: SequenceGroup, scale: float
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        steps: list[list[RingBlock]],
+        group: SequenceGroup,
+        scale: float,
     ) -> Tensor:
         kernel = block_kernel(query.device, query.dtype)
         exact = torch.promote_types(query.dtype, torch.float32)
@@ -89,7 +101,7 @@ class Ring(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse = ctx.saved_tensors
         kernel, group, last = block_kernel(query.device, query.dtype), ctx.group, len(ctx.steps) - 1
         grad_query, held = torch.zeros_like(query, dtype=lse.dtype), torch.stack([key, value])

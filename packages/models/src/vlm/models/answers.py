@@ -1,4 +1,10 @@
-"""Batched answers: rows of unequal length padded on the left, each image encoded once, exact positions kept."""
+"""Answers to batches of prompts: rows padded on the left, each image encoded once, positions exact.
+
+>>> prompts = [processor.encode(messages) for messages in conversations]                   # doctest: +SKIP
+>>> [reply.text for reply in answer(model, processor, prompts, max_new_tokens=64)]         # doctest: +SKIP
+
+Shapes: B rows of L tokens, T tokens per tile, C channels.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,14 +14,14 @@ import torch
 from torch import Tensor
 
 from vlm.core.errors import ConfigError, DataError
-from vlm.core.sample.encode import Encoded
+from vlm.core.sample.encoded import Encoded
 from vlm.models.processor import Processor
 from vlm.models.vlm import VisionLanguageModel
 
 
 @dataclass(frozen=True)
 class Reply:
-    """`text` without stop tokens, stripped; `n_new` tokens incl. the stop token; `finished`: a stop token came."""
+    """An answer: `text` stripped and without stop tokens; `n_new` tokens with the stop token; `finished` by one."""
 
     text: str
     n_new: int
@@ -23,14 +29,14 @@ class Reply:
 
 
 def encode_unique(model: VisionLanguageModel, processor: Processor, batch: list[Encoded], chunk: int) -> Tensor | None:
-    """Features of all tiles of the batch in reading order [tiles, T, C]; equal tiles are encoded once."""
+    """Return features [tiles, T, C] of all tiles of the batch in reading order; equal tiles are encoded once."""
     tiles = [tile for sample in batch if sample.pixels is not None for tile in sample.pixels]
     if not tiles:
         return None
     unique: dict[bytes, tuple[int, np.ndarray]] = {}
     order = [unique.setdefault(tile.tobytes(), (len(unique), tile))[0] for tile in tiles]
     device = next(model.parameters()).device
-    # floats of one chunk at a time: they take four times the room of the bytes
+    # floats of one chunk at a time: they take four times the memory of the bytes
     rest = [tile for _, tile in unique.values()]
     parts = [np.stack(rest[start : start + chunk]) for start in range(0, len(rest), chunk)]
     features = [model.encode_images(processor.pixels(part).to(device)) for part in parts]
@@ -38,18 +44,18 @@ def encode_unique(model: VisionLanguageModel, processor: Processor, batch: list[
 
 
 def left_padded(batch: list[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
-    """ids, mask [B, L] and positions [B, L]: float64 (V2PE), or int64 where all count 0, 1, 2, ...; pads are masked.
+    """Return ids, mask and positions [B, L]; positions are float64 (V2PE), or int64 where all count 0, 1, 2, ....
 
     Raises:
-        DataError: V2PE and plain samples together. Plain counting is subject to RoPE scaling, V2PE is not, and one
-            tensor cannot tell which row is which.
+        DataError: V2PE and plain samples together. RoPE scaling applies to plain counting and not to V2PE, and the
+            dtype of one tensor cannot mark both.
     """
     plain = sum(sample.strides is None for sample in batch)
     if plain not in (0, len(batch)):
         raise DataError(
             f"{plain} of {len(batch)} samples count plainly, the others by V2PE",
             expected="one kind of positions in a batch",
-            fix="pad each kind by itself, as `answer` does",
+            fix="pad each kind separately, as `answer` does",
         )
     length = max(len(sample.input_ids) for sample in batch)
     ids = torch.zeros(len(batch), length, dtype=torch.long)
@@ -64,9 +70,9 @@ def left_padded(batch: list[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def shared_length(batch: list[Encoded]) -> int:
-    """How many leading tokens all samples have in common: ids, positions and pixels. Never all of a sample's tokens.
+    """Return how many leading tokens all samples share in ids, positions and pixels; fewer than any sample has.
 
-    An image counts whole or not at all.
+    An image is shared completely or not at all.
     """
     first, others = batch[0], batch[1:]
     n = min(len(sample) for sample in batch) - 1
@@ -88,7 +94,7 @@ def shared_length(batch: list[Encoded]) -> int:
 
 
 def split(sample: Encoded, n: int) -> tuple[Encoded, Encoded]:
-    """The first n tokens and the rest, each with its own images; n is not within an image."""
+    """Return the first n tokens and the rest, each with its images; n is not within an image."""
     images = sum(start < n for start, _, _ in sample.image_spans)
     tiles = sum(used for _, _, used in sample.image_spans[:images])
 
@@ -111,10 +117,10 @@ def split(sample: Encoded, n: int) -> tuple[Encoded, Encoded]:
 
 
 def document_length(model: VisionLanguageModel, batch: list[Encoded]) -> int:
-    """Tokens to compute once for the whole batch: what all share if it is at least half of the longest, else 0."""
+    """Return how many tokens to compute once for the batch: those all share if at least half of the longest, else 0."""
     longest, language = max(len(sample) for sample in batch), model.spec.language
     scaled = batch[0].strides is None and language.rope_scaling is not None and longest > language.max_positions
-    if len(batch) == 1 or scaled:  # dynamic NTK gives each length keys of its own
+    if len(batch) == 1 or scaled:  # with dynamic NTK, keys depend on the length
         return 0
     shared = shared_length(batch)
     return shared if 2 * shared >= longest else 0
@@ -130,10 +136,21 @@ def answer(
     image_chunk: int = 32,
     **settings: Any,
 ) -> list[Reply]:
-    """Answers to a batch of prompts (greedy unless `do_sample` or `num_beams` say otherwise).
+    """Answer a batch of prompts, greedily unless `do_sample` or `num_beams` is set.
 
-    What all prompts have in common, as several questions on one document do, is computed once. V2PE and plain prompts
+    A prefix that all prompts share, e.g. one document with several questions, is computed once. V2PE and plain prompts
     are answered one kind after the other.
+
+    Args:
+        model: the model.
+        processor: its processor.
+        batch: encoded prompts, which end with the start of an assistant's turn.
+        max_new_tokens: greatest length of an answer.
+        image_chunk: tiles encoded at once.
+        settings: keywords of `model.generate`.
+
+    Raises:
+        ConfigError: impossible settings, or several answers to each prompt.
     """
     if settings.get("num_return_sequences") not in (None, 1):
         raise ConfigError("several answers to each prompt", expected="one: a reply for each prompt", fix="ask again")
@@ -169,7 +186,7 @@ def answer(
 
 
 def reply(processor: Processor, ids: list[int], stop: list[int]) -> Reply:
-    """Cut at the first stop token."""
+    """Return the answer in new token ids, cut at the first stop token."""
     end = next((i for i, token in enumerate(ids) if token in stop), None)
     kept = ids if end is None else ids[:end]
     text = processor.tokenizer.decode(kept, skip_special=True).strip()

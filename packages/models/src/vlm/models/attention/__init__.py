@@ -1,0 +1,30 @@
+"""Attention: backends within one process and over several, behind transformers' interface."""
+
+from vlm.models.attention.interface import (
+    BACKENDS,
+    NAME,
+    PACKED,
+    attend,
+    backend_of,
+    check_name,
+    check_packed,
+    make_mask,
+)
+from vlm.models.attention.local import AttentionBackend, choose, flash, flash_problem, sdpa, varlen
+
+__all__ = [
+    "BACKENDS",
+    "NAME",
+    "PACKED",
+    "AttentionBackend",
+    "attend",
+    "backend_of",
+    "check_name",
+    "check_packed",
+    "choose",
+    "flash",
+    "flash_problem",
+    "make_mask",
+    "sdpa",
+    "varlen",
+]

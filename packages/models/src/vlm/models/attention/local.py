@@ -1,0 +1,139 @@
+"""Attention within one process: the reference, one document at a time, and flash-attn; and which of them runs.
+
+Shapes: B rows, H heads (H_kv of keys and values, not repeated), Lq queries that end where the Lk keys end, D head size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlm.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class AttentionBackend:
+    """An attention function and the mask that it takes: `attend(query, key, value, mask, cu_seqlens, scale)`.
+
+    Returns [B, H, Lq, D].
+
+    query [B, H, Lq, D]; key, value [B, H_kv, Lk, D]. `cu_seqlens` int32 [documents + 1] of a packed row (B = 1,
+    Lq = Lk), or None. `mask` is None where plain causal is right, else bool: [B, 1, Lq, Lk] what each query sees
+    (`dense`), or [B, Lk] which keys are tokens. `ring` and `ulysses` also take the `group` that holds the row.
+    """
+
+    attend: Callable[..., Tensor]
+    dense: bool
+
+
+def causal(query: Tensor, key: Tensor, value: Tensor, scale: float | None, mask: Tensor | None = None) -> Tensor:
+    """Attend causally; queries and keys end together. A mask is built only for several queries after cached keys."""
+    n, m = query.shape[2], key.shape[2]
+    if mask is None and 1 < n < m:
+        mask = torch.ones(n, m, dtype=torch.bool, device=query.device).tril(m - n)
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None and n > 1,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def sdpa(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, scale: float | None
+) -> Tensor:
+    """Compute the reference. A packed row takes a block-diagonal mask of n x n."""
+    if cu_seqlens is not None:
+        index = torch.arange(query.shape[2], device=query.device)
+        document = torch.bucketize(index, cu_seqlens[1:-1], right=True)
+        mask = (document[:, None] == document) & (index[:, None] >= index)
+    return causal(query, key, value, scale, mask)
+
+
+def varlen(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, scale: float | None
+) -> Tensor:
+    """Attend within each document, or within each padded row, without any n x n tensor. Padding gives zeros."""
+    if cu_seqlens is not None:
+        lengths = cu_seqlens.diff().tolist()
+        documents = zip(*(t.split(lengths, dim=2) for t in (query, key, value)), strict=True)
+        return torch.cat([causal(q, k, v, scale) for q, k, v in documents], dim=2)
+    if mask is None:
+        return causal(query, key, value, scale)
+    out = torch.zeros_like(query)
+    for row, keys in enumerate(mask):
+        at, queries = slice(row, row + 1), keys[-query.shape[2] :]
+        out[at, :, queries] = causal(query[at, :, queries], key[at, :, keys], value[at, :, keys], scale)
+    return out
+
+
+def flash(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, scale: float | None
+) -> Tensor:
+    """Run flash-attn's kernel for segments, with explicit borders. Padding gives zeros.
+
+    Raises:
+        ConfigError: no flash-attn, no CUDA device, or neither float16 nor bfloat16.
+    """
+    kernel = flash_kernel(query.device, query.dtype)
+    rows, n, m = query.shape[0], query.shape[2], key.shape[2]
+    q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))  # tokens, row after row
+    if cu_seqlens is not None:
+        borders = cu_seqlens.to(torch.int32)
+        longest = int(borders.diff().max())
+        out = kernel(q, k, v, borders, borders, longest, longest, softmax_scale=scale, causal=True)
+        return out.unflatten(0, (rows, n)).transpose(1, 2)
+    keys = torch.ones(rows, m, dtype=torch.bool, device=q.device) if mask is None else mask
+    queries = keys[:, -n:].flatten()
+    count_q, count_k = keys[:, -n:].sum(1), keys.sum(1)
+    cu_q, cu_k = (F.pad(count.cumsum(0), (1, 0)).to(torch.int32) for count in (count_q, count_k))
+    longest_q, longest_k = int(count_q.max()), int(count_k.max())
+    k, v = k[keys.flatten()], v[keys.flatten()]
+    out = torch.zeros_like(q)
+    out[queries] = kernel(q[queries], k, v, cu_q, cu_k, longest_q, longest_k, softmax_scale=scale, causal=True)
+    return out.unflatten(0, (rows, n)).transpose(1, 2)
+
+
+LOCAL: dict[str, AttentionBackend] = {
+    "sdpa": AttentionBackend(sdpa, dense=True),
+    "varlen": AttentionBackend(varlen, dense=False),
+    "flash_attention_2": AttentionBackend(flash, dense=False),
+}
+"""Backends for rows that one process holds, by name."""
+
+
+def flash_problem(device: torch.device | str, dtype: torch.dtype) -> str | None:
+    """Return why flash-attn cannot run on that device in that dtype; None if it can."""
+    if torch.device(device).type != "cuda":
+        return f"the tensors are on {torch.device(device).type}"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"the tensors are {str(dtype).removeprefix('torch.')}"
+    return None if find_spec("flash_attn") else "the package flash-attn is not installed"
+
+
+def flash_kernel(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
+    """Return `flash_attn_varlen_func`. Raises ConfigError where it cannot run."""
+    if problem := flash_problem(device, dtype):
+        raise ConfigError(
+            f"attention flash_attention_2: {problem}",
+            expected="flash-attn, a CUDA device, and weights in bfloat16 or float16",
+            fix='pip install "farlens-models[flash]" on a machine with CUDA; or attention "auto"',
+        )
+    kernel: Callable[..., Tensor] = import_module("flash_attn").flash_attn_varlen_func
+    return kernel
+
+
+def choose(name: str, packed: bool, device: torch.device | str, dtype: torch.dtype) -> str:
+    """Resolve `auto`: flash attention where it can run, else varlen for packed rows and sdpa for padded ones."""
+    if name != "auto":
+        return name
+    if flash_problem(device, dtype) is None:
+        return "flash_attention_2"
+    return "varlen" if packed else "sdpa"

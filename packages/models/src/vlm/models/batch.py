@@ -1,0 +1,45 @@
+"""What the model takes and returns: a batch of rows, and its logits and loss."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows of tokens with their images: the arguments of a forward pass.
+
+    >>> model(Batch(input_ids, pixel_values=pixels, labels=labels))   # the same as
+    >>> model(input_ids, pixel_values=pixels, labels=labels)
+
+    Attributes:
+        input_ids: int64 [B, L]; placeholders hold the context id.
+        pixel_values: [images, 3, h, w], all images of the batch in reading order.
+        image_flags: [images], 0 for dummy tiles.
+        attention_mask: [B, L], 1 for tokens; unused with `cu_seqlens`.
+        position_ids: [B, L], float64 (V2PE) or int64; default arange, in each document of a packed row.
+        labels: int64 [B, L], -100 masked, aligned with the ids (the shift is done here).
+        loss_weights: [B, L], weight of each label. The loss is sum(w * CE) / sum(w), 0 where nothing is labeled.
+        loss_denominator: Replaces sum(w): the total over ranks and accumulation steps.
+        cu_seqlens: int32 [documents + 1] of a packed row (B = 1).
+        logits: False leaves them out: the training path, which never builds them.
+    """
+
+    input_ids: Tensor
+    pixel_values: Tensor | None = None
+    image_flags: Tensor | None = None
+    attention_mask: Tensor | None = None
+    position_ids: Tensor | None = None
+    labels: Tensor | None = None
+    loss_weights: Tensor | None = None
+    loss_denominator: float | Tensor | None = None
+    cu_seqlens: Tensor | None = None
+    logits: bool = True
+
+
+@dataclass
+class Output:
+    """`logits` [B, L, V] (None when only the loss was asked for); `loss` a float32 scalar (None without labels)."""
+
+    logits: Tensor | None = None
+    loss: Tensor | None = None

@@ -1,0 +1,31 @@
+"""What generation asks of a model."""
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from vlm.models.specs import ModelSpec
+
+
+class Decoder(Protocol):
+    """A model that embeds prompts and runs the blocks of its language model; `VisionLanguageModel` is one."""
+
+    spec: ModelSpec
+    language_model: Any
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        image_flags: Tensor | None = None,
+        features: Tensor | None = None,
+        chunk: int | None = None,
+    ) -> Tensor:
+        """Return embeddings [B, L, C] of ids [B, L] with their images."""
+        ...
+
+    def decode(
+        self, embeddings: Tensor, *, attention_mask: Tensor | None, position_ids: Tensor | None, **kwargs: Any
+    ) -> Any:
+        """Run the blocks; `.last_hidden_state` is [B, L, C]."""
+        ...
