@@ -130,15 +130,11 @@ class LinearCrossEntropy(torch.autograd.Function):
         need_hidden, need_head, *_ = ctx.needs_input_grad
         low = head.dtype.itemsize < 4
         chunk *= 4 if low else 1  # each chunk costs a pass over the head's gradient; products are faster
-        several = (
-            low and len(hidden) > chunk
-        )  # then sum in float32: rounding errors grow with their number
+        several = low and len(hidden) > chunk  # then sum in float32: rounding errors grow with their number
         to_hidden = torch.empty_like(hidden) if need_hidden else None
         to_head = torch.zeros_like(head, dtype=torch.float32 if several else head.dtype) if need_head else None
         total = weight.new_zeros(())
-        logits = head.new_empty(
-            min(chunk, len(hidden)), len(head)
-        )  # one buffer: fresh pages cost as much as a product
+        logits = head.new_empty(min(chunk, len(hidden)), len(head))  # one buffer: fresh pages cost as much as a product
         wide = logits.new_empty(min(block, len(logits)), len(head), dtype=torch.float32) if low else None
         for start in range(0, len(hidden), chunk):
             at = slice(start, start + chunk)
