@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -15,6 +15,9 @@ from vlm.cli.find import find_benchmark_files, find_model
 from vlm.cli.options import NATIVE, SERVER, BenchmarkFiles, JudgeOptions, Placement, ServerOptions, grouped
 from vlm.cli.show.evaluation import show_all, show_evaluation
 from vlm.core.errors import ConfigError, FetchError, UnknownName, VlmError
+
+if TYPE_CHECKING:
+    from vlm.eval.run.summary import Summary
 
 
 class EvaluateOrScore(TyperGroup):
@@ -162,7 +165,7 @@ def evaluate(
         raise typer.Exit(codes.pop() if len(codes) == 1 else 1)
 
 
-Done = list[tuple[dict[str, Any], str]]
+Done = list[tuple["Summary", str]]
 """Summaries, each with the folder name of its variant."""
 
 

@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlm.cli.options import BenchmarkFiles, JudgeOptions, grouped
+
+if TYPE_CHECKING:
+    from vlm.eval.run.summary import ImportFacts
 
 
 @grouped
@@ -58,7 +61,7 @@ def score(
     _show_import(summary["imported"])
 
 
-def _show_import(imported: dict[str, Any]) -> None:
+def _show_import(imported: "ImportFacts") -> None:
     """Print the format that was recognized, and each kind of problem with its number and an example."""
     from rich.console import Console
     from rich.table import Table

@@ -3,9 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vlm.core.errors import VlmError
+
+if TYPE_CHECKING:
+    from vlm.eval.run.summary import MetricRow, Summary
 
 SHOWN = 8
 """Metrics printed after a benchmark, the headline first; the rest is in the files."""
@@ -28,7 +31,7 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int, float | None], None
         yield progress
 
 
-def show_evaluation(summary: dict[str, Any], target: Path) -> None:
+def show_evaluation(summary: "Summary", target: Path) -> None:
     """Print the metrics of one evaluation, its outcomes, and what limits a comparison."""
     from rich.console import Console
     from rich.table import Table
@@ -42,7 +45,7 @@ def show_evaluation(summary: dict[str, Any], target: Path) -> None:
     console = Console()
     console.print(table)
     headline = summary["metrics"][0]
-    if headline["value"] is None or summary.get("judge", {}).get("note"):
+    if headline["value"] is None or ("judge" in summary and summary["judge"]["note"]):
         console.print(f"{headline['name']}: {headline['note']}", soft_wrap=True)
     if (more := len(summary["metrics"]) - SHOWN) > 0:
         console.print(f"and {more} more metrics in {target / 'summary.json'}", soft_wrap=True)
@@ -54,7 +57,7 @@ def show_evaluation(summary: dict[str, Any], target: Path) -> None:
     console.print(f"results: {target / 'results.jsonl'}", soft_wrap=True)
 
 
-def show_all(summaries: list[tuple[dict[str, Any], str]], failed: dict[str, VlmError]) -> None:
+def show_all(summaries: "list[tuple[Summary, str]]", failed: dict[str, VlmError]) -> None:
     """Print one line for each evaluation (summary, folder name), and for each benchmark that failed."""
     from rich.console import Console
     from rich.table import Table
@@ -81,7 +84,7 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def _numbers(metric: dict[str, Any]) -> tuple[str, str, str]:
+def _numbers(metric: "MetricRow") -> tuple[str, str, str]:
     low_high = "" if metric["low"] is None else f"{metric['low']:.1f} – {metric['high']:.1f}"
     return number(metric["value"]), low_high, f"{metric['scored']} / {metric['total']}"
 
