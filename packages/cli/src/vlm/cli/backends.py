@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vlm.cli.find import model_name
-from vlm.cli.options import JudgeOptions, Placement, ServerOptions
+from vlm.cli.options import JudgeOptions, PlacementOptions, ServerOptions
 from vlm.core.errors import ConfigError, UnknownName
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class AskedModel:
 
 def native(
     path: Path,
-    placement: Placement,
+    placement: PlacementOptions,
     *,
     attention: str,
     max_length: int | None,

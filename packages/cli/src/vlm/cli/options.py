@@ -2,7 +2,7 @@
 
 @app.command()
 @grouped
-def chat(words: Words, placement: Placement) -> None:   # takes --device, --dtype, --quantize and --offload
+def chat(words: Words, placement: PlacementOptions) -> None:   # takes --device, --dtype, --quantize and --offload
     session = ChatSession(path, **asdict(placement))
 """
 
@@ -21,7 +21,7 @@ JUDGE = "Judge"
 
 
 @dataclass(frozen=True)
-class Placement:
+class PlacementOptions:
     """Where a model's weights go and in what precision: the arguments of `ChatSession` and `Checkpoint`."""
 
     device: Annotated[

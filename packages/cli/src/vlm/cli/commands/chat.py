@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlm.cli.find import find_model
-from vlm.cli.options import Placement, grouped
+from vlm.cli.options import PlacementOptions, grouped
 from vlm.core.errors import ConfigError, VlmError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 @app.command()
 @grouped
 def chat(
-    placement: Placement,
+    placement: PlacementOptions,
     words: Annotated[
         list[str] | None,
         typer.Argument(

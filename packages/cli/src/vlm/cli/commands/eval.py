@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from vlm.cli.backends import make_judge, native, ring, run_one, server
 from vlm.cli.commands.eval_score import score
 from vlm.cli.find import find_benchmark_files, find_model
-from vlm.cli.options import NATIVE, SERVER, BenchmarkFiles, JudgeOptions, Placement, ServerOptions, grouped
+from vlm.cli.options import NATIVE, SERVER, BenchmarkFiles, JudgeOptions, PlacementOptions, ServerOptions, grouped
 from vlm.cli.show.evaluation import show_all, show_evaluation
 from vlm.core.errors import ConfigError, FetchError, UnknownName, VlmError
 
@@ -44,7 +44,7 @@ def evaluate(
         list[str], typer.Argument(metavar="BENCH...", help="Names in any case, or `all`; `vlm list benchmarks`.")
     ],
     files: BenchmarkFiles,
-    placement: Placement,
+    placement: PlacementOptions,
     endpoint: ServerOptions,
     grader: JudgeOptions,
     model: Annotated[
