@@ -110,7 +110,7 @@ def test_each_option_changes_what_it_says(vlm):
         (("gone.png", "Why?"), 2, "no such file: gone.png"),
         (("good.png", "gone.png"), 2, "no such file: gone.png"),
         (("corrupt.png", "Why?"), 3, "corrupt.png cannot be decoded"),
-        (("text.png", "Why?"), 3, "text.png is no image"),
+        (("text.png", "Why?"), 3, "text.png is not an image"),
         (("folder", "Why?"), 3, "folder is a folder"),
         (("empty.mp4", "Why?"), 3, "empty.mp4 cannot be decoded"),
         (("Why?", "--stride", "many"), 2, "--stride many"),

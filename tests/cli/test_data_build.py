@@ -98,7 +98,7 @@ def test_a_preset_needs_a_tokenizer_with_its_image_tokens(world, tmp_path):
     words = ("--model", "tiny-internvl2", "--tokenizer", "other", "--tokens", "1K")
     done = vlm(tmp_path, "build", "long-mr", "--out", "mr", *words)
     assert done.returncode == 2
-    assert "lacks </img>" in done.stderr
+    assert "has no </img>" in done.stderr
 
 
 def test_the_digit_haystack_keeps_its_bytes(tmp_path, monkeypatch):

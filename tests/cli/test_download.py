@@ -109,7 +109,7 @@ def test_of_several_downloads_the_others_go_on_and_the_failed_are_named_at_the_e
     assert "2 of 3 were not fetched" in done.stderr
     assert "no such file" in done.stderr
     assert "or: the other one" in done.stderr
-    assert "hubby: the catalogue knows no revision" in done.stderr
+    assert "hubby: the catalogue has no revision" in done.stderr
     assert "tiny: fetched in pretrained/tiny" in done.stdout
 
 

@@ -54,12 +54,12 @@ def test_a_link_that_a_later_member_writes_through_is_refused(tmp_path):
 def test_bombs_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "FREE", 100_000)
     zeros = bytes(30_000_000)
-    refused(zip_of(tmp_path / "b.zip", {"a": zeros}), tmp_path / "into", "a bomb")
-    refused(tar_of(tmp_path / "b.tar.gz", [(info("a"), zeros)]), tmp_path / "into", "a bomb")
+    refused(zip_of(tmp_path / "b.zip", {"a": zeros}), tmp_path / "into", "an archive bomb")
+    refused(tar_of(tmp_path / "b.tar.gz", [(info("a"), zeros)]), tmp_path / "into", "an archive bomb")
     refused(
         tar_of(tmp_path / "b.tar.xz", [(info(str(i)), zeros[:1_000_000]) for i in range(30)], "w:xz"),
         tmp_path / "into",
-        "a bomb",
+        "an archive bomb",
     )
     sparse = info("s")
     sparse.type = tarfile.GNUTYPE_SPARSE

@@ -214,7 +214,7 @@ def test_loss_weights_of_a_sample():
 
 
 def test_a_vocabulary_without_image_tokens_is_refused():
-    with pytest.raises(ConfigError, match="lacks <img>, <IMG_CONTEXT>, </img>"):
+    with pytest.raises(ConfigError, match="has no <img>, <IMG_CONTEXT>, </img>"):
         ImageTokenIds.internvl(TOKENIZERS["llama"])
 
 

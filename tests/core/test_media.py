@@ -96,7 +96,7 @@ def huge_png(side: int) -> bytes:
     [
         ("missing.jpg", "no such file"),
         ("empty.jpg", r"is empty \(0 bytes\)"),
-        ("text.jpg", "is no image"),
+        ("text.jpg", "is not an image"),
         ("cut.png", "cannot be decoded"),
         ("cut.jpg", "cannot be decoded: image file is truncated"),
         ("flipped.png", "cannot be decoded"),
@@ -173,7 +173,7 @@ def test_gif_and_folder_give_the_same_frames_as_a_video(tmp_path):
         ("no-frames.mp4", "has no frames"),
         ("no-frames.mkv", "has no frames"),
         ("empty-folder", "has no frames"),
-        ("cut.gif", "cannot be decoded|is no image"),
+        ("cut.gif", "cannot be decoded|is not an image"),
     ],
 )
 def test_broken_videos_are_errors_that_name_the_file_and_the_fix(name, message, tmp_path, clip):
@@ -235,4 +235,4 @@ def test_damage_that_kills_a_reader_does_not_kill_the_process(tmp_path, clip):
     command = [sys.executable, "-c", code, str(tmp_path / "lie.mp4"), str(tmp_path / "codec.mkv")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].endswith("codec.mkv holds a video of no known codec")
+    assert done.stdout.splitlines()[-1].endswith("codec.mkv holds a video of an unknown codec")

@@ -108,7 +108,7 @@ def test_a_json_list_is_streamed_whatever_the_chunks_and_a_broken_one_is_named(t
         (tmp_path / "l.json").write_text(text.strip()[:-1] + ",", encoding="utf-8")
         with pytest.raises(DataError, match="breaks off"):
             list(iter_json_list(tmp_path / "l.json", chunk=chunk))
-    for text, why in (("{}", "no list"), ("", "breaks off"), ("[1 2]", "malformed"), ("[1,,2]", "malformed")):
+    for text, why in (("{}", "not a list"), ("", "breaks off"), ("[1 2]", "malformed"), ("[1,,2]", "malformed")):
         (tmp_path / "l.json").write_text(text)
         with pytest.raises(DataError, match=why):
             list(iter_json_list(tmp_path / "l.json", chunk=chunk))

@@ -128,7 +128,7 @@ def test_all_that_is_missing_is_named_at_once_with_the_step_that_mends_it():
     with pytest.raises(DataError) as error:
         organize("set", catalogue=catalogue)
     assert str(error.value).splitlines() == [
-        "set lacks:",
+        "set is incomplete; missing:",
         "  dataset/pool/images/* by hand: ask Ada",
         "  dataset/far: vlm download far",
         "  dataset/set/b.zip",

@@ -119,7 +119,7 @@ def test_transformers_tokenizers_are_read_again_from_their_files():
     vocab_file = str(FOLDERS / "llama-legacy" / "tokenizer.model")
     theirs = SimpleNamespace(vocab_file=vocab_file, get_added_vocab=lambda: {"</s>": 2})
     assert as_tokenizer(theirs).encode("a</s>b") == SLOW["llama-legacy"].encode("a</s>b")
-    with pytest.raises(CheckpointError, match="lacks <new>, added in memory"):
+    with pytest.raises(CheckpointError, match="has no <new>, added in memory"):
         as_tokenizer(SimpleNamespace(vocab_file=vocab_file, get_added_vocab=lambda: {"<new>": 560}))
     backed = SimpleNamespace(backend_tokenizer=FAST["bytes"]._full, eos_token="<|im_end|>")
     assert as_tokenizer(backed).eos_id == 3

@@ -1,4 +1,7 @@
-"""YAML read into pydantic models: unknown keys are refused and every fault is reported at once, with file and key."""
+"""YAML read into pydantic models: unknown keys are errors, and every fault is reported at once with file and key.
+
+recipe = parse(load_yaml(path), Recipe, where=str(path))
+"""
 
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +14,7 @@ from vlm.core.errors import ConfigError, UnknownName
 
 
 class Strict(BaseModel):
-    """Base of every configuration model: no unknown keys, immutable, arbitrary order."""
+    """Base of every configuration model: unknown keys are errors, instances cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -20,10 +23,15 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def parse(data: Any, model: type[M], *, where: str) -> M:
-    """Validate `data` against `model`.
+    """Validate parsed YAML against a model.
+
+    Args:
+        data: What `load_yaml` returned.
+        model: The pydantic model, as a rule a subclass of `Strict`.
+        where: The file, for error messages.
 
     Raises:
-        ConfigError: every fault at once, one line each: `where`: key: what is wrong (found value).
+        ConfigError: All faults at once, one line each: `where`: key: what is wrong (found value).
     """
     try:
         return model.model_validate(data)
@@ -39,7 +47,11 @@ def parse(data: Any, model: type[M], *, where: str) -> M:
 
 
 def load_yaml(path: Path) -> Any:
-    """The content of a YAML file. Raises ConfigError naming file and line when it does not parse."""
+    """Return the content of a YAML file.
+
+    Raises:
+        ConfigError: The file is missing, or is not valid YAML; the message names file and line.
+    """
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -49,14 +61,18 @@ def load_yaml(path: Path) -> Any:
 
 
 def package_tables(package: str, folder: str) -> dict[str, Path]:
-    """Name -> path of the YAML tables shipped in `package`/`folder` (e.g. "vlm.train", "recipes")."""
+    """Return the YAML tables that a package ships, as name -> path, e.g. of "vlm.train" and "recipes"."""
     return {p.stem: p for p in sorted(Path(str(files(package) / folder)).glob("*.yaml"))}
 
 
-def find_table(kind: str, name: str, package: str, folder: str) -> Path:
-    """The shipped table of that name (case-insensitive). Raises UnknownName with the nearest names."""
+def find_table(kind: str, name: str, package: str, folder: str, *, fix: str | None = None) -> Path:
+    """Return the path of a shipped table by its name, in upper or lower case.
+
+    Raises:
+        UnknownName: No table has this name; the message names the nearest ones.
+    """
     tables = package_tables(package, folder)
     for stem, path in tables.items():
         if stem.lower() == name.lower():
             return path
-    raise UnknownName(kind, name, tables, fix=f"`vlm list {kind}s` shows them all")
+    raise UnknownName(kind, name, tables, fix=fix)

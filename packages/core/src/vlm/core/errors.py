@@ -1,17 +1,17 @@
-"""Errors a user can mend. The tree, with the exit code of the `vlm` command:
+"""Errors that a user can fix, and the exit code of the `vlm` command for each.
 
     VlmError               1
-    ├── ConfigError        2   a recipe, table, flag or name is wrong
+    ├── ConfigError        2   a recipe, table, option or name is wrong
     │   └── UnknownName    2   with the nearest known names
     ├── DataError          3   a record, dataset or benchmark is missing or malformed
     │   └── MediaError     3   an image or video cannot be decoded
-    ├── FetchError         4   network, checksum, disk while fetching
+    ├── FetchError         4   network, checksum or disk while fetching
     ├── CheckpointError    5   weights or a training checkpoint do not fit
     ├── LockedError        6   another process works in the same directory
     ├── HardwareError      7   this machine cannot run what was asked
-    └── Preempted          0   stopped on request with everything saved; the same command goes on
+    └── Preempted          0   stopped on request with everything saved; rerun the same command to continue
 
-Each prints without a traceback. Anything else is a bug of ours and shows one. Ctrl-C exits with 130.
+Each prints without a traceback. Anything else is our bug and shows one. Ctrl-C exits with 130.
 """
 
 import difflib
@@ -19,10 +19,10 @@ from collections.abc import Iterable
 
 
 class VlmError(Exception):
-    """An error with what was `found`, what was `expected` and how to `fix` it.
+    r"""An error with what was `found`, what was `expected` and how to `fix` it.
 
     >>> str(VlmError("3 placeholders, 2 images", expected="as many images as placeholders", fix="add an image"))
-    '3 placeholders, 2 images\\n  expected: as many images as placeholders\\n  fix: add an image'
+    '3 placeholders, 2 images\n  expected: as many images as placeholders\n  fix: add an image'
     """
 
     exit_code = 1
@@ -38,13 +38,21 @@ class VlmError(Exception):
 
 
 class ConfigError(VlmError):
-    """A recipe, table, flag or name is wrong."""
+    """A recipe, table, option or name is wrong.
+
+    >>> raise ConfigError("--tokens 0", expected="a length above 0")    # doctest: +SKIP
+    """
 
     exit_code = 2
 
 
 class UnknownName(ConfigError):
-    """`name` is not one of `known`; the message names the nearest ones."""
+    """`name` is not one of `known`; the message names the nearest ones.
+
+    >>> print(UnknownName("set", "digit", ["charts", "digits"]))
+    unknown set 'digit'
+      expected: did you mean digits?
+    """
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, fix: str | None = None):
         known = sorted(known)
@@ -55,40 +63,65 @@ class UnknownName(ConfigError):
 
 
 class DataError(VlmError):
-    """A record, dataset or benchmark is missing or malformed."""
+    """A record, dataset or benchmark is missing or malformed; the message names file and line.
+
+    >>> raise DataError("train.jsonl:3: no `conversations`", fix="correct the line")    # doctest: +SKIP
+    """
 
     exit_code = 3
 
 
 class MediaError(DataError):
-    """An image or video cannot be decoded; the message names the file."""
+    """An image or video cannot be decoded; the message names the file.
+
+    >>> load_image("missing.png")    # doctest: +SKIP
+    MediaError: no such file: missing.png
+    """
 
 
 class FetchError(VlmError):
-    """Fetching failed: network, checksum or disk."""
+    """Fetching failed: network, checksum or disk.
+
+    >>> fetch_url("https://example.org/missing", Path("file"))    # doctest: +SKIP
+    FetchError: https://example.org/missing: the server answered 404
+    """
 
     exit_code = 4
 
 
 class CheckpointError(VlmError):
-    """Weights or a training checkpoint are missing, damaged or do not fit."""
+    """Weights, a tokenizer or a training checkpoint are missing, damaged or do not fit.
+
+    >>> load_tokenizer("empty-folder")    # doctest: +SKIP
+    CheckpointError: no tokenizer in empty-folder
+    """
 
     exit_code = 5
 
 
 class LockedError(VlmError):
-    """Another process works in the same directory; the message names it."""
+    """Another process works in the same directory; the message names it.
+
+    >>> with locked(Path("runs/a"), "vlm train"):    # doctest: +SKIP
+    ...     ...                                      # a second process that holds runs/a gets a LockedError
+    """
 
     exit_code = 6
 
 
 class HardwareError(VlmError):
-    """This machine lacks what was asked for."""
+    """This machine does not have what was asked for: a device, memory or disk.
+
+    >>> raise HardwareError("12 GB free", expected="40 GB", fix="choose another disk")    # doctest: +SKIP
+    """
 
     exit_code = 7
 
 
 class Preempted(VlmError):
-    """Stopped by a signal after everything was saved: not a failure."""
+    """A signal stopped the run after everything was saved: not a failure, the exit code is 0.
+
+    >>> raise Preempted("stopped after step 12", fix="rerun the same command")    # doctest: +SKIP
+    """
 
     exit_code = 0

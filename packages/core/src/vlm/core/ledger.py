@@ -1,4 +1,4 @@
-"""What of a set cannot be used, record by record, and counts that close: in = used + dropped."""
+"""The records of a set that cannot be used, and counts that add up: in = used + dropped."""
 
 import json
 from collections.abc import Iterable
@@ -10,7 +10,10 @@ from vlm.core.home import write_atomic
 
 @dataclass(frozen=True)
 class DroppedRecord:
-    """One record or file that is not used. `id`: `file:line` or a file; `stage`: read, media or convert."""
+    """One record or file that is not used.
+
+    `id` is `file:line` or a file; `stage` is read, media or convert; `reason` says what is wrong.
+    """
 
     id: str
     stage: str
@@ -19,7 +22,7 @@ class DroppedRecord:
 
 @dataclass(frozen=True)
 class Count:
-    """Records of one file; `renamed` of the used ones had a path corrected."""
+    """Records of one annotation file; in `renamed` of the used ones a path was corrected."""
 
     records: int
     used: int
@@ -29,8 +32,11 @@ class Count:
 
 @dataclass
 class SetAccount:
-    """What a step made of the folder: files (name -> bytes) and links (name -> target) of this run or an earlier one,
-    losses, counts per annotation file, and what it lacked."""
+    """The result of a step in the folder of a set, from this run or an earlier one.
+
+    `files` maps names to bytes, `links` names to targets, `counts` annotation files to their records; `losses` are the
+    dropped records, and `missing` names the inputs that the step did not find.
+    """
 
     files: dict[str, int] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
@@ -39,7 +45,7 @@ class SetAccount:
     missing: list[str] = field(default_factory=list)
 
     def add(self, other: "SetAccount") -> None:
-        """Take over all that `other` holds."""
+        """Add everything that `other` holds."""
         self.files |= other.files
         self.links |= other.links
         self.losses += other.losses
@@ -48,5 +54,5 @@ class SetAccount:
 
 
 def write_ledger(path: Path, losses: Iterable[DroppedRecord]) -> None:
-    """One JSON object a line, at once or not at all; an empty file says that nothing was lost."""
+    """Write dropped records as JSONL, atomically; an empty file says that no record was dropped."""
     write_atomic(path, "".join(json.dumps(asdict(loss), ensure_ascii=False) + "\n" for loss in losses))

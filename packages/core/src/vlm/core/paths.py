@@ -1,4 +1,4 @@
-"""Relative paths in tables and archives that must not leave their folder."""
+"""Relative paths in tables and archives, which must stay below their folder."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ from pydantic import BeforeValidator
 
 
 def is_inside(path: str) -> bool:
-    """Whether a relative path names something below its folder: not absolute, no `..`, no backslash or drive.
+    """Return whether a relative path stays below its folder: not absolute, no `..`, no backslash, no drive.
 
     >>> is_inside("a/b.png"), is_inside("a/../../b.png"), is_inside("C:/b.png")
     (True, False, False)

@@ -15,11 +15,11 @@ Report = Callable[[int, int | None], None]
 
 
 def silent(done: int, total: int | None) -> None:
-    """A `Report` that shows nothing."""
+    """Show nothing: the `Report` of a transfer that nobody watches."""
 
 
 class Tally:
-    """One `Report` of several transfers at once: the sum of what each has said, its total once all totals are known.
+    """One `Report` for several transfers at once: it adds up their bytes, and their totals once all are known.
 
     >>> Tally(lambda done, total: print(done, total), parts=2).part(0)(10, 20)
     10 None
@@ -32,11 +32,14 @@ class Tally:
         self.stopped = False
 
     def stop(self) -> None:
-        """From now on each transfer that reports is canceled."""
+        """Cancel each transfer at its next report."""
         self.stopped = True
 
     def part(self, number: int) -> Report:
-        """The `Report` of one transfer; any thread may call it. It raises CanceledError after `stop`."""
+        """Return the `Report` of one transfer; any thread may call it.
+
+        After `stop`, calling it raises `CancelledError`.
+        """
 
         def say(done: int, total: int | None) -> None:
             if self.stopped:
@@ -51,7 +54,9 @@ class Tally:
 
 @contextmanager
 def byte_bar(description: str, *, enabled: bool = True) -> Iterator[Report]:
-    """A bar with bytes, speed and time left; yields its `Report`. Nothing is drawn when stderr is not a terminal.
+    """Show a bar with bytes, speed and time left, and yield its `Report`.
+
+    Nothing is drawn when standard error is not a terminal, or without `enabled`.
 
     >>> with byte_bar("easy-vqa") as report:
     ...     report(512, 1024)
@@ -70,7 +75,10 @@ def byte_bar(description: str, *, enabled: bool = True) -> Iterator[Report]:
 
 
 def bytes_below(folder: Path, suffix: str = "") -> int:
-    """Bytes of the files below a folder, also while another process or thread makes, renames and removes them."""
+    """Return the bytes of the files below a folder whose names end in `suffix`.
+
+    Other processes and threads may make, rename and remove files meanwhile.
+    """
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:
@@ -81,7 +89,7 @@ def bytes_below(folder: Path, suffix: str = "") -> int:
 
 
 def human_bytes(size: int | None) -> str:
-    """Bytes for people: `3.2 MB`; `?` when unknown.
+    """Return a number of bytes as a person reads it: `3.2 MB`, or `?` when it is unknown.
 
     >>> human_bytes(3215672)
     '3.2 MB'

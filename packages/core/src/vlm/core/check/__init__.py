@@ -1,1 +1,1 @@
-"""What a data set costs and what is wrong with it, without decoding any media."""
+"""Costs and faults of a data set, found without decoding any media."""

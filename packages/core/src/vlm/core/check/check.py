@@ -1,4 +1,4 @@
-"""What every sample of a file costs, and what is wrong with it, from image headers alone: nothing is decoded."""
+"""Costs and faults of every sample of a file, from image headers alone: nothing is decoded."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from vlm.core.sample.media import IMAGE_SUFFIXES
 from vlm.core.sample.records import ROLES, read_record
 
 CHUNK = 500
-"""Lines of one task of a worker."""
+"""Lines in one task of a worker."""
 
 ERRORS = {
     "json": "the line is not a JSON object",
@@ -32,7 +32,7 @@ ERRORS = {
     "no labels": "nothing is left to learn",
     "tiles": "more tiles than a row may hold",
 }
-"""Faults that a sample cannot be trained with."""
+"""Faults that make a sample unusable for training."""
 
 WARNINGS = {
     "cut": "max_length cuts the end of an answer",
@@ -50,7 +50,7 @@ COLUMNS = ("line", "placeholders", "files", "tiles", "tokens", "labels", "tokens
 
 
 class CheckedFile(NamedTuple):
-    """An annotation file, where its media paths start, and how often an epoch holds it."""
+    """An annotation file, the folder its media paths start from, and how often an epoch repeats it."""
 
     name: str
     file: Path
@@ -59,7 +59,7 @@ class CheckedFile(NamedTuple):
 
 
 class SampleFault(NamedTuple):
-    """What is wrong with a sample. `kind` is one of ERRORS and WARNINGS."""
+    """A fault of a sample. `kind` is one of ERRORS and WARNINGS."""
 
     source: str
     line: int
@@ -70,7 +70,7 @@ class SampleFault(NamedTuple):
 
 @dataclass
 class CheckedLines:
-    """Measures and faults of some lines of a source. `rows`: int64 [measured samples, COLUMNS and one per stride]."""
+    """Measures and faults of some lines of a file. `rows`: int64 [measured samples, COLUMNS and one per stride]."""
 
     rows: np.ndarray
     lines: int = 0
@@ -81,14 +81,14 @@ class CheckedLines:
 
 
 def media_files(record: dict[str, Any], root: str) -> list[str]:
-    """Files that a record names."""
+    """Return the paths of the files that a record names."""
     images = record.get("image") or []
     names = [images] if isinstance(images, str) else [*images] if isinstance(images, list) else []
     return [os.path.join(root, name) for name in [*names, record.get("video")] if isinstance(name, str) and name]  # noqa: PTH118
 
 
 def turn_faults(meter: SampleMeter, record: dict[str, Any], files: int) -> tuple[int, list[tuple[str, str]]]:
-    """Placeholders in the user's turns, and (kind, message) of all that their text shows."""
+    """Return the placeholders in the user's turns, and (kind, message) of each fault of the texts."""
     faults: list[tuple[str, str]] = []
     turns, mark = record.get("conversations"), "<video>" if record.get("video") else "<image>"
     marks, texts = 0, []
@@ -115,7 +115,7 @@ def turn_faults(meter: SampleMeter, record: dict[str, Any], files: int) -> tuple
 
 
 def file_faults(meter: SampleMeter, files: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(kind, message) of every file that is missing, unreadable or unfinished."""
+    """Yield (kind, message) of every file that is missing, unreadable or unfinished."""
     for file in dict.fromkeys(files):
         try:
             if not meter.header(file)[1]:
@@ -133,7 +133,7 @@ def file_faults(meter: SampleMeter, files: Sequence[str]) -> Iterator[tuple[str,
 def check_line(
     meter: SampleMeter, raw: bytes, root: Path, where: str
 ) -> tuple[str, bytes, list[int] | None, list[tuple[str, str]]]:
-    """Id, digest of the content, measures (None if it cannot be measured) and (kind, message) faults of one line."""
+    """Return id, digest of the content, measures (None without any) and (kind, message) faults of one line."""
     try:
         record = json.loads(raw)
     except ValueError as error:
@@ -160,7 +160,7 @@ def check_line(
 
 
 def limit_faults(rules: Rules, measured: Sequence[int]) -> Iterator[tuple[str, str]]:
-    """(kind, message) of what the limits of a recipe do to a sample."""
+    """Yield (kind, message) of each way in which the limits of a recipe cut or refuse a sample."""
     tiles, tokens, labels, kept, labels_kept = measured[:5]
     if kept < tokens:
         yield "cut", f"{tokens} tokens, {tokens - kept} too many; {labels_kept} of {labels} labels stay"
@@ -171,7 +171,7 @@ def limit_faults(rules: Rules, measured: Sequence[int]) -> Iterator[tuple[str, s
 
 
 def check_lines(meter: SampleMeter, source: CheckedFile, first: int, last: int) -> CheckedLines:
-    """Lines `first` to `last` (from 0, exclusive) of a source."""
+    """Check lines `first` to `last` (from 0, exclusive) of a file."""
     index, rows = LineIndex(source.file), []
     found, before = CheckedLines(np.empty(0), last - first), meter.header.cache_info().misses
     for i in range(first, last):
@@ -197,7 +197,13 @@ def _in_worker(rules: Rules, source: CheckedFile, first: int, last: int) -> Chec
 
 
 def check(rules: Rules, sources: Sequence[CheckedFile], workers: int = 1) -> Iterator[tuple[CheckedFile, CheckedLines]]:
-    """What is found, chunk by chunk and in order; the same for any number of workers."""
+    """Yield measures and faults, chunk by chunk and in order; the result does not depend on the number of workers.
+
+    Args:
+        rules: Tokenizer, template, image rule and limits.
+        sources: The files to check.
+        workers: Processes.
+    """
     tasks = [
         (source, first, min(first + CHUNK, n))
         for source in sources

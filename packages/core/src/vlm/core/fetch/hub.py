@@ -1,4 +1,4 @@
-"""A pinned snapshot of a hub repository, checked against the checksums that the hub itself announces."""
+"""A pinned snapshot of a hub repository, checked against the checksums that the hub announces."""
 
 import re
 import threading
@@ -17,14 +17,21 @@ from vlm.core.progress import Report, bytes_below
 
 
 def fetch_hub(source: HubSource, work: Path, report: Report, *, jobs: int = 4) -> list[tuple[Path, str]]:
-    """Download the files of `source` at its revision below `work`, `jobs` at a time; an interrupted download continues
-    there. Token, endpoint and offline mode are those of huggingface-hub (HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE).
+    """Download the files of `source` at its revision below `work`; an interrupted download continues there.
+
+    Token, endpoint and offline mode are those of huggingface-hub (HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE).
+
+    Args:
+        source: The repository, its revision and the files to take.
+        work: Folder for this work alone.
+        report: Called with the bytes done and in total.
+        jobs: Files to download at a time.
 
     Returns:
         (path on disk, name below the entry's folder) of each file.
 
     Raises:
-        FetchError: no network, an unknown repository or revision, a license to accept, or a damaged file.
+        FetchError: No network, an unknown repository or revision, a license to accept, or a damaged file.
     """
     # imported here: it costs a third of a second, which `vlm --help` must not pay
     from huggingface_hub import HfApi, snapshot_download
@@ -60,12 +67,12 @@ def fetch_hub(source: HubSource, work: Path, report: Report, *, jobs: int = 4) -
         raise FetchError(f"{source.repo} has no revision {source.revision}", fix="correct --revision") from error
     except RepositoryNotFoundError as error:
         fix = "check the name; for a private repository `hf auth login`"
-        raise FetchError(f"the hub knows no {source.repo}", fix=fix) from error
+        raise FetchError(f"the hub has no repository {source.repo}", fix=fix) from error
     except (HfHubHTTPError, FileMetadataError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise FetchError(
             f"{source.repo}: the hub cannot be reached: {reason}",
-            fix="check the network, the proxy and HF_ENDPOINT; the same command goes on from here",
+            fix="check the network, the proxy and HF_ENDPOINT, then rerun the same command: it resumes here",
         ) from error
     staged = files_below(work)
     names = [name for _, name in staged]
@@ -81,7 +88,7 @@ def fetch_hub(source: HubSource, work: Path, report: Report, *, jobs: int = 4) -
         raise FetchError(
             f"{source.repo}: {', '.join(damaged)} arrived damaged",
             expected="the size and sha256 that the catalogue and the hub announce",
-            fix="run the same command again: only these files are fetched anew",
+            fix="rerun the same command: only these files are fetched again",
         )
     report(total, total)
     return [(path, target_of(name, source.place) or name) for path, name in staged]
@@ -93,7 +100,7 @@ def _wanted(name: str, patterns: tuple[str, ...]) -> bool:
 
 @contextmanager
 def _watched(work: Path, report: Report, total: int) -> Iterator[None]:
-    """Report the bytes below `work` twice a second, unfinished files included, while the hub client writes them."""
+    """Report the bytes below `work` twice a second while the hub client writes them, unfinished files included."""
     done = threading.Event()
 
     def watch() -> None:
@@ -110,8 +117,11 @@ def _watched(work: Path, report: Report, total: int) -> Iterator[None]:
 
 
 def _is_damaged(source: HubSource, path: Path, name: str, note: Path) -> bool:
-    """Compare with what the catalogue knows, and with the SHA-256 in the second line of the hub client's note for large
-    files; a damaged file is removed, so that the next run fetches it again."""
+    """Compare a file with the catalogue, and with the SHA-256 in the hub client's note.
+
+    The note has it in its second line for large files. A damaged file is removed, so that the next run fetches it
+    again.
+    """
     lines = note.read_text().splitlines() if note.exists() else []
     announced = {line for line in lines[1:2] if re.fullmatch("[0-9a-f]{64}", line)}
     known = source.known.get(name)

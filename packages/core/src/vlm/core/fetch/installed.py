@@ -1,4 +1,4 @@
-"""What of a catalogue entry is on this machine."""
+"""Local state of a catalogue entry."""
 
 from fnmatch import fnmatchcase
 
@@ -7,17 +7,21 @@ from vlm.core.fetch.manifest import damaged_files, folder_state, read_manifest
 
 
 def organized_name(entry: Entry) -> str:
-    """Name of the manifest that says that `entry` is organized by its steps; several entries may share a folder."""
+    """Return the name of the manifest that marks an entry as organized; several entries may share a folder."""
     return f".vlm-organised-{entry.name}.json"
 
 
 def ledger_name(entry: Entry) -> str:
-    """Name of the file that lists what of `entry` cannot be used."""
+    """Return the name of the file that lists the dropped records of an entry."""
     return f"ledger-{entry.name}.jsonl"
 
 
 def entry_state(entry: Entry) -> str:
-    """`absent`, `partial`, `damaged`, `by hand` (steps are left), `downloaded` (to be organized) or `present`."""
+    """Return the local state of an entry.
+
+    `absent`, `partial`, `damaged`, `by hand` (a person must fetch the rest), `downloaded` (to be organized) or
+    `present`.
+    """
     made = (entry.path / organized_name(entry)).is_file()
     if is_built(entry):
         return folder_state(entry.path) if not entry.organize else "present" if made else "absent"
@@ -30,7 +34,7 @@ def entry_state(entry: Entry) -> str:
 
 
 def _only_archives_are_gone(entry: Entry) -> bool:
-    """Whether a person has removed what was unpacked, and nothing else."""
+    """Return whether a person has removed archives that were unpacked, and nothing else."""
     manifest = read_manifest(entry.path)
     patterns = [step.unpack.archives for step in entry.organize if step.unpack]
     damaged = damaged_files(entry.path, manifest) if manifest else []
@@ -40,5 +44,5 @@ def _only_archives_are_gone(entry: Entry) -> bool:
 
 
 def is_built(entry: Entry) -> bool:
-    """Whether the entry is made here from others."""
+    """Return whether an entry is made here from others."""
     return any(isinstance(source, BuiltSource) for source in entry.source)

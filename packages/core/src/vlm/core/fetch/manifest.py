@@ -1,4 +1,9 @@
-"""The manifest of a downloaded or built folder. It is written last, so that its existence means completeness."""
+"""The manifest of a downloaded or built folder. It is written last, so a folder with a manifest is complete.
+
+manifest = read_manifest(folder)
+if manifest is None or damaged_files(folder, manifest):
+    ...
+"""
 
 import hashlib
 import json
@@ -19,7 +24,7 @@ INSTALLING = "install.json"
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Return the hexadecimal SHA-256 of a file."""
     with Path(path).open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
@@ -84,7 +89,7 @@ def damaged_files(folder: Path, manifest: Manifest, *, verify: bool = False) -> 
 
 
 def folder_state(folder: Path) -> str:
-    """`present`, `damaged` (a file of the manifest is missing or cut), `partial` (resumes) or `absent`."""
+    """Return `present`, `damaged` (a file of the manifest is missing or cut), `partial` (resumes) or `absent`."""
     manifest = read_manifest(folder)
     if manifest:
         return "damaged" if damaged_files(folder, manifest) else "present"
@@ -96,8 +101,15 @@ def install(
 ) -> None:
     """Move staged files to their names below `folder`, write the manifest last, and remove the unfinished work.
 
-    Files of an earlier manifest that are no longer part of it are removed; other files in the folder stay. What is to
-    be done is noted first, so that `finish_install` can complete it after a kill.
+    Files of an earlier manifest that no longer belong to it are removed; other files in the folder stay. The moves are
+    written down first, so that `finish_install` can complete them after a kill.
+
+    Args:
+        folder: The target.
+        staged: (path on disk, name below the folder) of each file.
+        name: Name of the entry or set, for the manifest.
+        source: Where the files come from, for the manifest.
+        manifest: Name of the manifest.
     """
     known = read_manifest(folder, manifest)
     before = set(known["files"]) if known else set()
@@ -113,7 +125,7 @@ def install(
 
 
 def finish_install(folder: Path) -> bool:
-    """Complete an `install` that was cut short, if there is one; says whether there was."""
+    """Complete an `install` that was cut short; return whether there was one."""
     found = read_if_whole(folder / PARTIAL / INSTALLING)
     if found is None:
         return False
@@ -131,13 +143,17 @@ def finish_install(folder: Path) -> bool:
 
 
 def files_below(folder: Path) -> list[tuple[Path, str]]:
-    """(path, name relative to `folder`) of every file below it, hidden folders left out."""
+    """Return (path, name relative to `folder`) of every file below it; hidden folders are left out."""
     found = [(path, path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
     return [(path, str(name)) for path, name in found if not any(part.startswith(".") for part in name.parts[:-1])]
 
 
 def count_records(path: Path) -> int:
-    """Records in a `.json` list or a `.jsonl` file. Raises DataError when it cannot be read."""
+    """Return the number of records in a `.json` list or a `.jsonl` file.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
     try:
         if path.suffix == ".json":
             return len(json.loads(path.read_text(encoding="utf-8")))

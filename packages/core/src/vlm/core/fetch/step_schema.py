@@ -1,4 +1,4 @@
-"""What becomes of a download: the steps of `vlm data organize`, as data.
+"""The steps from a download to the published tree, as data: the `organize` list of a catalogue entry.
 
     organize:
       - unpack: {archives: train2017.zip}
@@ -7,7 +7,7 @@
       - records: {from: llava/mix.json, to: llava/mix.jsonl}
 
 Paths are relative to the entry's folder, those of `link: {from}` and `records: {beside}` to `dataset/`. Every step can
-be run again; one that was cut short gives the same files.
+run again, and gives the same files after it was cut short.
 """
 
 from typing import Any
@@ -19,9 +19,11 @@ from vlm.core.paths import InsidePath
 
 
 class Unpack(Strict):
-    """Archives, unpacked into a folder, where `{stem}` is the archive's name up to its first period. A single top
-    folder of that folder's name is not doubled, because publishers do it either way. `parts`: the matches are the
-    pieces of one archive, in the order of their names."""
+    """Unpack archives into a folder, where `{stem}` is the archive's name up to its first period.
+
+    A single top folder with the name of that folder is not doubled, because publishers do it either way. `parts`: the
+    matches are the pieces of one archive, in the order of their names.
+    """
 
     archives: str
     into: InsidePath = ""
@@ -30,31 +32,37 @@ class Unpack(Strict):
 
 
 class Link(Strict):
-    """A relative symbolic link to a file or folder of another set: nothing is copied. One that a person made, or a real
-    folder, stays."""
+    """Make a relative symbolic link to a file or folder of another set; nothing is copied.
+
+    A link that a person made, or a real folder, stays.
+    """
 
     source: InsidePath = Field(alias="from")
     to: InsidePath
 
 
 class Jpeg(Strict):
-    """Every GIF and PNG of a folder gets a JPEG of quality 95 beside it, as the published lists name them; the
-    originals stay."""
+    """Put a JPEG of quality 95 beside every GIF and PNG of a folder, as the published lists name them.
+
+    The originals stay.
+    """
 
     folder: InsidePath
     suffixes: tuple[str, ...] = (".gif", ".png")
 
 
 class MiddleFrame(Strict):
-    """The middle frame of every video that fits a pattern, as `into`/<stem>.png."""
+    """Save the middle frame of every video that matches a pattern, as `into`/<stem>.png."""
 
     videos: str
     into: InsidePath
 
 
 class Parquet(Strict):
-    """The pictures of a column of parquet files, as files: `into`/<row number>.<suffix of their format>, numbered over
-    all files in the order of their names."""
+    """Save the pictures of a column of parquet files, as `into`/<row number>.<suffix of their format>.
+
+    Rows are numbered over all files in the order of their names.
+    """
 
     files: str
     into: InsidePath
@@ -62,13 +70,12 @@ class Parquet(Strict):
 
 
 class Records(Strict):
-    """Annotation, each record checked: its form, and that its files are there and readable. What cannot be used goes
-    to the ledger.
+    """Check each record of an annotation file: its form, and that its files exist and can be read.
 
-    `to`: a JSONL file of the records that can be used, each with an id (a JSON list in `from` is streamed); without it
-    the file is only checked, and stays as published. `images`: the folder that paths in records start from. `jpg`: a
-    path that is not there, but whose `.jpg` twin is, is corrected in `to`. `beside`: the source lies in another set,
-    below `dataset/`.
+    Records that cannot be used go to the ledger. `to`: a JSONL file of the usable records, each with an id (a JSON list
+    in `from` is streamed); without it the file is only checked, and stays as published. `images`: the folder that paths
+    in records start from. `jpg`: correct in `to` a path that does not exist, but whose `.jpg` twin does. `beside`: the
+    source is in another set, below `dataset/`.
     """
 
     source: InsidePath = Field(alias="from")
@@ -79,7 +86,7 @@ class Records(Strict):
 
 
 class Step(Strict):
-    """One of the above; the key says which."""
+    """One of the steps above; the key says which."""
 
     unpack: Unpack | None = None
     link: Link | None = None
@@ -101,5 +108,5 @@ class Step(Strict):
 
     @property
     def rule(self) -> Any:
-        """What stands under the key."""
+        """The settings under the key."""
         return getattr(self, self.kind)

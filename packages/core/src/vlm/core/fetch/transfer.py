@@ -1,4 +1,7 @@
-"""One file over the network: ranged resume, retries with back-off, size and checksum verified."""
+"""One file over the network: ranged resume, retries with back-off, size and checksum verified.
+
+fetch_url("https://example.org/a.zip", Path("a.zip"), sha256="fcb5...")
+"""
 
 import errno
 import shutil
@@ -21,7 +24,11 @@ BUSY = {408, 425, 429, 500, 502, 503, 504}
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to insist: `tries` in a row without a new byte, waiting `backoff`·2^i seconds (at most `longest`)."""
+    """When to give up on a download.
+
+    `tries`: attempts in a row without a new byte. After k of them the pause is `backoff`·2^k seconds, at most
+    `longest`. `timeout` is the longest wait in seconds for a single answer.
+    """
 
     tries: int = 6
     backoff: float = 1.0
@@ -30,7 +37,7 @@ class Patience:
 
 
 class _Again(Exception):
-    """The server asks for another try, after `wait` seconds if it said so."""
+    """The server asks for another try, after `wait` seconds if it names them."""
 
     def __init__(self, why: str, wait: float = 0.0):
         super().__init__(why)
@@ -39,12 +46,12 @@ class _Again(Exception):
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn a full or unwritable disk into a FetchError that says what to do."""
+    """Turn the OSError of a full or unwritable disk into a FetchError that says what to do."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            fix = "free some space or set VLM_HOME to another disk; the same command goes on from here"
+            fix = "free some space or set VLM_HOME to another disk, then rerun the same command: it resumes here"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             fix = "make the folder writable or set VLM_HOME to one that is"
         else:
@@ -63,8 +70,19 @@ def fetch_url(
 ) -> Path:
     """Fetch `url` (http, https or file) to `path`; an interrupted `path`.part is continued.
 
+    Args:
+        url: The address.
+        path: The target.
+        sha256: Expected checksum, if it is known.
+        size: Expected bytes, if they are known.
+        patience: When to give up.
+        report: Called with the bytes done and in total.
+
+    Returns:
+        `path`.
+
     Raises:
-        FetchError: no network, a refusal, or a file of another size or checksum (then the bad copy is removed).
+        FetchError: No network, a refusal, or a file of another size or checksum (then the bad copy is removed).
     """
     part = path.with_name(path.name + ".part")
     if path.exists() and _fault(path, sha256, size) is None:
@@ -85,7 +103,7 @@ def fetch_url(
         if not resumed:  # a continued file may mix two versions: that alone deserves one fresh start
             break
     raise FetchError(
-        f"{url}: {fault}", fix="run the same command again; if it persists, the publisher replaced the file"
+        f"{url}: {fault}", fix="rerun the same command; if the error persists, the publisher replaced the file"
     )
 
 
@@ -136,7 +154,7 @@ def _attempt(client: httpx.Client, url: str, part: Path, size: int | None, repor
         headers["If-Range"] = note.read_text()  # the server sends the whole file if it is another one now
     with client.stream("GET", url, headers=headers) as response:
         status = response.status_code
-        if status == 416:  # what we hold is longer than the file: start over
+        if status == 416:  # our part is longer than the file: start over
             part.unlink()
             raise _Again("the server refused to continue")
         if status in BUSY:
@@ -150,7 +168,7 @@ def _attempt(client: httpx.Client, url: str, part: Path, size: int | None, repor
         length = response.headers.get("Content-Length", "")
         total = size or (done + int(length) if length.isdigit() else None)
         note.unlink(missing_ok=True)
-        if (tag := response.headers.get("ETag", "")).startswith('"'):  # weak ones say nothing of the bytes
+        if (tag := response.headers.get("ETag", "")).startswith('"'):  # a weak tag does not identify the bytes
             note.write_text(tag)
         with part.open("ab" if resumed else "wb") as f:
             for chunk in response.iter_raw():

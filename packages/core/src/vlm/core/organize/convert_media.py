@@ -1,5 +1,7 @@
-"""Pictures made from pictures, videos and parquet files, each written at once or not at all; what cannot be read is a
-loss, not an end."""
+"""Pictures made from pictures, videos and parquet files.
+
+Each file appears in one piece. A file that cannot be read goes to the ledger and does not stop the step.
+"""
 
 import io
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ QUALITY = 95
 
 
 def to_jpegs(rule: Jpeg, folder: Path) -> SetAccount:
-    """See layout.Jpeg. A JPEG that is newer than its original is left alone."""
+    """Run a `Jpeg` step. A JPEG that is newer than its original is left alone."""
     outcome, made = SetAccount(), set()
     place = folder / rule.folder
     if not place.is_dir():
@@ -37,7 +39,7 @@ def to_jpegs(rule: Jpeg, folder: Path) -> SetAccount:
 
 
 def to_middle_frames(rule: MiddleFrame, folder: Path) -> SetAccount:
-    """See layout.MiddleFrame: the frame that the published models take for one segment."""
+    """Run a `MiddleFrame` step: the frame that the published models take for one segment."""
     outcome = SetAccount()
     videos = sorted(folder.glob(rule.videos))
     if not videos:
@@ -50,7 +52,7 @@ def to_middle_frames(rule: MiddleFrame, folder: Path) -> SetAccount:
 
 
 def to_pictures(rule: Parquet, folder: Path) -> SetAccount:
-    """See layout.Parquet. The bytes stay as published."""
+    """Run a `Parquet` step. The bytes stay as published."""
     outcome = SetAccount()
     paths = sorted(folder.glob(rule.files))
     if not paths:
@@ -75,7 +77,7 @@ def to_pictures(rule: Parquet, folder: Path) -> SetAccount:
 
 
 def _column(path: Path, column: str) -> Iterator[bytes]:
-    """The bytes of each row of a column of pictures (`{bytes, path}` or bytes), a few rows in memory at a time."""
+    """Yield the bytes of each row of a picture column (`{bytes, path}` or bytes), a few rows in memory at a time."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq

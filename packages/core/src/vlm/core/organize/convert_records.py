@@ -1,4 +1,4 @@
-"""Published annotation -> JSONL: every record checked, with its files; what cannot be used goes to the ledger."""
+"""Published annotation as JSONL: every record checked with its files; unusable ones go to the ledger."""
 
 import json
 import os
@@ -19,20 +19,25 @@ from vlm.core.sample.media import load_image, load_video
 from vlm.core.sample.records import Medium, read_record
 
 BLOCK = 1024
-"""Records that are checked at a time."""
+"""Records checked at a time."""
 
 LONGEST = 1 << 26
-"""Characters of an element of a JSON list, at most: where a list is malformed, the rest is not read into memory."""
+"""Most characters of an element of a JSON list: of a malformed list the rest is not read into memory."""
 
 Checked = tuple[dict[str, Any] | None, DroppedRecord | None, bool]
-"""(the record as it is to be written, what is wrong with it, whether a path was corrected)"""
+"""(the record to write, what is wrong with it, whether a path was corrected)"""
 
 
 def convert_records(rule: Records, folder: Path, *, verify: bool) -> SetAccount:
-    """See layout.Records. `verify` decodes every picture and video, else headers and ends of files are read.
+    """Run a `Records` step.
+
+    Args:
+        rule: The step.
+        folder: Folder of the set.
+        verify: Decode every picture and video; otherwise headers and ends of files are read.
 
     Raises:
-        DataError: a JSON list that breaks off (its records cannot be told apart from there on).
+        DataError: A JSON list breaks off: from there on its records cannot be told apart.
     """
     source = (dataset() if rule.beside else folder) / rule.source
     if not source.is_file():
@@ -60,10 +65,10 @@ def convert_records(rule: Records, folder: Path, *, verify: bool) -> SetAccount:
 
 
 def iter_json_list(path: Path, *, chunk: int = 1 << 20) -> Iterator[tuple[str, Any]]:
-    """(`file:number` from 1, element) of a file that holds one JSON list, without reading it whole.
+    """Yield (`file:number` from 1, element) of a file that holds one JSON list, without reading it whole.
 
     Raises:
-        DataError: not a list, or it breaks off; names the character.
+        DataError: The file is not a list, or breaks off; the message names the character.
     """
     decoder = json.JSONDecoder()
     with path.open(encoding="utf-8") as f:
@@ -76,10 +81,10 @@ def iter_json_list(path: Path, *, chunk: int = 1 << 20) -> Iterator[tuple[str, A
             at = _skip(text, at)
             if at < len(text):
                 if number == 0 and text[at] != "[":
-                    raise bad("no list")
+                    raise bad("not a list")
                 if text[at] == "]":
                     break
-                start = _skip(text, at + 1)  # what stands at `at` is the bracket, or a comma
+                start = _skip(text, at + 1)  # at `at` is the bracket, or a comma
                 if number == 0 and text[start : start + 1] == "]":
                     break
                 try:
@@ -87,7 +92,7 @@ def iter_json_list(path: Path, *, chunk: int = 1 << 20) -> Iterator[tuple[str, A
                 except json.JSONDecodeError:
                     end = len(text)
                 end = _skip(text, end)
-                if end < len(text) and text[end] in ",]":  # else it may go on in what is not read yet
+                if end < len(text) and text[end] in ",]":  # else the element may continue in the unread part
                     number, at = number + 1, end
                     yield f"{path.name}:{number}", value
                     continue
@@ -104,7 +109,7 @@ def _skip(text: str, at: int) -> int:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """(`file:line`, object) of JSONL; a line that is no JSON comes as the error."""
+    """Yield (`file:line`, object) of JSONL; a line that is not JSON gives the error instead."""
     with path.open("rb") as f:
         for number, line in enumerate(f, 1):
             if line.strip():
@@ -142,7 +147,7 @@ def _check(row: tuple[str, Any], rule: Records, folder: Path, verify: bool) -> C
 
 
 def _twin(root: Path, name: Any) -> Any:
-    """The `.jpg` twin of `name` when there is one, else `name`."""
+    """Return the `.jpg` twin of `name` when there is one, else `name`."""
     if not isinstance(name, str) or name.endswith(".jpg"):
         return name
     twin = str(Path(name).with_suffix(".jpg"))
@@ -150,7 +155,7 @@ def _twin(root: Path, name: Any) -> Any:
 
 
 def _look(medium: Medium, verify: bool) -> None:
-    """Raise MediaError when a file is not there or not readable."""
+    """Raise MediaError when a file does not exist or cannot be read."""
     path = medium["path"]
     if medium["type"] == "video":
         if verify:

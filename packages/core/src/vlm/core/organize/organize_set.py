@@ -1,4 +1,4 @@
-"""Turn downloaded sources into training sets: published `conversations` JSONL beside the images.
+"""Make a training set by its name: published `conversations` JSONL beside the images.
 
     organize("digits")          # dataset/digits/{images,train.jsonl,test.jsonl}; the second time "present"
     organize("V2PE-Data")       # by the steps in the catalogue (vlm.core.organize.tree)
@@ -31,8 +31,11 @@ from vlm.core.organize.tree import organize_tree
 
 @dataclass(frozen=True)
 class OrganizeOptions:
-    """`questions_per_record`: turns in a record of easy-vqa (1: one question a record). `verify`, `max_lost`: see
-    organize_tree."""
+    """Options of `organize`.
+
+    `questions_per_record`: turns in a record of easy-vqa (1: one question a record). `verify`, `max_lost`: see
+    organize_tree.
+    """
 
     seed: int = 0
     questions_per_record: int = 4
@@ -41,7 +44,7 @@ class OrganizeOptions:
 
 
 Organizer = Callable[[dict[str, Path], Path, OrganizeOptions], None]
-"""`organiser(folder of each source, empty output folder, options)` writes the files of one set."""
+"""`organizer(folder of each source, empty output folder, options)` writes the files of one set."""
 
 ORGANIZERS = {
     "easy-vqa": "vlm.core.synth.sets.easy_vqa:organize_easy_vqa",
@@ -49,7 +52,7 @@ ORGANIZERS = {
     "digits": "vlm.core.synth.sets.digits:organize_digits",
     "charts": "vlm.core.synth.sets.charts:organize_charts",
 }
-"""Name of the set -> the function that makes it; all other sets are made by the steps of their entries."""
+"""Name of a generated set -> import string of its organizer; other sets are made by the steps of their entries."""
 
 BESIDE = ".vlm-organised.json"
 """Manifest of files that are added to a downloaded folder, which keeps its own manifest."""
@@ -58,20 +61,26 @@ BESIDE = ".vlm-organised.json"
 def organize(
     name: str, options: OrganizeOptions = OrganizeOptions(), *, catalogue: dict[str, Entry] | None = None
 ) -> str:
-    """Make the set `name` from its downloaded sources; a no-op when it is there with the same options.
+    """Make the set `name` from its downloaded sources; do nothing when it is there with the same options.
+
+    Args:
+        name: Name of a catalogue entry.
+        options: See `OrganizeOptions`.
+        catalogue: The entries; by default the shipped ones.
 
     Returns:
         "present" or "organised".
 
     Raises:
-        UnknownName: no such set. DataError: a source is missing, or the result has another number of records.
+        UnknownName: No set has this name.
+        DataError: A source is missing, or the result has another number of records.
     """
     if options.questions_per_record < 1:
         raise ConfigError(f"{options.questions_per_record} questions per record", expected="at least 1")
     catalogue = catalogue or load_catalogue()
     known = {entry.name.lower(): entry for entry in catalogue.values() if can_organize(entry)}
     if name.lower() not in known:
-        raise UnknownName("set", name, known, fix="what is not listed needs no organising")
+        raise UnknownName("set", name, known, fix="a set that is not listed needs no organizing")
     entry = known[name.lower()]
     if entry.organize:
         return organize_tree(entry, catalogue, verify=options.verify, max_lost=options.max_lost)
@@ -79,7 +88,7 @@ def organize(
 
 
 def can_organize(entry: Entry) -> bool:
-    """Whether `vlm data organize` has something to do for an entry."""
+    """Return whether `vlm data organize` has something to do for an entry."""
     return bool(entry.organize) or entry.name in ORGANIZERS
 
 

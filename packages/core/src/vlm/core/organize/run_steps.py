@@ -16,11 +16,19 @@ from vlm.core.organize.convert_records import convert_records
 
 
 def run_step(step: Step, folder: Path, scratch: Path, *, verify: bool = False) -> SetAccount:
-    """Run one step on the entry's `folder`; unfinished work waits in `scratch`, which is for this step alone. A step
-    that is done, with the same inputs and nothing lost, is not run again.
+    """Run one step on the entry's `folder`; a step that is done is not run again.
+
+    A step is done when it ran with the same inputs and dropped no record.
+
+    Args:
+        step: The step.
+        folder: Folder of the entry.
+        scratch: Folder of unfinished work, for this step alone.
+        verify: Decode every picture and video.
 
     Raises:
-        FetchError: an archive is damaged or unsafe. DataError: annotation or parquet that cannot be read.
+        FetchError: An archive is damaged or unsafe.
+        DataError: Annotation or parquet files cannot be read.
     """
     key = {"step": step.model_dump(mode="json", by_alias=True), "verify": verify, "inputs": _inputs(step, folder)}
     done = scratch / "done.json"
@@ -52,7 +60,7 @@ def _run(step: Step, folder: Path, scratch: Path, verify: bool) -> SetAccount:
 
 
 def unpack(rule: Unpack, folder: Path, scratch: Path) -> SetAccount:
-    """See layout.Unpack. An archive is read to its end before anything of it appears in the tree."""
+    """Run an `Unpack` step. An archive is read to its end before any of its files appears in the tree."""
     archives = sorted(path for path in folder.glob(rule.archives) if path.is_file())
     if not archives:
         return SetAccount(missing=[rule.archives])
@@ -77,7 +85,7 @@ def unpack(rule: Unpack, folder: Path, scratch: Path) -> SetAccount:
 
 
 def link(rule: Link, folder: Path) -> SetAccount:
-    """See layout.Link."""
+    """Run a `Link` step."""
     target, here = dataset() / rule.source, folder / rule.to
     if not here.exists() and not target.exists():
         return SetAccount(missing=[f"{rule.to} (from dataset/{rule.source})"])
@@ -93,7 +101,7 @@ def link(rule: Link, folder: Path) -> SetAccount:
 
 
 def _inputs(step: Step, folder: Path) -> list[list[Any]]:
-    """Name, size and time of the files that a step reads, so that it runs again when they change."""
+    """Return name, size and time of the files that a step reads; it runs again when they change."""
     rule = step.rule
     if step.unpack:
         paths = sorted(folder.glob(rule.archives))

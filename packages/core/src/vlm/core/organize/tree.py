@@ -1,4 +1,4 @@
-"""Make the published folder tree of an entry from what was downloaded, by the steps in the catalogue, and verify it."""
+"""The published folder tree of an entry, made from its download by the steps in the catalogue, and verified."""
 
 import shutil
 from dataclasses import asdict
@@ -16,20 +16,24 @@ from vlm.core.organize.run_steps import run_step
 
 
 def organize_tree(entry: Entry, catalogue: dict[str, Entry], *, verify: bool = False, max_lost: float = 0.01) -> str:
-    """Unpack, link and convert what `entry` says, then check counts and tree; a no-op when that is done.
+    """Unpack, link and convert as `entry` says, then check counts and tree; do nothing when that is done.
 
-    What it needs is organized first. Every step that can run does, so that the error names all that is missing.
+    The entries that it needs are organized first. Every step that can run does, so that the error names all that is
+    missing.
 
     Args:
-        verify: decode every picture and video, not only headers.
-        max_lost: share of records that may end in the ledger.
+        entry: The entry.
+        catalogue: All entries, for those that it needs.
+        verify: Decode every picture and video, not only headers.
+        max_lost: Largest share of records that may be dropped.
 
     Returns:
         "present" or "organised".
 
     Raises:
-        DataError: what is missing, with the commands and steps that mend it; other counts than published; too many
-        records lost. FetchError: an unsafe or damaged archive.
+        DataError: Something is missing (the message gives the commands and steps that fix it), record counts differ
+            from the published ones, or too many records are dropped.
+        FetchError: An archive is unsafe or damaged.
     """
     folder, outcome = entry.path, SetAccount()
     missing = _organize_needs(entry, catalogue, verify, max_lost)
@@ -50,11 +54,13 @@ def organize_tree(entry: Entry, catalogue: dict[str, Entry], *, verify: bool = F
             outcome.add(run_step(step, folder, scratch / str(number), verify=verify))
         write_ledger(folder / ledger_name(entry), outcome.losses)
         counts = _counts(entry, outcome)
-        known = bool(missing)  # what lacks in other sets is said already
+        known = bool(missing)  # what is missing in other sets is in the list already
         missing += [f"{entry.folder}/{name}" for name in outcome.missing if not (known and "(from dataset/" in name)]
         missing += [f"{entry.folder}/{p}" for p in entry.tree if not _is_there(folder, p)]
         if missing:
-            raise DataError(f"{entry.name} lacks:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(missing)))
+            raise DataError(
+                f"{entry.name} is incomplete; missing:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(missing))
+            )
         _refuse_counts(entry, counts, outcome, max_lost)
         manifest: TreeManifest = {
             "name": entry.name,
@@ -79,7 +85,7 @@ def _clear(scratch: Path) -> None:
 
 
 def _organize_needs(entry: Entry, catalogue: dict[str, Entry], verify: bool, max_lost: float) -> list[str]:
-    """Organize the needs that are downloaded; one line for each that is not."""
+    """Organize the needs that are downloaded; return one line for each of the others."""
     missing = []
     for name in entry.needs:
         need = find_entry(name, catalogue)
@@ -91,7 +97,7 @@ def _organize_needs(entry: Entry, catalogue: dict[str, Entry], verify: bool, max
                 organize_tree(need, catalogue, verify=verify, max_lost=max_lost)
             except DataError as error:
                 first, *lines = error.found.splitlines()
-                missing += [line.strip() for line in lines] if first.endswith("lacks:") else [error.found]
+                missing += [line.strip() for line in lines] if first.endswith("missing:") else [error.found]
             continue
         hand = [f"{path} by hand: {s.instructions}" for s in need.by_hand() for path in s.paths or ("its files",)]
         missing += [f"{need.folder}/{line}" for line in hand] or [f"{need.folder}: vlm download {need.name}"]
@@ -121,14 +127,14 @@ def _is_done(entry: Entry, described: dict[str, Any], verify: bool) -> bool:
 
 
 def _is_there(folder: Path, pattern: str) -> bool:
-    """Whether a path or pattern of the tree exists, a folder with something in it."""
+    """Return whether a path or pattern of the tree exists; a folder must not be empty."""
     found = folder / pattern
     paths = [found] if found.exists() else folder.glob(pattern)
     return any(not path.is_dir() or any(path.iterdir()) for path in paths)
 
 
 def _counts(entry: Entry, outcome: SetAccount) -> dict[str, dict[str, int]]:
-    """Records of each annotation file: those that a step read, and of the others that the catalogue counts."""
+    """Return the records of each annotation file that a step read or that the catalogue counts."""
     counts = {name: asdict(count) for name, count in outcome.counts.items()}
     for name in entry.records:
         path = entry.path / name
@@ -145,12 +151,12 @@ def _refuse_counts(entry: Entry, counts: dict[str, dict[str, int]], outcome: Set
         if name not in counts or counts[name]["records"] != expected
     ]
     if wrong:
-        raise DataError(f"{entry.name} has other numbers of records than were published:\n" + "\n".join(wrong))
+        raise DataError(f"{entry.name}: record counts differ from the published ones:\n" + "\n".join(wrong))
     total = sum(count["records"] for count in counts.values())
     dropped = sum(count["dropped"] for count in counts.values())
     if total and dropped / total > max_lost:
         raise DataError(
             f"{entry.name}: {dropped} of {total} records cannot be used",
             expected=f"at most {max_lost:.1%}",
-            fix=f"read {entry.folder}/{ledger_name(entry)}; mend the files, or allow it with --max-lost",
+            fix=f"read {entry.folder}/{ledger_name(entry)}; fix the files, or allow it with --max-lost",
         )

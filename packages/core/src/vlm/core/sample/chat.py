@@ -1,4 +1,4 @@
-"""Chat templates: messages rendered as spans of text and media, with what is markup and what is supervised."""
+"""Chat templates: messages as spans of text and media, each marked as markup or content, supervised or not."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,8 +22,9 @@ VICUNA_SYSTEM = (
 class Template:
     """A prompt format. A message is `headers[role]`, `lead`, its text, `ends[role]`, `tail`.
 
-    `headers`, `ends` and `tail` are markup: their special tokens are recognized, those of users are not. The text of
-    an answer and its end are supervised, the tail never is. A message without content is its header alone (published).
+    `headers`, `ends` and `tail` are markup: their special tokens are recognized, those in a user's text are not. The
+    text of an answer and its end are supervised, the tail never is. A message without content is its header alone
+    (published).
     """
 
     name: str
@@ -36,11 +37,11 @@ class Template:
     """Text between header and message, part of the message (so of its first token)."""
     tail: str = ""
     strip: bool = False
-    """Blanks around a message are removed (published InternLM2 code)."""
+    """Remove blanks around a message (published InternLM2 code)."""
     images_first: bool = False
-    """The images of a message move to its front, each followed by a newline, the rest is stripped (LLaVA)."""
+    """Move the images of a message to its front, each followed by a newline, and strip the rest (LLaVA)."""
     images_only: bool = False
-    """The text of the user is discarded (LLaVA's caption template)."""
+    """Discard the text of the user (LLaVA's caption template)."""
 
 
 def _chatml(name: str, system: str, tail: str = "", strip: bool = False) -> Template:
@@ -86,7 +87,7 @@ TEMPLATES: dict[str, Template] = {
 
 
 class Span(NamedTuple):
-    """A stretch of the prompt: `text`, or a `medium` (an image or video part)."""
+    """A piece of the prompt: either `text`, or a `medium` (an image or video part)."""
 
     text: str | None
     medium: Medium | None
@@ -95,7 +96,11 @@ class Span(NamedTuple):
 
 
 def get_template(template: str | Template) -> Template:
-    """A template by name. Raises UnknownName with the nearest names."""
+    """Return a template by its name; a `Template` is returned as it is.
+
+    Raises:
+        UnknownName: No template has this name; the message names the nearest ones.
+    """
     if isinstance(template, Template):
         return template
     if template not in TEMPLATES:
@@ -104,13 +109,21 @@ def get_template(template: str | Template) -> Template:
 
 
 def user_message(question: str, media: Sequence[Medium] = (), *, where: str = "question") -> Message:
-    """A user message from text with `<image>` marks and the image or video parts that stand there, in order.
+    """Return a user message from text with `<image>` placeholders and the media that belong there, in order.
 
-    Without marks each medium gets a line of its own in front (published for one image). Without media `<image>` is
-    plain text.
+    Without placeholders each medium gets a line of its own in front (published for one image). Without media, `<image>`
+    is plain text.
+
+    Args:
+        question: The text.
+        media: Image or video parts.
+        where: Name of the question in error messages.
 
     Raises:
-        DataError: names `where` and both counts when marks and media differ.
+        DataError: The numbers of placeholders and media differ; the message names `where` and both.
+
+    >>> user_message("Hi")
+    {'role': 'user', 'content': [{'type': 'text', 'text': 'Hi'}]}
     """
     if media and IMAGE not in question:
         question = f"{IMAGE}\n" * len(media) + question
@@ -129,17 +142,20 @@ def render(
     system: str | None = None,
     generation_prompt: bool = False,
 ) -> list[Span]:
-    """Messages as spans in reading order.
+    """Return messages as spans in reading order.
 
-    `system` replaces the template's system text; a system message in `messages` replaces both. `generation_prompt`
-    ends with the header of the answer.
+    Args:
+        messages: A system message or none, then user and assistant in turn.
+        template: A template or its name.
+        system: Replaces the template's system text; a system message in `messages` replaces both.
+        generation_prompt: End with the header of the answer.
+
+    Raises:
+        DataError: The messages are not user, assistant, user, ... in turn.
+        UnknownName: No template has this name.
 
     >>> "".join(s.text for s in render([user_message("Hi")], "llava_v1", "S.", generation_prompt=True))
     'S. USER: Hi ASSISTANT:'
-
-    Raises:
-        DataError: messages that do not go user, assistant, user, ...
-        UnknownName: no such template.
     """
     form = get_template(template)
     messages = list(messages)
@@ -178,7 +194,7 @@ def _content_span(piece: str | Medium, supervised: bool) -> Span:
 
 
 def _content(parts: Sequence[Part], form: Template, answer: bool) -> Iterator[str | Medium]:
-    """Text and media of one message after the template's own normalization; empty text is left out."""
+    """Yield text and media of one message as the template normalizes them; empty text is left out."""
     pieces: list[str | Medium] = [part["text"] if part["type"] == "text" else part for part in parts]
     media = [piece for piece in pieces if not isinstance(piece, str)]
     if form.images_only and not answer:
@@ -194,7 +210,7 @@ def _content(parts: Sequence[Part], form: Template, answer: bool) -> Iterator[st
 
 
 def _stripped(pieces: list[str | Medium]) -> list[str | Medium]:
-    """Without blanks before the first and after the last thing that is not blank."""
+    """Return the pieces without the blanks at the beginning and the end of the message."""
     while pieces and isinstance(pieces[0], str) and not pieces[0].strip():
         pieces = pieces[1:]
     while pieces and isinstance(pieces[-1], str) and not pieces[-1].strip():
@@ -213,10 +229,17 @@ def prompt_text(
     generation_prompt: bool = False,
     images: Sequence[str] | None = None,
 ) -> str:
-    """The published prompt string, byte for byte. `images` are the texts that stand for the media, default `<image>`.
+    r"""Return the published prompt string, byte for byte.
+
+    Args:
+        messages: See `render`.
+        template: See `render`.
+        system: See `render`.
+        generation_prompt: See `render`.
+        images: The texts in place of the media; by default `<image>` for each.
 
     >>> prompt_text([user_message("Hi")], "internlm2-chat", "S.")
-    '<|im_start|>system\\nS.<|im_end|><|im_start|>user\\nHi<|im_end|>'
+    '<|im_start|>system\nS.<|im_end|><|im_start|>user\nHi<|im_end|>'
     """
     spans = render(messages, template, system, generation_prompt)
     stand_ins = iter(images if images is not None else [IMAGE] * sum(s.medium is not None for s in spans))

@@ -21,7 +21,7 @@ from vlm.core.sample.tiling import ImageRule
 from vlm.core.sample.tokenizer import Tokenizer, as_tokenizer
 
 GROUNDING = frozenset({"<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"})
-"""Special tokens that are content: the published data and models write them in questions and answers."""
+"""Special tokens that count as content: published data and models write them in questions and answers."""
 
 Strides = float | Sequence[float] | Callable[[int], Sequence[float]] | None
 """Positions per tile: one number, one per image, a function of the number of images, or None for 0, 1, 2, ..."""
@@ -29,7 +29,10 @@ Strides = float | Sequence[float] | Callable[[int], Sequence[float]] | None
 
 @dataclass(frozen=True)
 class ImageTokenIds:
-    """Ids around and in place of an image. LLaVA has no `start` and `end`, and a `context` outside the vocabulary."""
+    """Ids around and in place of an image. LLaVA has no `start` and `end`, and a `context` outside the vocabulary.
+
+    >>> ImageTokenIds.internvl(load_tokenizer("pretrained/InternVL2-2B"))    # doctest: +SKIP
+    """
 
     start: int | None
     context: int
@@ -37,12 +40,16 @@ class ImageTokenIds:
 
     @classmethod
     def internvl(cls, tokenizer: Any) -> "ImageTokenIds":
-        """`<img>`, `<IMG_CONTEXT>`, `</img>`. Raises ConfigError if the vocabulary lacks one."""
+        """Return the ids of `<img>`, `<IMG_CONTEXT>` and `</img>`.
+
+        Raises:
+            ConfigError: The vocabulary does not have all three.
+        """
         names = ("<img>", "<IMG_CONTEXT>", "</img>")
         ids = [as_tokenizer(tokenizer).token_id(name) for name in names]
         if None in ids:
             lacking = [name for name, i in zip(names, ids, strict=True) if i is None]
-            raise ConfigError(f"the tokenizer lacks {', '.join(lacking)}", fix="add them and resize the embeddings")
+            raise ConfigError(f"the tokenizer has no {', '.join(lacking)}", fix="add them and resize the embeddings")
         return cls(*ids)  # type: ignore[arg-type]  # none is None: checked above
 
 
@@ -50,8 +57,11 @@ LLAVA_IMAGE = ImageTokenIds(None, -200, None)
 
 
 class Run(NamedTuple):
-    """What is tokenized in one go: `pieces` of text with whether each is supervised (`start`: they open the string), or
-    a special `token`, or an `image`."""
+    """Text that is tokenized as one string, or a special token, or an image.
+
+    `pieces` holds the text with whether each piece is supervised, and `start` says that it opens the whole string;
+    otherwise `token` is the special token, or `image` is set.
+    """
 
     pieces: tuple[tuple[str, bool], ...] = ()
     start: bool = False
@@ -62,17 +72,25 @@ class Run(NamedTuple):
 
 @cache
 def _single(token: int | None, supervised: bool) -> Run:
-    """A run of one special token, or of an image (None)."""
+    """Return the run of one special token, or of an image (None)."""
     return Run(token=token, supervised=supervised, image=token is None)
 
 
 class SampleEncoder:
-    """Samples of one model family as ids, labels, positions and pixels.
+    """Encodes samples of one model family as ids, labels, positions and pixels.
 
-    >>> encoder = Encoder(tokenizer, "internlm2-chat", rule, 256, ImageTokens.internvl(tokenizer))  # doctest: +SKIP
-    >>> encoder.encode(sample, strides=64).input_ids                                                # doctest: +SKIP
+    Args:
+        tokenizer: Ours, or one of transformers.
+        template: A chat template or its name.
+        image_rule: How an image becomes tiles.
+        tokens_per_tile: Context tokens of one tile.
+        image_tokens: The ids around and in place of an image.
+        system: Replaces the template's system text.
+        segments: Number of frames taken from a video.
 
-    `tokenizer` may also be a transformers tokenizer. `segments` is the number of frames taken from a video.
+    >>> ids = ImageTokenIds.internvl(tokenizer)                                     # doctest: +SKIP
+    >>> encoder = SampleEncoder(tokenizer, "internlm2-chat", rule, 256, ids)        # doctest: +SKIP
+    >>> encoder.encode(sample, strides=64).input_ids                                # doctest: +SKIP
     """
 
     def __init__(
@@ -110,14 +128,22 @@ class SampleEncoder:
         *,
         pixels: bool = True,
     ) -> Encoded:
-        """Encode one sample. `pixels=False` reads image sizes from the headers and decodes nothing (except videos).
+        """Encode one sample.
 
-        Supervised are each answer and the token that ends it; the beginning-of-sequence token, system text, questions,
+        Supervised are each answer and the token that ends it. The beginning-of-sequence token, system text, questions,
         headers and images never are (OpenGVLab/V2PE, OpenGVLab/InternVL, alibaba/conv-llava).
 
+        Args:
+            sample: The record.
+            strides: Positions per tile: one number, one per image, a function of the number of images, or None.
+            max_length: Cut off tokens beyond this length; only text may be cut.
+            generation_prompt: End with the header of the answer.
+            pixels: False reads image sizes from the headers and decodes nothing but videos.
+
         Raises:
-            MediaError: an image or video cannot be decoded.
-            DataError: `max_length` would cut image tokens, or strides do not match the images; names the sample.
+            MediaError: An image or video cannot be decoded.
+            DataError: `max_length` would cut image tokens, or strides do not match the images; the message names the
+                sample.
         """
         where = sample.where or sample.id
         spans = render(
@@ -163,10 +189,10 @@ class SampleEncoder:
         )
 
     def runs(self, spans: Sequence[Span]) -> Iterator[Run]:
-        """Spans cut where tokenizing begins anew: at special tokens and images.
+        """Yield spans cut where tokenizing starts afresh: at special tokens and images.
 
-        Text between two of them is one string, as published; which of its tokens are supervised follows from the
-        characters they begin at, never from tokenizing parts again.
+        Text between two of them is one string, as published. Which of its tokens are supervised follows from the
+        characters where they begin; no part of the string is tokenized twice.
         """
         pending: list[tuple[str, bool]] = []
         start = True
@@ -185,13 +211,13 @@ class SampleEncoder:
             yield Run(tuple(pending), start)
 
     def _pieces(self, span: Span) -> Sequence[int | str | None]:
-        """Text as strings, special tokens as ids, an image as None."""
+        """Return text as strings, special tokens as ids, an image as None."""
         if span.text is None or (not span.markup and "<" not in span.text):
             return (span.text,)
         return self._markup(span.text) if span.markup else self.tokenizer.split(span.text, GROUNDING)
 
     def tokenized(self, run: Run) -> tuple[list[int], list[bool]]:
-        """Ids of a run of text, and whether each is supervised."""
+        """Return the ids of a run of text, and whether each is supervised."""
         ends = list(accumulate(len(piece) for piece, _ in run.pieces))
         tokens = self.tokenizer.tokenize("".join(piece for piece, _ in run.pieces), run.start)
         owners = np.searchsorted(ends, [at for _, at in tokens], side="right").clip(max=len(ends) - 1)
@@ -200,7 +226,7 @@ class SampleEncoder:
     def _tokens(
         self, spans: Sequence[Span], tiles: Sequence[int]
     ) -> tuple[list[int], list[bool], list[tuple[str, int]], list[tuple[int, int, int]]]:
-        """Ids, whether each is supervised, the layout for positions, and the image spans."""
+        """Return ids, whether each is supervised, the layout for positions, and the image spans."""
         ids: list[int] = [self.tokenizer.bos_id] if self.tokenizer.add_bos else []  # type: ignore[list-item]
         supervised = [False] * len(ids)
         layout: list[tuple[str, int]] = []
@@ -228,7 +254,7 @@ class SampleEncoder:
         return ids, supervised, layout, image_spans
 
     def _images(self, media: Sequence[Medium], pixels: bool) -> tuple[list[int], list[np.ndarray]]:
-        """Number of tiles per image, and the tiles themselves if asked for."""
+        """Return the number of tiles of each image, and the tiles themselves with `pixels`."""
         tiles, arrays = [], []
         for medium in media:
             assert medium["type"] == "image", "a video is frames by now"
@@ -248,9 +274,12 @@ class SampleEncoder:
 def frames_as_images(
     messages: Sequence[Message], load: Callable[..., Sequence[Image.Image]], segments: int
 ) -> list[Message]:
-    """Videos as `Frame1: <image>` lines (published inference style), each frame one tile.
+    """Return messages with each video replaced by `Frame1: <image>` lines (published inference style).
 
-    `load(path, frames, clip)` gives the RGB frames. A part may name its number of `frames`, as benchmarks do.
+    Args:
+        messages: Messages with or without videos.
+        load: `load(path, frames, clip)` returns the RGB frames of a video.
+        segments: Frames of a video whose part does not name a number, as benchmarks do.
     """
     expanded: list[Message] = []
     for message in messages:
@@ -271,10 +300,10 @@ def frames_as_images(
 
 
 def picture_part(picture: Image.Image, *, frame: bool = False) -> ImagePart:
-    """An image part that holds an RGB picture instead of a path; a video frame is always one tile."""
+    """Return an image part that holds an RGB picture instead of a path; with `frame` it is always one tile."""
     return {"type": "image", "path": "", "image": picture, "frame": frame}
 
 
 def combined_part(paths: Sequence[str | Path]) -> ImagePart:
-    """Several pictures in one placeholder: one `<img>` block with the tiles of all (published combined mode)."""
+    """Return one part for several pictures: one `<img>` block with the tiles of all (published combined mode)."""
     return {"type": "image", "path": str(paths[0]), "together": [str(path) for path in paths]}

@@ -1,4 +1,4 @@
-"""An encoded sample, and what a label of it weighs."""
+"""An encoded sample, and the loss weight of its labels."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,11 +17,14 @@ class Encoded:
     - `input_ids`, `labels`: int64 [n]; a label is the id itself, or -100 where nothing is to be learned (not shifted)
     - `position_ids`: float64 [n]
     - `image_spans`: (index of the first context token, number of context tokens, number of tiles) per image
-    - `pixels`: uint8 [tiles, size, size, 3], None without images or if not asked for
-    - `strides`: one per image, None for positions 0, 1, 2, ...
+    - `pixels`: uint8 [tiles, size, size, 3]; None without images or when not asked for
+    - `strides`: one per image; None for positions 0, 1, 2, ...
     - `truncated`: the end of an answer was cut off
 
     There is no attention mask: every token counts, whatever its id.
+
+    >>> encoded = encoder.encode(sample)                        # doctest: +SKIP
+    >>> len(encoded), encoded.n_tiles, encoded.n_supervised     # doctest: +SKIP
     """
 
     id: str
@@ -47,8 +50,9 @@ class Encoded:
         return int((self.labels != IGNORE).sum())
 
     def loss_weights(self, kind: Literal["token", "sample", "square"] = "token") -> np.ndarray:
-        """Weight of each label, float32 [n]: with x labels 1, 1 / x or 1 / sqrt(x); 0 where there is none.
+        """Return the weight of each label, float32 [n], 0 where there is no label.
 
+        With x labels in the sample a weight is 1 (`token`), 1 / x (`sample`) or 1 / sqrt(x) (`square`).
         Source: published `loss_reduction` (OpenGVLab/V2PE).
         """
         weights: np.ndarray = (self.labels != IGNORE) * len2weight(self.n_supervised, kind)
@@ -56,7 +60,11 @@ class Encoded:
 
 
 def len2weight(n_supervised: int, kind: str) -> float:
-    """Weight of one label in a sample with that many labels."""
+    """Return the weight of one label in a sample with `n_supervised` labels; see `Encoded.loss_weights`.
+
+    Raises:
+        ConfigError: `kind` is not token, sample or square.
+    """
     exponents = {"token": 0.0, "sample": 1.0, "square": 0.5}
     if kind not in exponents:
         raise ConfigError(f"unknown loss reduction {kind!r}", expected=" | ".join(exponents))

@@ -22,11 +22,11 @@ HEADER = struct.Struct("<8sQQ16s")
 EDGE = 1 << 16
 CHUNK = 1 << 22
 IN_MEMORY = 1 << 20
-"""Up to this many items an order is a table; beyond, it is computed item by item."""
+"""Up to this many items a permutation is a table; beyond, it is computed item by item."""
 
 
 def stamp(path: Path) -> bytes:
-    """What changes with the file: size, time of modification in ns, and a hash of its first and last 64 KiB."""
+    """Return what changes with a file: size, time of modification in ns, and a hash of its first and last 64 KiB."""
     with path.open("rb") as f:
         status = os.fstat(f.fileno())
         digest = hashlib.blake2b(f.read(EDGE), digest_size=16)
@@ -36,18 +36,18 @@ def stamp(path: Path) -> bytes:
 
 
 class LineIndex:
-    """`index[i]` is line i of a file, as bytes; `len(index)` their number.
+    """`index[i]` is line i of a file, as bytes; `len(index)` is the number of lines.
 
-    The offset of each line stands in a file of 8 bytes a line below `folder` (default: `$VLM_HOME/.index`), built once
-    in one pass, mapped into memory and shared by all processes. It is built anew when size, time or the edges of the
-    file change, under a lock, and appears in one piece. Where `folder` cannot be written, each process has its own in a
-    temporary file.
+    The offset of each line is in a file of 8 bytes a line below `folder` (default: `$VLM_HOME/.index`). It is built
+    once in one pass, mapped into memory and shared by all processes. When size, time or the edges of the data file
+    change, it is built again, under a lock, and appears in one piece. Where `folder` cannot be written, each process
+    has a temporary file.
 
     >>> index = LineIndex(Path("dataset/easy-vqa/train.jsonl"))   # doctest: +SKIP
     >>> json.loads(index[0])                                      # doctest: +SKIP
 
     Raises:
-        DataError: no such file, or one that changes while it is read.
+        DataError: The file is missing, or changes while it is read.
     """
 
     def __init__(self, path: Path, folder: Path | None = None):
@@ -77,7 +77,10 @@ class LineIndex:
 
 
 def shared_offsets(path: Path, file: Path) -> np.ndarray:
-    """Offsets of the lines and of the end, uint64 [lines + 1], mapped from `file`, which is made if it is not right."""
+    """Return the offsets of the lines and of the end, uint64 [lines + 1], mapped from `file`.
+
+    `file` is made when it is missing or does not belong to the current content of `path`.
+    """
     found = read_offsets(file, stamp(path))
     if found is not None:
         return found
@@ -92,7 +95,7 @@ def shared_offsets(path: Path, file: Path) -> np.ndarray:
 
 
 def read_offsets(file: Path, wanted: bytes) -> np.ndarray | None:
-    """The offsets, None unless the file is there, whole, and made from a file of that stamp."""
+    """Return the offsets in a file; None when it is missing, cut, or made for another content than `wanted`."""
     try:
         with file.open("rb") as f:
             if f.read(HEADER.size) != wanted or (f.seek(0, os.SEEK_END) - HEADER.size) % 8:
@@ -104,7 +107,11 @@ def read_offsets(file: Path, wanted: bytes) -> np.ndarray | None:
 
 
 def write_offsets(path: Path, out: IO[bytes], before: bytes) -> None:
-    """One pass over the file, a chunk in memory at a time."""
+    """Write the offsets of the lines of `path` in one pass, with a chunk of the file in memory at a time.
+
+    Raises:
+        DataError: The file changes while it is read: its stamp is no longer `before`.
+    """
     out.write(before + bytes(8))
     at = last = 0
     with path.open("rb") as source:
@@ -121,10 +128,11 @@ def write_offsets(path: Path, out: IO[bytes], before: bytes) -> None:
 
 
 class Shuffle(Sequence[int]):
-    """A permutation of 0 ... n - 1 that depends on `key` alone: `shuffle[i]` at once, in bounded memory.
+    """A permutation of 0 ... n - 1 that depends on `key` alone: `shuffle[i]` takes constant time, in bounded memory.
 
-    Up to `in_memory` items it is numpy's. Beyond, a Feistel network over the next power of four with keyed BLAKE2 as
-    its round function; what falls outside is sent through again (format-preserving encryption by cycle walking).
+    Up to `in_memory` items it is numpy's permutation. Beyond, it is a Feistel network over the next power of four with
+    keyed BLAKE2 as round function; a value outside the range goes through again (format-preserving encryption by cycle
+    walking).
     """
 
     def __init__(self, n: int, *key: int, in_memory: int = IN_MEMORY):
@@ -152,8 +160,10 @@ class Shuffle(Sequence[int]):
 
 
 class Mixture(Sequence[tuple[int, int]]):
-    """`mixture[k]` is (file, line) of sample k of an epoch, before shuffling: of each file whole repeats, then a seeded
-    choice for the fraction. Nothing is stored for a line."""
+    """`mixture[k]` is (file, line) of sample k of an epoch, before shuffling.
+
+    Each file counts its whole repeats, then a seeded choice of its lines for the fraction. Nothing is stored per line.
+    """
 
     def __init__(self, lengths: Sequence[int], repeats: Sequence[float], seed: int):
         self.lengths = lengths

@@ -1,4 +1,4 @@
-"""Tokens, tiles and labels of a sample counted from image headers, exactly as the encoder makes them."""
+"""Tokens, tiles and labels of a sample, counted from image headers, exactly as the encoder makes them."""
 
 import math
 import os
@@ -20,7 +20,7 @@ from vlm.core.sample.tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class Rules:
-    """What decides on tokens: tokenizer, template and image rule of a model, limits and strides of a recipe."""
+    """The inputs of a count: tokenizer, template and image rule of a model, limits and strides of a recipe."""
 
     tokenizer: Path
     template: str
@@ -34,7 +34,7 @@ class Rules:
 
 
 def positions_used(layout: Sequence[tuple[str, int]], tokens_per_tile: int, stride: float | None, brackets: int) -> int:
-    """Highest position + 1, rounded up, as `vlm.core.sample.positions` gives it, without making any."""
+    """Return the highest position + 1, rounded up, that `vlm.core.sample.positions` would give, by arithmetic."""
     last = -1
     for kind, count in layout:
         if kind == "text":
@@ -47,9 +47,9 @@ def positions_used(layout: Sequence[tuple[str, int]], tokens_per_tile: int, stri
 
 
 class SampleMeter(SampleEncoder):
-    """An encoder that counts instead: the same runs and the same tokenizer, each run and each header read once.
+    """An encoder that counts: the same runs and the same tokenizer, each run and each header read once.
 
-    >>> Meter(rules).measure(sample)   # doctest: +SKIP
+    >>> SampleMeter(rules).measure(sample)   # doctest: +SKIP
     """
 
     def __init__(self, rules: Rules):
@@ -72,9 +72,9 @@ class SampleMeter(SampleEncoder):
             self.markers.setdefault(marker[0], []).append(marker)
 
     def _counted(self, run: Run) -> tuple[int, int]:
-        """Tokens and supervised tokens of a run of text: each belongs to the piece in which it begins.
+        """Return tokens and supervised tokens of a run of text; a token belongs to the piece where it begins.
 
-        Where the question is only where an answer begins, the ids tell it: if those of the text before it, alone, open
+        When the only question is where the answer begins, the ids decide: if the ids of the text before it, alone, open
         the run, the next token begins with the answer.
         """
         text = "".join(piece for piece, _ in run.pieces)
@@ -91,24 +91,29 @@ class SampleMeter(SampleEncoder):
         return len(supervised), sum(supervised)
 
     def _covered(self, text: str, start: bool) -> list[int] | None:
-        """Ids of a text alone; None if a blank at its end might be in none of them."""
+        """Return the ids of a text alone; None when a blank at its end might be in none of them."""
         tokens = self.tokenizer.tokenize(text, start)
         if text and text[-1].isspace() and (not tokens or tokens[-1][1] != len(text) - 1):
             return None
         return [i for i, _ in tokens]
 
     def read_size(self, path: str | Path) -> tuple[int, int]:
+        """Return (width, height) of an image from its header, read once."""
         return self.header(str(path))[0]
 
     def load_frames(self, path: str | Path, segments: int, clip: Any = None) -> list[Image.Image]:
-        """Stand-ins for the frames: each is one tile, whatever it shows."""
+        """Return stand-ins for video frames: each is one tile, whatever it shows."""
         return [Image.new("RGB", (1, 1))] * segments
 
     def measure(self, sample: Sample) -> list[int]:
-        """Tiles, tokens, labels, tokens and labels within `max_length`, and positions used for each stride.
+        """Count a sample without decoding an image.
+
+        Returns:
+            Tiles, tokens, labels, tokens and labels within `max_length`, then the positions used for each stride.
 
         Raises:
-            DataError: as `encode` does. MediaError: a header cannot be read.
+            DataError: See `SampleEncoder.encode`.
+            MediaError: A header cannot be read.
         """
         spans = render(frames_as_images(sample.messages, self.load_frames, self.segments), self.template, self.system)
         tiles, _ = self._images([s.medium for s in spans if s.medium is not None], pixels=False)
@@ -137,13 +142,17 @@ class SampleMeter(SampleEncoder):
         return [sum(tiles), tokens, labels, kept, labels_kept, *used]
 
     def marker_in(self, text: str) -> str | None:
-        """A marker of the template, or a special token, that stands in the text."""
+        """Return a marker of the template, or a special token, that the text contains; None without one."""
         near = (marker for first, known in self.markers.items() if first in text for marker in known)
         return next((marker for marker in near if marker in text), None)
 
 
 def header(path: str) -> tuple[tuple[int, int], bool]:
-    """Width and height of an image, and whether a JPEG or PNG has its end. Raises MediaError."""
+    """Return (width, height) of an image, and whether a JPEG or PNG has its end marker.
+
+    Raises:
+        MediaError: The header cannot be read.
+    """
     size = image_size(path)
     file = os.open(path, os.O_RDONLY)
     try:

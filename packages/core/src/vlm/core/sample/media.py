@@ -18,7 +18,7 @@ FOLDER_FPS = 3.0
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """The open image; every way in which Pillow fails becomes a MediaError naming the file."""
+    """Yield the open image; whatever Pillow raises becomes a MediaError that names the file."""
     replace = "replace the file or remove the record"
     try:
         with Image.open(path) as image:
@@ -30,14 +30,14 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise MediaError(f"{path}: {error}", fix="scale the picture down") from error
     except UnidentifiedImageError as error:
-        what = "is empty (0 bytes)" if Path(path).stat().st_size == 0 else "is no image that Pillow can read"
+        what = "is empty (0 bytes)" if Path(path).stat().st_size == 0 else "is not an image that Pillow can read"
         raise MediaError(f"{path} {what}", expected="JPEG, PNG, WebP, GIF, BMP, TIFF, …", fix=replace) from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError, struct.error) as error:
         raise MediaError(f"{path} cannot be decoded: {error}", fix=replace) from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """RGB as `convert("RGB")` gives it, except that 16-bit values are scaled to 8 bits (Pillow would clip them)."""
+    """Return RGB as `convert("RGB")` does, except that 16-bit values are scaled to 8 bits (Pillow would clip them)."""
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if image.mode != "I" or values.max() > 255:
@@ -46,27 +46,41 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """An image file as RGB: CMYK and palettes converted, 16 bits scaled to 8, of an animation the first frame.
+    """Load an image file as RGB: CMYK and palettes converted, 16 bits scaled to 8, the first frame of an animation.
 
     EXIF rotation is not applied (as published).
 
     Raises:
-        MediaError: missing, empty, truncated, corrupt, no image, or more pixels than Pillow reads (178,956,970).
+        MediaError: The file is missing, empty, truncated, corrupt, not an image, or has more pixels than Pillow reads
+            (178,956,970).
+
+    >>> load_image("dataset/digits/images/0000.png").size    # doctest: +SKIP
+    (64, 64)
     """
     with _opened(path) as image:
         return _rgb(image)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) in pixels, read from the header alone. Raises MediaError naming the file."""
+    """Return (width, height) in pixels, read from the header alone.
+
+    Raises:
+        MediaError: The header cannot be read; the message names the file.
+    """
     with _opened(path) as image:
         return image.size
 
 
 def frame_indices(n_frames: int, fps: float, segments: int, bound: tuple[float, float] | None = None) -> list[int]:
-    """The middle frame of each of `segments` equal parts of a video, or of its `bound` in seconds.
+    """Return the index of the middle frame of each of `segments` equal parts of a video.
 
     Short videos repeat frames. Source: quick start of the published models (OpenGVLab/InternVL).
+
+    Args:
+        n_frames: Frames of the video.
+        fps: Frames per second.
+        segments: Number of indices.
+        bound: A range in seconds, instead of the whole video.
 
     >>> frame_indices(300, 30.0, 8)
     [18, 55, 93, 130, 168, 205, 242, 280]
@@ -80,10 +94,13 @@ def frame_indices(n_frames: int, fps: float, segments: int, bound: tuple[float, 
 
 
 def load_video(path: str | Path, segments: int, clip: tuple[float, float] | None = None) -> list[Image.Image]:
-    """`segments` RGB frames of a video file, a GIF, or a folder of images; `clip` is a range in seconds.
+    """Load `segments` RGB frames of a video file, a GIF, or a folder of images; `clip` is a range in seconds.
 
     Raises:
-        MediaError: missing, empty or undecodable, or a clip outside the video; names the file.
+        MediaError: The file is missing, empty or undecodable, or the clip is outside the video; the message names it.
+
+    >>> len(load_video("clip.mp4", segments=8, clip=(2.0, 5.0)))    # doctest: +SKIP
+    8
     """
     path = Path(path)
     if path.is_dir():
@@ -107,7 +124,7 @@ def load_video(path: str | Path, segments: int, clip: tuple[float, float] | None
         chosen = _chosen(path, len(reader), float(reader.get_avg_fps()), segments, clip)
         return [Image.fromarray(frame) for frame in reader.get_batch(chosen).asnumpy()]
     except (RuntimeError, decord.DECORDError):
-        # decord lacks some codecs that PyAV has; a really broken file fails there too, with the file's name
+        # PyAV has codecs that decord does not have; a broken file fails there too, with the file's name
         return _with_av(path, segments, clip)
 
 
@@ -122,14 +139,16 @@ def _chosen(path: Path, n_frames: int, fps: float, segments: int, clip: tuple[fl
 
 
 def _picked(chosen: list[int], frames: Iterable[Any], picture: Callable[[Any], Image.Image]) -> list[Image.Image]:
-    """The frames of those numbers as pictures; no other is held in memory."""
+    """Return the frames with these indices as pictures; no other frame stays in memory."""
     kept = {i: picture(frame) for i, frame in enumerate(frames) if i in chosen}
     return [kept[i] for i in chosen]
 
 
 def _plausible(path: Path) -> bool:
-    """Whether the header of a video agrees with itself: decord trusts its number of frames, and a damaged one aborts
-    the process."""
+    """Return whether the header of a video agrees with itself.
+
+    decord trusts the number of frames in it, and a wrong one aborts the process.
+    """
     import av
 
     try:
@@ -149,8 +168,8 @@ def _with_av(path: Path, segments: int, clip: tuple[float, float] | None) -> lis
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             stream = container.streams.video[0]
-            if stream.codec_context is None:  # to decode it would crash the process
-                raise MediaError(f"{path} holds a video of no known codec", fix=replace)
+            if stream.codec_context is None:  # decoding it would crash the process
+                raise MediaError(f"{path} holds a video of an unknown codec", fix=replace)
             fps = float(stream.average_rate or 25)
             n_frames = sum(1 for _ in container.decode(stream))  # headers may lie about their number
         chosen = _chosen(path, n_frames, fps, segments, clip)

@@ -9,7 +9,7 @@ import numpy as np
 from vlm.core.errors import DataError
 
 BOTH = 4096
-"""Samples that are packed together at most where both limits may bind: there each sample looks at every open pack."""
+"""Most samples that are packed together where both limits may bind: there each sample looks at every open pack."""
 
 
 def _check(lengths: Sequence[int], tiles: Sequence[int], max_tokens: int, max_tiles: int) -> None:
@@ -28,17 +28,24 @@ def _check(lengths: Sequence[int], tiles: Sequence[int], max_tokens: int, max_ti
 def pack(
     lengths: Sequence[int], tiles: Sequence[int], max_tokens: int, max_tiles: int, window: int = 1000
 ) -> list[list[int]]:
-    """Indices of the samples of each pack (ours).
+    """Return the indices of the samples of each pack (ours).
 
     Each `window` of consecutive samples is packed on its own, longest first, each into the pack that it fills best.
-    Where the limit of tiles may bind too, size and fit count both, the published buffer is tried beside it, and at most
-    BOTH samples are looked at together. Deterministic; every sample is in exactly one pack; O(n log n).
+    Where the limit of tiles may bind too, size and fit count both limits, the published buffer is tried as well, and at
+    most BOTH samples are packed together. Deterministic; every sample is in exactly one pack; O(n log n).
+
+    Args:
+        lengths: Tokens of each sample.
+        tiles: Tiles of each sample.
+        max_tokens: Limit of a pack.
+        max_tiles: Limit of a pack.
+        window: Samples that are looked at together.
+
+    Raises:
+        DataError: A sample fits in no pack; the message names it and the limits.
 
     >>> pack([5, 3, 6, 2], [1, 1, 1, 1], max_tokens=8, max_tiles=4)
     [[2, 3], [0, 1]]
-
-    Raises:
-        DataError: a sample that fits in no pack; names it and the limits.
     """
     _check(lengths, tiles, max_tokens, max_tiles)
     all_lengths, all_tiles = np.asarray(lengths, np.int64), np.asarray(tiles, np.int64)
@@ -59,10 +66,10 @@ def pack(
 
 
 def _by_tokens(lengths: np.ndarray, tiles: np.ndarray, max_tokens: int, first: int) -> list[list[int]]:
-    """Best-fit-decreasing by tokens alone: the best fit is the smallest sufficient entry of a sorted list.
+    """Pack by tokens alone, best fit decreasing: the best fit is the smallest sufficient entry of a sorted list.
 
-    An entry is (free tokens << 32) + pack: one integer compares and sorts faster than a tuple. The roomiest pack stands
-    apart, because most samples go there.
+    An entry is (free tokens << 32) + pack: one integer compares and sorts faster than a tuple. The roomiest pack is
+    kept apart, because most samples go there.
     """
     order = np.lexsort((-tiles, -lengths))
     packs: list[list[int]] = []
@@ -87,7 +94,7 @@ def _by_tokens(lengths: np.ndarray, tiles: np.ndarray, max_tokens: int, first: i
 
 
 def _by_both(lengths: np.ndarray, tiles: np.ndarray, max_tokens: int, max_tiles: int) -> list[list[int]]:
-    """Largest share of tokens plus tiles first, each into the pack whose free room has most nearly its proportions."""
+    """Pack the largest share of tokens plus tiles first, each where the free room has most nearly its proportions."""
     items = np.stack([lengths / max_tokens, tiles / max_tiles], axis=1)
     sizes = np.stack([lengths, tiles], axis=1).tolist()
     packs: list[list[int]] = []
@@ -113,14 +120,17 @@ def _by_both(lengths: np.ndarray, tiles: np.ndarray, max_tokens: int, max_tiles:
 def pack_greedy(
     lengths: Sequence[int], tiles: Sequence[int], max_tokens: int, max_tiles: int, buffer_size: int = 20
 ) -> list[list[int]]:
-    """Indices of the samples of each pack, as the published packed dataset forms and emits them.
+    """Return the indices of the samples of each pack, as the published packed dataset forms and emits them.
 
-    Open packs are kept in order of tiles, most first; a sample joins the first that has room. A full pack is emitted;
-    of more than `buffer_size` open packs the one with most tiles is. Samples are not split (published
+    Open packs are kept in order of tiles, most first; a sample joins the first that has room. A full pack is emitted.
+    With more than `buffer_size` open packs, the one with most tiles is emitted. Samples are not split (published
     `allow_overflow=False`); in published runs a text-only sample counts one dummy tile. Fact sheet v2pe, C.8.
 
     Raises:
-        DataError: a sample that fits in no pack (the published code logs and drops it).
+        DataError: A sample fits in no pack (the published code logs and drops it).
+
+    >>> pack_greedy([5, 3, 6, 2], [1, 1, 1, 1], max_tokens=8, max_tiles=4)
+    [[0, 1], [2, 3]]
     """
     _check(lengths, tiles, max_tokens, max_tiles)
     emitted: list[list[int]] = []

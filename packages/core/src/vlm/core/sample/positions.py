@@ -20,7 +20,11 @@ Layout = Sequence[tuple[str, int]]
 
 
 def draw_strides(n_images: int, rng: random.Random, choices: Sequence[float] = STRIDES) -> list[float]:
-    """One stride per image, drawn uniformly; all tiles of an image share it (published rule `v2pe_rnd`)."""
+    """Draw one stride per image, uniformly; all tiles of an image share it (published rule `v2pe_rnd`).
+
+    >>> draw_strides(3, random.Random(0))
+    [64, 64, 1]
+    """
     return [rng.choice(choices) for _ in range(n_images)]
 
 
@@ -32,19 +36,23 @@ def positions(
     *,
     brackets: bool = True,
 ) -> np.ndarray:
-    """Position of every token of one sample, float64 [n].
+    """Return the position of every token of one sample, float64 [n].
 
-    `strides`: None for 0, 1, 2, ...; a number for all images; or one number per image. A stride equal to
-    `tokens_per_tile` gives 0, 1, 2, ... too. `float32_rule` rounds to float32 where the published code does.
-    `brackets=False` is for families without `<img>` and `</img>` (ours): the k-th context token is then at
-    `previous + k * stride / tokens_per_tile`, and the next text token at `ceil(last) + 1`.
+    Args:
+        layout: `("text", n tokens)` and `("image", n tiles)` in reading order.
+        tokens_per_tile: Context tokens of one tile.
+        strides: None for 0, 1, 2, ...; a number for all images; or one number per image. A stride equal to
+            `tokens_per_tile` gives 0, 1, 2, ... too.
+        float32_rule: Round to float32 where the published code does.
+        brackets: False for families without `<img>` and `</img>` (ours): the k-th context token is then at
+            `previous + k * stride / tokens_per_tile`, and the next text token at `ceil(last) + 1`.
+
+    Raises:
+        DataError: An unknown kind, a negative count, an image without tiles, a stride that is not positive, or a number
+            of strides that differs from the number of images.
 
     >>> positions([("text", 2), ("image", 1), ("text", 1)], tokens_per_tile=4, strides=2).tolist()
     [0.0, 1.0, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0]
-
-    Raises:
-        DataError: an unknown kind, a negative count, an image without tiles, a stride that is not positive, or a
-            number of strides that differs from the number of images.
     """
     for kind, count in layout:
         if kind not in ("text", "image") or count < (kind == "image"):

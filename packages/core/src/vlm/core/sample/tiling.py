@@ -24,8 +24,14 @@ HALF: tuple[Color, Color] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 @dataclass(frozen=True)
 class TilePlan:
-    """How an image is cut. `grid` is (columns, rows), `resized` (width, height), `boxes` are (left, top, right, bottom)
-    in the resized image, row by row; a thumbnail of the whole image follows as the last tile."""
+    """How an image is cut into tiles.
+
+    `grid` is (columns, rows), `resized` (width, height), `boxes` are (left, top, right, bottom) in the resized image,
+    row by row; with `thumbnail` the whole image follows as the last tile.
+
+    >>> plan_tiles(1000, 500).grid
+    (2, 1)
+    """
 
     grid: tuple[int, int]
     boxes: tuple[tuple[int, int, int, int], ...]
@@ -41,7 +47,7 @@ class TilePlan:
 
 @lru_cache
 def grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
-    """All (columns, rows) with `min_tiles <= columns * rows <= max_tiles`, in the published order.
+    """Return all (columns, rows) with `min_tiles <= columns * rows <= max_tiles`, in the published order.
 
     The published code sorts a set by area, so grids of equal area keep the iteration order of that set (in CPython a
     function of the numbers alone). With `min_tiles` > 1 two of them can be equally close to an image: the order counts.
@@ -65,16 +71,16 @@ def plan_tiles(
     tile_size: int = 448,
     thumbnail: bool = True,
 ) -> TilePlan:
-    """The grid whose aspect ratio is nearest to the image's, from its size in pixels alone.
+    """Return the grid whose aspect ratio is nearest to the image's, from its size in pixels alone.
 
     On an exact tie a later (larger) grid wins when the image has more than half of its pixels. A thumbnail is added
     when there is more than one tile. Source: published `dynamic_preprocess` (OpenGVLab/V2PE).
 
+    Raises:
+        DataError: The image is empty, or the limits leave no grid.
+
     >>> plan_tiles(1920, 1080).grid, plan_tiles(1920, 1080).n_tiles
     ((4, 2), 9)
-
-    Raises:
-        DataError: an empty image, or limits that leave no grid.
     """
     if width < 1 or height < 1:
         raise DataError(f"image of {width}x{height} pixels", expected="at least 1x1")
@@ -98,9 +104,9 @@ def plan_tiles(
 
 
 def cut_tiles(image: Image.Image, plan: TilePlan) -> list[Image.Image]:
-    """The tiles of an RGB image: resized as a whole (bicubic, aspect ignored), cut row by row, thumbnail last.
+    """Return the tiles of an RGB image: resized as a whole (bicubic, aspect ignored), cut row by row, thumbnail last.
 
-    The thumbnail is made beside the tiles: Pillow works without the interpreter's lock.
+    The thumbnail is made in a second thread: Pillow works without the interpreter's lock.
     """
     image.load()
     with ThreadPoolExecutor(1) as beside:
@@ -111,11 +117,15 @@ def cut_tiles(image: Image.Image, plan: TilePlan) -> list[Image.Image]:
 
 
 FAST = "vlm.models.vision.resize:cut_tiles"
-"""Where the fast path is. By name, as it takes torch: core does without, and imports nothing from above."""
+"""Import string of the fast path. It needs torch, which core does not import."""
 
 
 def fast_path() -> Callable[[np.ndarray, TilePlan], np.ndarray]:
-    """`cut(uint8 [h, w, 3], plan)` -> uint8 [tiles, size, size, 3]. Raises ConfigError where it is not installed."""
+    """Return the fast path, `cut(uint8 [h, w, 3], plan)` -> uint8 [tiles, size, size, 3].
+
+    Raises:
+        ConfigError: The package farlens-models is not installed.
+    """
     module, name = FAST.split(":")
     if find_spec("vlm.models") is None:
         raise ConfigError(
@@ -127,7 +137,7 @@ def fast_path() -> Callable[[np.ndarray, TilePlan], np.ndarray]:
 
 
 class ImageRule(Strict):
-    """What a family does to an image. `size` is the side of a tile in pixels.
+    """How a family turns an image into tiles. `size` is the side of a tile in pixels.
 
     - `tiles`: dynamic tiles and thumbnail (InternVL2, V2PE)
     - `square`: resized to one square, aspect ignored (InternVL-Chat-V1-2)
@@ -136,6 +146,9 @@ class ImageRule(Strict):
 
     `resize`: `published` gives the bytes of Pillow's bicubic; `fast` (ours, opt-in, `tiles` and `square`) is torch's on
     uint8 pixels: several times faster, some bytes differ by a few units. An evaluation records the rule.
+
+    >>> ImageRule(kind="tiles", size=448).count(1920, 1080)
+    9
     """
 
     kind: Literal["tiles", "square", "pad", "crop"]
@@ -156,17 +169,17 @@ class ImageRule(Strict):
         return self
 
     def plan(self, width: int, height: int) -> TilePlan:
-        """The plan of an image that is cut into tiles; one box for the other kinds."""
+        """Return the tile plan of an image of that size in pixels; one box for kinds other than `tiles`."""
         if self.kind != "tiles":
             return TilePlan((1, 1), ((0, 0, self.size, self.size),), (self.size, self.size), False, self.size)
         return plan_tiles(width, height, self.min_tiles, self.max_tiles, self.size, self.thumbnail)
 
     def count(self, width: int, height: int) -> int:
-        """Number of tiles of an image of that size, without decoding it."""
+        """Return the number of tiles of an image of that size in pixels, without decoding it."""
         return self.plan(width, height).n_tiles
 
     def apply(self, image: Image.Image) -> np.ndarray:
-        """An RGB image as uint8 [tiles, size, size, 3]."""
+        """Return the tiles of an RGB image, uint8 [tiles, size, size, 3]."""
         if self.resize == "fast":
             return fast_path()(np.array(image), self.plan(*image.size))
         match self.kind:
@@ -181,9 +194,9 @@ class ImageRule(Strict):
         return np.stack([np.asarray(tile) for tile in tiles])
 
     def normalize(self, tiles: np.ndarray) -> np.ndarray:
-        """uint8 [tiles, size, size, 3] as float32 [tiles, 3, size, size]: (value / 255 - mean) / std."""
+        """Return uint8 [tiles, size, size, 3] as float32 [tiles, 3, size, size]: (value / 255 - mean) / std."""
         planes = np.empty((len(tiles), 3, *tiles.shape[1:3]), np.float32)
-        for tile, out in zip(tiles, planes, strict=True):  # plane by plane: what is worked on stays in the cache
+        for tile, out in zip(tiles, planes, strict=True):  # plane by plane: the working set stays in the cache
             for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
                 np.divide(tile[..., channel], np.float32(255), out=out[channel])
                 out[channel] -= np.float32(mean)
@@ -200,9 +213,9 @@ STRIP = 256
 
 
 def padded_square(image: Image.Image, size: int, mean: Color) -> Image.Image:
-    """The image in the middle of a square of color int(255 * mean), the offset rounded down, resized to `size`.
+    """Return the image in the middle of a square of color int(255 * mean), the offset rounded down, resized to `size`.
 
-    Pillow resizes rows, then columns, each rounded to bytes: done strip by strip the result is the same, and a picture
+    Pillow resizes rows, then columns, each rounded to bytes. Done strip by strip the result is the same, and a picture
     of 50,000 x 10 pixels needs no square of 7.5 GB.
     """
     side, color = max(image.size), tuple(int(255 * channel) for channel in mean)
@@ -216,7 +229,11 @@ def padded_square(image: Image.Image, size: int, mean: Color) -> Image.Image:
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The middle `size` x `size` pixels after the shortest edge was resized to `size` (CLIP's processor)."""
+    """Return the middle `size` x `size` pixels after resizing the shortest edge to `size` (CLIP's processor).
+
+    Raises:
+        DataError: The resized image would have more pixels than Pillow reads.
+    """
     short = min(image.size)
     width, height = (int(size * edge / short) for edge in image.size)
     if width * height > (Image.MAX_IMAGE_PIXELS or 0):

@@ -23,7 +23,7 @@ Token = tuple[int, int]
 class Tokenizer(ABC):
     """Text to ids and back. Special tokens are recognized only where the caller asks for it.
 
-    >>> tokenizer = load_tokenizer("pretrained/InternVL2-2B")              # doctest: +SKIP
+    >>> tokenizer = load_tokenizer("pretrained/InternVL2-2B")                   # doctest: +SKIP
     >>> tokenizer.encode("a<|im_end|>"), tokenizer.encode_plain("a<|im_end|>")  # doctest: +SKIP
     """
 
@@ -38,22 +38,25 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def tokenize(self, text: str, start: bool = True, *, places: bool = True) -> list[Token]:
-        """Plain text as tokens; never a special token. `start`: the text opens the string (no special token before).
+        """Return plain text as tokens; never a special token.
 
-        Without `places` only the ids are right, which takes a third of the time.
+        Args:
+            text: The text.
+            start: The text opens the string: no special token comes before it.
+            places: Without it only the ids are right, which takes a third of the time.
         """
 
     @abstractmethod
     def token_id(self, token: str | None) -> int | None:
-        """Id of one token, None if the vocabulary lacks it."""
+        """Return the id of one token; None when it is not in the vocabulary."""
 
     @abstractmethod
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """Text of ids; negative ids (image placeholders) are left out."""
+        """Return the text of ids; negative ids (image placeholders) are left out."""
 
     @cached_property
     def _pattern(self) -> re.Pattern[str] | None:
-        # an added token may swallow the blanks beside it; the longest of overlapping tokens wins
+        # an added token may take the blanks beside it; the longest of overlapping tokens wins
         tokens = sorted(self._flags.items(), key=lambda item: -len(item[0]))
         parts = (
             r"\s*" * bool(t.get("lstrip")) + re.escape(text) + r"\s*" * bool(t.get("rstrip")) for text, t in tokens
@@ -61,7 +64,7 @@ class Tokenizer(ABC):
         return re.compile("|".join(parts)) if tokens else None
 
     def split(self, text: str, keep: Collection[str] | None = None) -> list[int | str]:
-        """Special tokens (all, or those in `keep`) as ids, the text between them as strings."""
+        """Return special tokens (all, or those in `keep`) as ids, and the text between them as strings."""
         pieces: list[int | str] = []
         end = 0
         for match in self._pattern.finditer(text) if self._pattern else ():
@@ -72,18 +75,18 @@ class Tokenizer(ABC):
         return [p for p in [*pieces, text[end:]] if p != ""]
 
     def encode(self, text: str) -> list[int]:
-        """Ids with special tokens recognized, without a beginning-of-sequence token."""
+        """Return the ids with special tokens recognized, without a beginning-of-sequence token."""
         ids: list[int] = []
         for i, piece in enumerate(self.split(text)):
             ids += [piece] if isinstance(piece, int) else [token for token, _ in self.tokenize(piece, start=i == 0)]
         return ids
 
     def encode_plain(self, text: str) -> list[int]:
-        """Ids of text in which nothing is special: `<|im_end|>` becomes the pieces of its letters."""
+        """Return the ids of text in which nothing is special: `<|im_end|>` becomes the pieces of its letters."""
         return [token for token, _ in self.tokenize(text)]
 
     def __len__(self) -> int:
-        """Rows an embedding table needs: the highest id + 1."""
+        """Return the rows that an embedding table needs: the highest id + 1."""
         return self._size
 
 
@@ -109,12 +112,14 @@ class SentencePieceTokenizer(Tokenizer):
         self._own = re.compile("|".join(f"(?<={re.escape(s[0])})(?={re.escape(s[1:])})" for s in own)) if own else None
 
     def token_id(self, token: str | None) -> int | None:
+        """Return the id of an added token or of a piece; None when it is neither."""
         if token is None or token in self.specials:
             return self.specials.get(token or "")
         i = self._model.piece_to_id(token)
         return i if self._model.id_to_piece(i) == token else None
 
     def tokenize(self, text: str, start: bool = True, *, places: bool = True) -> list[Token]:
+        """Return plain text as the slow tokenizers cut it, with their rule for leading blanks."""
         tokens: list[Token] = []
         # cut behind the first letter of each such special, so that it is spelled out
         cuts = [0, *(m.start() for m in self._own.finditer(text))] if self._own else [0]
@@ -139,6 +144,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self._offsets(self._ANCHOR + text, begin - 1, places)[len(self._anchor) :]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Return the text of ids, each stretch between special tokens decoded on its own."""
         names = {i: text for text, i in self.specials.items()}
         text, run, start = "", [], True
         for i in [*(int(i) for i in ids if i >= 0), None]:
@@ -155,7 +161,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 class FastTokenizer(Tokenizer):
-    """`tokenizer.json`, run by the `tokenizers` library. `spec` is its content."""
+    """`tokenizer.json`, run by the `tokenizers` library. `spec` is the content of the file."""
 
     def __init__(self, spec: dict[str, Any], config: dict[str, Any]):
         added = {t["content"]: t for t in spec.get("added_tokens") or []}
@@ -169,9 +175,11 @@ class FastTokenizer(Tokenizer):
             self.add_bos = self.bos_id is not None and self._full.encode("").ids[:1] == [self.bos_id]
 
     def token_id(self, token: str | None) -> int | None:
+        """Return the id of one token; None when it is not in the vocabulary."""
         return None if token is None else self._full.token_to_id(token)
 
     def tokenize(self, text: str, start: bool = True, *, places: bool = True) -> list[Token]:
+        """Return plain text as tokens; a special token in it is spelled out."""
         if self._anchor and self._anchor in text:
             cut = text.index(self._anchor) + 1
             rest = self.tokenize(text[cut:], start=False, places=places)
@@ -184,11 +192,12 @@ class FastTokenizer(Tokenizer):
         return tokens[bool(before) :]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Return the text of ids, without special tokens unless `skip_special` is False."""
         return self._full.decode([int(i) for i in ids if i >= 0], skip_special_tokens=skip_special)
 
 
 def _content(token: Any) -> str | None:
-    """A token as configuration files write it: a string or {"content": ...}."""
+    """Return a token as configuration files write it: a string or {"content": ...}."""
     value: str | None = token["content"] if isinstance(token, dict) else token
     return value
 
@@ -201,12 +210,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a model folder: `tokenizer.model` first (as published), else `tokenizer.json`.
+    """Load the tokenizer of a model folder: `tokenizer.model` if it is there (as published), else `tokenizer.json`.
 
     Reads `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` beside it.
 
     Raises:
-        CheckpointError: neither file is there, or one cannot be read.
+        CheckpointError: Neither file is there, or one cannot be read.
+
+    >>> load_tokenizer("pretrained/InternVL2-2B").encode("Hello")    # doctest: +SKIP
     """
     folder = Path(folder)
     config = {**_read(folder / "special_tokens_map.json"), **_read(folder / "tokenizer_config.json")}
@@ -226,7 +237,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def _added_tokens(folder: Path, config: dict[str, Any], model: Path) -> dict[str, dict[str, Any]]:
-    """Every added or special token with its id and flags, from whichever of the three files names it."""
+    """Return every added or special token with its id and flags, from whichever of the three files names it."""
     from sentencepiece import SentencePieceProcessor
 
     vocabulary = SentencePieceProcessor(model_file=str(model))
@@ -242,10 +253,12 @@ def _added_tokens(folder: Path, config: dict[str, Any], model: Path) -> dict[str
 
 
 def as_tokenizer(tokenizer: Any) -> Tokenizer:
-    """One of ours as it is; a transformers tokenizer read again from its files, else from its Rust backend.
+    """Return our tokenizer for one of transformers: read again from its files, or made from its Rust backend.
+
+    One of ours is returned as it is.
 
     Raises:
-        CheckpointError: a tokenizer that has neither, or one with tokens that its files lack.
+        CheckpointError: The tokenizer has neither files nor a backend, or has tokens that its files do not have.
     """
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
@@ -254,7 +267,7 @@ def as_tokenizer(tokenizer: Any) -> Tokenizer:
         ours = load_tokenizer(Path(vocab_file).parent)
         if lacking := {token for token in tokenizer.get_added_vocab() if ours.token_id(token) is None}:
             raise CheckpointError(
-                f"{vocab_file} lacks {', '.join(sorted(lacking))}, added in memory",
+                f"{vocab_file} has no {', '.join(sorted(lacking))}, added in memory",
                 fix="save_pretrained the tokenizer and use load_tokenizer(folder)",
             )
         return ours

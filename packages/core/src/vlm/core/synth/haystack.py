@@ -102,7 +102,7 @@ def build_haystack(out: str, options: HaystackOptions, *, tokenizer: Path | None
 
 
 def counter(tokenizer: Path | None) -> Count:
-    """Tokens of a text by a `tokenizer.json`, or without one the words and punctuation marks in it."""
+    """Return tokens of a text by a `tokenizer.json`, or without one the words and punctuation marks in it."""
     if tokenizer is None:
         return lambda text: len(text.replace(".", " .").replace("?", " ?").split())
     if not tokenizer.is_file():
@@ -114,7 +114,7 @@ def counter(tokenizer: Path | None) -> Count:
 
 
 def haystacks(options: HaystackOptions, pools: _Pools, count: Count) -> Iterator[dict[str, Any]]:
-    """`options.count` MM-NIAH records. Asked digits are balanced and, where there is but one, depths cover 0..1 evenly,
+    """Yield `options.count` MM-NIAH records. Asked digits are balanced and, where there is but one, depths cover 0..1 evenly,
     each in its own order."""
     rng = random.Random(f"haystack/{options.seed}/{options.split}")
     depths = rng.sample(range(options.count), options.count)
@@ -180,7 +180,7 @@ def _haystack(
 
 
 def _fill(rng: random.Random, target: int, costs: dict[str, int]) -> list[str]:
-    """Random sentences of `target` tokens in all, as near as the shortest sentence allows."""
+    """Return random sentences of `target` tokens in all, as near as the shortest sentence allows."""
     sentences: list[str] = []
     longest, left = max(costs.values()), target
     while left > 0:
@@ -201,7 +201,7 @@ def _arrange(
     costs: dict[str, int],
     per_image: int,
 ) -> list[Unit]:
-    """Sentences with distractors at random gaps and each needle where its depth of the tokens lies before it."""
+    """Return sentences with distractors at random gaps and each needle where its depth of the tokens lies before it."""
     places = [(rng.random() * len(sentences), name, True) for name in others]
     ordered = sorted([*places, *((k, s, False) for k, s in enumerate(sentences))])
     units = [Unit("", per_image, name) if image else Unit(name, costs[name]) for _, name, image in ordered]
@@ -209,12 +209,12 @@ def _arrange(
 
 
 def _draw(rng: random.Random, pool: list[str], n: int) -> list[str]:
-    """`n` of `pool`, none twice while there are enough."""
+    """Return `n` of `pool`, none twice while there are enough."""
     return rng.sample(pool, n) if n <= len(pool) else rng.choices(pool, k=n)
 
 
 def training_record(sample: dict[str, Any], options: HaystackOptions) -> dict[str, Any]:
-    """An MM-NIAH record as a `conversations` record, worded as the benchmark will ask."""
+    """Return an MM-NIAH record as a `conversations` record, worded as the benchmark will ask."""
     human = sample["context"] + sample["question"] + SHORTLY
     turns = [{"from": "human", "value": human}, {"from": "gpt", "value": sample["answer"]}]
     record_id = f"haystack/{options.seed}/{sample['id']}"
@@ -222,12 +222,12 @@ def training_record(sample: dict[str, Any], options: HaystackOptions) -> dict[st
 
 
 def niah_record(sample: dict[str, Any], options: HaystackOptions) -> dict[str, Any]:
-    """The MM-NIAH record itself."""
+    """Return the MM-NIAH record itself."""
     return sample
 
 
 def _link_images(folder: Path) -> None:
-    """`images` leads back to dataset/, where MM-NIAH readers expect the pictures: nothing is copied."""
+    """Return `images` leads back to dataset/, where MM-NIAH readers expect the pictures: nothing is copied."""
     link = folder / "images"
     if not link.is_symlink():
         link.symlink_to(Path(*[".."] * len(folder.relative_to(dataset()).parts)), target_is_directory=True)

@@ -89,7 +89,7 @@ class _Section:
         self._images = iter(self.names)
 
     def html(self) -> str:
-        """Header, bar of depths, turns."""
+        """Return header, bar of depths, turns."""
         turns = []
         for message in self.sample.messages:
             parts = "".join(
@@ -155,7 +155,7 @@ def _frame(box: list[int], size: tuple[int, int]) -> str:
 
 
 def _root(path: Path, names: list[str]) -> Path:
-    """The nearest folder above `path` that holds the first image of a record, or a folder in it where the published
+    """Return the nearest folder above `path` that holds the first image of a record, or a folder in it where the published
     trees keep their images."""
     above = list(path.absolute().parents)[:4]
     nearest = [folder / below for folder in above for below in ("", "images")]

@@ -67,7 +67,7 @@ def train_tokenizer(
 
 
 def record_texts(path: Path) -> Iterator[str]:
-    """The turns of each record, without the placeholders of images and videos."""
+    """Yield the turns of each record, without the placeholders of images and videos."""
     for line, record in iter_jsonl(path):
         turns = record.get("conversations")
         if not isinstance(turns, list):
@@ -77,7 +77,7 @@ def record_texts(path: Path) -> Iterator[str]:
 
 
 def file_texts(path: Path) -> Iterator[str]:
-    """Every string in a JSON or JSONL file, or the lines of any other file."""
+    """Yield every string in a JSON or JSONL file, or the lines of any other file."""
     if path.suffix == ".jsonl":
         for _, record in iter_jsonl(path):
             yield from _strings(record)

@@ -25,7 +25,7 @@ NUMBER_WORDS = (
 
 
 def vqa_record(record_id: str, image: str, turns: Sequence[tuple[str, str]], **meta: Any) -> dict[str, Any]:
-    """One image with its (question, answer) turns; `<image>` and a newline open the first question."""
+    """Return one image with its (question, answer) turns; `<image>` and a newline open the first question."""
     conversations = []
     for i, (question, answer) in enumerate(turns):
         conversations.append({"from": "human", "value": f"<image>\n{question}" if i == 0 else question})
@@ -34,5 +34,5 @@ def vqa_record(record_id: str, image: str, turns: Sequence[tuple[str, str]], **m
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """One compact JSON object a line, written atomically."""
+    """Return one compact JSON object a line, written atomically."""
     write_atomic(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

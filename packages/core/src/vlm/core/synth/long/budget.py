@@ -22,7 +22,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
-        """Raises ConfigError when it is none."""
+        """Return raises ConfigError when it is none."""
         found = re.fullmatch(r"(\d+)([KM]?)(?:-(\d+)([KM]?))?", text.strip().upper())
         if not found:
             raise ConfigError(f"--tokens {text}", expected="a length such as 4096, 16K or 1M, or a range 16K-32K")
@@ -33,7 +33,7 @@ class Budget:
         return cls(low, high)
 
     def draw(self, rng: random.Random) -> int:
-        """A length in the range. What is built may fall 1 % short: it stays in the range, as far as that goes."""
+        """Return a length in the range. What is built may fall 1 % short: it stays in the range, as far as that goes."""
         return rng.randint(min(self.high, -(-self.low * 100 // 99)), self.high) if self.high > self.low else self.low
 
     @property

@@ -29,7 +29,7 @@ class Pool:
     _costs: dict[str, int] = field(default_factory=dict)
 
     def pictures(self, rng: random.Random, exclude: Collection[str] = ()) -> Iterator[Picture]:
-        """Endless pictures in random order, none twice: every image source whole, then windows of it; pages between.
+        """Yield endless pictures in random order, none twice: every image source whole, then windows of it; pages between.
 
         `exclude`: content hashes of sources that must not be shown.
         """
@@ -46,7 +46,7 @@ class Pool:
                     yield view(source, k, self.seed)
 
     def carrier(self, rng: random.Random, exclude: Collection[str], room: int) -> Picture:
-        """A picture of at most `room` tokens to paste a needle into; where none fits, the cheapest kind."""
+        """Return a picture of at most `room` tokens to paste a needle into; where none fits, the cheapest kind."""
         chosen = next(self.pictures(rng, exclude))
         if self.ruler.image_cost(chosen.size) <= room:
             return chosen
@@ -56,7 +56,7 @@ class Pool:
         return next(p for p in self.pictures(rng, exclude) if p.size[0] == p.size[1])
 
     def fill(self, rng: random.Random, room: int, exclude: Collection[str]) -> list[Picture]:
-        """Distractor pictures of at most `room` tokens in all, random until nothing more fits."""
+        """Return distractor pictures of at most `room` tokens in all, random until nothing more fits."""
         chosen: list[Picture] = []
         misses = 0
         for picture in self.pictures(rng, exclude):
@@ -71,7 +71,7 @@ class Pool:
         return chosen
 
     def needle_sources(self, rng: random.Random, n: int, task: str) -> list[Material]:
-        """`n` different image sources. Raises DataError when there are fewer."""
+        """Return `n` different image sources. Raises DataError when there are fewer."""
         if len(self.sources.images) < n:
             raise DataError(
                 f"{task} needs {n} different source images in each split, found {len(self.sources.images)}",
@@ -80,7 +80,7 @@ class Pool:
         return rng.sample(self.sources.images, n)
 
     def prose(self, rng: random.Random, target: int) -> list[list[Unit]]:
-        """Paragraphs of `target` tokens in all: texts in random order from their beginning, the last one cut at a word.
+        """Return paragraphs of `target` tokens in all: texts in random order from their beginning, the last one cut at a word.
 
         When all were used they come again in another order.
         """
@@ -106,7 +106,7 @@ class Pool:
         return Unit(text, self._costs[text], part={"source": source, "paragraph": paragraph})
 
     def _cut(self, units: list[Unit], room: int) -> list[Unit]:
-        """The beginning of a paragraph that costs at most `room` tokens."""
+        """Return the beginning of a paragraph that costs at most `room` tokens."""
         kept: list[Unit] = []
         for unit in units:
             if unit.cost <= room:

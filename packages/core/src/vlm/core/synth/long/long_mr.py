@@ -116,12 +116,12 @@ class LongMr:
         return {name: value for name, value in self.__dict__.items() if name != "pools"}
 
     def described(self) -> dict[str, Any]:
-        """All that the bytes of the set follow from, for its manifest."""
+        """Return all that the bytes of the set follow from, for its manifest."""
         listed = self.sources.described()["sources"]
         return {"kind": "long-mr", "options": asdict(self.options), **described_ruler(self.ruler), "sources": listed}
 
     def shards(self, size: int) -> list[SetShard]:
-        """Work in pieces of `size` records of one task."""
+        """Return work in pieces of `size` records of one task."""
         return [
             SetShard(split, task, start, min(start + size, count))
             for split, count in self.counts.items()
@@ -130,7 +130,7 @@ class LongMr:
         ]
 
     def rows(self, shard: SetShard) -> Iterator[tuple[dict[str, Any], list[Picture], Path]]:
-        """(line of each file, pictures, their folder) for each record of a shard."""
+        """Yield (line of each file, pictures, their folder) for each record of a shard."""
         file, images = self.places(shard.split, shard.name)
         for i in range(shard.start, shard.end):
             record, parts, pictures = self.sample(shard.split, shard.name, i)
@@ -139,7 +139,7 @@ class LongMr:
             yield {file: record, f"parts/{shard.split}/{shard.name}.jsonl": parts}, pictures, images
 
     def places(self, split: Split, task: str) -> tuple[str, Path]:
-        """(file of records, folder of images) of a task, below the folder of the set."""
+        """Return (file of records, folder of images) of a task, below the folder of the set."""
         if split == "val" and self.long and task in LONG_TASKS:
             name = f"test_long_mr_{LONG_TASKS[task]}_{self.options.budgets[0].name}.jsonl"
             return f"val/long_mr_{self.long}/{name}", Path("image/long_mr/val")
@@ -161,7 +161,7 @@ class LongMr:
         return MANIFEST
 
     def extras(self) -> dict[str, Any]:
-        """More JSON files of the set."""
+        """Return more JSON files of the set."""
         extras: dict[str, Any] = {"sources.json": self.sources.described()}
         if "val" in self.counts:
             tasks = [task for task in self.options.tasks if not self.long or task in LONG_TASKS]
@@ -170,7 +170,7 @@ class LongMr:
         return extras
 
     def sample(self, split: Split, task: str, i: int) -> tuple[dict[str, Any], dict[str, Any], list[Picture]]:
-        """An MM-NIAH record, where its parts came from, and its pictures (not drawn yet)."""
+        """Return an MM-NIAH record, where its parts came from, and its pictures (not drawn yet)."""
         options, pool = self.options, self.pools[split]
         where = f"long-mr/{options.seed}/{split}/{task}/{i}"
         rng = random.Random(where)
@@ -206,7 +206,7 @@ class LongMr:
 def _arrange(
     rng: random.Random, pool: Pool, others: list[Picture], hidden: Hidden, target: int
 ) -> tuple[list[Unit], list[Picture]]:
-    """Paragraphs of `target` tokens with pictures at random gaps between them and the hidden units at their depths."""
+    """Return paragraphs of `target` tokens with pictures at random gaps between them and the hidden units at their depths."""
     paragraphs = pool.prose(rng, target)
     gaps = sorted(rng.randint(0, len(paragraphs)) for _ in others)
     units: list[Unit] = []

@@ -111,12 +111,12 @@ class LongVqa:
     data: VqaSet
 
     def described(self) -> dict[str, Any]:
-        """All that the bytes of the set follow from, for its manifest."""
+        """Return all that the bytes of the set follow from, for its manifest."""
         made_of = {key: [source.sha256, self.data.turns[key]] for key, source in sorted(self.data.sources.items())}
         return {"kind": "long-vqa", "options": asdict(self.options), **described_ruler(self.ruler), "made_of": made_of}
 
     def shards(self, size: int) -> list[SetShard]:
-        """Work in pieces of `size` records of one budget."""
+        """Return work in pieces of `size` records of one budget."""
         counts: dict[Split, int] = {"train": self.options.train, "val": self.options.val}
         return [
             SetShard(split, budget.name, start, min(start + size, count))
@@ -126,7 +126,7 @@ class LongVqa:
         ]
 
     def rows(self, shard: SetShard) -> Iterator[tuple[dict[str, Any], list[Picture], Path]]:
-        """(line of each file, pictures, their folder) for each record of a shard."""
+        """Yield (line of each file, pictures, their folder) for each record of a shard."""
         upper = shard.name.rsplit("_", 1)[1]
         name = f"{shard.split}_long_vqa_{self.options.task}_{shard.name}.jsonl"
         file = f"{NAMES[shard.split]}/long_vqa_{upper}k/{name}"
@@ -144,7 +144,7 @@ class LongVqa:
         return f".vlm-manifest-{self.options.task}.json"
 
     def extras(self) -> dict[str, Any]:
-        """More JSON files of the set."""
+        """Return more JSON files of the set."""
         listed = [
             {"file": s.name, "sha256": s.sha256, "pixels": key, "licence": s.license, "split": s.split}
             for key, s in sorted(self.data.sources.items())
@@ -152,7 +152,7 @@ class LongVqa:
         return {f"sources-{self.options.task}.json": {"sources": listed, "records_not_used": self.data.unused}}
 
     def sample(self, split: Split, name: str, i: int) -> tuple[dict[str, Any], dict[str, Any], list[Picture]]:
-        """A Long-VQA record, where its parts came from, and its pictures (not drawn yet)."""
+        """Return a Long-VQA record, where its parts came from, and its pictures (not drawn yet)."""
         options = self.options
         where = f"{options.task}/{name}/{split}/{i}"
         rng = random.Random(f"long-vqa/{options.seed}/{where}")

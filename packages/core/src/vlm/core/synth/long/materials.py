@@ -72,12 +72,12 @@ class Materials:
     skipped: tuple[tuple[str, str], ...] = ()
 
     def of(self, split: Split) -> "Materials":
-        """Those of one split."""
+        """Return those of one split."""
         images, texts = (tuple(s for s in kind if s.split == split) for kind in (self.images, self.texts))
         return Materials(images, texts)
 
     def described(self) -> dict[str, object]:
-        """For the manifest."""
+        """Return for the manifest."""
         listed = [
             {
                 "kind": kind,
@@ -94,7 +94,7 @@ class Materials:
 
 
 def find_sources(images: Sequence[Path], texts: Sequence[Path], *, val_share: float) -> Materials:
-    """Images and prose below the named folders (or files); without any, those of installed packages.
+    """Return images and prose below the named folders (or files); without any, those of installed packages.
 
     Raises:
         DataError: a folder is missing, or nothing usable was found in it.
@@ -108,7 +108,7 @@ def find_sources(images: Sequence[Path], texts: Sequence[Path], *, val_share: fl
 
 
 def _without_repeats(texts: Iterable[Material]) -> Iterator[Material]:
-    """Each paragraph once: documentation repeats itself, and so would the haystack."""
+    """Yield each paragraph once: documentation repeats itself, and so would the haystack."""
     seen: set[tuple[str, ...]] = set()
     for text in texts:
         new = tuple(p for p in dict.fromkeys(text.paragraphs) if p not in seen)
@@ -118,7 +118,7 @@ def _without_repeats(texts: Iterable[Material]) -> Iterator[Material]:
 
 
 def find_images(folders: Sequence[Path], *, val_share: float, smallest: int = SMALLEST) -> Materials:
-    """The images alone, as `find_sources` finds them; `smallest`: pixels that the shorter side must have."""
+    """Return the images alone, as `find_sources` finds them; `smallest`: pixels that the shorter side must have."""
     skipped: list[tuple[str, str]] = []
 
     def read(path: Path, name: str, license: str | None, share: float) -> tuple[str, Material] | str:
@@ -140,18 +140,18 @@ def _nothing(kind: str, folders: Sequence[Path], skipped: list[tuple[str, str]])
 
 
 def split_of(content: str, val_share: float) -> Split:
-    """The split of a content hash (hexadecimal)."""
+    """Return the split of a content hash (hexadecimal)."""
     return "val" if int(content[:12], 16) < val_share * 16**12 else "train"
 
 
 def pixels_hash(path: Path) -> tuple[str, tuple[int, int]]:
-    """SHA-256 of the decoded RGB pixels, the same for every lossless file of a picture; and its (width, height)."""
+    """Return SHA-256 of the decoded RGB pixels, the same for every lossless file of a picture; and its (width, height)."""
     picture = load_image(path)
     return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest(), picture.size
 
 
 def license_of(path: Path) -> str | None:
-    """The catalogue's word on a file below an entry's folder, else the first line of a LICENSE file near it."""
+    """Return the catalogue's word on a file below an entry's folder, else the first line of a LICENSE file near it."""
     return _folder_license(path.parent)
 
 
@@ -169,7 +169,7 @@ def _folder_license(below: Path) -> str | None:
 
 
 def paragraphs_of(text: str) -> tuple[tuple[str, ...], ...]:
-    """Paragraphs of prose as sentences; headings, lists, code and tables are left out. Source: ours."""
+    """Return paragraphs of prose as sentences; headings, lists, code and tables are left out. Source: ours."""
     found = []
     for block in re.split(r"\n\s*\n", text):
         words = re.sub(r":[a-z:]+:(?=`)|`| ?<[\w.-]+>(?=`)", "", " ".join(block.split()))

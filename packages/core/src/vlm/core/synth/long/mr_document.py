@@ -46,7 +46,7 @@ class MrDocument:
         }
 
     def record(self, i: int, budget: int) -> dict[str, Any]:
-        """The published schema; `budget`, `needle_tokens` and `needle_boxes` in `meta` are ours."""
+        """Return the published schema; `budget`, `needle_tokens` and `needle_boxes` in `meta` are ours."""
         exact = self._ruler.measure(*self._asked, texts=self.texts)
         ends = list(accumulate(unit.cost for unit in self.units))
         depths, needles, tokens, boxes = [], [], [], {}
@@ -73,7 +73,7 @@ class MrDocument:
         return self._record(i, meta)
 
     def parts(self) -> list[dict[str, Any]]:
-        """In document order: each run of text of one source, each picture, each needle; then those of the question."""
+        """Return in document order: each run of text of one source, each picture, each needle; then those of the question."""
         parts: list[dict[str, Any]] = []
         at, spans = 0, iter(self.measured.images)
         for unit in self.units:
@@ -99,7 +99,7 @@ def _about(picture: Picture) -> dict[str, Any]:
 
 
 def prompt(record: dict[str, Any]) -> tuple[str, str]:
-    """(question as the published evaluators ask it, answer as the model should write it) of an MM-NIAH record."""
+    """Return (question as the published evaluators ask it, answer as the model should write it) of an MM-NIAH record."""
     meta, question = record["meta"], record["question"]
     options = meta["choices"] or ["<image>"] * len(meta["choices_image_path"] or [])
     if options:
@@ -111,7 +111,7 @@ def prompt(record: dict[str, Any]) -> tuple[str, str]:
 
 
 def conversation(record: dict[str, Any], record_id: str) -> dict[str, Any]:
-    """An MM-NIAH record as a training record, worded as the benchmark will ask."""
+    """Return an MM-NIAH record as a training record, worded as the benchmark will ask."""
     question, answer = prompt(record)
     images = record["images_list"] + (record["meta"]["choices_image_path"] or [])
     turns = [{"from": "human", "value": record["context"] + question}, {"from": "gpt", "value": answer}]

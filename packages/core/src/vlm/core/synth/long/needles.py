@@ -49,33 +49,33 @@ class Setting:
     number: int
 
     def text(self, sentence: str) -> Unit:
-        """A sentence to hide."""
+        """Return a sentence to hide."""
         return Unit(f"{sentence} ", self.pool.ruler.tokens(f"{sentence} "), part={"needle": sentence})
 
     def left(self, asked: list[Picture]) -> int:
-        """Room for the document's pictures beside those of the question."""
+        """Return room for the document's pictures beside those of the question."""
         return self.room - sum(self.pool.ruler.image_cost(picture.size) for picture in asked)
 
     def picture(self, picture: Picture, **part: Any) -> Unit:
-        """A picture with a needle in it to hide."""
+        """Return a picture with a needle in it to hide."""
         return Unit("", self.pool.ruler.image_cost(picture.size) + 1, picture, {"needle": picture.name, **part})
 
 
 def depths(rng: random.Random, mean: float, n: int) -> list[float]:
-    """`n` depths evenly around `mean`, ascending and inside 0..1."""
+    """Return `n` depths evenly around `mean`, ascending and inside 0..1."""
     reach = min(mean, 1 - mean) * rng.uniform(0.3, 1) if n > 1 else 0.0
     return [mean + reach * (2 * k / (n - 1) - 1 if n > 1 else 0) for k in range(n)]
 
 
 def retrieval_text(at: Setting) -> Hidden:
-    """One sentence says what was hidden in a place."""
+    """Return one sentence says what was hidden in a place."""
     room, thing = at.rng.choice(ROOMS), at.rng.choice(THINGS)
     unit = at.text(f"The little penguin hid a {thing} in the {room}.")
     return Hidden([(at.depth, unit)], f"What did the little penguin hide in the {room}?", thing)
 
 
 def counting_text(at: Setting) -> Hidden:
-    """One to three sentences each give a number, to be listed in order."""
+    """Return one to three sentences each give a number, to be listed in order."""
     counts = [at.rng.randint(1, 4) for _ in range(at.rng.randint(1, 3))]
     # equal sentences would be one needle
     nights = at.rng.sample(("first", "second", "third", "fourth", "fifth"), len(counts))
@@ -89,7 +89,7 @@ def counting_text(at: Setting) -> Hidden:
 
 
 def reasoning_text(at: Setting) -> Hidden:
-    """Two or three sentences compare neighbors in a chain; who is first?"""
+    """Return two or three sentences compare neighbors in a chain; who is first?"""
     chain = at.rng.sample(NAMES, at.rng.randint(3, 4))
     more, most = at.rng.choice(RELATIONS)
     sentences = [f"{a} the penguin is {more} than {b}." for a, b in pairwise(chain)]
@@ -101,7 +101,7 @@ def reasoning_text(at: Setting) -> Hidden:
 
 
 def retrieval_image(at: Setting) -> Hidden:
-    """One of four pictures is pasted into a picture of the document."""
+    """Return one of four pictures is pasted into a picture of the document."""
     sources = at.pool.needle_sources(at.rng, 4, "retrieval-image")
     options = [needle(source, at.rng, f"{at.name}-option{k}.jpg") for k, source in enumerate(sources)]
     answer = at.rng.randrange(4)
@@ -113,7 +113,7 @@ def retrieval_image(at: Setting) -> Hidden:
 
 
 def counting_image(at: Setting) -> Hidden:
-    """A picture is pasted once or twice into one to three pictures of the document."""
+    """Return a picture is pasted once or twice into one to three pictures of the document."""
     (source,) = at.pool.needle_sources(at.rng, 1, "counting-image")
     wanted = needle(source, at.rng, f"{at.name}-needle.jpg")
     exclude = frozenset((source.content,))
@@ -133,7 +133,7 @@ def counting_image(at: Setting) -> Hidden:
 
 
 def reasoning_image(at: Setting) -> Hidden:
-    """In turn: which piece completes a picture, and where the camera went between two pictures."""
+    """Return in turn: which piece completes a picture, and where the camera went between two pictures."""
     return _jigsaw(at) if at.number % 2 == 0 else _camera(at)
 
 
@@ -190,7 +190,7 @@ def _camera(at: Setting) -> Hidden:
 
 
 def _window(source: Material, rng: random.Random, part: float) -> tuple[int, int, int, int]:
-    """A random square window, its side `part` of the shorter side of the source."""
+    """Return a random square window, its side `part` of the shorter side of the source."""
     side = int(min(source.size) * part)
     left, top = rng.randint(0, source.size[0] - side), rng.randint(0, source.size[1] - side)
     return left, top, left + side, top + side

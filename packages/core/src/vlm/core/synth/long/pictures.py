@@ -62,20 +62,20 @@ class Picture:
 
 
 def whole(source: Material) -> Picture:
-    """A source as it is, at most LONGEST pixels."""
+    """Return a source as it is, at most LONGEST pixels."""
     scale = min(1.0, LONGEST / max(source.size))
     size = (round(source.size[0] * scale), round(source.size[1] * scale))
     return Picture(f"pool/{source.key}-0.jpg", size, (source,), lambda: load(source.path).resize(size))
 
 
 def original(source: Material) -> Picture:
-    """The very file of a source."""
+    """Return the very file of a source."""
     name = f"{source.key}{source.path.suffix.lower()}"
     return Picture(name, source.size, (source,), lambda: load(source.path), copied=True)
 
 
 def view(source: Material, k: int, seed: int) -> Picture:
-    """The k-th window of a source, of random size, place and shape; a function of (seed, content, k)."""
+    """Return the k-th window of a source, of random size, place and shape; a function of (seed, content, k)."""
     if k == 0:
         return whole(source)
     rng = random.Random(f"view/{seed}/{source.content}/{k}")
@@ -93,7 +93,7 @@ def view(source: Material, k: int, seed: int) -> Picture:
 
 
 def square(source: Material) -> Picture:
-    """The middle square of a source, 448x448: what costs least."""
+    """Return the middle square of a source, 448x448: what costs least."""
     side = min(source.size)
     left, top = (source.size[0] - side) // 2, (source.size[1] - side) // 2
     box = (left, top, left + side, top + side)
@@ -103,7 +103,7 @@ def square(source: Material) -> Picture:
 
 
 def needle(source: Material, rng: random.Random, name: str) -> Picture:
-    """The window of a source with most detail out of twelve, as a square of NEEDLE pixels."""
+    """Return the window of a source with most detail out of twelve, as a square of NEEDLE pixels."""
     picture = load(source.path)
     side = max(64, int(min(source.size) * rng.uniform(0.35, 0.5)))
     corners = [(rng.randint(0, source.size[0] - side), rng.randint(0, source.size[1] - side)) for _ in range(12)]
@@ -114,7 +114,7 @@ def needle(source: Material, rng: random.Random, name: str) -> Picture:
 
 
 def places(size: tuple[int, int], count: int, rng: random.Random) -> tuple[Box, ...]:
-    """`count` boxes (at most 2) for needles in a picture of that size; two lie in different halves."""
+    """Return `count` boxes (at most 2) for needles in a picture of that size; two lie in different halves."""
     side = int(min(size) * PASTED)
     across = size[0] >= size[1]
     longer = max(size)
@@ -128,7 +128,7 @@ def places(size: tuple[int, int], count: int, rng: random.Random) -> tuple[Box, 
 
 
 def paste(base: Picture, needles: Sequence[tuple[Picture, Box]], name: str) -> Picture:
-    """`base` with each needle in its box, in a thin white frame."""
+    """Return `base` with each needle in its box, in a thin white frame."""
 
     def draw() -> Image.Image:
         picture = Image.new("RGB", base.size)  # a page of prose is gray, the needle is not
@@ -145,7 +145,7 @@ def paste(base: Picture, needles: Sequence[tuple[Picture, Box]], name: str) -> P
 
 
 def page(source: Material, k: int) -> Picture:
-    """A page of the prose of a text, in a font that travels with matplotlib; a function of (content, k)."""
+    """Return a page of the prose of a text, in a font that travels with matplotlib; a function of (content, k)."""
     rng = random.Random(f"page/{source.content}/{k}")
     size = rng.choice(((448, 448), (448, 672), (672, 448)))
     points, start = rng.randint(15, 20), rng.randrange(len(source.paragraphs))
@@ -169,7 +169,7 @@ def page(source: Material, k: int) -> Picture:
 
 
 def together(members: Sequence[tuple[Picture, str]], cell: int, name: str) -> Picture:
-    """Several pictures on one white page, row by row, each under its label."""
+    """Return several pictures on one white page, row by row, each under its label."""
     columns, rows = _grid(len(members))
     strip = max(14, cell // 16)
     boxes: list[Box] = []
@@ -192,7 +192,7 @@ def together(members: Sequence[tuple[Picture, str]], cell: int, name: str) -> Pi
 
 
 def page_size(n: int, cell: int) -> tuple[int, int]:
-    """(width, height) of a page of `n` pictures."""
+    """Return (width, height) of a page of `n` pictures."""
     columns, rows = _grid(n)
     return columns * cell, rows * cell
 
@@ -204,7 +204,7 @@ def _grid(n: int) -> tuple[int, int]:
 
 @lru_cache
 def font(name: str, points: int) -> ImageFont.FreeTypeFont:
-    """A font that matplotlib ships, at that size in pixels."""
+    """Return a font that matplotlib ships, at that size in pixels."""
     import matplotlib
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
@@ -212,7 +212,7 @@ def font(name: str, points: int) -> ImageFont.FreeTypeFont:
 
 
 def wrap(text: str, face: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Lines of at most `width` pixels; a longer word keeps its line."""
+    """Return lines of at most `width` pixels; a longer word keeps its line."""
     lines: list[str] = []
     left, blank = 0.0, face.getlength(" ")
     for word in text.split():

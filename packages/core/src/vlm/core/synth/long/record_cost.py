@@ -1,4 +1,4 @@
-"""What a record costs one model: its own tokenizer, template and image rule, without decoding a picture."""
+"""What a record costs one model, in tokens of its own tokenizer, template and image rule; no picture is decoded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +24,11 @@ class Sized(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """A record as the model will see it: tokens in all, of images with the tokens around them, and where each image
-    and each text asked for stands, as (first token, one behind the last)."""
+    """A record as the model will see it.
+
+    `total` counts all tokens, `image_tokens` those of images with the tokens around them. `images` and `texts` are the
+    places of each image and of each text asked for, as (first token, one behind the last).
+    """
 
     total: int
     image_tokens: int
@@ -35,10 +38,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Ruler:
-    """The rules of one model, picklable. `names`: tokens before, in place of and behind an image (None: no token).
+    r"""The rules of one model, picklable. `names` are the tokens before and behind an image (None: no token).
 
     >>> ruler = Ruler(Path("pretrained/X"), "internlm2-chat", rule, 256)        # doctest: +SKIP
-    >>> ruler.measure("<image>\\nHi?", [(448, 448)], "Yes").total               # doctest: +SKIP
+    >>> ruler.measure("<image>\nHi?", [(448, 448)], "Yes").total                # doctest: +SKIP
     """
 
     tokenizer: Path
@@ -54,7 +57,7 @@ class Ruler:
         ids = [tokenizer.token_id(name) for name in self.names]
         if lacking := [name for name, i in zip(self.names, ids, strict=True) if name and i is None]:
             raise ConfigError(
-                f"the tokenizer in {self.tokenizer} lacks {', '.join(lacking)}", fix="name the model's own tokenizer"
+                f"the tokenizer in {self.tokenizer} has no {', '.join(lacking)}", fix="name the model's own tokenizer"
             )
         tokens = ImageTokenIds(ids[0], -1, ids[1])
         return _Encoder(tokenizer, self.template, self.image_rule, self.tokens_per_tile, tokens, self.system)
@@ -63,20 +66,26 @@ class Ruler:
         return {name: value for name, value in self.__dict__.items() if name != "_encoder"}
 
     def tokens(self, value: str) -> int:
-        """Tokens of a text inside a longer one."""
+        """Return the number of tokens of a text inside a longer one."""
         return len(self._encoder.tokenizer.tokenize(value, start=False))
 
     def image_cost(self, size: tuple[int, int]) -> int:
-        """Tokens of an image of (width, height) pixels, with those around it."""
+        """Return the tokens of an image of (width, height) pixels, with those around it."""
         return self.image_rule.count(*size) * self.tokens_per_tile + sum(name is not None for name in self.names)
 
     def measure(
         self, question: str, sizes: Sequence[tuple[int, int]], answer: str, texts: Sequence[str] = ()
     ) -> Measured:
-        """Tokens of a whole sample (template, question with `<image>` marks for images of `sizes`, answer, its end).
+        """Count the tokens of a whole sample: template, question with `<image>` placeholders, answer and its end.
 
-        `texts` are found in the question, each the first time that it occurs. Raises DataError when marks and sizes
-        differ in number.
+        Args:
+            question: The text with placeholders.
+            sizes: (width, height) in pixels of each image.
+            answer: The answer.
+            texts: Texts to find in the question, each at its first occurrence.
+
+        Raises:
+            DataError: The numbers of placeholders and sizes differ.
         """
         # a count needs the size of a picture alone
         media = [picture_part(cast(Image.Image, Sized(size))) for size in sizes]
@@ -85,7 +94,7 @@ class Ruler:
 
 
 class _Encoder(SampleEncoder):
-    """An encoder that also tells where texts stand: they are marked as the supervised ones."""
+    """An encoder that also finds the places of texts, by marking them as supervised."""
 
     def measured(self, messages: list[Message], texts: Sequence[str]) -> Measured:
         spans = render(messages, self.template, self.system)
@@ -102,7 +111,7 @@ class _Encoder(SampleEncoder):
 
 
 def _marked(spans: Sequence[Span], wanted: str) -> list[Span]:
-    """The spans with nothing supervised but the first occurrence of `wanted`, from the blank before it."""
+    """Return the spans with nothing supervised but the first occurrence of `wanted`, from the blank before it."""
     marked: list[Span] = []
     todo = True
     for span in spans:

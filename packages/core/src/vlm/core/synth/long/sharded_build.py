@@ -73,7 +73,7 @@ class ShardedBuild(Protocol):
 
 
 def described_ruler(ruler: Ruler) -> dict[str, Any]:
-    """What the budgets of a set were counted with, for its manifest."""
+    """Return what the budgets of a set were counted with, for its manifest."""
     folder = ruler.tokenizer
     files = [folder / name for name in ("tokenizer.model", "tokenizer.json") if (folder / name).is_file()]
     return {
@@ -179,7 +179,7 @@ def _build(job: ShardedBuild, shard: SetShard, work: Path) -> None:
 
 
 def _missing(shards: list[SetShard], work: Path, folder: Path) -> list[SetShard]:
-    """Shards to build; staged pictures that no finished shard vouches for are removed, whole or not."""
+    """Return shards to build; staged pictures that no finished shard vouches for are removed, whole or not."""
     markers = {shard: _marker(work, folder, shard) for shard in shards}
     kept = {work / "tree" / name for marker in markers.values() if marker for name in marker["files"]}
     for path in (work / "tree").rglob("*"):
@@ -189,7 +189,7 @@ def _missing(shards: list[SetShard], work: Path, folder: Path) -> list[SetShard]
 
 
 def _marker(work: Path, folder: Path, shard: SetShard) -> dict[str, Any] | None:
-    """The marker of a finished shard whose files are all there: staged, or moved into place by a build killed late."""
+    """Return the marker of a finished shard whose files are all there: staged, or moved into place by a build killed late."""
     target = work / "shards" / shard.key
     marker = read_if_whole(target / "done.json")
     if marker is None:

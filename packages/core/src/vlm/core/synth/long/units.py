@@ -29,7 +29,7 @@ class Unit:
 
 
 def place_units(units: Sequence[Unit], hidden: Sequence[tuple[float, Unit]]) -> list[Unit]:
-    """`units` with each hidden one in the last gap with less than its depth (0..1) of all tokens before it, those of
+    """Return `units` with each hidden one in the last gap with less than its depth (0..1) of all tokens before it, those of
     the hidden ones counted too.
 
     The order of hidden units of equal depth is kept.
@@ -53,7 +53,7 @@ def fit(
     over: bool = True,
     slack: int = 0,
 ) -> Built:
-    """`make(target)` -> (total tokens, document), with another target until the total meets the budget within 1 %.
+    """Return `make(target)` -> (total tokens, document), with another target until the total meets the budget within 1 %.
 
     The tokens of a text are not exactly the sum of its sentences', so that the target is corrected by what was missed.
 

@@ -46,7 +46,7 @@ class VqaDocument:
     pictures: list[Picture] = field(default_factory=list)
 
     def choose(self, rng: random.Random, keys: Sequence[str], tokens: int, *, paste: int, repeat: bool) -> list[Page]:
-        """Pages for a record of `tokens`, that with the asked picture first; other pictures are drawn from `keys`.
+        """Return pages for a record of `tokens`, that with the asked picture first; other pictures are drawn from `keys`.
 
         Raises:
             ConfigError: the asked picture and one more do not fit. DataError: all pictures together are too few.
@@ -120,7 +120,7 @@ class VqaDocument:
                 self.pictures.append(together(list(zip(members, labels, strict=True)), CELL, name))
 
     def _first(self, k: int) -> int:
-        """Number of the first picture of page `k`."""
+        """Return number of the first picture of page `k`."""
         return self.firsts[k]
 
     def _number(self, key: str) -> int:
@@ -128,7 +128,7 @@ class VqaDocument:
         return self._first(page) + self.pages[page].keys.index(key)
 
     def notes(self, rng: random.Random, target: int) -> list[str]:
-        """Lines of `target` tokens: other questions of the set with their answers, then everyday sentences, the last
+        """Return lines of `target` tokens: other questions of the set with their answers, then everyday sentences, the last
         of them cut at a word."""
         lines: list[str] = []
         known = [
@@ -163,12 +163,12 @@ class VqaDocument:
         return "".join([*labels, *notes]) + self._question(self._number(self.key))
 
     def measure(self, notes: Sequence[str], texts: Sequence[str] = ()) -> Measured:
-        """The record as the model will see it."""
+        """Return the record as the model will see it."""
         sizes = [picture.size for picture in self.pictures]
         return self.ruler.measure(self._human(notes), sizes, self.turn[1], texts)
 
     def record(self, record_id: str, notes: Sequence[str], budget: int) -> dict[str, Any]:
-        """The published schema; `metadata` holds more than its `context_length`."""
+        """Return the published schema; `metadata` holds more than its `context_length`."""
         human = self._human(notes)
         measured = self.measure(notes, [self._question(self._number(self.key))])
         at = next(k for k, page in enumerate(self.pages) if self.key in page.keys)
@@ -197,7 +197,7 @@ class VqaDocument:
         }
 
     def parts(self, notes: Sequence[str]) -> list[dict[str, Any]]:
-        """Every picture with its number, source and tokens, in order of the document."""
+        """Return every picture with its number, source and tokens, in order of the document."""
         parts = []
         for k, (page, span) in enumerate(zip(self.pages, self.measure(notes).images, strict=True)):
             for j, key in enumerate(page.keys):
@@ -210,7 +210,7 @@ class VqaDocument:
 
 
 def _label(page: int, first: int, n: int) -> str:
-    """How an image is announced: `n` is 0 for a picture as it is, else the number of pictures on a page."""
+    """Return how an image is announced: `n` is 0 for a picture as it is, else the number of pictures on a page."""
     if n == 0:
         return f"Image {first}: <image>\n"
     return f"Page {page} with Image {first}{f' to Image {first + n - 1}' if n > 1 else ''}: <image>\n"

@@ -22,16 +22,16 @@ class VqaSet:
     unused: dict[str, int]
 
     def keys(self, split: Split) -> list[str]:
-        """Contents of the pictures of a split, in a fixed order."""
+        """Return contents of the pictures of a split, in a fixed order."""
         return [key for key, source in sorted(self.sources.items()) if source.split == split]
 
     def questions(self, split: Split) -> list[tuple[str, Turn]]:
-        """(content, turn) of every question of a split, in a fixed order."""
+        """Return (content, turn) of every question of a split, in a fixed order."""
         return [(key, turn) for key in self.keys(split) for turn in self.turns[key]]
 
 
 def read_vqa(files: Sequence[Path], *, root: Path | None, val_share: float, more: Sequence[Material] = ()) -> VqaSet:
-    """The records with one image each of JSONL files in the published schema; every turn is a question of its own.
+    """Return the records with one image each of JSONL files in the published schema; every turn is a question of its own.
 
     Args:
         root: folder that image paths are relative to; by default that of each file.

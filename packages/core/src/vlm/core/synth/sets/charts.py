@@ -56,7 +56,7 @@ def organize_charts(sources: dict[str, Path], out: Path, options: "OrganizeOptio
 
 
 def questions(kind: Kind, numbers: Numbers, colors: list[str]) -> list[tuple[str, str]]:
-    """(question, short answer) turns; what the picture leaves in doubt is not asked."""
+    """Return (question, short answer) turns; what the picture leaves in doubt is not asked."""
     turns = [("What kind of chart is this?", f"{kind} chart")]
     if kind == "line":
         turns.append(("What colour is the line?", colors[0]))

@@ -31,7 +31,7 @@ class _Photographs(Strict):
 
 
 def load_photographs() -> dict[str, Photograph]:
-    """Name -> photograph, in the order of the file."""
+    """Return name -> photograph, in the order of the file."""
     return parse(load_yaml(QUESTIONS), _Photographs, where=str(QUESTIONS)).photographs
 
 
