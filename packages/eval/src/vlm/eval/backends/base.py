@@ -49,6 +49,10 @@ class Backend(Protocol):
     `family` chooses the prompts of the tables. `fingerprint` identifies the weights by content, `settings` everything
     else that can change an answer (strides, positions, tiles, dtype, template, …) except the batch: answers must not
     depend on who shares the batch.
+
+    >>> backend: Backend = NativeBackend(Checkpoint("pretrained/V2PE"))  # doctest: +SKIP
+    >>> encoded = backend.encode("item-1", [{"role": "user", "content": [text("Hello")]}])  # doctest: +SKIP
+    >>> backend.answer([encoded], max_new_tokens=16, min_new_tokens=1)[0].text  # doctest: +SKIP
     """
 
     family: str

@@ -82,6 +82,10 @@ class Endpoint:
 
     Raises:
         ConfigError: `url` is no HTTP address, or holds credentials.
+
+    >>> endpoint = Endpoint("http://localhost:8000/v1/", rate=60)
+    >>> endpoint.url, endpoint.pace.interval
+    ('http://localhost:8000/v1', 1.0)
     """
 
     def __init__(

@@ -77,6 +77,10 @@ class Judge:
         wait: As in `Endpoint`.
         timeout: As in `Endpoint`.
         workers: Replies judged at once.
+
+    >>> judge = Judge("http://localhost:8000/v1", "gpt-4", cache=Path("runs/eval/.judge"))
+    >>> judge.ask("Grade this reply: …", lambda reply: reply.strip())  # doctest: +SKIP
+    Verdict(kind='judged', text='0.8', detail='')
     """
 
     def __init__(

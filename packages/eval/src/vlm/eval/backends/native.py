@@ -41,6 +41,8 @@ class Checkpoint:
         CheckpointError: No such folder, or no tokenizer in it.
         ConfigError: A placement that cannot be.
         HardwareError: A placement that this machine lacks the hardware for.
+
+    >>> checkpoint = Checkpoint("pretrained/V2PE", device="cuda", dtype="bfloat16")  # doctest: +SKIP
     """
 
     def __init__(
@@ -101,6 +103,9 @@ class NativeBackend:
         positions: "exact", or "float32" to round positions as the published code does.
         image_rule: Keys to replace in the family's image rule, for example `{"max_tiles": 18}`.
         max_length: Refuse prompts of more tokens than this.
+
+    >>> backend = NativeBackend(checkpoint, stride=64, image_rule={"max_tiles": 18})  # doctest: +SKIP
+    >>> backend.answer([backend.encode("1", messages)], max_new_tokens=16, min_new_tokens=1)[0].text  # doctest: +SKIP
     """
 
     generation_prompt: ClassVar[bool] = True

@@ -86,6 +86,8 @@ class OpenAIBackend:
         ServerDown: The server does not answer.
         ConfigError: No model is named and the server lists none or several.
         UnknownName: The server lists other models.
+
+    >>> backend = OpenAIBackend(Endpoint("http://localhost:8000/v1"), "my-model")  # doctest: +SKIP
     """
 
     batch_tokens = math.inf

@@ -65,7 +65,7 @@ def noun_lemma(word: str) -> str:
     """Return the shortest noun of WordNet that the lower-case `word` may be a form of, else `word` itself.
 
     >>> [noun_lemma(word) for word in ("cats", "glasses", "men", "was", "zzz")]
-    ['cat', 'glass', 'man', 'wa', 'zzz']
+    ['cat', 'glass', 'men', 'wa', 'zzz']
     """
     lemmas, irregular = nouns()
     regular = [word.removesuffix(plural) + singular for plural, singular in ENDINGS if word.endswith(plural)]

@@ -31,6 +31,9 @@ def build_report(folders: Sequence[Path], *, samples_per_benchmark: int = 60, se
 
     Raises:
         DataError: Nothing to report, or a damaged file; names it.
+
+    >>> build_report([Path("runs/demo")]).accuracy[0]["metrics"][0]["value"]  # doctest: +SKIP
+    81.3
     """
     evaluations, stages, unfinished = find_evaluations(folders), find_stages(folders), find_unfinished(folders)
     if not evaluations and not stages:

@@ -42,6 +42,10 @@ class Report:
 
     Everything that depends on the clock is in `timing`: two reports of the same inputs differ there or nowhere. The
     page alone shows `browser` (samples and their thumbnails), `graphs` and `drawings`.
+
+    >>> report = build_report([Path("runs/demo")])  # doctest: +SKIP
+    >>> report.models, [row["title"] for row in report.accuracy]  # doctest: +SKIP
+    (['V2PE'], ['DocVQA (validation)', 'POPE'])
     """
 
     models: list[str]

@@ -48,6 +48,8 @@ def write_report(
     Raises:
         DataError: Nothing to report below `folders`, or a damaged file; names it.
         ConfigError: An unknown format.
+
+    >>> report, files = write_report([Path("runs/demo")], Path("report/index.html"))  # doctest: +SKIP
     """
     targets = plan_files(Path(out), formats)
     report = build_report(folders, samples_per_benchmark=samples_per_benchmark, seed=seed)

@@ -55,6 +55,9 @@ class Options(Strict):
         batch_size: Items asked at once; changes no answer.
         shard: This worker's number, from 0, and the number of workers.
         retry_failed: Ask again where memory ran out or an error occurred.
+
+    >>> Options(stride=64, tiles=6, shuffle_images=True).folder
+    'stride64-tiles6-shuffled'
     """
 
     name: str = "model"
@@ -80,7 +83,7 @@ class Options(Strict):
 
     @property
     def folder(self) -> str:
-        """Folder name of the variant: `default`, `stride64`, `stride64-tiles6-shuffled`, `shuffled-seed1`, …"""
+        """Folder name of the variant: `default`, `stride64`, `stride64-tiles6-shuffled`, `shuffled-seed1`."""
         parts = [f"stride{self.stride:g}"] if self.stride is not None else []
         parts += ["float32"] if self.positions == "float32" else []
         parts += [f"tiles{self.tiles}"] if self.tiles else []

@@ -96,7 +96,11 @@ class SummaryHead(TypedDict):
 class Summary(SummaryHead):
     """A summary.json. `metrics` are by the published rule, `strict_metrics` by the corrected one, the headline first.
 
-    `outcomes` counts items by kind; `judge` is there where a judge's table was used.
+    `outcomes` counts items by kind; `judge` is there for tables with a judge.
+
+    >>> summary = run_evaluation(table, backend, out, Options(), data=folder)  # doctest: +SKIP
+    >>> summary["metrics"][0]["value"], summary["outcomes"]  # doctest: +SKIP
+    (81.3, {'ok': 9000})
     """
 
     benchmark: str

@@ -124,6 +124,9 @@ def find_pairs(a: Path, b: Path) -> list[tuple[Evaluation, Evaluation]]:
 
     Raises:
         DataError: No evaluation below one of them, or no pair.
+
+    >>> [a.folder.name for a, b in find_pairs(Path("runs/a"), Path("runs/b"))]  # doctest: +SKIP
+    ['default', 'stride64']
     """
     both = [find_evaluations([folder]) for folder in (a, b)]
     for folder, found in zip((a, b), both, strict=True):
@@ -149,6 +152,9 @@ def compare_evaluations(pair: tuple[Evaluation, Evaluation]) -> Comparison:
 
     Raises:
         DataError: The evaluations have no item in common.
+
+    >>> compare_evaluations(find_pairs(Path("runs/a"), Path("runs/b"))[0])["causes"]  # doctest: +SKIP
+    {'model': 12, 'chance': 1}
     """
     a, b = pair
     rows = [{row.id: row for row in e.rows} for e in pair]
@@ -286,8 +292,8 @@ def mean_change(samples: Sequence[SampleChange], clusters: Sequence[str]) -> Cha
 def mcnemar(gained: int, lost: int) -> float:
     """Return the two-sided exact p of gained against lost items under a fair coin. Source: McNemar 1947.
 
-    >>> mcnemar(1, 7)
-    0.0703125
+    >>> round(mcnemar(1, 7), 4)
+    0.0703
     """
     n, rarer = gained + lost, min(gained, lost)
     if n == 0:

@@ -75,6 +75,10 @@ class Evaluation:
     """One `results.jsonl` with its `summary.json`, and `run.json` and `timing.json` where present.
 
     `not_numbers`: scores and metrics that were NaN or infinite; they count as unscored.
+
+    >>> evaluation = find_evaluations([Path("runs/demo")])[0]  # doctest: +SKIP
+    >>> evaluation.label, evaluation.read(evaluation.rows[0].offset)["completion"]  # doctest: +SKIP
+    ('stride 64', 'yes')
     """
 
     folder: Path
@@ -91,7 +95,7 @@ class Evaluation:
 
     @property
     def label(self) -> str:
-        """The variant in words: `plain positions`, `stride 64`, `stride 64, images exchanged`, …"""
+        """The variant in words: `plain positions`, `stride 64`, `stride 64, images exchanged`."""
         v = self.variant
         stride = v.get("stride")
         parts = [f"stride {stride:g}" if stride is not None else "plain positions"]
@@ -134,6 +138,9 @@ def find_evaluations(folders: Iterable[Path]) -> list[Evaluation]:
 
     Raises:
         DataError: Results without a summary, or a damaged file; names file and key or line.
+
+    >>> [e.summary["benchmark"] for e in find_evaluations([Path("runs/demo")])]  # doctest: +SKIP
+    ['DocVQA', 'POPE']
     """
     found = {path.parent.resolve() for folder in folders for path in find_files(folder, "results.jsonl")}
     return sorted((_read_evaluation(folder) for folder in sorted(found)), key=_order)

@@ -75,6 +75,9 @@ def score_predictions(
 
     Raises:
         DataError: No predictions, an unknown format, or predictions of other items; nothing is written.
+
+    >>> files = [Path("pope.jsonl")]
+    >>> score_predictions(load_benchmark("pope"), files, Path("out"), data=folder, name="theirs")  # doctest: +SKIP
     """
     items = load_items(benchmark, data)
     found = read_predictions(paths, list(dict.fromkeys(item.group for item in items)))
