@@ -51,7 +51,7 @@ def printed_jobs(said: str) -> list[DagJob]:
     """The jobs that `snakemake -n --printshellcmds` printed."""
     heads = [*HEAD.finditer(said)]
     ends = [*(head.start() for head in heads[1:]), len(said)]
-    shells = [SHELL.search(said, head.end(), end) for head, end in zip(heads, ends, strict=True)]
+    shells = [SHELL.search(said, head.end(), end) for head, end in zip(heads, ends, strict=False)]
     return [make_job(head[1], shell and shell[1]) for head, shell in zip(heads, shells, strict=True)]
 
 

@@ -10,16 +10,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from typer.main import get_command
 
+from support.command_line import parse
 from support.workflow_dag import HEAD, ROOT, SHELL, copy_workflow, printed_jobs
-from vlm.cli.main import VERBS, app
+from vlm.cli.main import VERBS
 from vlm.cli.show.dag import gpu_hours_of
 from vlm.cli.workflow.estimate import estimate_dag
 from vlm.cli.workflow.jobs import planned_jobs
@@ -63,21 +61,6 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
     seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout + done.stderr, seconds
-
-
-@cache
-def verb(name: str) -> Any:
-    """The command of a verb, imported once."""
-    group = get_command(app)
-    return group.resolve_command(group.make_context("vlm", [name]), [name])[1]
-
-
-def parse(words: list[str]) -> None:
-    """What `vlm …` does up to the point where it would work: the verb is found, every flag and value is taken."""
-    context = verb(words[0]).make_context(words[0], words[1:])
-    while hasattr(context.command, "resolve_command"):
-        name, command, rest = context.command.resolve_command(context, [*context._protected_args, *context.args])
-        context = command.make_context(name, rest, parent=context)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

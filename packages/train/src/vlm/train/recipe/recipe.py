@@ -202,12 +202,12 @@ def load_recipe(
         UnknownName: no such recipe; names the nearest.
         ConfigError: every fault at once.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else find_table("recipe", name, "vlm.train", "recipes")
+    path = Path(name) if name.endswith((".yaml", ".yml")) else shipped(name)
     data = mapping(path)
     if base := data.pop("base", None):
         base_path = path.with_name(f"{base}.yaml")
         if not base_path.exists():
-            base_path = find_table("recipe", str(base), "vlm.train", "recipes")
+            base_path = shipped(str(base))
         below = mapping(base_path)
         if "base" in below:
             raise ConfigError(f"{path.name}: base {base} has a base itself", expected="one level of `base:`")
@@ -226,6 +226,11 @@ def load_recipe(
         data = with_value(data, key, parsed, "override on the command line")
     text = json.dumps(data, default=str).replace("{run}", run or "runs/" + str(data["name"]).split("-")[0])
     return parse(json.loads(text), Recipe, where=path.name)
+
+
+def shipped(name: str) -> Path:
+    """Return the file of a shipped recipe. Raises UnknownName with the nearest."""
+    return find_table("recipe", name, "vlm.train", "recipes", fix="`vlm list recipes` shows them all")
 
 
 def with_value(data: dict[str, Any], key: str, value: Any, source: str) -> dict[str, Any]:
