@@ -14,6 +14,7 @@ from vlm.cli.options import PlacementOptions, grouped
 from vlm.core.errors import ConfigError, VlmError
 
 if TYPE_CHECKING:
+    from vlm.core.sample.records import Medium
     from vlm.models import ChatSession
 
 app = typer.Typer()
@@ -214,11 +215,8 @@ class ChatShell:
     def show_history(self, _: str) -> None:
         """Print the conversation."""
         for message in self.session.history:
-            shown = "".join(
-                part["text"] if part["type"] == "text" else f"[{' + '.join(part.get('together', [part['path']]))}]"
-                for part in message["content"]
-            )
-            typer.echo(f"{message['role']}: {shown}")
+            shown = (part["text"] if part["type"] == "text" else file_label(part) for part in message["content"])
+            typer.echo(f"{message['role']}: {''.join(shown)}")
 
     def reset(self, _: str) -> None:
         """Forget the conversation and the added files."""
@@ -235,6 +233,12 @@ class ChatShell:
         except OSError as error:
             raise ConfigError(f"{path} cannot be written: {error.strerror}", fix="name another file") from error
         typer.echo(f"saved {path}", err=True)
+
+
+def file_label(part: "Medium") -> str:
+    """Return what the history shows of a picture or video: its files in brackets."""
+    together = part.get("together") if part["type"] == "image" else None
+    return f"[{' + '.join(together or [part['path']])}]"
 
 
 def file_names(rest: str, usage: str) -> list[Path]:

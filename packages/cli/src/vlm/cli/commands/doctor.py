@@ -118,7 +118,7 @@ def attention_kernel(rows: str, device: str, dtype: "torch.dtype") -> str:
 
     called: list[str] = []
 
-    class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its hooks untyped
+    class Recorder(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             called.append(func.__name__.split(".")[0])
             return func(*args, **(kwargs or {}))
@@ -127,7 +127,7 @@ def attention_kernel(rows: str, device: str, dtype: "torch.dtype") -> str:
     name = choose("auto", packed, device, dtype)
     query = torch.randn(1, 4, 16, 32, device=device, dtype=dtype)
     borders = torch.tensor([0, 6, 16], dtype=torch.int32, device=device) if packed else None
-    with Recorder():  # type: ignore[no-untyped-call]
+    with Recorder():  # type: ignore[no-untyped-call]  # torch leaves the constructor untyped
         BACKENDS[name].attend(query, query, query, None, borders, None)
     kernels = [c.lstrip("_") for c in called if "attention" in c or "flash" in c] or ["math"]
     return f"{name} ({kernels[0]}" + (f", {len(kernels)} calls for 2 documents)" if packed else ")")

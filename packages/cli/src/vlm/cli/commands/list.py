@@ -57,8 +57,11 @@ def _entries(what: What) -> list[dict[str, Any]]:
 
 
 def _benchmarks(what: What) -> list[dict[str, Any]]:
-    """Return one row for each variant of each table; a folder counts as present when its data or marker is there. Size,
-    license and source are those of the catalogue entry that serves the folder."""
+    """Return one row for each variant of each table.
+
+    A folder counts as present when its data or marker is there. Size, license and source are those of the catalogue
+    entry that serves the folder.
+    """
     serving = {table: entry for entry in load_catalogue().values() for table in entry.benchmarks}
     rows = []
     for path in package_tables("vlm.eval", "benchmarks").values():

@@ -8,7 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from vlm.models.checkpoint.formats.schema import CheckpointLayout
-    from vlm.models.compare import Difference
+    from vlm.models.compare import CheckpointDifference
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -196,7 +196,7 @@ def diff(
 ROWS = 20  # of a table on the terminal; --json has all
 
 
-def show_difference(found: "Difference") -> None:
+def show_difference(found: "CheckpointDifference") -> None:
     """Print one line with the verdict, then a table of what differs."""
     from rich.table import Column, Table
 
