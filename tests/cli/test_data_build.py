@@ -8,13 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from support import long_world as world_module
-from vlm.core.fetch.manifest import files_below, install
-from vlm.core.home import dataset
+from support.haystack_sources import write_haystack_sources
 from vlm.core.synth.haystack import HaystackOptions, build_haystack
-from vlm.core.synth.vqa_records import NUMBER_WORDS, vqa_record, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -104,19 +101,7 @@ def test_a_preset_needs_a_tokenizer_with_its_image_tokens(world, tmp_path):
 def test_the_digit_haystack_keeps_its_bytes(tmp_path, monkeypatch):
     """Trained models and published figures of the quickstart rest on them."""
     monkeypatch.setenv("VLM_HOME", str(tmp_path))
-    for name in ("digits", "easy-vqa", "photographs"):
-        pictures = [f"{split}/images/{i}.png" for split in ("train", "test") for i in range(70)]
-        for picture in pictures if name == "easy-vqa" else [f"images/{i}.png" for i in range(40)]:
-            (dataset() / name / picture).parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (8, 8), "red").save(dataset() / name / picture)
-    for split in ("train", "test"):
-        digits = [vqa_record(f"d{i}", f"images/{i}.png", [("?", NUMBER_WORDS[i % 10])]) for i in range(20)]
-        write_jsonl(dataset() / "digits" / f"{split}.jsonl", digits)
-    splits = ["train", "test", None]
-    photographs = [vqa_record(f"p{i}", f"images/{i}.png", [("?", "!")], haystack=splits[i % 3]) for i in range(12)]
-    write_jsonl(dataset() / "photographs" / "train.jsonl", photographs)
-    for name in ("digits", "easy-vqa", "photographs"):
-        install(dataset() / name, files_below(dataset() / name), name=name, source={"made": name})
+    write_haystack_sources(first_test_digit=0)
     digests = {}
     for split in ("train", "test"):
         path = build_haystack("h", HaystackOptions(2048, 16, 20, split=split, seed=3))

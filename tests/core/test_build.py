@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from support.haystack_sources import write_haystack_sources
 from vlm.core.errors import ConfigError, DataError
-from vlm.core.fetch.manifest import files_below, install
 from vlm.core.home import dataset
 from vlm.core.sample.records import iter_jsonl, read_record
 from vlm.core.synth.haystack import SHORTLY, HaystackOptions, build_haystack, counter
@@ -29,22 +29,7 @@ K = 16
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """digits, easy-vqa and photographs as they are organized, with few and tiny pictures."""
     monkeypatch.setenv("VLM_HOME", str(tmp_path))
-    for name in ("digits", "easy-vqa", "photographs"):
-        folder = dataset() / name
-        pictures = [f"{s}/images/{i}.png" for s in ("train", "test") for i in range(70)]
-        for picture in pictures if name == "easy-vqa" else [f"images/{i}.png" for i in range(40)]:
-            (folder / picture).parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (8, 8), "red").save(folder / picture)
-    for split, start in (("train", 0), ("test", 20)):
-        digits = [
-            vqa_record(f"d{i}", f"images/{i}.png", [("?", NUMBER_WORDS[i % 10])]) for i in range(start, start + 20)
-        ]
-        write_jsonl(dataset() / "digits" / f"{split}.jsonl", digits)
-    splits = ["train", "test", None]
-    photographs = [vqa_record(f"p{i}", f"images/{i}.png", [("?", "!")], haystack=splits[i % 3]) for i in range(12)]
-    write_jsonl(dataset() / "photographs" / "train.jsonl", photographs)
-    for name in ("digits", "easy-vqa", "photographs"):
-        install(dataset() / name, files_below(dataset() / name), name=name, source={"made": name})
+    write_haystack_sources()
     return dataset()
 
 

@@ -1,13 +1,13 @@
 import random
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from support.videos import write_video
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.sample.chat import user_message
 from vlm.core.sample.encode import IGNORE, LLAVA_IMAGE, ImageTokenIds, SampleEncoder, picture_part
@@ -183,14 +183,7 @@ def test_generation_prompt_ends_with_the_header_and_supervises_nothing():
 
 
 def test_video_becomes_frame_lines_of_one_tile_each(tmp_path):
-    path = tmp_path / "v.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 16, "yuv420p"
-        for k in range(10):
-            frame = av.VideoFrame.from_ndarray(np.full((16, 64, 3), 20 * k, np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    path = write_video(tmp_path / "v.mp4", range(0, 200, 20), (64, 16))
     enc = encoder("hermes2")
     enc.segments = 3
     for question in ("Q", "\nQ"):

@@ -5,11 +5,11 @@ import subprocess
 import sys
 import zlib
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from support.videos import write_video
 from vlm.core.errors import ConfigError, MediaError
 from vlm.core.sample import media
 from vlm.core.sample.media import frame_indices, image_size, load_image, load_video
@@ -18,15 +18,7 @@ from vlm.core.sample.media import frame_indices, image_size, load_image, load_vi
 @pytest.fixture
 def clip(tmp_path):
     """A 20-frame, 10 fps video whose frame k has brightness 10 * k."""
-    path = tmp_path / "clip.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
-        for k in range(20):
-            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 10 * k, np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
+    return write_video(tmp_path / "clip.mp4", range(0, 200, 10))
 
 
 def brightness(frames):
@@ -192,10 +184,7 @@ def test_broken_videos_are_errors_that_name_the_file_and_the_fix(name, message, 
     elif name == "empty-folder":
         path.mkdir()
     elif name.startswith("no-frames"):
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("mpeg4", rate=10)
-            stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
-            container.start_encoding()
+        write_video(path, [])
     with pytest.raises(MediaError, match=message) as error:
         load_video(path, 4)
     assert name in error.value.found and error.value.fix
@@ -214,12 +203,7 @@ def test_damage_that_kills_a_reader_does_not_kill_the_process(tmp_path, clip):
     at = lie.index(b"stts") + 12
     lie[at : at + 4] = struct.pack(">I", 0x7FFFFFFF)
     (tmp_path / "lie.mp4").write_bytes(lie)
-    with av.open(str(tmp_path / "codec.mkv"), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
-        container.mux(stream.encode())
-    whole = (tmp_path / "codec.mkv").read_bytes()
+    whole = write_video(tmp_path / "codec.mkv", [0]).read_bytes()
     assert b"V_MPEG4" in whole
     (tmp_path / "codec.mkv").write_bytes(whole.replace(b"V_MPEG4", b"V_NONE4"))
     code = """if True:

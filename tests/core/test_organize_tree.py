@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +11,7 @@ import pytest
 from PIL import Image
 
 from support import organize_world as world
+from support.videos import write_video
 from vlm.core.errors import DataError, UnknownName
 from vlm.core.fetch.installed import entry_state
 from vlm.core.fetch.manifest import files_below
@@ -191,12 +191,7 @@ def test_pictures_in_parquet_files_and_middle_frames_of_videos_become_files():
         table = pa.table({"image": [{"bytes": p, "path": None} for p in pictures], "text": ["a", "b", "c"]})
         pq.write_table(table, dataset() / f"set/data/train-{i}.parquet")
     (dataset() / "set/video").mkdir()
-    with av.open(str(dataset() / "set/video/clip.mp4"), "w") as out:
-        stream = out.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
-        for i in range(9):
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 25 * i, np.uint8))))
-        out.mux(stream.encode())
+    write_video(dataset() / "set/video/clip.mp4", range(0, 225, 25), (64, 64))
     (dataset() / "set/video/broken.mp4").write_bytes(b"no video")
     hand = {"kind": "manual", "instructions": "-", "paths": ["data/*", "video/*"]}
     steps = [

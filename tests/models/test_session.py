@@ -2,12 +2,12 @@
 
 import threading
 
-import av
 import numpy as np
 import pytest
 import torch
 from transformers import StoppingCriteriaList
 
+from support.videos import write_video
 from vlm.core.errors import ConfigError, HardwareError
 from vlm.core.sample.chat import INTERNVL2_SYSTEM, VICUNA_SYSTEM, prompt_text
 from vlm.models.answers import answer
@@ -22,15 +22,7 @@ def chat(preset, checkpoint):
 @pytest.fixture
 def movie(tmp_path):
     """A video of ten frames."""
-    path = tmp_path / "movie.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=5)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for k in range(10):
-            frame = np.full((48, 64, 3), 25 * k, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return path
+    return write_video(tmp_path / "movie.mp4", range(0, 250, 25), (64, 48), rate=5)
 
 
 def encoded(chat, question, **kwargs):
@@ -84,7 +76,7 @@ def test_what_a_user_quotes_stays_text(chat, picture):
     assert quote in tokenizer.decode(prompt.input_ids, skip_special=False)
 
 
-def test_a_system_text_stands_at_the_front_and_survives_a_reset(preset, checkpoint):
+def test_a_system_text_is_at_the_front_and_survives_a_reset(preset, checkpoint):
     chat = ChatSession(checkpoint(preset), system="Answer in verse.")
     chat.reset()
     prompt = encoded(chat, "Why?")
@@ -213,7 +205,7 @@ def test_drawing_is_repeatable_and_beams_come_at_once(chat):
 
 
 @pytest.mark.parametrize("strides", ["64", 0, -1, float("nan")])
-def test_unknown_strides_are_told_before_the_weights_are_read(strides, preset, checkpoint, monkeypatch):
+def test_unknown_strides_are_reported_before_the_weights_are_read(strides, preset, checkpoint, monkeypatch):
     monkeypatch.setattr("vlm.models.session.load_model", lambda *_, **__: pytest.fail("weights were read"))
     with pytest.raises(ConfigError, match="strides"):
         ChatSession(checkpoint(preset), strides=strides)

@@ -38,7 +38,7 @@ class Backoff:
 
         Args:
             asked: Seconds that the server asked for; the pause is at least as long, up to `longest`.
-            progress: The attempt failed but got further than the one before it. This starts the count anew,
+            progress: The attempt failed but got further than the one before it. The count starts again,
                 and the pause is half of `first`.
 
         Returns:

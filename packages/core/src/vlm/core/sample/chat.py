@@ -111,7 +111,7 @@ def get_template(template: str | Template) -> Template:
 def user_message(question: str, media: Sequence[Medium] = (), *, where: str = "question") -> Message:
     """Return a user message from text with `<image>` placeholders and the media that belong there, in order.
 
-    Without placeholders each medium gets a line of its own in front (published for one image). Without media, `<image>`
+    Without placeholders each medium gets a separate line in front (published for one image). Without media, `<image>`
     is plain text.
 
     Args:

@@ -48,8 +48,8 @@ class ImageTokenIds:
         names = ("<img>", "<IMG_CONTEXT>", "</img>")
         ids = [as_tokenizer(tokenizer).token_id(name) for name in names]
         if None in ids:
-            lacking = [name for name, i in zip(names, ids, strict=True) if i is None]
-            raise ConfigError(f"the tokenizer has no {', '.join(lacking)}", fix="add them and resize the embeddings")
+            absent = [name for name, i in zip(names, ids, strict=True) if i is None]
+            raise ConfigError(f"the tokenizer has no {', '.join(absent)}", fix="add them and resize the embeddings")
         return cls(*ids)  # type: ignore[arg-type]  # none is None: checked above
 
 
@@ -205,7 +205,7 @@ class SampleEncoder:
                     yield Run(tuple(pending), start)
                     pending.clear()
                 yield _single(piece, span.supervised)
-                # LLaVA tokenizes the text behind an image as a string of its own
+                # LLaVA tokenizes the text behind an image as a separate string
                 start = piece is None and self.image_tokens.start is None
         if pending:
             yield Run(tuple(pending), start)

@@ -112,12 +112,12 @@ ROLES: dict[str, Literal["system", "user", "assistant"]] = {"human": "user", "gp
 
 
 def split_placeholders(value: str, media: Iterator[Medium], mark: str) -> list[Part]:
-    """Return a text as parts, with the next medium where each `mark` is.
+    r"""Return a text as parts, with the next medium where each `mark` is.
 
     A mark without a medium left stays literal text. An empty text gives one empty text part.
 
-    >>> split_placeholders("<image>\\nHi", iter([image("a.png")]), "<image>")
-    [{'type': 'image', 'path': 'a.png'}, {'type': 'text', 'text': '\\nHi'}]
+    >>> split_placeholders("<image>\nHi", iter([image("a.png")]), "<image>")
+    [{'type': 'image', 'path': 'a.png'}, {'type': 'text', 'text': '\nHi'}]
     """
     parts: list[Part] = []
     pieces = value.split(mark)
@@ -131,7 +131,7 @@ def split_placeholders(value: str, media: Iterator[Medium], mark: str) -> list[P
 
 
 def read_record(record: dict[str, Any], *, root: Path, where: str = "") -> Sample:
-    """Return a published record (`conversations`, `image`, `video`, `clip`) as a Sample.
+    r"""Return a published record (`conversations`, `image`, `video`, `clip`) as a Sample.
 
     As published: a leading turn that is not the user's is dropped; a single image without a placeholder is put in front
     of the first user turn, followed by a newline; an empty list of images is a text-only sample. Unlike the published
@@ -150,7 +150,7 @@ def read_record(record: dict[str, Any], *, root: Path, where: str = "") -> Sampl
     >>> turns = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A cat."}]
     >>> sample = read_record({"id": 1, "image": "cat.png", "conversations": turns}, root=Path("set"))
     >>> sample.messages[0]["content"]
-    [{'type': 'image', 'path': 'set/cat.png'}, {'type': 'text', 'text': '\\nWhat is it?'}]
+    [{'type': 'image', 'path': 'set/cat.png'}, {'type': 'text', 'text': '\nWhat is it?'}]
     """
     where = where or (str(record.get("id", "record")) if isinstance(record, dict) else "record")
     turns = record.get("conversations") if isinstance(record, dict) else None

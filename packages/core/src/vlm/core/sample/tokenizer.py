@@ -265,9 +265,9 @@ def as_tokenizer(tokenizer: Any) -> Tokenizer:
     vocab_file = getattr(tokenizer, "vocab_file", None)
     if vocab_file and Path(vocab_file).name == "tokenizer.model":
         ours = load_tokenizer(Path(vocab_file).parent)
-        if lacking := {token for token in tokenizer.get_added_vocab() if ours.token_id(token) is None}:
+        if absent := {token for token in tokenizer.get_added_vocab() if ours.token_id(token) is None}:
             raise CheckpointError(
-                f"{vocab_file} has no {', '.join(sorted(lacking))}, added in memory",
+                f"{vocab_file} has no {', '.join(sorted(absent))}, added in memory",
                 fix="save_pretrained the tokenizer and use load_tokenizer(folder)",
             )
         return ours

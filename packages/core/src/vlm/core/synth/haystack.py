@@ -1,8 +1,9 @@
-"""Image haystacks: a long document of everyday sentences and pictures that hides exactly one handwritten digit, or
-two of them.
+"""Image haystacks: long documents of everyday sentences and pictures that hide one or two handwritten digits.
 
-Training records are `conversations` JSONL, test records follow MM-NIAH. Images are named relative to `dataset/`,
-so that nothing is copied. Sample i is a function of (seed, split, i) and of the sources alone.
+Training records are `conversations` JSONL, test records follow MM-NIAH. Images are named relative to `dataset/`, so
+that nothing is copied. Sample i is a function of (seed, split, i) and of the sources alone.
+
+    build_haystack("haystack", HaystackOptions(tokens=1024, tokens_per_image=16, count=100))
 """
 
 import json
@@ -29,19 +30,22 @@ MARKERS = 2
 """Tokens around the visual tokens of an image: <img> and </img>."""
 
 PHOTOGRAPHS = 0.2
-"""Part of the distractors that are photographs; the others are easy-VQA shapes."""
+"""Share of the distractors that are photographs; the others are easy-VQA shapes."""
 
 SLACK = 2
-"""Tokens by which a document may miss its length where 1 % of it is less: a sentence is no shorter than five."""
+"""Tokens by which a document may miss its length when 1 % is less: a sentence has at least five."""
 
 Count = Callable[[str], int]
 
 
 @dataclass(frozen=True)
 class HaystackOptions:
-    """`tokens`: length of a whole human turn, an image counting `tokens_per_image` + 2. `times`: the length as a
-    multiple of the training length, recorded only. `image_share`: part of the tokens that images take. `task`: `hidden`
-    asks for the one digit there is, `order` for the first of two different ones."""
+    """Options of a haystack.
+
+    `tokens`: length of a whole human turn, an image counting `tokens_per_image` + 2. `times`: the length as a multiple
+    of the training length, recorded only. `image_share`: share of the tokens that images take. `task`: `hidden` asks
+    for the one digit there is, `order` for the first of two different ones.
+    """
 
     tokens: int
     tokens_per_image: int
@@ -63,16 +67,19 @@ class _Pools:
 
 
 def build_haystack(out: str, options: HaystackOptions, *, tokenizer: Path | None = None) -> Path:
-    """Write `dataset/<out>/train.jsonl`, or for test `annotations/digit-haystack.jsonl`; a no-op when it is there.
+    """Write `dataset/<out>/train.jsonl`, or for test `annotations/digit-haystack.jsonl`; do nothing when it is there.
 
     Args:
-        tokenizer: a folder with `tokenizer.json`, or that file; None counts words and punctuation marks.
+        out: Folder below `dataset/`.
+        options: Length, split, seed and task.
+        tokenizer: A folder with `tokenizer.json`, or that file; None counts words and punctuation marks.
 
     Returns:
         The file of records.
 
     Raises:
-        DataError: digits, easy-vqa or photographs are missing. ConfigError: no document fits the budget.
+        DataError: digits, easy-vqa or photographs are missing.
+        ConfigError: No document fits the budget.
     """
     folder = dataset() / out
     path = folder / ("train.jsonl" if options.split == "train" else "annotations/digit-haystack.jsonl")
@@ -102,7 +109,11 @@ def build_haystack(out: str, options: HaystackOptions, *, tokenizer: Path | None
 
 
 def counter(tokenizer: Path | None) -> Count:
-    """Return tokens of a text by a `tokenizer.json`, or without one the words and punctuation marks in it."""
+    """Return a function that counts the tokens of a text by a `tokenizer.json`; None counts words and marks.
+
+    Raises:
+        ConfigError: The file is missing.
+    """
     if tokenizer is None:
         return lambda text: len(text.replace(".", " .").replace("?", " ?").split())
     if not tokenizer.is_file():
@@ -114,8 +125,10 @@ def counter(tokenizer: Path | None) -> Count:
 
 
 def haystacks(options: HaystackOptions, pools: _Pools, count: Count) -> Iterator[dict[str, Any]]:
-    """Yield `options.count` MM-NIAH records. Asked digits are balanced and, where there is but one, depths cover 0..1 evenly,
-    each in its own order."""
+    """Yield `options.count` MM-NIAH records.
+
+    Asked digits are balanced. With one digit in a document, depths cover 0..1 evenly. Both are shuffled independently.
+    """
     rng = random.Random(f"haystack/{options.seed}/{options.split}")
     depths = rng.sample(range(options.count), options.count)
     answers = rng.sample([i % 10 for i in range(options.count)], options.count)
@@ -201,7 +214,7 @@ def _arrange(
     costs: dict[str, int],
     per_image: int,
 ) -> list[Unit]:
-    """Return sentences with distractors at random gaps and each needle where its depth of the tokens lies before it."""
+    """Return sentences with distractors at random gaps, and each needle at its depth in tokens."""
     places = [(rng.random() * len(sentences), name, True) for name in others]
     ordered = sorted([*places, *((k, s, False) for k, s in enumerate(sentences))])
     units = [Unit("", per_image, name) if image else Unit(name, costs[name]) for _, name, image in ordered]
@@ -209,12 +222,12 @@ def _arrange(
 
 
 def _draw(rng: random.Random, pool: list[str], n: int) -> list[str]:
-    """Return `n` of `pool`, none twice while there are enough."""
+    """Return `n` items of `pool`, none twice while there are enough."""
     return rng.sample(pool, n) if n <= len(pool) else rng.choices(pool, k=n)
 
 
 def training_record(sample: dict[str, Any], options: HaystackOptions) -> dict[str, Any]:
-    """Return an MM-NIAH record as a `conversations` record, worded as the benchmark will ask."""
+    """Return an MM-NIAH record as a `conversations` record, worded as the benchmark asks."""
     human = sample["context"] + sample["question"] + SHORTLY
     turns = [{"from": "human", "value": human}, {"from": "gpt", "value": sample["answer"]}]
     record_id = f"haystack/{options.seed}/{sample['id']}"
@@ -227,7 +240,7 @@ def niah_record(sample: dict[str, Any], options: HaystackOptions) -> dict[str, A
 
 
 def _link_images(folder: Path) -> None:
-    """Return `images` leads back to dataset/, where MM-NIAH readers expect the pictures: nothing is copied."""
+    """Link `images` to dataset/, where MM-NIAH readers expect the pictures: nothing is copied."""
     link = folder / "images"
     if not link.is_symlink():
         link.symlink_to(Path(*[".."] * len(folder.relative_to(dataset()).parts)), target_is_directory=True)

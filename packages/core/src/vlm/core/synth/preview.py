@@ -1,4 +1,4 @@
-"""A few records as one self-contained page: what the model will see, before training on it or being asked."""
+"""A few records as one self-contained page: what the model will see in training or evaluation."""
 
 import base64
 from html import escape
@@ -15,7 +15,7 @@ from vlm.core.synth.long.mr_document import conversation
 
 LONGEST_SIDE = 256
 MANY = 24
-"""Images of one record above which they are shown smaller and as JPEG: a page of 64K tokens stays a few megabytes."""
+"""With more images in a record they are shown smaller and as JPEG: a page of 64K tokens stays a few megabytes."""
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
 body{color:#222;background:#fff}section{border-top:1px solid #bbb;padding:1rem 0}
@@ -43,20 +43,24 @@ NAVIGATION = (
 
 
 def preview(path: Path, out: Path, *, root: Path | None = None, count: int = 8) -> int:
-    """Write a page with `count` records spread evenly over the file `path`; returns how many it shows.
+    """Write a page with `count` records spread evenly over a file, and return how many it shows.
 
     Both the published `conversations` schema and MM-NIAH's are read. Needles that a record names are marked when the
     reader asks for it: a bar with their depths, the sentence, or a frame around the place in the picture.
 
     Args:
-        root: folder that image paths are relative to; by default the nearest one that holds the first image.
+        path: JSONL file of records.
+        out: The HTML file to write.
+        root: Folder that image paths are relative to; by default the nearest one that contains the first image.
+        count: Records to show.
 
     Raises:
-        DataError: no record, or a malformed one. MediaError: an image cannot be read.
+        DataError: The file has no record, or a malformed one.
+        MediaError: An image cannot be read.
     """
     records = list(iter_jsonl(path))
     if not records:
-        raise DataError(f"{path} holds no record")
+        raise DataError(f"{path} has no records")
     step = max(1, len(records) // count)
     chosen = records[::step][:count]
     body, found = [], False
@@ -89,7 +93,7 @@ class _Section:
         self._images = iter(self.names)
 
     def html(self) -> str:
-        """Return header, bar of depths, turns."""
+        """Return header, bar of depths, and turns as HTML."""
         turns = []
         for message in self.sample.messages:
             parts = "".join(
@@ -155,8 +159,10 @@ def _frame(box: list[int], size: tuple[int, int]) -> str:
 
 
 def _root(path: Path, names: list[str]) -> Path:
-    """Return the nearest folder above `path` that holds the first image of a record, or a folder in it where the published
-    trees keep their images."""
+    """Return the nearest folder above `path` that contains the first image of a record.
+
+    A folder in it where the published trees keep their images counts too.
+    """
     above = list(path.absolute().parents)[:4]
     nearest = [folder / below for folder in above for below in ("", "images")]
     for pattern in ("image/long_mr/*", "image/long_vqa/*/*/*"):

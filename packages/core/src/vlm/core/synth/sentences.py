@@ -1,4 +1,4 @@
-"""Everyday statements from a small grammar of our own: 41 words and the full stop, no digit and no number word."""
+"""Everyday statements from our own small grammar: 41 words and the full stop, no digit and no number word."""
 
 WHO = ("The dog", "The cat", "The bird", "The child", "The farmer", "The baker", "My friend", "My sister")
 DOES = ("sleeps", "sings", "waits", "walks", "reads", "eats", "plays")

@@ -1,4 +1,4 @@
-"""A small byte-level BPE tokenizer trained on the texts of given records, in the layout transformers reads."""
+"""A small byte-level BPE tokenizer, trained on the texts of given records, in the layout that transformers reads."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +12,7 @@ from vlm.core.synth.haystack import QUESTION, SHORTLY
 from vlm.core.synth.sentences import SENTENCES
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")
-"""Special tokens with ids 0 to 7; `<unk>` also pads, as in InternLM2-based checkpoints it never stands in a text."""
+"""Special tokens with ids 0 to 7; `<unk>` also pads, as in InternLM2-based checkpoints: no text contains it."""
 
 BYTES = 256
 
@@ -20,16 +20,20 @@ BYTES = 256
 def train_tokenizer(
     out: Path, files: Sequence[Path], *, vocab_size: int = 1024, extra: Sequence[Path] = (), haystack: bool = True
 ) -> int:
-    """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json to `out`; returns the vocabulary size.
+    """Train a tokenizer and return the size of its vocabulary.
+
+    Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json.
 
     Args:
+        out: The folder to write to.
         files: JSONL records in the published schema; the turns are the text.
-        vocab_size: upper limit; small texts give fewer tokens.
+        vocab_size: Upper limit; small texts give fewer tokens.
         extra: JSON, JSONL or plain-text files whose every string counts as text (questions of benchmarks).
-        haystack: also learn from the sentences and the question of image haystacks.
+        haystack: Also learn from the sentences and the question of image haystacks.
 
     Raises:
-        ConfigError: the vocabulary cannot hold the bytes and special tokens. DataError: a file is missing or no text.
+        ConfigError: The vocabulary cannot hold the bytes and special tokens.
+        DataError: A file is missing, or there is no text.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -67,7 +71,11 @@ def train_tokenizer(
 
 
 def record_texts(path: Path) -> Iterator[str]:
-    """Yield the turns of each record, without the placeholders of images and videos."""
+    """Yield the turns of each record, without the placeholders of images and videos.
+
+    Raises:
+        DataError: A record has no `conversations`.
+    """
     for line, record in iter_jsonl(path):
         turns = record.get("conversations")
         if not isinstance(turns, list):
@@ -77,7 +85,11 @@ def record_texts(path: Path) -> Iterator[str]:
 
 
 def file_texts(path: Path) -> Iterator[str]:
-    """Yield every string in a JSON or JSONL file, or the lines of any other file."""
+    """Yield every string in a JSON or JSONL file, or the lines of any other file.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
     if path.suffix == ".jsonl":
         for _, record in iter_jsonl(path):
             yield from _strings(record)

@@ -25,7 +25,14 @@ NUMBER_WORDS = (
 
 
 def vqa_record(record_id: str, image: str, turns: Sequence[tuple[str, str]], **meta: Any) -> dict[str, Any]:
-    """Return one image with its (question, answer) turns; `<image>` and a newline open the first question."""
+    """Return a record for one image with its (question, answer) turns; `<image>` and a newline open the first question.
+
+    Args:
+        record_id: The `id`.
+        image: Path of the image, relative to the folder of the JSONL file.
+        turns: (question, answer) pairs.
+        **meta: More keys of the record.
+    """
     conversations = []
     for i, (question, answer) in enumerate(turns):
         conversations.append({"from": "human", "value": f"<image>\n{question}" if i == 0 else question})
@@ -34,5 +41,5 @@ def vqa_record(record_id: str, image: str, turns: Sequence[tuple[str, str]], **m
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Return one compact JSON object a line, written atomically."""
+    """Write one compact JSON object a line, atomically."""
     write_atomic(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

@@ -22,7 +22,11 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
-        """Return raises ConfigError when it is none."""
+        """Read a length or a range from text.
+
+        Raises:
+            ConfigError: The text is neither.
+        """
         found = re.fullmatch(r"(\d+)([KM]?)(?:-(\d+)([KM]?))?", text.strip().upper())
         if not found:
             raise ConfigError(f"--tokens {text}", expected="a length such as 4096, 16K or 1M, or a range 16K-32K")
@@ -33,10 +37,10 @@ class Budget:
         return cls(low, high)
 
     def draw(self, rng: random.Random) -> int:
-        """Return a length in the range. What is built may fall 1 % short: it stays in the range, as far as that goes."""
+        """Draw a length in the range, high enough that a document 1 % shorter is still in the range."""
         return rng.randint(min(self.high, -(-self.low * 100 // 99)), self.high) if self.high > self.low else self.low
 
     @property
     def name(self) -> str:
-        """`16_32` for 16K to 32K, as the published files are named; the number of tokens where K does not divide it."""
+        """`16_32` for 16K to 32K, as the published files are named; a number of tokens where K does not divide it."""
         return "_".join(str(n // 1024 if n % 1024 == 0 else n) for n in (self.low, self.high))

@@ -12,16 +12,16 @@ from vlm.core.synth.long.record_cost import Ruler
 from vlm.core.synth.long.units import Unit
 
 PAGES = 0.25
-"""Part of the distractor pictures that are pages of prose."""
+"""Share of the distractor pictures that are pages of prose."""
 
 PAGES_OF_A_TEXT = 4
 CANDIDATES = 40
-"""Pictures looked at for one that fits before the room counts as full."""
+"""Pictures tried for one that fits before the room counts as full."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Sources of one split and what they cost one model. `seed` decides the windows that views show."""
+    """Sources of one split and their costs for one model. `seed` decides the windows that views show."""
 
     sources: Materials
     ruler: Ruler
@@ -29,9 +29,10 @@ class Pool:
     _costs: dict[str, int] = field(default_factory=dict)
 
     def pictures(self, rng: random.Random, exclude: Collection[str] = ()) -> Iterator[Picture]:
-        """Yield endless pictures in random order, none twice: every image source whole, then windows of it; pages between.
+        """Yield pictures without end in random order, none twice.
 
-        `exclude`: content hashes of sources that must not be shown.
+        Every image source comes whole, then windows of it, with pages of prose between them. `exclude`: content hashes
+        of sources that must not be shown.
         """
         images: list[Material | None] = [source for source in self.sources.images if source.content not in exclude]
         shown = set()
@@ -46,7 +47,7 @@ class Pool:
                     yield view(source, k, self.seed)
 
     def carrier(self, rng: random.Random, exclude: Collection[str], room: int) -> Picture:
-        """Return a picture of at most `room` tokens to paste a needle into; where none fits, the cheapest kind."""
+        """Return a picture of at most `room` tokens to paste a needle into, or else the cheapest kind."""
         chosen = next(self.pictures(rng, exclude))
         if self.ruler.image_cost(chosen.size) <= room:
             return chosen
@@ -71,7 +72,11 @@ class Pool:
         return chosen
 
     def needle_sources(self, rng: random.Random, n: int, task: str) -> list[Material]:
-        """Return `n` different image sources. Raises DataError when there are fewer."""
+        """Draw `n` different image sources.
+
+        Raises:
+            DataError: There are fewer.
+        """
         if len(self.sources.images) < n:
             raise DataError(
                 f"{task} needs {n} different source images in each split, found {len(self.sources.images)}",
@@ -80,9 +85,9 @@ class Pool:
         return rng.sample(self.sources.images, n)
 
     def prose(self, rng: random.Random, target: int) -> list[list[Unit]]:
-        """Return paragraphs of `target` tokens in all: texts in random order from their beginning, the last one cut at a word.
+        """Return paragraphs of `target` tokens in all: random texts from their beginning, the last one cut at a word.
 
-        When all were used they come again in another order.
+        When all texts are used they come again in another order.
         """
         paragraphs: list[list[Unit]] = []
         left = target

@@ -6,7 +6,7 @@
     mm_niah_test/annotations/TASK.jsonl     MM-NIAH records, images relative to mm_niah_test/images
     val/long_mr_128k/test_long_mr_*.jsonl   instead, for one length that is published; images in image/long_mr/val
     …/pool/…, …/TASK/…                      haystack pictures, pictures with needles
-    parts/SPLIT/TASK.jsonl                  where each part of each record came from
+    parts/SPLIT/TASK.jsonl                  the origin of each part of each record
     sources.json, mini.json                 sources with SHA-256, license and split; the loader's marker
 
 Sample i of a task is a function of (options, sources, i) alone. Why it is made so: docs/long-context-data.md.
@@ -44,12 +44,12 @@ LONG_TASKS = {
 """Tasks that Long-MR's validation has -> how its files are named."""
 
 SHORTFALL = 0.003
-"""Documents aim at this part below their budget, which no sample exceeds: `max_length` must not cut an answer."""
+"""Documents aim this share below their budget, which no sample exceeds: `max_length` must not cut an answer."""
 
 
 @dataclass(frozen=True)
 class LongMrOptions:
-    """`train`, `val`: records of each task; record i takes the budget i modulo their number."""
+    """Options of Long-MR. `train`, `val`: records of each task; record i takes the budget i modulo their number."""
 
     budgets: tuple[Budget, ...]
     tasks: tuple[str, ...] = tuple(TASKS)
@@ -69,16 +69,23 @@ def build_long_mr(
     texts: Sequence[Path] = (),
     workers: int = 1,
 ) -> str:
-    """Write the set; `present` when it is there already, else `built`. A killed build goes on where it was.
+    """Write the set; a build that was killed continues.
 
     Args:
-        ruler: tokenizer, template and image rule that the budgets are counted with.
-        images, texts: folders or files of sources; none: those that installed packages ship.
-        workers: processes; the result does not depend on their number.
+        folder: Where to write it.
+        options: Budgets, tasks and numbers of records.
+        ruler: Tokenizer, template and image rule that the budgets are counted with.
+        images: Folders or files of pictures; none: those that installed packages ship.
+        texts: Folders or files of prose; none: those that installed packages ship.
+        workers: Processes; the result does not depend on their number.
+
+    Returns:
+        "present" when the set is there already, else "built".
 
     Raises:
-        ConfigError: an unknown task, or a budget that does not hold its needle. DataError: too few sources.
-        LockedError: another build works in the folder.
+        ConfigError: An unknown task, or a budget that does not hold its needle.
+        DataError: Too few sources.
+        LockedError: Another build works in the folder.
     """
     for task in options.tasks:
         if task not in TASKS:
@@ -103,7 +110,7 @@ class LongMr:
 
     @property
     def counts(self) -> dict[Split, int]:
-        """Records of each task, by split; without splits that are not asked for."""
+        """Records of each task, by split, without the splits that are not asked for."""
         counts: dict[Split, int] = {"train": self.options.train, "val": self.options.val}
         return {split: count for split, count in counts.items() if count}
 
@@ -116,12 +123,12 @@ class LongMr:
         return {name: value for name, value in self.__dict__.items() if name != "pools"}
 
     def described(self) -> dict[str, Any]:
-        """Return all that the bytes of the set follow from, for its manifest."""
+        """Return everything that decides the bytes of the set, for its manifest."""
         listed = self.sources.described()["sources"]
         return {"kind": "long-mr", "options": asdict(self.options), **described_ruler(self.ruler), "sources": listed}
 
     def shards(self, size: int) -> list[SetShard]:
-        """Return work in pieces of `size` records of one task."""
+        """Return the work in shards of `size` records of one task."""
         return [
             SetShard(split, task, start, min(start + size, count))
             for split, count in self.counts.items()
@@ -147,7 +154,7 @@ class LongMr:
 
     @property
     def long(self) -> str | None:
-        """The published length that the set is made for, if it is one."""
+        """The published length that the set is made for; None for other lengths."""
         return LONG.get(self.options.budgets[0].name) if len(self.options.budgets) == 1 else None
 
     @property
@@ -161,7 +168,7 @@ class LongMr:
         return MANIFEST
 
     def extras(self) -> dict[str, Any]:
-        """Return more JSON files of the set."""
+        """Return further JSON files of the set, as name -> content."""
         extras: dict[str, Any] = {"sources.json": self.sources.described()}
         if "val" in self.counts:
             tasks = [task for task in self.options.tasks if not self.long or task in LONG_TASKS]
@@ -170,7 +177,7 @@ class LongMr:
         return extras
 
     def sample(self, split: Split, task: str, i: int) -> tuple[dict[str, Any], dict[str, Any], list[Picture]]:
-        """Return an MM-NIAH record, where its parts came from, and its pictures (not drawn yet)."""
+        """Return an MM-NIAH record, the origin of its parts, and its pictures, which are not drawn yet."""
         options, pool = self.options, self.pools[split]
         where = f"long-mr/{options.seed}/{split}/{task}/{i}"
         rng = random.Random(where)
@@ -206,7 +213,7 @@ class LongMr:
 def _arrange(
     rng: random.Random, pool: Pool, others: list[Picture], hidden: Hidden, target: int
 ) -> tuple[list[Unit], list[Picture]]:
-    """Return paragraphs of `target` tokens with pictures at random gaps between them and the hidden units at their depths."""
+    """Return paragraphs of `target` tokens with pictures at random gaps and the hidden units at their depths."""
     paragraphs = pool.prose(rng, target)
     gaps = sorted(rng.randint(0, len(paragraphs)) for _ in others)
     units: list[Unit] = []

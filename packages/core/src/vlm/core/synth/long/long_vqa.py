@@ -5,9 +5,9 @@
     annotation/long_vqa_32k/train_long_vqa_TASK_16_32.jsonl    for a budget of 16K-32K
     val/long_vqa_32k/val_long_vqa_TASK_16_32.jsonl
     image/long_vqa/{image|paste}/TASK/{train,val}/…             image names are relative to this, as published
-    parts/…, sources-TASK.json                                  where each part came from
+    parts/…, sources-TASK.json                                  the origin of each part
 
-`image` holds the six sets of documents, `paste` all others, as published; a folder takes any number of sets. With
+`image` holds the six sets of documents, `paste` all others, as published; a folder can hold any number of sets. With
 `paste` above 1, that many pictures share one labeled page. Why it is made so: docs/long-context-data.md.
 """
 
@@ -42,8 +42,11 @@ NAMES: dict[Split, str] = {"train": "annotation", "val": "val"}
 
 @dataclass(frozen=True)
 class LongVqaOptions:
-    """`task`: name of the set, which decides how Long-VQA scores it (chartqa, docvqa, …). `train`, `val`: records of
-    each budget. `paste`: pictures on one page. `suffix`: what follows a question that does not say how to answer."""
+    """Options of Long-VQA.
+
+    `task`: name of the set, which decides how Long-VQA scores it (chartqa, docvqa, …). `train`, `val`: records of each
+    budget. `paste`: pictures on one page. `suffix`: added to a question that does not say how to answer.
+    """
 
     task: str
     budgets: tuple[Budget, ...]
@@ -66,16 +69,24 @@ def build_long_vqa(
     images: Sequence[Path] = (),
     workers: int = 1,
 ) -> str:
-    """Write the set made from the records in `files`; `present` when it is there already, else `built`.
+    """Write the set made from the records in `files`.
 
     Args:
-        root: folder that image paths of `files` are relative to; by default that of each file.
-        images: folders of more distractor pictures.
-        workers: processes; the result does not depend on their number.
+        folder: Where to write it.
+        files: JSONL files of an ordinary set.
+        options: Task, budgets and numbers of records.
+        ruler: Tokenizer, template and image rule that the budgets are counted with.
+        root: Folder that image paths of `files` are relative to; by default that of each file.
+        images: Folders of more distractor pictures.
+        workers: Processes; the result does not depend on their number.
+
+    Returns:
+        "present" when the set is there already, else "built".
 
     Raises:
-        ConfigError: a budget that holds no question with a distractor. DataError: too few pictures or questions.
-        LockedError: another build works in the folder.
+        ConfigError: A budget does not hold a question with a distractor.
+        DataError: Too few pictures or questions.
+        LockedError: Another build works in the folder.
     """
     if not (options.train or options.val):
         raise ConfigError("nothing to build", expected="--train or --val above 0")
@@ -90,7 +101,7 @@ def build_long_vqa(
 
 
 def _mark(folder: Path, options: LongVqaOptions) -> None:
-    """Tell the benchmark of the one length how many questions of each set the folder holds."""
+    """Write how many questions of each set the folder has, for the benchmark of its one length."""
     names = [budget.name for budget in options.budgets]
     if not options.val or len(names) > 1 or names[0] not in LENGTHS:
         return
@@ -111,12 +122,12 @@ class LongVqa:
     data: VqaSet
 
     def described(self) -> dict[str, Any]:
-        """Return all that the bytes of the set follow from, for its manifest."""
+        """Return everything that decides the bytes of the set, for its manifest."""
         made_of = {key: [source.sha256, self.data.turns[key]] for key, source in sorted(self.data.sources.items())}
         return {"kind": "long-vqa", "options": asdict(self.options), **described_ruler(self.ruler), "made_of": made_of}
 
     def shards(self, size: int) -> list[SetShard]:
-        """Return work in pieces of `size` records of one budget."""
+        """Return the work in shards of `size` records of one budget."""
         counts: dict[Split, int] = {"train": self.options.train, "val": self.options.val}
         return [
             SetShard(split, budget.name, start, min(start + size, count))
@@ -144,7 +155,7 @@ class LongVqa:
         return f".vlm-manifest-{self.options.task}.json"
 
     def extras(self) -> dict[str, Any]:
-        """Return more JSON files of the set."""
+        """Return further JSON files of the set, as name -> content."""
         listed = [
             {"file": s.name, "sha256": s.sha256, "pixels": key, "licence": s.license, "split": s.split}
             for key, s in sorted(self.data.sources.items())
@@ -152,7 +163,7 @@ class LongVqa:
         return {f"sources-{self.options.task}.json": {"sources": listed, "records_not_used": self.data.unused}}
 
     def sample(self, split: Split, name: str, i: int) -> tuple[dict[str, Any], dict[str, Any], list[Picture]]:
-        """Return a Long-VQA record, where its parts came from, and its pictures (not drawn yet)."""
+        """Return a Long-VQA record, the origin of its parts, and its pictures, which are not drawn yet."""
         options = self.options
         where = f"{options.task}/{name}/{split}/{i}"
         rng = random.Random(f"long-vqa/{options.seed}/{where}")
@@ -168,7 +179,7 @@ class LongVqa:
         keys = [k for k in self.data.keys(split) if k != key]
         pages = document.choose(rng, keys, tokens, paste=options.paste, repeat=options.repeat_images)
         document.arrange(rng, pages, depth)
-        while document.measure([]).total > tokens and len(pages) > 2:  # labels cost more in place than alone
+        while document.measure([]).total > tokens and len(pages) > 2:  # labels cost more in the document than alone
             document.arrange(rng, pages := pages[:-1], depth)
         seed = rng.random()
 

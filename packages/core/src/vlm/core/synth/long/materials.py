@@ -1,4 +1,4 @@
-"""Where the parts of a long document come from: images and prose of named folders, or of installed packages.
+"""The sources of long documents: images and prose of named folders, or of installed packages.
 
 Every source has a SHA-256, a license where one is known, and a split that follows from its content alone: the pixels of
 an image, the bytes of a text. So no image is in both splits, whatever its name or file format, and adding a source
@@ -23,7 +23,7 @@ Split = Literal["train", "val"]
 SUFFIXES = IMAGE_SUFFIXES | {".gif", ".tif", ".tiff"}
 TEXTS = {".txt", ".md", ".rst", ".py"}
 SMALLEST = 96
-"""Pixels of the shorter side below which an image is no source: a piece of it would show nothing."""
+"""Least length of the shorter side of an image in pixels: a piece of a smaller one would show nothing."""
 
 PACKAGES: dict[str, tuple[str, str]] = {
     "scikit-image": (r"skimage/data/(?!motorcycle_right).*", r"skimage/(?!.*tests/).*\.py"),
@@ -33,11 +33,11 @@ PACKAGES: dict[str, tuple[str, str]] = {
     "scipy": (r"-", r"scipy/(?!.*tests/).*\.py"),
 }
 """Package -> patterns of its images and of its texts, used when no folder is named; what is not installed is left out.
-Texts are the prose in their documentation strings. Of the stereo pair only one picture is used, lest both splits show
-its scene."""
+Texts are the prose in their documentation strings. Of the stereo pair only one picture is used, so that its scene
+is in one split only."""
 
 RESERVED = re.compile(r"(?:little|the) penguin|<image>|<video>|<\||</?(?:img|s)>", re.IGNORECASE)
-"""What no source text may hold: the subject of the needles, and marks that would become images or special tokens."""
+"""Forbidden in source texts: the subject of the needles, and marks that would become images or special tokens."""
 
 LISTED = re.compile(r"---|\.\. | : |::|>>>")
 """Underlines, directives, parameter lists and code that were joined into one line."""
@@ -45,8 +45,11 @@ LISTED = re.compile(r"---|\.\. | : |::|>>>")
 
 @dataclass(frozen=True)
 class Material:
-    """A file: `name` as a person would find it. `content` is a hash of what it shows or says, which decides the split;
-    `size`: pixels, of images only."""
+    """A source file.
+
+    `name` is for people. `content` is a hash of what it shows or says, which decides the split. `size` in pixels is for
+    images only, `paragraphs` for texts only.
+    """
 
     name: str
     path: Path
@@ -65,19 +68,19 @@ class Material:
 
 @dataclass(frozen=True)
 class Materials:
-    """What was found, in the order of content hashes, and what was not used with the reason."""
+    """The sources found, in the order of content hashes, and the files that were skipped with the reason."""
 
     images: tuple[Material, ...]
     texts: tuple[Material, ...]
     skipped: tuple[tuple[str, str], ...] = ()
 
     def of(self, split: Split) -> "Materials":
-        """Return those of one split."""
+        """Return the sources of one split."""
         images, texts = (tuple(s for s in kind if s.split == split) for kind in (self.images, self.texts))
         return Materials(images, texts)
 
     def described(self) -> dict[str, object]:
-        """Return for the manifest."""
+        """Return the sources for the manifest."""
         listed = [
             {
                 "kind": kind,
@@ -94,10 +97,15 @@ class Materials:
 
 
 def find_sources(images: Sequence[Path], texts: Sequence[Path], *, val_share: float) -> Materials:
-    """Return images and prose below the named folders (or files); without any, those of installed packages.
+    """Find images and prose below the named folders (or files); without any, those of installed packages.
+
+    Args:
+        images: Folders or files of pictures.
+        texts: Folders or files of prose.
+        val_share: Share of the sources in the validation split.
 
     Raises:
-        DataError: a folder is missing, or nothing usable was found in it.
+        DataError: A folder is missing, or has nothing usable.
     """
     pictures = find_images(images, val_share=val_share)
     skipped: list[tuple[str, str]] = []
@@ -108,7 +116,7 @@ def find_sources(images: Sequence[Path], texts: Sequence[Path], *, val_share: fl
 
 
 def _without_repeats(texts: Iterable[Material]) -> Iterator[Material]:
-    """Yield each paragraph once: documentation repeats itself, and so would the haystack."""
+    """Yield texts with each paragraph only once: documentation repeats itself, and so would the haystack."""
     seen: set[tuple[str, ...]] = set()
     for text in texts:
         new = tuple(p for p in dict.fromkeys(text.paragraphs) if p not in seen)
@@ -118,7 +126,7 @@ def _without_repeats(texts: Iterable[Material]) -> Iterator[Material]:
 
 
 def find_images(folders: Sequence[Path], *, val_share: float, smallest: int = SMALLEST) -> Materials:
-    """Return the images alone, as `find_sources` finds them; `smallest`: pixels that the shorter side must have."""
+    """Find the images as `find_sources` does; `smallest` is the least length of the shorter side in pixels."""
     skipped: list[tuple[str, str]] = []
 
     def read(path: Path, name: str, license: str | None, share: float) -> tuple[str, Material] | str:
@@ -145,13 +153,16 @@ def split_of(content: str, val_share: float) -> Split:
 
 
 def pixels_hash(path: Path) -> tuple[str, tuple[int, int]]:
-    """Return SHA-256 of the decoded RGB pixels, the same for every lossless file of a picture; and its (width, height)."""
+    """Return the SHA-256 of the decoded RGB pixels, and (width, height).
+
+    All lossless files of a picture have the same hash.
+    """
     picture = load_image(path)
     return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest(), picture.size
 
 
 def license_of(path: Path) -> str | None:
-    """Return the catalogue's word on a file below an entry's folder, else the first line of a LICENSE file near it."""
+    """Return the license of a file: of its catalogue entry, else the first line of a LICENSE file near it."""
     return _folder_license(path.parent)
 
 
@@ -169,7 +180,7 @@ def _folder_license(below: Path) -> str | None:
 
 
 def paragraphs_of(text: str) -> tuple[tuple[str, ...], ...]:
-    """Return paragraphs of prose as sentences; headings, lists, code and tables are left out. Source: ours."""
+    """Return paragraphs of prose as sentences; headings, lists, code and tables are left out (ours)."""
     found = []
     for block in re.split(r"\n\s*\n", text):
         words = re.sub(r":[a-z:]+:(?=`)|`| ?<[\w.-]+>(?=`)", "", " ".join(block.split()))

@@ -1,4 +1,4 @@
-"""One Long-MR document: its exact measure, its record in MM-NIAH's schema, and where its parts came from."""
+"""One Long-MR document: its exact length, its record in MM-NIAH's schema, and the origin of its parts."""
 
 import json
 from itertools import accumulate
@@ -15,7 +15,7 @@ LETTER = "\nAnswer with the option's letter from the given choices directly."
 
 
 class MrDocument:
-    """An arranged document with its exact measure."""
+    """An arranged document with its exact length."""
 
     def __init__(self, ruler: Ruler, hidden: Hidden, units: list[Unit], asked: list[Picture]):
         self.hidden, self.units, self.asked = hidden, units, asked
@@ -46,7 +46,7 @@ class MrDocument:
         }
 
     def record(self, i: int, budget: int) -> dict[str, Any]:
-        """Return the published schema; `budget`, `needle_tokens` and `needle_boxes` in `meta` are ours."""
+        """Return the published record; `budget`, `needle_tokens` and `needle_boxes` in `meta` are ours."""
         exact = self._ruler.measure(*self._asked, texts=self.texts)
         ends = list(accumulate(unit.cost for unit in self.units))
         depths, needles, tokens, boxes = [], [], [], {}
@@ -73,7 +73,10 @@ class MrDocument:
         return self._record(i, meta)
 
     def parts(self) -> list[dict[str, Any]]:
-        """Return in document order: each run of text of one source, each picture, each needle; then those of the question."""
+        """Return the origin of each part, in document order.
+
+        A part is a run of text of one source, a picture or a needle; the pictures of the question follow.
+        """
         parts: list[dict[str, Any]] = []
         at, spans = 0, iter(self.measured.images)
         for unit in self.units:
@@ -99,7 +102,7 @@ def _about(picture: Picture) -> dict[str, Any]:
 
 
 def prompt(record: dict[str, Any]) -> tuple[str, str]:
-    """Return (question as the published evaluators ask it, answer as the model should write it) of an MM-NIAH record."""
+    """Return (question, answer) of an MM-NIAH record, worded as the published evaluators ask and expect them."""
     meta, question = record["meta"], record["question"]
     options = meta["choices"] or ["<image>"] * len(meta["choices_image_path"] or [])
     if options:
@@ -111,7 +114,7 @@ def prompt(record: dict[str, Any]) -> tuple[str, str]:
 
 
 def conversation(record: dict[str, Any], record_id: str) -> dict[str, Any]:
-    """Return an MM-NIAH record as a training record, worded as the benchmark will ask."""
+    """Return an MM-NIAH record as a training record, worded as the benchmark asks."""
     question, answer = prompt(record)
     images = record["images_list"] + (record["meta"]["choices_image_path"] or [])
     turns = [{"from": "human", "value": record["context"] + question}, {"from": "gpt", "value": answer}]

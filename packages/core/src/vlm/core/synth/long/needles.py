@@ -1,6 +1,6 @@
 """The six tasks of MM-NIAH: what is hidden in a document, at which depths, and what is asked about it.
 
-Construction ours, after the published description of the tasks (MM-NIAH); V2PE's own scripts are not published.
+The construction is ours, after the published description of the tasks (MM-NIAH); V2PE's scripts are not published.
 """
 
 import random
@@ -25,8 +25,11 @@ GRAY = (128, 128, 128)
 
 @dataclass(frozen=True)
 class Hidden:
-    """Units to hide with their depths, the question, and its answer: a string, an option's index, or None, which
-    stands for the number of needles in each picture of the document. `exclude`: sources that the rest must not show."""
+    """Units to hide with their depths, the question, and its answer.
+
+    The answer is a string, an option's index, or None, which stands for the number of needles in each picture of the
+    document. `exclude`: sources that the rest of the document must not show.
+    """
 
     units: list[tuple[float, Unit]]
     question: str
@@ -39,7 +42,7 @@ class Hidden:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a task may use: `name` begins the names of its pictures, `room` is for pictures, in tokens."""
+    """The inputs of a task: `name` begins the names of its pictures, `room` is for pictures, in tokens."""
 
     rng: random.Random
     pool: Pool
@@ -49,15 +52,15 @@ class Setting:
     number: int
 
     def text(self, sentence: str) -> Unit:
-        """Return a sentence to hide."""
+        """Return a sentence as a unit to hide."""
         return Unit(f"{sentence} ", self.pool.ruler.tokens(f"{sentence} "), part={"needle": sentence})
 
     def left(self, asked: list[Picture]) -> int:
-        """Return room for the document's pictures beside those of the question."""
+        """Return the room for the document's pictures beside those of the question, in tokens."""
         return self.room - sum(self.pool.ruler.image_cost(picture.size) for picture in asked)
 
     def picture(self, picture: Picture, **part: Any) -> Unit:
-        """Return a picture with a needle in it to hide."""
+        """Return a picture with a needle in it as a unit to hide."""
         return Unit("", self.pool.ruler.image_cost(picture.size) + 1, picture, {"needle": picture.name, **part})
 
 
@@ -68,14 +71,14 @@ def depths(rng: random.Random, mean: float, n: int) -> list[float]:
 
 
 def retrieval_text(at: Setting) -> Hidden:
-    """Return one sentence says what was hidden in a place."""
+    """Hide one sentence that says what was put in a place."""
     room, thing = at.rng.choice(ROOMS), at.rng.choice(THINGS)
     unit = at.text(f"The little penguin hid a {thing} in the {room}.")
     return Hidden([(at.depth, unit)], f"What did the little penguin hide in the {room}?", thing)
 
 
 def counting_text(at: Setting) -> Hidden:
-    """Return one to three sentences each give a number, to be listed in order."""
+    """Hide one to three sentences that each give a number, to be listed in order."""
     counts = [at.rng.randint(1, 4) for _ in range(at.rng.randint(1, 3))]
     # equal sentences would be one needle
     nights = at.rng.sample(("first", "second", "third", "fourth", "fifth"), len(counts))
@@ -89,7 +92,7 @@ def counting_text(at: Setting) -> Hidden:
 
 
 def reasoning_text(at: Setting) -> Hidden:
-    """Return two or three sentences compare neighbors in a chain; who is first?"""
+    """Hide two or three sentences that compare neighbors in a chain, and ask who is first."""
     chain = at.rng.sample(NAMES, at.rng.randint(3, 4))
     more, most = at.rng.choice(RELATIONS)
     sentences = [f"{a} the penguin is {more} than {b}." for a, b in pairwise(chain)]
@@ -101,7 +104,7 @@ def reasoning_text(at: Setting) -> Hidden:
 
 
 def retrieval_image(at: Setting) -> Hidden:
-    """Return one of four pictures is pasted into a picture of the document."""
+    """Paste one of four pictures into a picture of the document."""
     sources = at.pool.needle_sources(at.rng, 4, "retrieval-image")
     options = [needle(source, at.rng, f"{at.name}-option{k}.jpg") for k, source in enumerate(sources)]
     answer = at.rng.randrange(4)
@@ -113,7 +116,7 @@ def retrieval_image(at: Setting) -> Hidden:
 
 
 def counting_image(at: Setting) -> Hidden:
-    """Return a picture is pasted once or twice into one to three pictures of the document."""
+    """Paste a picture once or twice into one to three pictures of the document."""
     (source,) = at.pool.needle_sources(at.rng, 1, "counting-image")
     wanted = needle(source, at.rng, f"{at.name}-needle.jpg")
     exclude = frozenset((source.content,))
@@ -133,7 +136,7 @@ def counting_image(at: Setting) -> Hidden:
 
 
 def reasoning_image(at: Setting) -> Hidden:
-    """Return in turn: which piece completes a picture, and where the camera went between two pictures."""
+    """Ask, in turn, which piece completes a picture, and where the camera moved between two pictures."""
     return _jigsaw(at) if at.number % 2 == 0 else _camera(at)
 
 
@@ -190,7 +193,7 @@ def _camera(at: Setting) -> Hidden:
 
 
 def _window(source: Material, rng: random.Random, part: float) -> tuple[int, int, int, int]:
-    """Return a random square window, its side `part` of the shorter side of the source."""
+    """Return a random square window; its side is `part` of the shorter side of the source."""
     side = int(min(source.size) * part)
     left, top = rng.randint(0, source.size[0] - side), rng.randint(0, source.size[1] - side)
     return left, top, left + side, top + side

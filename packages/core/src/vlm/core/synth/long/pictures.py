@@ -22,7 +22,7 @@ NEEDLE = 224
 """Side of a needle picture in pixels."""
 
 PASTED = 0.32
-"""Side of a pasted needle, as a part of the shorter side of the picture that it is pasted into."""
+"""Side of a pasted needle, as a share of the shorter side of the picture that it is pasted into."""
 
 ASPECTS = ((1, 1), (1, 1), (4, 3), (3, 4), (3, 2), (2, 3))
 FONTS = ("DejaVuSans.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf", "STIXGeneral.ttf")
@@ -31,7 +31,7 @@ load = lru_cache(maxsize=16)(load_image)
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to be drawn: `name` below the images folder, (width, height), who it is made of.
+    """A picture to be drawn: its `name` below the images folder, (width, height), and its sources.
 
     `boxes`: (left, top, right, bottom) of what is hidden in it; `part`: more for the manifest; `copied`: the file of
     the source is taken as it is, byte for byte.
@@ -46,7 +46,7 @@ class Picture:
     copied: bool = False
 
     def save(self, folder: Path) -> None:
-        """Write it below `folder` unless it is there; the same bytes whoever writes."""
+        """Write the picture below `folder` unless it is there; any process writes the same bytes."""
         if (folder / self.name).exists():
             return
         if self.copied:
@@ -62,14 +62,14 @@ class Picture:
 
 
 def whole(source: Material) -> Picture:
-    """Return a source as it is, at most LONGEST pixels."""
+    """Return a source as it is, at most LONGEST pixels on the longer side."""
     scale = min(1.0, LONGEST / max(source.size))
     size = (round(source.size[0] * scale), round(source.size[1] * scale))
     return Picture(f"pool/{source.key}-0.jpg", size, (source,), lambda: load(source.path).resize(size))
 
 
 def original(source: Material) -> Picture:
-    """Return the very file of a source."""
+    """Return the unchanged file of a source."""
     name = f"{source.key}{source.path.suffix.lower()}"
     return Picture(name, source.size, (source,), lambda: load(source.path), copied=True)
 
@@ -93,7 +93,7 @@ def view(source: Material, k: int, seed: int) -> Picture:
 
 
 def square(source: Material) -> Picture:
-    """Return the middle square of a source, 448x448: what costs least."""
+    """Return the middle square of a source, 448x448: the cheapest picture."""
     side = min(source.size)
     left, top = (source.size[0] - side) // 2, (source.size[1] - side) // 2
     box = (left, top, left + side, top + side)
@@ -103,7 +103,7 @@ def square(source: Material) -> Picture:
 
 
 def needle(source: Material, rng: random.Random, name: str) -> Picture:
-    """Return the window of a source with most detail out of twelve, as a square of NEEDLE pixels."""
+    """Return the window with most detail out of twelve, as a square of NEEDLE pixels."""
     picture = load(source.path)
     side = max(64, int(min(source.size) * rng.uniform(0.35, 0.5)))
     corners = [(rng.randint(0, source.size[0] - side), rng.randint(0, source.size[1] - side)) for _ in range(12)]
@@ -145,7 +145,7 @@ def paste(base: Picture, needles: Sequence[tuple[Picture, Box]], name: str) -> P
 
 
 def page(source: Material, k: int) -> Picture:
-    """Return a page of the prose of a text, in a font that travels with matplotlib; a function of (content, k)."""
+    """Return a page of prose in a font that matplotlib ships; a function of (content, k)."""
     rng = random.Random(f"page/{source.content}/{k}")
     size = rng.choice(((448, 448), (448, 672), (672, 448)))
     points, start = rng.randint(15, 20), rng.randrange(len(source.paragraphs))
@@ -204,7 +204,7 @@ def _grid(n: int) -> tuple[int, int]:
 
 @lru_cache
 def font(name: str, points: int) -> ImageFont.FreeTypeFont:
-    """Return a font that matplotlib ships, at that size in pixels."""
+    """Load a font that matplotlib ships, at that size in pixels."""
     import matplotlib
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name

@@ -55,9 +55,9 @@ class Ruler:
     def _encoder(self) -> "_Encoder":
         tokenizer = _loaded(self.tokenizer)
         ids = [tokenizer.token_id(name) for name in self.names]
-        if lacking := [name for name, i in zip(self.names, ids, strict=True) if name and i is None]:
+        if absent := [name for name, i in zip(self.names, ids, strict=True) if name and i is None]:
             raise ConfigError(
-                f"the tokenizer in {self.tokenizer} has no {', '.join(lacking)}", fix="name the model's own tokenizer"
+                f"the tokenizer in {self.tokenizer} has no {', '.join(absent)}", fix="name the model's own tokenizer"
             )
         tokens = ImageTokenIds(ids[0], -1, ids[1])
         return _Encoder(tokenizer, self.template, self.image_rule, self.tokens_per_tile, tokens, self.system)

@@ -1,7 +1,7 @@
-"""A set in shards: parallel, resumable, and the same files whatever the number of workers or interruptions.
+"""A set built in shards: parallel, resumable, and the same files whatever the number of workers or interruptions.
 
-Work waits in `FOLDER/.partial/build`: `tree/` holds pictures, `shards/` the lines of each finished shard with a marker
-written last. At the end the lines are joined, everything moves into place, and the manifest is written.
+Work waits in `FOLDER/.partial/build`: `tree/` has the pictures, `shards/` the lines of each finished shard with a
+marker written last. At the end the lines are joined, everything moves to its final name, and the manifest is written.
 """
 
 import json
@@ -36,10 +36,10 @@ from vlm.core.synth.long.pictures import Picture
 from vlm.core.synth.long.record_cost import Ruler
 
 CONSTRUCTION = 1
-"""Version of how documents are made: a higher number builds existing sets anew."""
+"""Version of how documents are made: after a higher number, existing sets are built again."""
 
 SHARD = 8
-"""Records in a shard: what a kill can cost."""
+"""Records in a shard: at most so many are lost by a kill."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +58,23 @@ class SetShard:
 
 
 class ShardedBuild(Protocol):
-    """What is to be built; picklable, and each shard a function of the job alone. `manifest`: name of its manifest."""
+    """A set to build; picklable, and each shard is a function of it alone."""
 
     @property
-    def manifest(self) -> str: ...
+    def manifest(self) -> str:
+        """Name of the manifest of the set."""
 
-    def described(self) -> dict[str, Any]: ...
+    def described(self) -> dict[str, Any]:
+        """Return everything that decides the bytes of the set, for its manifest."""
 
-    def shards(self, size: int) -> list[SetShard]: ...
+    def shards(self, size: int) -> list[SetShard]:
+        """Return the work in shards of `size` records."""
 
-    def rows(self, shard: SetShard) -> Iterator[tuple[dict[str, Any], list[Picture], Path]]: ...
+    def rows(self, shard: SetShard) -> Iterator[tuple[dict[str, Any], list[Picture], Path]]:
+        """Yield (line of each file, pictures, their folder) for each record of a shard."""
 
-    def extras(self) -> dict[str, Any]: ...
+    def extras(self) -> dict[str, Any]:
+        """Return further JSON files of the set, as name -> content."""
 
 
 def described_ruler(ruler: Ruler) -> dict[str, Any]:
@@ -86,7 +91,21 @@ def described_ruler(ruler: Ruler) -> dict[str, Any]:
 
 
 def build_shards(folder: Path, job: ShardedBuild, *, workers: int, purpose: str) -> str:
-    """Build every shard that is missing and install the set in `folder`; `present` when it is there, else `built`."""
+    """Build every shard that is missing and install the set in `folder`.
+
+    Args:
+        folder: The target.
+        job: The set to build.
+        workers: Processes.
+        purpose: The command, for the message that another process shows.
+
+    Returns:
+        "present" when the set is there already, else "built".
+
+    Raises:
+        DataError: The folder cannot be made, or a worker process died.
+        LockedError: Another build works in the folder.
+    """
     described = json.loads(json.dumps(job.described()))
     with disk_errors(folder):
         try:
@@ -132,7 +151,7 @@ def _results(job: ShardedBuild, missing: list[SetShard], work: Path, workers: in
                 yield future.result()
         except BrokenProcessPool as error:
             raise DataError(
-                "a worker died", fix="run the command again: it goes on; fewer --workers need less"
+                "a worker died", fix="rerun the same command: it resumes; fewer --workers need less memory"
             ) from error
         except VlmError:
             pool.shutdown(cancel_futures=True)
@@ -143,7 +162,7 @@ _job: tuple[ShardedBuild, Path]
 
 
 def _start(job: ShardedBuild, work: Path) -> None:
-    global _job  # of a worker process alone: the sources travel to it once, not with every shard
+    global _job  # of a worker process alone: the sources are sent to it once, not with every shard
     _job = (job, work)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -179,7 +198,7 @@ def _build(job: ShardedBuild, shard: SetShard, work: Path) -> None:
 
 
 def _missing(shards: list[SetShard], work: Path, folder: Path) -> list[SetShard]:
-    """Return shards to build; staged pictures that no finished shard vouches for are removed, whole or not."""
+    """Return the shards to build, and remove staged pictures that belong to no finished shard."""
     markers = {shard: _marker(work, folder, shard) for shard in shards}
     kept = {work / "tree" / name for marker in markers.values() if marker for name in marker["files"]}
     for path in (work / "tree").rglob("*"):
@@ -189,7 +208,10 @@ def _missing(shards: list[SetShard], work: Path, folder: Path) -> list[SetShard]
 
 
 def _marker(work: Path, folder: Path, shard: SetShard) -> dict[str, Any] | None:
-    """Return the marker of a finished shard whose files are all there: staged, or moved into place by a build killed late."""
+    """Return the marker of a finished shard whose files are all there; None for other shards.
+
+    The files are staged, or have been moved to their final names by a build that was killed late.
+    """
     target = work / "shards" / shard.key
     marker = read_if_whole(target / "done.json")
     if marker is None:
@@ -207,7 +229,7 @@ def _where(work: Path, folder: Path, name: str) -> Path:
 
 
 def _join(job: ShardedBuild, shards: list[SetShard], work: Path, folder: Path) -> list[tuple[Path, str]]:
-    """Join the lines of the shards in their order; returns every file of the set as (where it is, its name)."""
+    """Join the lines of the shards in their order; return every file of the set as (path on disk, its name)."""
     names: set[str] = set()
     joined = work / "joined"
     shutil.rmtree(joined, ignore_errors=True)

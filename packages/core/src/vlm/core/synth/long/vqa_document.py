@@ -13,10 +13,10 @@ from vlm.core.synth.long.vqa_set import Turn, VqaSet
 from vlm.core.synth.sentences import SENTENCES
 
 CELL = 448
-"""Pixels of the side of a cell on a page of several pictures."""
+"""Side of a cell on a page of several pictures, in pixels."""
 
 AHEAD = 40
-"""Pictures looked at for one that fits as it is, before one is put on a page of its own to make it smaller."""
+"""Pictures tried for one that fits as it is, before one is put on a page alone to make it smaller."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Page:
 
 @dataclass
 class VqaDocument:
-    """Built in this order: `choose` the pages, `arrange` them, `measure` with notes, then `record` and `parts`.
+    """A Long-VQA record. Call `choose` for the pages, `arrange`, `measure` with notes, then `record` and `parts`.
 
     `key` and `turn` are the picture asked about and its question with the answer; `name` begins the names of pages.
     """
@@ -46,10 +46,18 @@ class VqaDocument:
     pictures: list[Picture] = field(default_factory=list)
 
     def choose(self, rng: random.Random, keys: Sequence[str], tokens: int, *, paste: int, repeat: bool) -> list[Page]:
-        """Return pages for a record of `tokens`, that with the asked picture first; other pictures are drawn from `keys`.
+        """Return the pages of a record, the one with the asked picture first.
+
+        Args:
+            rng: Draws the other pictures.
+            keys: Contents of the other pictures.
+            tokens: Length of the record.
+            paste: Most pictures on one page.
+            repeat: Whether a picture may come again when all were used.
 
         Raises:
-            ConfigError: the asked picture and one more do not fit. DataError: all pictures together are too few.
+            ConfigError: The asked picture and one more do not fit.
+            DataError: All pictures together are too few.
         """
         room = tokens - self.ruler.measure(self._question(1), [], self.turn[1]).total
         pages: list[Page] = []
@@ -97,7 +105,7 @@ class VqaDocument:
         return sum(map(self.ruler.tokens, _label(500, 500, n).split("<image>")))
 
     def arrange(self, rng: random.Random, pages: list[Page], depth: float) -> None:
-        """Put the page with the asked picture where about `depth` of the tokens lie before it, and draw all pages."""
+        """Put the page with the asked picture at about `depth` of the tokens, and draw all pages."""
         asked, others = pages[0], pages[1:]
         rng.shuffle(others)
         if len(asked.keys) > 1:
@@ -120,7 +128,7 @@ class VqaDocument:
                 self.pictures.append(together(list(zip(members, labels, strict=True)), CELL, name))
 
     def _first(self, k: int) -> int:
-        """Return number of the first picture of page `k`."""
+        """Return the number of the first picture of page `k`."""
         return self.firsts[k]
 
     def _number(self, key: str) -> int:
@@ -128,8 +136,10 @@ class VqaDocument:
         return self._first(page) + self.pages[page].keys.index(key)
 
     def notes(self, rng: random.Random, target: int) -> list[str]:
-        """Return lines of `target` tokens: other questions of the set with their answers, then everyday sentences, the last
-        of them cut at a word."""
+        """Return lines of `target` tokens in all, to fill the record.
+
+        They are other questions of the set with their answers, then everyday sentences, the last of them cut at a word.
+        """
         lines: list[str] = []
         known = [
             f"Note on Image {self._first(k) + j}: {question} {answer}\n"
@@ -163,12 +173,12 @@ class VqaDocument:
         return "".join([*labels, *notes]) + self._question(self._number(self.key))
 
     def measure(self, notes: Sequence[str], texts: Sequence[str] = ()) -> Measured:
-        """Return the record as the model will see it."""
+        """Count the record as the model will see it."""
         sizes = [picture.size for picture in self.pictures]
         return self.ruler.measure(self._human(notes), sizes, self.turn[1], texts)
 
     def record(self, record_id: str, notes: Sequence[str], budget: int) -> dict[str, Any]:
-        """Return the published schema; `metadata` holds more than its `context_length`."""
+        """Return the record in the published schema; `metadata` has more than its `context_length`."""
         human = self._human(notes)
         measured = self.measure(notes, [self._question(self._number(self.key))])
         at = next(k for k, page in enumerate(self.pages) if self.key in page.keys)
@@ -210,7 +220,7 @@ class VqaDocument:
 
 
 def _label(page: int, first: int, n: int) -> str:
-    """Return how an image is announced: `n` is 0 for a picture as it is, else the number of pictures on a page."""
+    """Return the text before an image: `n` is 0 for a picture as it is, else the pictures on its page."""
     if n == 0:
         return f"Image {first}: <image>\n"
     return f"Page {page} with Image {first}{f' to Image {first + n - 1}' if n > 1 else ''}: <image>\n"

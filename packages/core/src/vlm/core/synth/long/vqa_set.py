@@ -15,14 +15,14 @@ Turn = tuple[str, str]
 
 @dataclass(frozen=True)
 class VqaSet:
-    """Pictures by content and the turns asked about each; `unused` counts records that were left out, by reason."""
+    """Pictures by content and the turns asked about each; `unused` counts the records left out, by reason."""
 
     sources: dict[str, Material]
     turns: dict[str, tuple[Turn, ...]]
     unused: dict[str, int]
 
     def keys(self, split: Split) -> list[str]:
-        """Return contents of the pictures of a split, in a fixed order."""
+        """Return the contents of the pictures of a split, in a fixed order."""
         return [key for key, source in sorted(self.sources.items()) if source.split == split]
 
     def questions(self, split: Split) -> list[tuple[str, Turn]]:
@@ -31,14 +31,17 @@ class VqaSet:
 
 
 def read_vqa(files: Sequence[Path], *, root: Path | None, val_share: float, more: Sequence[Material] = ()) -> VqaSet:
-    """Return the records with one image each of JSONL files in the published schema; every turn is a question of its own.
+    """Read the records with one image each of JSONL files in the published schema; every turn becomes a question.
 
     Args:
-        root: folder that image paths are relative to; by default that of each file.
-        more: pictures without questions, to be distractors only.
+        files: The JSONL files.
+        root: Folder that image paths are relative to; by default that of each file.
+        val_share: Share of the pictures in the validation split.
+        more: Pictures without questions, as distractors only.
 
     Raises:
-        DataError: a malformed record, or none that can be used. MediaError: a picture cannot be decoded.
+        DataError: A record is malformed, or none can be used.
+        MediaError: A picture cannot be decoded.
     """
     sources: dict[str, Material] = {}
     turns: dict[str, list[Turn]] = {}

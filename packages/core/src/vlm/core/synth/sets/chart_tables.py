@@ -1,4 +1,4 @@
-"""Numbers worth drawing from the vega-datasets tables: shares and comparisons for bars and pies, series for lines."""
+"""Numbers from the vega-datasets tables: shares and comparisons for bars and pies, series for lines."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ class Numbers:
 
 
 def comparisons(folder: Path) -> list[Numbers]:
-    """Return 2 to 6 labeled, positive values each, for bars and (where `share`) pies."""
+    """Return tables of 2 to 6 labeled, positive values, for bars and (where `share`) pies."""
     found: list[Numbers] = []
 
     def add(title: str, groups: dict[str, list[float]], fold: Callable[[list[float]], float], share: bool) -> None:
@@ -66,7 +66,7 @@ def comparisons(folder: Path) -> list[Numbers]:
 
 
 def series(folder: Path) -> list[Numbers]:
-    """Return at least 6 values in time order each, for lines."""
+    """Return tables of at least 6 values in time order, for lines."""
     found: list[Numbers] = []
 
     def add(title: str, rows: list[Row], label: Callable[[Row], str], value: str) -> None:

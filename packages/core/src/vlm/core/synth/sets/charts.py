@@ -34,7 +34,11 @@ CLEAR = 0.05
 
 
 def organize_charts(sources: dict[str, Path], out: Path, options: "OrganizeOptions") -> None:
-    """Write images/000.png … (336x336), train.jsonl and test.jsonl; one record a chart, all its questions as turns."""
+    """Write images/000.png … (336x336), train.jsonl and test.jsonl; one record a chart, all its questions as turns.
+
+    Raises:
+        DataError: The tables give too few charts.
+    """
     import matplotlib.style
 
     rng = random.Random(f"charts/{options.seed}")

@@ -14,14 +14,18 @@ if TYPE_CHECKING:
     from vlm.core.organize.organize_set import OrganizeOptions
 
 TRAIN = 1437
-"""Training digits; the rest are test. In file order, so that nearly no writer is in both splits."""
+"""Training digits; the rest are test. The split is in file order, so that almost no writer is in both."""
 
 SIDE = 64
 QUESTION = "Which digit is this?"
 
 
 def organize_digits(sources: dict[str, Path], out: Path, options: "OrganizeOptions") -> None:
-    """Write images/0000.png … (dark ink on white, bicubic from 8x8), train.jsonl and test.jsonl."""
+    """Write images/0000.png … (dark ink on white, bicubic from 8x8), train.jsonl and test.jsonl.
+
+    Raises:
+        DataError: The table does not have 64 pixels and a label in each row.
+    """
     with gzip.open(sources["scikit-learn"] / "digits.csv.gz", "rt") as f:
         table = np.loadtxt(f, delimiter=",")
     if table.ndim != 2 or table.shape[1] != 65:

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def organize_easy_vqa(sources: dict[str, Path], out: Path, options: "OrganizeOptions") -> None:
-    """Write train.jsonl: all training questions exactly once, shuffled within a picture; and captions.jsonl: of those,
-    the questions that say what the picture shows (shape and color), one record a picture.
+    """Write train.jsonl and captions.jsonl.
 
-    The last record of a picture holds what is left, so that it may be shorter. The official test split stays as it
-    is published, for the benchmark.
+    train.jsonl has all training questions exactly once, shuffled within a picture; the last record of a picture may be
+    shorter. captions.jsonl has one record a picture, with the questions that say what it shows (shape and color). The
+    official test split stays as published, for the benchmark.
     """
     questions: dict[int, list[tuple[str, str]]] = defaultdict(list)
     for question, answer, picture in json.loads((sources["easy-vqa"] / "train" / "questions.json").read_text()):

@@ -1,4 +1,4 @@
-"""Photographs, scans and drawings with questions and answers of our own (`photographs.yaml`)."""
+"""Photographs, scans and drawings with our own questions and answers (`photographs.yaml`)."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,8 +17,10 @@ QUESTIONS = Path(__file__).with_name("photographs.yaml")
 
 
 class Photograph(Strict):
-    """A picture: the entry it comes from, its file, and its turns. `haystack`: the split of a haystack that may show
-    it as a distractor; null where it shows writing."""
+    """A picture: the entry it comes from, its file, and its turns.
+
+    `haystack`: the split of a haystack that may show it as a distractor; null where it shows writing.
+    """
 
     source: str
     file: str
@@ -31,12 +33,16 @@ class _Photographs(Strict):
 
 
 def load_photographs() -> dict[str, Photograph]:
-    """Return name -> photograph, in the order of the file."""
+    """Load the table as name -> photograph, in the order of the file."""
     return parse(load_yaml(QUESTIONS), _Photographs, where=str(QUESTIONS)).photographs
 
 
 def organize_photographs(sources: dict[str, Path], out: Path, options: "OrganizeOptions") -> None:
-    """Write images/<name>.jpg (longest side at most 512 px, on white where transparent) and train.jsonl."""
+    """Write images/<name>.jpg (longest side at most 512 px, on white where transparent) and train.jsonl.
+
+    Raises:
+        DataError: A picture is missing.
+    """
     (out / "images").mkdir()
     records = []
     for name, photograph in load_photographs().items():
