@@ -1,4 +1,4 @@
-# The whole pipeline: weights -> data -> staged training -> evaluation -> report. Each rule is one `vlm` command.
+# The whole pipeline: weights -> data -> training in stages -> evaluation -> report. Each rule is one `vlm` command.
 #
 #   snakemake --profile profiles/local            the quickstart on this machine
 #   snakemake --profile slurm all                 the published systems on a cluster (slurm -> profiles/slurm)
@@ -8,11 +8,11 @@ from snakemake.utils import min_version, validate
 min_version("9.0")
 
 
-# what `make setup` builds on; used with `--sdm apptainer` alone, and then `vlm` must be inside
+# the base of `make setup`; used only with `--sdm apptainer`, and then `vlm` must be installed in it
 container: "docker://python:3.11-bookworm"
 
 
-# --configfile replaces the quickstart; a profile may give the site
+# --configfile replaces the quickstart; a profile may add the site
 if "run" not in config:
 
     configfile: "workflows/config/quickstart.yaml"
@@ -34,7 +34,7 @@ rule all:
     default_target: True
     input:
         f"{RUN}/report/index.html",
-        # also by name, so that one that was deleted is made again
+        # also by name, so that a deleted one is made again
         stages_of(*SYSTEMS),
         evaluations_of(*SYSTEMS),
     localrule: True

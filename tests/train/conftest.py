@@ -60,8 +60,8 @@ def write_jsonl(path: Path, records: list) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_home(tmp_path_factory):
-    from vlm.models.checkpoint.load import save_model
     from vlm.models.checkpoint.assemble import build
+    from vlm.models.checkpoint.load import save_model
     from vlm.models.specs import load_preset
 
     home = tmp_path_factory.mktemp("home")
@@ -228,6 +228,36 @@ def ranks(vlm):
         return children
 
     return start
+
+
+@pytest.fixture
+def cut(vlm, recipe_file, tmp_path):
+    """`cut("steps=8", ...)`: two running ranks of the tiny recipe in the run folder `cut`."""
+
+    def start(*sets: str) -> list[Child]:
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        given = [x for s in sets for x in ("--set", s)]
+        args = ("train", "-r", recipe_file, "--run", tmp_path / "cut", "--quiet", *given)
+        return [vlm(*args, env={**shared, "RANK": r, "LOCAL_RANK": r}) for r in "01"]
+
+    return start
+
+
+@pytest.fixture
+def killed(cut, tmp_path):
+    """`killed("steps=8", ...)`: both ranks killed after the first checkpoint; the stage folder that they leave."""
+    from vlm.train.run import checkpoint
+
+    def kill(*sets: str) -> Path:
+        pair, out = cut(*sets), tmp_path / "cut/train/tiny"
+        pair[0].until(lambda: checkpoint.complete(out / "checkpoints"))
+        for child in pair:
+            child.process.kill()
+            child.process.join()
+        assert not (out / "model").exists()
+        return out
+
+    return kill
 
 
 def numbers(out: Path, key: str = "loss") -> list[float]:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vlm.train.launch.launch import free_port
 from vlm.train.run import checkpoint
 
 
@@ -43,39 +42,15 @@ def test_a_rank_without_rows_adds_nothing(alone, two, numbers):
 
 
 @pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3])
-def test_two_ranks_killed_go_on_with_the_same_losses(vlm, two, recipe_file, tmp_path, curve, stage):
+def test_two_ranks_killed_continue_with_the_same_losses(killed, two, curve, stage):
     sets = (f"zero.stage={stage}", "steps=8", "save_every=2", "trainable=[projector.*,language_model.*]")
-    whole = two("whole", *sets)
-    given = [x for s in sets for x in ("--set", s)]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    pair = [
-        vlm(
-            "train",
-            "-r",
-            recipe_file,
-            "--run",
-            tmp_path / "cut",
-            "--quiet",
-            *given,
-            env={**shared, "RANK": r, "LOCAL_RANK": r},
-        )
-        for r in "01"
-    ]
-    out = tmp_path / "cut/train/tiny"
-    pair[0].until(lambda: checkpoint.complete(out / "checkpoints"))
-    for child in pair:
-        child.process.kill()
-        child.process.join()
-    assert not (out / "model").exists()
+    whole, out = two("whole", *sets), killed(*sets)
     assert two("cut", *sets) == out
     assert curve(out) == curve(whole)
 
 
-def test_a_stop_of_one_rank_saves_on_both(vlm, two, recipe_file, tmp_path, ranks, numbers):
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    args = ("train", "-r", recipe_file, "--run", tmp_path / "cut", "--quiet", "--set", "steps=200")
-    pair = [vlm(*args, env={**shared, "RANK": r, "LOCAL_RANK": r}) for r in "01"]
-    out = tmp_path / "cut/train/tiny"
+def test_a_stop_of_one_rank_saves_on_both(cut, tmp_path, numbers):
+    pair, out = cut("steps=200"), tmp_path / "cut/train/tiny"
     pair[0].until(lambda: (out / "metrics.jsonl").exists() and len(numbers(out)) > 1)
     pair[1].process.terminate()
     assert [child.wait() for child in pair] == [0, 0]

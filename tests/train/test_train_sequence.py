@@ -5,8 +5,6 @@ import torch
 from safetensors.torch import load_file
 
 from vlm.core.errors import ConfigError
-from vlm.train.launch.launch import free_port
-from vlm.train.run import checkpoint
 from vlm.train.run.loop import train
 from vlm.train.run.processes import check_mesh
 
@@ -67,19 +65,9 @@ def test_a_ring_without_rows_adds_nothing(alone, spread, same_run):
     same_run(spread("few", "zero.stage=3", *sets, n=4), alone(*sets))
 
 
-def test_a_killed_ring_goes_on_with_the_same_losses(vlm, spread, recipe_file, tmp_path, curve):
+def test_a_killed_ring_continues_with_the_same_losses(killed, spread, curve):
     sets = ("steps=8", "save_every=2", "zero.stage=2")
-    whole = spread("whole", *sets)
-    given = [x for s in ("sequence_parallel.size=2", *sets) for x in ("--set", s)]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    args = ("train", "-r", recipe_file, "--run", tmp_path / "cut", "--quiet", *given)
-    pair = [vlm(*args, env={**shared, "RANK": r, "LOCAL_RANK": r}) for r in "01"]
-    out = tmp_path / "cut/train/tiny"
-    pair[0].until(lambda: checkpoint.complete(out / "checkpoints"))
-    for child in pair:
-        child.process.kill()
-        child.process.join()
-    assert not (out / "model").exists()
+    whole, out = spread("whole", *sets), killed("sequence_parallel.size=2", *sets)
     assert spread("cut", *sets) == out
     assert curve(out) == curve(whole)
 

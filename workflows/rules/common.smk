@@ -21,11 +21,11 @@ MODELS = config["evaluate"]
 SITE = config.get("site", {})
 SYSTEMS = ["v2pe", "internvl_chat_v1_2", "convllava"]
 FLAGS = {"default": "--stride none", "shuffled": "--stride none --shuffle-images"}
-guards = ExitStack()  # held until Snakemake ends
+guards = ExitStack()  # entered by `onstart`, left when Snakemake ends
 
 
 def one_of(names):
-    """A wildcard constraint: one of these names; nothing fits an empty list."""
+    """Return a wildcard constraint: one of these names; nothing matches an empty list."""
     return "|".join(names) or "(?!)"
 
 
@@ -43,7 +43,7 @@ wildcard_constraints:
 
 
 def checkpoint_of(model):
-    """Folder of the weights that an evaluation asks: a stage of this run, or a published checkpoint."""
+    """Return the folder of the weights that are evaluated: a stage of this run, or a published checkpoint."""
     entry = MODELS[model]
     return (
         f"{RUN}/train/{entry['recipe']}/model" if "recipe" in entry else entry["model"]
@@ -51,26 +51,26 @@ def checkpoint_of(model):
 
 
 def marker_of(folder):
-    """The file whose existence means that a folder of weights is whole."""
+    """Return the file whose existence means that a folder of weights is complete."""
     trained = folder.startswith(RUN) or folder.split("/")[-1] in START
     return f"{folder}/config.json" if trained else f"{folder}/.vlm-manifest.json"
 
 
 def data_of(bench):
-    """What a benchmark needs: its miniature, a file of the configuration, or its entry of the catalogue."""
+    """Return the file that a benchmark needs: of its miniature, the configuration, or its catalogue entry."""
     if bench in config["miniatures"]:
         return f"dataset/mini/{bench}/mini.json"
     return config["benchmark_data"].get(bench) or benchmark_data(bench)
 
 
 def training_data(recipe):
-    """The files that a stage waits for: paths as they are, names by the catalogue."""
+    """Return the files that a stage waits for: paths as they are, names by the catalogue."""
     names = STAGES[recipe]["data"]
     return [name if "/" in name else ready(name) for name in names]
 
 
 def evaluations(model):
-    """The result files of one model: benchmark x variant."""
+    """Return the result files of one model: benchmark x variant."""
     return [
         f"{RUN}/eval/{model}/{bench}/{variant}/summary.json"
         for bench, variants in MODELS[model]["benchmarks"].items()
@@ -79,7 +79,7 @@ def evaluations(model):
 
 
 def stages_of(*systems):
-    """The trained models of some systems."""
+    """Return the trained models of some systems."""
     return [
         f"{RUN}/train/{recipe}/model/config.json"
         for recipe, stage in STAGES.items()
@@ -88,7 +88,7 @@ def stages_of(*systems):
 
 
 def evaluations_of(*systems):
-    """The result files of some systems."""
+    """Return the result files of some systems."""
     return [
         path
         for model, entry in MODELS.items()
@@ -98,7 +98,7 @@ def evaluations_of(*systems):
 
 
 def shards_of(wildcards):
-    """The answers of each shard; nothing where one job does it all."""
+    """Return the file that marks each shard as done; nothing where one job does it all."""
     n = config.get("shards", {}).get(
         wildcards.bench, MODELS[wildcards.model].get("shards", 1)
     )
@@ -109,13 +109,13 @@ def shards_of(wildcards):
 
 
 def gpus_of(wildcards):
-    """GPUs of an evaluation job: none to gather what shards have answered."""
+    """Return the GPUs of an evaluation job: none to gather the answers of shards."""
     gathers = "shard" not in wildcards.keys() and shards_of(wildcards)
     return 0 if gathers else MODELS[wildcards.model].get("gpus", 0)
 
 
 def asked(wildcards):
-    """Flags that every job of an evaluation shares."""
+    """Return the options that all jobs of an evaluation share."""
     model, bench = MODELS[wildcards.model], wildcards.bench
     flags = [
         FLAGS.get(wildcards.variant)

@@ -1,5 +1,5 @@
-# Fetch: one job for each folder. The manifest is written last, so that it stands for a complete download.
-# Local rules: compute nodes seldom reach the internet.
+# Fetch: one job for each folder. The manifest is written last, so its existence means a complete download.
+# Local rules, because compute nodes seldom reach the internet.
 
 
 localrules:
@@ -14,14 +14,14 @@ rule download:
         f"{RUN}/logs/download/{{kind}}-{{folder}}.log",
     benchmark:
         f"{RUN}/benchmarks/download/{{kind}}-{{folder}}.tsv"
-    retries: 2  # a local rule starts no inner Snakemake that would retry as well
+    retries: 2  # on the rule: a local rule starts no inner Snakemake that would retry as well
     params:
         entries=lambda w: downloads_of(f"{w.kind}/{w.folder}"),
     shell:
         "vlm download {params.entries} > {log} 2>&1"
 
 
-# Fails with the steps that a person has to take, until they are done.
+# Fails with the steps that a person must take, until they are done.
 rule by_hand:
     output:
         placed=touch("{kind}/{folder}/.vlm-by-hand-{entry}"),

@@ -1,5 +1,5 @@
-# One job for each model, benchmark and variant; a large benchmark is scattered over shards, whose answers are gathered
-# and scored by the same command without `--shard`.
+# One job for each model, benchmark and variant. A large benchmark is split into shards; the same command without
+# `--shard` gathers and scores their answers.
 
 
 rule evaluate_shard:
@@ -8,7 +8,7 @@ rule evaluate_shard:
         data=lambda w: data_of(w.bench),
         table=lambda w: table_of(w.bench).file,
     output:
-        # written when the shard is done; the answers themselves stay where they are, also after a failure
+        # written when the shard is done; the answers are no output, so that they stay after a failure
         done=f"{RUN}/eval/{{model}}/{{bench}}/{{variant}}/shards/{{shard}}-of-{{shards}}/timing.json",
     log:
         f"{RUN}/logs/evaluate/{{model}}-{{bench}}-{{variant}}-{{shard}}-of-{{shards}}.log",

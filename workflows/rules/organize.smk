@@ -1,4 +1,4 @@
-# From downloaded sources to training sets, haystacks, miniatures and the tokenizer.
+# From downloads to training sets, haystacks, miniatures and the tokenizer.
 
 SETS = expand("dataset/{name}/train.jsonl", name=config["organize"])
 TOKENIZER = config.get("tokenizer", {})
@@ -23,7 +23,7 @@ rule organize:
         "vlm data organize {wildcards.name} --questions-per-record {params.turns} > {log} 2>&1"
 
 
-# Published sets: unpacked, linked and converted into the published tree, as the catalogue says.
+# Published sets: unpack, link and convert them into the published tree, as the catalogue says.
 rule organize_published:
     input:
         lambda w: needs(w.entry),

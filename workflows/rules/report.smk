@@ -1,4 +1,4 @@
-# One page from everything above, and one for each system.
+# One report of everything, and one for each system.
 
 
 rule report:

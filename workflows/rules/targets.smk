@@ -1,4 +1,4 @@
-# What can be asked for by name besides `all` and `report`: one kind of work, or one system with a report of its own.
+# Targets besides `all` and `report`: one kind of work, or one system with its own report.
 
 
 localrules:
@@ -11,7 +11,7 @@ localrules:
     convllava,
 
 
-# functions, because each job reads this file again: only these targets need the whole catalogue
+# functions, because each job reads this file again, and only these targets need the whole catalogue
 rule weights:
     input:
         lambda w: {

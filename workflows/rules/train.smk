@@ -1,4 +1,4 @@
-# Start checkpoints from parts, then the stages; a stage whose start is another stage's model waits for it.
+# Assemble start checkpoints, then train the stages; a stage that starts from another stage's model waits for it.
 
 
 rule start_checkpoint:
@@ -22,7 +22,7 @@ rule start_checkpoint:
 
 
 # The folder of checkpoints is no output: Snakemake deletes the outputs of a failed job, and a stage that was stopped
-# (time limit, crash) goes on from its last checkpoint when the same command runs again.
+# (time limit, crash) resumes from its last checkpoint when its command is rerun.
 rule train_stage:
     input:
         start=lambda w: marker_of(STAGES[w.recipe]["start"].format(run=RUN)),

@@ -1,9 +1,9 @@
-"""Tables and plots of docs/results/v2pe.md from a finished run of workflows/config/mini-v2pe.yaml.
+"""Make the tables and plots of docs/results/v2pe.md from a finished run of workflows/config/mini-v2pe.yaml.
 
     python workflows/scripts/mini_v2pe.py runs/mini-v2pe docs/results
 
 Writes tables.md, by-tokens.svg and by-position.svg to the second folder. An interval is 95 %, by a bootstrap over
-documents: the seeds of an arm answer the same ones.
+documents: all seeds of an arm answer the same ones.
 """
 
 import sys
@@ -28,7 +28,7 @@ OWN = {"arange": (16.0,), "fixed": (1.0,), "random": STRIDES}
 """At 16, the tokens of an image, a stride is plain counting."""
 LENGTHS = (1, 2, 4, 8, 16)
 TRAINED = 128
-COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e")
+COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Answer:
 
 
 def digits_of(length: int) -> dict[str, set[str]]:
-    """Document -> the two digits that it hides."""
+    """Return document -> the two digits that it hides."""
     named = {}
     for split in ("train", "test"):
         for _, record in iter_jsonl(dataset() / "digits" / f"{split}.jsonl"):
@@ -57,7 +57,7 @@ def digits_of(length: int) -> dict[str, set[str]]:
 
 
 def read(run: Path) -> list[Answer]:
-    """All replies of the run."""
+    """Read all replies of the run."""
     hidden = {key: digits for length in LENGTHS for key, digits in digits_of(length).items()}
     answers = []
     for model in sorted((run / "eval").iterdir()):
@@ -71,7 +71,7 @@ def read(run: Path) -> list[Answer]:
 
 
 def cell(answers: list[Answer], value: Callable[[Answer], bool] = lambda a: a.right, interval: bool = True) -> str:
-    """Percent with its interval."""
+    """Return a percentage with its interval."""
     values = [float(value(a)) for a in answers]
     text = f"{100 * fmean(values):.0f}"
     low, high = mean_interval(values, [a.document for a in answers])
@@ -79,18 +79,18 @@ def cell(answers: list[Answer], value: Callable[[Answer], bool] = lambda a: a.ri
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, numbers to the right."""
+    """Return a Markdown table, numbers to the right."""
     marks = ["---"] + ["---:"] * (len(head) - 1)
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, marks, *rows])
 
 
 def own(answers: list[Answer], arm: str) -> list[Answer]:
-    """Replies of an arm at the strides it was trained with."""
+    """Return the replies of an arm at the strides that it was trained with."""
     return [a for a in answers if a.arm == arm and a.stride in OWN[arm]]
 
 
 def tables(answers: list[Answer]) -> str:
-    """All tables of the page."""
+    """Return all tables of the page."""
     seeds = sorted({a.seed for a in answers})
     lengths = [f"{length}x = {TRAINED * length}" for length in LENGTHS]
     parts = [
@@ -151,7 +151,7 @@ def tables(answers: list[Answer]) -> str:
 
 
 def figure(path: Path, draw: Callable, titles: list[str]) -> None:
-    """One panel for each title, drawn by `draw(axes, number)`."""
+    """Draw one panel for each title, by `draw(axes, number)`."""
     sheet = Figure(figsize=(4.2 * len(titles), 3.4), layout="constrained")
     for number, (axes, title) in enumerate(zip(sheet.subplots(1, len(titles), sharey=True), titles, strict=True)):
         draw(axes, number)
@@ -167,29 +167,29 @@ def figure(path: Path, draw: Callable, titles: list[str]) -> None:
 
 
 def plots(answers: list[Answer], out: Path) -> None:
-    """Accuracy against tokens for each arm, and for each arm against the last position, a line a length."""
+    """Plot accuracy against tokens for each arm, and against the last position with a line for each length."""
 
-    def line(axes, here: list[list[Answer]], x: Callable[[Answer], float], label: str, colour: str) -> None:
+    def line(axes, here: list[list[Answer]], x: Callable[[Answer], float], label: str, color: str) -> None:
         xs = [fmean(x(a) for a in point) for point in here]
         ys = [100 * fmean(a.right for a in point) for point in here]
-        axes.plot(xs, ys, marker="o", markersize=3, label=label, color=colour)
+        axes.plot(xs, ys, marker="o", markersize=3, label=label, color=color)
         for at, point in zip(xs, here, strict=True):
             low, high = mean_interval([float(a.right) for a in point], [a.document for a in point])
             if low is not None:
-                axes.vlines(at, 100 * low, 100 * high, color=colour, alpha=0.4)
+                axes.vlines(at, 100 * low, 100 * high, color=color, alpha=0.4)
 
     def by_tokens(axes, number: int) -> None:
-        for (arm, name), colour in zip(ARMS.items(), COLOURS, strict=False):
+        for (arm, name), color in zip(ARMS.items(), COLORS, strict=False):
             mine = [a for a in answers if a.arm == arm and (number or a.stride in OWN[arm])]
             mine = [a for a in mine if not number or a.stride == STRIDES[0]]
-            line(axes, [[a for a in mine if a.length == n] for n in LENGTHS], lambda a: a.tokens, name, colour)
+            line(axes, [[a for a in mine if a.length == n] for n in LENGTHS], lambda a: a.tokens, name, color)
         axes.set_xlabel("tokens of the prompt")
 
     def by_position(axes, number: int) -> None:
         arm = list(ARMS)[number]
-        for n, colour in zip(LENGTHS, COLOURS, strict=True):
+        for n, color in zip(LENGTHS, COLORS, strict=True):
             points = [[a for a in answers if (a.arm, a.length, a.stride) == (arm, n, s)] for s in STRIDES]
-            line(axes, points, lambda a: a.position, f"{n}x = {n * TRAINED} tokens", colour)
+            line(axes, points, lambda a: a.position, f"{n}x = {n * TRAINED} tokens", color)
         axes.set_xlabel("last position of the prompt")
 
     figure(out / "by-tokens.svg", by_tokens, ["the arm's own strides", f"stride {STRIDES[0]:g} in the test"])
@@ -197,11 +197,11 @@ def plots(answers: list[Answer], out: Path) -> None:
 
 
 def main(run: Path, out: Path) -> None:
-    """Read everything first; nothing is written when an evaluation is missing."""
+    """Write tables and plots; read everything first, so that nothing is written when an evaluation is missing."""
     answers = read(run)
     expected = {(arm, s, stride) for arm, s, stride in product(ARMS, {a.seed for a in answers}, STRIDES)}
-    if lacking := expected - {(a.arm, a.seed, a.stride) for a in answers}:
-        sys.exit(f"evaluations are missing: {sorted(lacking)}")
+    if missing := expected - {(a.arm, a.seed, a.stride) for a in answers}:
+        sys.exit(f"evaluations are missing: {sorted(missing)}")
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "tables.md", tables(answers))
     plots(answers, out)
