@@ -1,4 +1,4 @@
-"""Checkpoints that two processes go on with, that were half written, and a disk that is really full."""
+"""Checkpoints: resumed by two processes, half written, and on a full disk."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def unfinish(out):
     shutil.rmtree(out / "model")
 
 
-def test_zero_0_goes_on_with_another_number_of_processes_and_the_same_samples(recipe, recipe_file, ranks, tmp_path):
+def test_zero_0_continues_with_another_number_of_processes_and_the_same_samples(recipe, recipe_file, ranks, tmp_path):
     out = tmp_path / "run/train/tiny"
     train(recipe(*STEPS), out, quiet=True)
     alone = losses(out)

@@ -22,7 +22,7 @@ def python(code):
     return [sys.executable, "-c", "import os, sys, time, signal\nrank = int(os.environ['RANK'])\n" + code]
 
 
-def test_each_rank_is_told_who_it_is(tmp_path):
+def test_each_rank_knows_its_rank(tmp_path):
     code = f"""
 keys = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 open({str(tmp_path)!r} + f"/{{rank}}", "w").write(" ".join(os.environ[k] for k in keys))
@@ -114,7 +114,7 @@ def test_a_rank_alone_has_no_launcher(monkeypatch):
 
 
 @pytest.mark.slow
-def test_vlm_train_with_two_processes_equals_one_and_ctrl_c_goes_on(home, recipe_file, tmp_path, recipe, curve):
+def test_vlm_train_with_two_processes_equals_one_and_ctrl_c_continues(home, recipe_file, tmp_path, recipe, curve):
     """The real command line, from the first import on."""
     command = [sys.executable, "-m", "vlm.cli.main", "train", "-r", recipe_file, "--run", tmp_path / "two", "-n", "2"]
     command += ["--quiet", "--set", "steps=60", "--set", "save_every=1000"]

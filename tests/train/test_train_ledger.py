@@ -1,4 +1,4 @@
-"""No sample is lost in silence: k faulty of n give exactly k entries, the counts close, too many fail the run."""
+"""No sample is lost silently: k faulty of n give exactly k entries, the counts add up, too many fail the run."""
 
 import json
 import random
@@ -143,7 +143,7 @@ def test_truncated_samples_are_used_and_named(recipe, processor, tmp_path):
     assert counts == {"in": 24, "used": 24 - len(expected), "dropped": 0, "truncated": len(expected), "replaced": 0}
 
 
-def test_too_many_lost_fail_the_run_at_once_and_a_higher_limit_goes_on(faulty, tmp_path):
+def test_too_many_lost_fail_the_run_at_once_and_a_higher_limit_continues(faulty, tmp_path):
     with pytest.raises(DataError, match=r"of .* samples so far were dropped.*\n.*at most 10\.00%") as error:
         train(faulty("max_lost=0.1", "batch.samples=1", "steps=24"), tmp_path, quiet=True)
     assert "ledger.jsonl" in str(error.value)
@@ -157,7 +157,7 @@ def test_too_many_lost_fail_the_run_at_once_and_a_higher_limit_goes_on(faulty, t
     assert json.loads((tmp_path / "summary.json").read_text())["ledger"]["in"] == 24
 
 
-def test_a_step_without_a_usable_sample_changes_nothing_and_the_run_goes_on(faulty, tmp_path):
+def test_a_step_without_a_usable_sample_changes_nothing_and_the_run_continues(faulty, tmp_path):
     train(faulty("max_lost=0.25", "batch.samples=1", "steps=24", "save_every=1"), tmp_path, quiet=True)
     steps = {line["step"] for line in read(tmp_path / "metrics.jsonl")}
     lost = {entry["step"] for entry in read(tmp_path / "ledger.jsonl")}

@@ -1,4 +1,4 @@
-"""Adapters: where they sit, that they start as nothing, and that merged, saved and read again they compute the same."""
+"""Adapters: their layers, no effect at the start, and the same results after merging, saving and loading."""
 
 import json
 import shutil
@@ -138,7 +138,9 @@ def test_the_published_lora_of_v1_2_has_122_880_000_parameters():
     assert prepare(model, load_recipe("internvl-chat-v1-2-finetune-lora")) == {"language_model (LoRA)": 122_880_000}
 
 
-def test_a_run_writes_model_and_adapters_and_goes_on_from_a_checkpoint(vlm, recipe_file, recipe, home, tmp_path, curve):
+def test_a_run_writes_model_and_adapters_and_continues_from_a_checkpoint(
+    vlm, recipe_file, recipe, home, tmp_path, curve
+):
     entry = {**recipe().data[0].model_dump(), "max_tiles": 1}
     sets = {
         "lora": {"rank": 2, "alpha": 4, "dropout": 0.1, "targets": ["language_model.*.q_proj", "encoder.*.attn.qkv"]},

@@ -49,7 +49,7 @@ def empty_home(tmp_path, monkeypatch):
     return tmp_path / "nothing"
 
 
-def test_the_plan_of_a_published_stage_is_exact_and_names_what_is_lacking(empty_home):
+def test_the_plan_of_a_published_stage_is_exact_and_names_what_is_missing(empty_home):
     result = CliRunner().invoke(plan_command.app, [STAGE3, "--json"])
     assert result.exit_code == 0, result.output
     plan = json.loads(result.stdout)
@@ -124,7 +124,7 @@ def test_a_plan_that_does_not_fit_tries_every_change_on_the_same_model(recipe, m
     assert {name: (p.device, p.shape) for name, p in plan.model.named_parameters()} == before
 
 
-def test_lacking_hardware_alone_has_its_own_exit_code_and_can_be_forced(recipe):
+def test_missing_hardware_alone_has_its_own_exit_code_and_can_be_forced(recipe):
     plan = RunPlan.resolve(recipe('hardware={"gpus": 8, "memory_gb": 80}'))
     assert [x["what"] for x in plan.missing] == ["hardware"]
     with pytest.raises(HardwareError, match="8 GPUs of 80 GB") as error:
@@ -133,7 +133,7 @@ def test_lacking_hardware_alone_has_its_own_exit_code_and_can_be_forced(recipe):
     refuse(plan.recipe.name, plan.missing, force=True)
 
 
-def test_nothing_lacks_where_all_is_here_and_steps_are_those_of_the_stream(recipe, processor, records, home):
+def test_nothing_is_missing_where_all_is_here_and_steps_are_those_of_the_stream(recipe, processor, records, home):
     from vlm.train.run.stream import Stream
 
     entry = {**recipe().data[0].model_dump(), "repeat": 1.4}
@@ -175,7 +175,7 @@ def test_every_shipped_recipe_plans_and_the_lines_it_prints_exist(empty_home, na
                     assert lack["what"] in ("hardware", "disk") or "correct `data`" in line, line
 
 
-def test_a_start_that_lacks_its_encoder_names_the_encoder(empty_home):
+def test_a_start_without_its_encoder_names_the_encoder(empty_home):
     folder = empty_home / "pretrained/ConvLLaVA-pretrain-768"
     folder.mkdir(parents=True)
     config = {"model_type": "llava", "mm_vision_tower": "ConvLLaVA/ConvLLaVA-ConvNeXt-768"}

@@ -1,4 +1,4 @@
-"""Recipes: every shipped one is sound, and a wrong one is told all its faults at once."""
+"""Recipes: every shipped one is valid, and all faults of a wrong one are reported at once."""
 
 import pytest
 import yaml

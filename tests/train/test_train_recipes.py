@@ -1,4 +1,4 @@
-"""The published recipes: their numbers, their data, their differences, and what a dry run says of them."""
+"""The published recipes: their numbers, their data, their differences, and their dry runs."""
 
 import json
 

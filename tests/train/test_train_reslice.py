@@ -1,4 +1,4 @@
-"""ZeRO-1 to 3 on another number of processes: the same samples, and the losses of a run that never changed."""
+"""ZeRO-1 to 3 resumed on another number of processes: the same samples and losses as without the change."""
 
 import json
 import math
@@ -66,13 +66,13 @@ RATES = 'optimizer.groups={"encoder.*": 0.001}'  # with the weight decay of some
 
 
 @pytest.mark.parametrize("stage,counts", [(1, (2, 1)), (2, (1, 2)), (3, (2, 1, 2))])
-def test_another_number_of_processes_goes_on_with_the_same_losses(chain, stage, counts):
+def test_another_number_of_processes_continues_with_the_same_losses(chain, stage, counts):
     same_run(*chain(*counts, sets=(f"zero.stage={stage}", RATES)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_four_processes_go_on_for_two_and_two_for_four(chain, stage):
+def test_four_processes_continue_as_two_and_two_for_four(chain, stage):
     same_run(*chain(2, 4, 2, 1, sets=(f"zero.stage={stage}", RATES)))
 
 
@@ -83,24 +83,24 @@ def test_four_processes_go_on_for_two_and_two_for_four(chain, stage):
     [("trainable=[projector.*,language_model.*]",), ("trainable=[projector.*]", f"lora={LORA}")],
     ids=["frozen", "lora"],
 )
-def test_frozen_parts_and_adapters_go_on_too(chain, stage, sets):
+def test_frozen_parts_and_adapters_continue_too(chain, stage, sets):
     same_run(*chain(1, 2, 1, sets=(f"zero.stage={stage}", *sets)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_bfloat16_goes_on_too(chain, stage):
+def test_bfloat16_continue_too(chain, stage):
     out, undisturbed = chain(2, 4, 1, sets=(f"zero.stage={stage}", "precision=bfloat16"))
     same_run(out, undisturbed, loss=1e-2, norm=1e-1, weight=1e-2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 3])
-def test_sequence_groups_go_on_with_more_and_fewer_of_them(chain, stage):
+def test_sequence_groups_continue_with_more_and_fewer_of_them(chain, stage):
     same_run(*chain(2, 4, 2, sets=(f"zero.stage={stage}", "sequence_parallel.size=2", "batch.packing=none")))
 
 
-def test_it_is_said_aloud(trained, recipe, capfd):
+def test_the_repartition_is_reported(trained, recipe, capfd):
     out = trained(2, "run", "steps=3", "save_every=2", "zero.stage=2")
     rewind(out, 2)
     train(recipe("steps=3", "save_every=2", "zero.stage=2"), out, quiet=True)

@@ -1,4 +1,4 @@
-"""Kill, stop, crowd and damage a run: the same command goes on, and the losses are those of an undisturbed run."""
+"""Kill, stop and damage a run, or start it twice: a rerun continues with the losses of an undisturbed run."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def go_on(start, out, undisturbed, curve):
     assert (out / "model/config.json").exists()
 
 
-def test_killed_after_a_checkpoint_goes_on_with_the_same_losses(start, undisturbed, curve):
+def test_killed_after_a_checkpoint_continues_with_the_same_losses(start, undisturbed, curve):
     child, out = start()
     child.until(lambda: saved(out) and lines(out) > int(saved(out)[-1].removeprefix("step-")))  # lines to take back
     child.process.kill()
@@ -194,7 +194,7 @@ def flip(path):
 @pytest.mark.parametrize(
     "damage", [truncate, flip, lambda path: path.unlink()], ids=["truncated", "bit flip", "missing"]
 )
-def test_a_damaged_newest_checkpoint_is_passed_over_aloud(interrupted, recipe, curve, undisturbed, damage):
+def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(interrupted, recipe, curve, undisturbed, damage):
     newest = checkpoint.complete(interrupted / "checkpoints")[-1]
     damage(next(newest.glob("*.pt")))
     with pytest.warns(RuntimeWarning, match=f"{newest.name}.*going back"):

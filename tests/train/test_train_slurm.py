@@ -1,4 +1,4 @@
-"""Ranks read Slurm's environment, a wrong number of tasks is an error, and one rank speaks."""
+"""Ranks read Slurm's environment, a wrong number of tasks is an error, and only one rank prints an error."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ def test_what_is_no_node_list_is_refused(nodes):
         expand(nodes)
 
 
-def test_a_task_of_srun_is_told_who_it_is():
+def test_a_task_of_srun_knows_its_rank():
     found = describe(TASK)
     assert {k: found[k] for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")} == {
         "RANK": "5",

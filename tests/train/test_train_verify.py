@@ -106,7 +106,7 @@ def test_a_script_is_read_with_its_defaults_sums_arrays_and_loops(write):
     assert "tee" not in str(script.flags) and script.broken == [] and script.repeated == []
 
 
-def test_what_is_worked_out_and_never_used_and_what_reaches_only_names_is_told(write):
+def test_what_is_worked_out_and_never_used_and_what_reaches_only_names_is_reported(write):
     script = read_script(write(V2PE))
     assert script.idle == ["EACH", "STEPS_TO_SUM", "TOTAL"]
     assert script.unforwarded == ["STRIDE"]

@@ -1,4 +1,4 @@
-"""What a child process runs: `vlm ARGS` with ENV, both streams into LOG; MAX_FILE plays the full disk.
+"""Run `vlm ARGS` with ENV in a child process, both streams into LOG; MAX_FILE limits file sizes, as a full disk does.
 
 conftest.py gives the names in capitals through runpy.
 """

@@ -175,7 +175,7 @@ def finished(folder: Path) -> None:
         time.sleep(0.002)
 
 
-def test_the_dry_run_adds_up_bytes_licences_and_steps_by_hand(paper: tuple[str, float]) -> None:
+def test_the_dry_run_adds_up_bytes_licenses_and_steps_by_hand(paper: tuple[str, float]) -> None:
     jobs = [job for job in printed_jobs(paper[0]) if job.words[:1] != ["train"]]
     found = estimate_dag(jobs)
     rows = {row["name"]: row for row in found["downloads"]}
@@ -189,7 +189,7 @@ def test_the_dry_run_adds_up_bytes_licences_and_steps_by_hand(paper: tuple[str, 
     assert set(hand) <= set(rows)  # a person is sent for nothing that no job waits for
 
 
-def test_gpu_hours_that_nobody_knows_are_not_shown_as_zero() -> None:
+def test_unknown_gpu_hours_are_not_shown_as_zero() -> None:
     found = {"gpu_hours": 0, "gpu_hours_unknown": ["a", "b"], "training": [{}, {}]}
     assert gpu_hours_of("train_stage", found) == "not estimated"
     assert gpu_hours_of("train_stage", {**found, "gpu_hours": 1200, "gpu_hours_unknown": ["a"]}).startswith(

@@ -35,7 +35,7 @@ def repeated(dag: Dag) -> Counter[str]:
     return dag.submitted() - ONCE
 
 
-def test_a_job_cancelled_from_outside_is_submitted_again_and_goes_on(faulty: Dag, undisturbed: Dag) -> None:
+def test_a_job_canceled_from_outside_is_submitted_again_and_resumes(faulty: Dag, undisturbed: Dag) -> None:
     process = training(faulty)
     faulty.cluster.ask("scancel", faulty.running("train_stage"))
     faulty.wait(process)
@@ -64,7 +64,7 @@ def test_a_restarted_controller_costs_nothing(faulty: Dag, undisturbed: Dag, clu
     same(faulty, undisturbed)
 
 
-def test_at_the_time_limit_the_stage_saves_and_a_new_job_goes_on(faulty: Dag) -> None:
+def test_at_the_time_limit_the_stage_saves_and_a_new_job_continues(faulty: Dag) -> None:
     steps = 2200  # some minutes; no checkpoint but those that the warning before the limit causes
     write_recipe(faulty.folder, steps=steps, save_every=10 * steps)
     profile = faulty.folder / "profiles/slurm/config.yaml"
@@ -137,7 +137,9 @@ def small_disk(faulty: Dag) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_full_disk_fails_the_stage_and_room_lets_it_go_on(faulty: Dag, undisturbed: Dag, small_disk: Path) -> None:
+def test_a_full_disk_fails_the_stage_and_free_space_lets_it_continue(
+    faulty: Dag, undisturbed: Dag, small_disk: Path
+) -> None:
     (small_disk / "fault").mkdir()
     faulty.more = ("--retries", "1")
     faulty.run(code=1)

@@ -31,7 +31,7 @@ def reproduce(
     config: Annotated[
         Path | None, typer.Option(help="What to run. Default: the profile's, the published systems for `slurm`.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Add up jobs, bytes, GPU-hours, licences, steps by hand.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Add up jobs, bytes, GPU-hours, licenses, steps by hand.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The dry run as JSON.")] = False,
 ) -> None:
     r"""Reproduce a published system: weights, data, stages, benchmarks, report. Rerun to continue after a stop.

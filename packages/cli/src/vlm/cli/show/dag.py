@@ -30,7 +30,7 @@ def show_dag(found: "DagEstimate") -> None:
             console.print(f"{why}: {', '.join(stages)}", highlight=False, markup=False)
     if found["downloads"]:
         name, size = Column("download", no_wrap=True), Column("size", no_wrap=True)
-        table = Table(name, size, Column("licence", overflow="fold"), "here", title="downloads", title_justify="left")
+        table = Table(name, size, Column("license", overflow="fold"), "here", title="downloads", title_justify="left")
         for row in found["downloads"]:
             terms = f"{row['licence']}. {row['terms']}".strip(". ") if row["terms"] else row["licence"]
             table.add_row(row["name"], human_bytes(row["bytes"]), terms, row["state"])
