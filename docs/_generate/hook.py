@@ -16,7 +16,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-BEHIND = ("results/tables.md", "changelog.md", "contributing.md")
+BOOSTS = {"results/tables.md": 1e-5, "changelog.md": 1e-5, "contributing.md": 1e-5, "api/": 1e-2, "reference/": 1e-1}
+"""Weight in a search of the pages whose path starts so; guides, with 1, come first."""
 ROOT = Path(__file__).parents[2]
 PAGES: dict[str, str] = {}
 """Pages of this build; `on_config` fills it, because the navigation names them."""
@@ -46,9 +47,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Let pages of tables and the changelog come last among the results of a search."""
-    if page.file.src_uri in BEHIND:
-        page.meta["search"] = {"boost": 1e-5}
+    """Give each page its weight in a search."""
+    for start, boost in BOOSTS.items():
+        if page.file.src_uri.startswith(start):
+            page.meta["search"] = {"boost": boost}
     return markdown
 
 
