@@ -136,7 +136,7 @@ def test_joined_parts_read_and_seek_as_one_file(tmp_path):
         assert (joined.tell(), joined.read()) == (len(whole) - 3, whole[-3:])
 
 
-def test_what_an_interrupted_run_has_written_is_not_written_again(tmp_path):
+def test_files_of_an_interrupted_run_are_not_written_again(tmp_path):
     path = tar_of(tmp_path / "a.tar", [(info(str(i)), b"content %d" % i) for i in range(5)], "w")
     into = tmp_path / "into"
     extract(path, {"*": ""}, into)

@@ -45,7 +45,7 @@ def small_tokenizer(folder: Path) -> Path:
 
 @pytest.mark.parametrize("tokens", [256, 1024, 4096])
 @pytest.mark.parametrize("with_tokenizer", [True, False])
-def test_a_haystack_meets_its_budget_counted_anew_and_hides_exactly_one_digit(
+def test_a_haystack_meets_its_budget_when_counted_again_and_hides_exactly_one_digit(
     sources, tmp_path, tokens, with_tokenizer
 ):
     tokenizer = small_tokenizer(tmp_path) if with_tokenizer else None
@@ -72,7 +72,7 @@ def test_depths_cover_the_document_evenly_and_digits_are_balanced(sources):
     depths = sorted(r["meta"]["placed_depth"][0] for r in records)
     for i, depth in enumerate(depths):
         assert abs(depth - (i + 0.5) / 50) < 0.03
-    for record in records:  # the noted depth is where the digit really stands
+    for record in records:  # the noted depth is where the digit really is
         parts = record["context"].split("<image>")
         at = next(i for i, name in enumerate(record["images_list"]) if name.startswith("digits/"))
         before = sum(map(counter(None), parts[: at + 1])) + (K + 2) * at
@@ -99,7 +99,7 @@ def test_the_test_split_is_mm_niah_and_shares_no_picture_with_training(sources):
 
 
 @pytest.mark.parametrize("tokens", [84, 256, 2048])
-def test_of_two_digits_the_first_is_asked(sources, tokens):
+def test_with_two_digits_the_question_is_about_the_first(sources, tokens):
     options = HaystackOptions(tokens, K, 24, split="test", task="order", image_share=0.6)
     records = rows(build_haystack("h", options))
     assert {record["question"] for record in records} == {"Which digit comes first?"}
@@ -127,7 +127,7 @@ def test_the_same_seed_gives_the_same_bytes_and_a_second_run_writes_nothing(sour
     assert build_haystack("a", options).read_bytes() == content
 
 
-def test_what_does_not_fit_or_is_missing_is_said(sources, tmp_path):
+def test_documents_that_do_not_fit_and_missing_sources_are_errors(sources, tmp_path):
     with pytest.raises(ConfigError, match="do not hold 1 image"):
         build_haystack("h", HaystackOptions(40, K, 1))
     with pytest.raises(ConfigError, match="vlm data tokenizer"):

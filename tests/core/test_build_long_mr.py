@@ -41,7 +41,7 @@ def rows(path: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_budgets_are_met_within_1_percent_when_the_written_files_are_encoded_anew(world, built, task):
+def test_budgets_are_met_within_1_percent_when_the_written_files_are_encoded_again(world, built, task):
     encoder = world_module.encoder(world)
     for split, folder in (("train", "train"), ("val", "mm_niah_test")):
         records = rows(built / folder / "annotations" / f"{task}.jsonl")
@@ -99,7 +99,7 @@ def cost(world: Path, images: Path, record: dict, text: str | None = None) -> in
     return sum(map(rule.tokens, pieces)) + sum(map(rule.image_cost, sizes))
 
 
-def test_a_text_needle_stands_once_at_its_noted_tokens_and_depth(world, built):
+def test_a_text_needle_occurs_once_at_its_noted_tokens_and_depth(world, built):
     encoder = world_module.encoder(world)
     for task in ("retrieval-text", "counting-text", "reasoning-text"):
         for record in rows(built / "mm_niah_test" / "annotations" / f"{task}.jsonl"):
@@ -202,7 +202,7 @@ def test_depths_cover_the_document(world, tmp_path):
         assert abs(depth - (i + 0.5) / 20) < 0.06
 
 
-def test_hidden_units_stand_at_their_depths():
+def test_hidden_units_are_at_their_depths():
     document = place_units([Unit(str(i), 10) for i in range(98)], [(0.75, Unit("b", 10)), (0.25, Unit("a", 10))])
     order = [unit.text for unit in document]
     assert order.index("a") == 24
@@ -226,7 +226,7 @@ def test_train_and_val_share_no_source_and_every_part_has_one(built):
     assert files == set(tree(built)) - {".vlm-manifest.json"}
 
 
-def test_parts_tell_the_exact_characters_and_tokens(world, built):
+def test_parts_give_the_exact_characters_and_tokens(world, built):
     encoder = world_module.encoder(world)
     parts = {row["id"]: row["parts"] for row in rows(built / "parts" / "val" / "retrieval-text.jsonl")}
     for record in rows(built / "mm_niah_test" / "annotations" / "retrieval-text.jsonl"):
@@ -259,7 +259,7 @@ def test_the_split_follows_the_pixels_whatever_the_file(tmp_path):
     assert len(found.skipped) == 3
 
 
-def test_prose_leaves_out_what_is_no_prose():
+def test_paragraphs_of_prose_leave_out_everything_else():
     text = (
         "Heading\n=======\n\nparameter : int\n\n- item\n\n" + "The little penguin sleeps in the garden and waits. " * 3
     )

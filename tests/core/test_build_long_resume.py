@@ -47,7 +47,7 @@ def test_the_number_of_workers_does_not_matter_and_a_second_build_writes_nothing
     assert tree(one)["train/annotations/retrieval-image.jsonl"] != tree(two)["train/annotations/retrieval-image.jsonl"]
 
 
-def test_a_build_that_stops_anywhere_goes_on_to_the_same_tree(world, tmp_path, monkeypatch):
+def test_a_build_that_stops_anywhere_resumes_to_the_same_tree(world, tmp_path, monkeypatch):
     build(world, tmp_path / "whole", SMALL)
     expected = tree(tmp_path / "whole")
     saved = sharded_build.write_json
@@ -71,7 +71,7 @@ def test_a_build_that_stops_anywhere_goes_on_to_the_same_tree(world, tmp_path, m
         assert tree(out) == expected
 
 
-def test_a_build_that_stops_while_files_move_into_place_goes_on_to_the_same_tree(world, tmp_path, monkeypatch):
+def test_a_build_that_stops_while_files_are_moved_resumes_to_the_same_tree(world, tmp_path, monkeypatch):
     import vlm.core.fetch.manifest as manifest
 
     build(world, tmp_path / "whole", SMALL)
@@ -166,7 +166,7 @@ def test_bad_input_is_refused_before_anything_is_written(world, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "4X", "-5", "8K-4K", "0", "1.5K"])
-def test_a_length_that_is_none_is_refused(text):
+def test_a_text_that_is_not_a_length_is_refused(text):
     with pytest.raises(ConfigError, match="--tokens"):
         Budget.parse(text)
 

@@ -90,7 +90,7 @@ def test_each_question_is_about_one_picture_among_many_of_the_same_split(world, 
     assert not shown["train"] & shown["val"]
 
 
-def test_positions_of_the_asked_picture_spread_and_pictures_are_the_very_files(world, tmp_path):
+def test_positions_of_the_asked_picture_spread_and_pictures_are_the_unchanged_files(world, tmp_path):
     options = LongVqaOptions("noise", (Budget(800, 800),), train=24, val=0, val_share=0.1)
     build(world, tmp_path / "out", options)
     depths = sorted(row["metadata"]["placed_depth"][0] for _, row in records(tmp_path / "out", "train"))
@@ -137,7 +137,7 @@ def test_several_sets_in_one_folder_are_read_by_the_long_vqa_benchmark(world, tm
     assert all(16384 <= item.meta["context_length"] <= 32768 for item in items)
 
 
-def test_too_little_is_said_and_nothing_is_written(world, tmp_path):
+def test_too_few_sources_are_an_error_and_nothing_is_written(world, tmp_path):
     out = tmp_path / "out"
     few = [vqa_record(f"q{i}", f"../images/{i}.png", [("What?", "x")]) for i in range(8)]
     write_jsonl(world / "set" / "few.jsonl", few)

@@ -109,7 +109,7 @@ def test_groups_and_kinds_are_found():
     assert ordered.index("sharegpt4v") < ordered.index("convllava-stage1") < ordered.index("convllava-stage2")
 
 
-def test_entries_are_found_by_name_or_hub_id_in_any_case_and_near_names_are_told():
+def test_entries_are_found_by_name_or_hub_id_in_any_case_and_errors_name_near_ones():
     catalogue = load_catalogue()
     assert find_entry("opengvlab/internvl2-2b", catalogue) is catalogue["InternVL2-2B"]
     assert find_entry("EASY-VQA", catalogue) is catalogue["easy-vqa"]
@@ -142,7 +142,7 @@ def test_a_faulty_entry_is_refused(change: dict, message: str):
         Entry.model_validate(KNOWN | {"source": {"kind": "manual", "instructions": "-"}} | change)
 
 
-def test_a_catalogue_of_ones_own_adds_entries_and_may_not_replace_shipped_ones(tmp_path: Path):
+def test_a_users_catalogue_adds_entries_and_may_not_replace_shipped_ones(tmp_path: Path):
     mine = tmp_path / "mine.yaml"
     entry = "{name: %s, kind: data, title: t, license: x, folder: dataset/x, source: {kind: url, url: 'http://h/f'}}"
     mine.write_text(f"entries: [{entry % 'mine'}]")

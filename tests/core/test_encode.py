@@ -88,7 +88,7 @@ def test_stride_of_a_whole_tile_is_the_plain_numbering():
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-legacy"])
-def test_llava_tokenizes_the_text_behind_an_image_as_a_string_of_its_own(name):
+def test_llava_tokenizes_the_text_behind_an_image_as_a_separate_string(name):
     got = encoder(name).encode(sample("<image>\nQ", pictures=[(8, 8)]))
     first, n, _ = got.image_spans[0]
     assert got.input_ids[first + n :].tolist() == TOKENIZERS[name].encode("\nQ ")
@@ -216,7 +216,7 @@ def test_a_vocabulary_without_image_tokens_is_refused():
     st.sampled_from(sorted(TOKENIZERS)),
     st.lists(st.text(alphabet="aT e<>|/\n▁图🙂", max_size=12), min_size=2, max_size=6),
 )
-def test_supervised_text_is_exactly_the_answers_whatever_they_hold(name, values):
+def test_supervised_text_is_exactly_the_answers_whatever_they_contain(name, values):
     enc = encoder(name)
     values = values[: len(values) // 2 * 2]
     got = enc.encode(sample(*values))

@@ -76,7 +76,7 @@ def test_a_file_that_was_replaced_meanwhile_is_fetched_whole_even_without_a_know
     assert (tmp_path / "f").read_bytes() == b"new" * 1000
 
 
-def test_a_part_of_another_version_is_thrown_away_after_the_checksum_fails(server, tmp_path):
+def test_a_part_of_another_version_is_discarded_after_the_checksum_fails(server, tmp_path):
     (tmp_path / "file.bin.part").write_bytes(b"x" * 1000)
     fetch_url(f"{server.url}/plain/file.bin", tmp_path / "file.bin", sha256=SHA, patience=QUICK)
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
@@ -104,7 +104,7 @@ def test_a_server_that_stays_busy_or_is_not_there_is_given_up(server, vlm_home):
         fetch(entry_of("http://127.0.0.1:9/f"), patience=Patience(tries=2, backoff=0.01))
 
 
-def test_killed_at_several_moments_the_same_command_gives_the_same_tree(server, vlm_home):
+def test_after_kills_at_several_moments_a_rerun_gives_the_same_tree(server, vlm_home):
     entry = entry_of(f"{server.url}/slow/file.bin")
     code = "import sys; from vlm.core.fetch.catalogue import Entry; from vlm.core.fetch.fetch import fetch;"
     code += "fetch(Entry.model_validate_json(sys.argv[1]))"
@@ -141,7 +141,7 @@ def test_a_damaged_file_is_repaired_by_size_and_with_verify_by_checksum(server, 
     assert (entry.path / "file.bin").read_bytes() == CONTENT
 
 
-def test_a_new_version_of_an_entry_replaces_the_old_files_and_keeps_strangers(server, vlm_home):
+def test_a_new_version_of_an_entry_replaces_its_old_files_and_keeps_other_files(server, vlm_home):
     fetch(entry_of(f"{server.url}/plain/old.bin"), patience=QUICK)
     entry = entry_of(f"{server.url}/plain/new.bin")
     (entry.path / "mine.txt").write_text("kept")
@@ -220,7 +220,7 @@ def test_manual_built_and_unpinned_entries_say_what_to_do_instead():
 
 
 def fetch_from_hub(server, *options: str) -> subprocess.CompletedProcess:
-    """In a process of its own, because the hub client reads its address when it is imported."""
+    """In a separate process, because the hub client reads its address when it is imported."""
     known = {"name": "m", "kind": "weights", "title": "t", "license": "-", "folder": "pretrained/m"}
     source = {"kind": "hub", "repo": "org/model", "revision": None}
     catalogue = Path(os.environ["VLM_HOME"]).parent / "mine.yaml"
@@ -242,15 +242,15 @@ def test_a_hub_snapshot_is_pinned_checked_and_left_alone_afterwards(server, vlm_
     assert len(server.asked) == asked
 
 
-def test_a_damaged_hub_file_is_an_error_and_the_next_run_mends_it(server, vlm_home):
+def test_a_damaged_hub_file_is_an_error_and_the_next_run_fixes_it(server, vlm_home):
     server.damaged = True
     damaged = fetch_from_hub(server, "--revision", COMMIT)
     assert damaged.returncode == 4, damaged.stderr
     assert "config.json, weights/model.bin arrived damaged" in damaged.stderr
     assert folder_state(vlm_home / "pretrained" / "m") == "partial"
     server.damaged = False
-    mended = fetch_from_hub(server, "--revision", COMMIT)
-    assert mended.returncode == 0, mended.stderr
+    fixed = fetch_from_hub(server, "--revision", COMMIT)
+    assert fixed.returncode == 0, fixed.stderr
     assert (vlm_home / "pretrained/m/weights/model.bin").read_bytes() == CONTENT
 
 

@@ -44,7 +44,7 @@ def test_chunks_do_not_matter(tmp_path, folder, monkeypatch):
         index[501]
 
 
-def test_the_index_is_made_once_and_anew_when_the_file_changes(tmp_path, folder):
+def test_the_index_is_made_once_and_again_when_the_file_changes(tmp_path, folder):
     path = tmp_path / "a.jsonl"
 
     def made():
@@ -65,7 +65,7 @@ def test_the_index_is_made_once_and_anew_when_the_file_changes(tmp_path, folder)
 
 
 @pytest.mark.parametrize("cut", [1, 8, 16])
-def test_a_damaged_index_is_made_anew(tmp_path, folder, cut):
+def test_a_damaged_index_is_made_again(tmp_path, folder, cut):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"a\nb\nc\n")
     LineIndex(path, folder)

@@ -229,7 +229,7 @@ def test_the_tables_give_enough_charts():
     assert all(2 <= len(n.values) == len(n.labels) <= 6 and min(n.values) > 0 for n in compared)
 
 
-def test_what_a_chart_leaves_in_doubt_is_not_asked():
+def test_a_question_that_the_chart_leaves_in_doubt_is_not_asked():
     clear = dict(questions("bar", Numbers("t", ("a", "b", "c"), (1.0, 5.0, 9.0)), ["red"]))
     assert clear["Which bar is the highest?"] == "c"
     assert clear["Which bar is the lowest?"] == "a"

@@ -39,7 +39,7 @@ def spoil(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["missing", "empty", "cut", "text", "zeros", "folder"])
-def test_k_spoilt_files_of_n_are_exactly_k_lines_of_the_ledger(how):
+def test_k_damaged_files_of_n_are_exactly_k_lines_of_the_ledger(how):
     n, k = 24, 5
     rows = [record(i, f"{i}.jpg") for i in range(n)]
     folder = downloaded("set", {"a.jsonl": "".join(json.dumps(r) + "\n" for r in rows).encode()})
@@ -59,7 +59,7 @@ def test_k_spoilt_files_of_n_are_exactly_k_lines_of_the_ledger(how):
     assert counts == {"records": n, "used": n - k, "dropped": k, "renamed": 0}
 
 
-def test_spoilt_records_are_in_the_ledger_and_stay_out_of_the_jsonl():
+def test_damaged_records_are_in_the_ledger_and_stay_out_of_the_jsonl():
     good = [record(i, "x.jpg") for i in range(3)]
     bad = [
         {"id": 9, "image": "x.jpg", "conversations": []},

@@ -113,7 +113,7 @@ def test_links_lead_to_the_one_copy_and_real_folders_stay():
     assert link.is_symlink()
 
 
-def test_all_that_is_missing_is_named_at_once_with_the_step_that_mends_it():
+def test_all_that_is_missing_is_named_at_once_with_the_step_that_fixes_it():
     downloaded("set", {"a.zip": zip_bytes({"x.jpg": picture()})})
     hand = {"kind": "manual", "instructions": "ask Ada", "paths": ["images/*"], "mirror": "Bob"}
     pool = entry_of("pool", [{"jpeg": {"folder": "images"}}], source=hand)
@@ -168,7 +168,7 @@ def test_gif_and_png_become_jpeg_and_names_in_records_are_corrected():
     with pytest.raises(DataError, match="3 of 5 records cannot be used") as error:
         organize("mix", catalogue=catalogue)
     assert "--max-lost" in error.value.fix
-    (images / "c.jpg").write_bytes(picture(3))  # what was mended is looked at again
+    (images / "c.jpg").write_bytes(picture(3))  # what was fixed is looked at again
     assert organize("mix", OrganizeOptions(max_lost=0.5), catalogue=catalogue) == "organised"
     with Image.open(images / "b.jpg") as made, Image.open(images / "b.png") as original:
         difference = np.asarray(made, dtype=int) - np.asarray(original.convert("RGB"), dtype=int)

@@ -94,7 +94,7 @@ def test_count_from_the_size_equals_the_tiles_made(width, height, kind):
     assert tiles.shape == (rule.count(width, height), 8, 8, 3) and tiles.dtype == np.uint8
 
 
-def test_pad_centres_the_image_on_the_mean_colour():
+def test_pad_centers_the_image_on_the_mean_color():
     padded = padded_square(Image.new("RGB", (5, 2), "white"), 5, CLIP[0])
     assert padded.size == (5, 5)
     assert padded.getpixel((0, 0)) == (122, 116, 104)

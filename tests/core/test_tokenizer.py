@@ -97,7 +97,7 @@ def test_ids_of_the_four_published_layouts():
     assert SLOW["llama"].token_id("<IMG_CONTEXT>") is None
 
 
-def test_added_tokens_may_swallow_the_blanks_beside_them():
+def test_added_tokens_may_take_the_blanks_beside_them():
     spec = json.loads(FAST["bytes"]._full.to_str())
     next(t for t in spec["added_tokens"] if t["content"] == "<img>")["rstrip"] = True
     tokenizer = FastTokenizer(spec, {})
