@@ -43,7 +43,9 @@ class Faulty(fake.FakeBackend):
 
 def evaluate(tmp_path, out="out", backend=None, **options):
     settings = Options(**{"batch_size": 4, **options})
-    return run_evaluation(fake.benchmark(), backend or fake.FakeBackend(), tmp_path / out, settings, data=tmp_path / "data")
+    return run_evaluation(
+        fake.benchmark(), backend or fake.FakeBackend(), tmp_path / out, settings, data=tmp_path / "data"
+    )
 
 
 def rows(folder):

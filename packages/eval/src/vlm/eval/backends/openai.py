@@ -195,10 +195,10 @@ def _read_reply(answer: Any) -> ServerReply:
 
 def _refusal(error: Unanswered) -> Refused | None:
     """Recognize a refusal that came as HTTP 400, or as 413: the question is too large to be sent."""
-    said = error.body.lower()
-    if error.status == 413 or (error.status == 400 and any(words in said for words in TOO_LONG)):
+    text = error.body.lower()
+    if error.status == 413 or (error.status == 400 and any(words in text for words in TOO_LONG)):
         return TooLong(error.found)
-    if error.status == 400 and any(words in said for words in FILTERED):
+    if error.status == 400 and any(words in text for words in FILTERED):
         return Refused(f"content filter of the server: {error.found}")
     return None
 

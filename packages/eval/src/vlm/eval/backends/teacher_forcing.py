@@ -127,11 +127,11 @@ class RingBackend(TeacherForcedBackend):
         with torch.inference_mode():
             hidden, shard = rows.held_states(model, ids, pixels, positions, borders)
             place = {int(at): number for number, at in enumerate(shard.places)}
-            said = torch.full((len(before),), -1, device=ids.device)
+            predicted = torch.full((len(before),), -1, device=ids.device)
             for number, at in enumerate(before.tolist()):
                 if at in place:
-                    said[number] = model.language_model.lm_head(hidden[0, place[at]]).argmax()
-            return self.group.greatest(said).tolist()
+                    predicted[number] = model.language_model.lm_head(hidden[0, place[at]]).argmax()
+            return self.group.greatest(predicted).tolist()
 
 
 def answer_positions(sample: Encoded, stop_ids: Sequence[int]) -> NDArray[np.int64]:

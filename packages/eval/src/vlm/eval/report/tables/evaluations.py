@@ -1,4 +1,4 @@
-"""Tables of evaluations: accuracies, items that the two scorers judge differently, blind control, provenance."""
+"""Tables of evaluations: accuracies, items that the two scorers score differently, blind control, provenance."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ class AccuracyRow(Who):
 
 
 class ScorerExample(TypedDict):
-    """An item that the two scorers judge differently."""
+    """An item with different scores by the two scorers."""
 
     id: str
     completion: str | None
@@ -59,7 +59,7 @@ class ScorerExample(TypedDict):
 
 
 class ScorerDifference(Who):
-    """How many items of an evaluation the published and the strict scorer judge differently, with the first five."""
+    """How many items of an evaluation the published and the strict scorer score differently, with the first five."""
 
     items: int
     of: int
@@ -182,7 +182,7 @@ def accuracy_row(e: Evaluation) -> AccuracyRow:
 
 
 def scorer_difference(e: Evaluation) -> ScorerDifference | None:
-    """Return how many items the two scorers judge differently; None without one."""
+    """Return how many items have different scores by the two scorers; None without one."""
     apart = [r for r in e.rows if r.score != r.strict]
     if not apart:
         return None
