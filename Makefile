@@ -57,7 +57,7 @@ slurm:
 check: setup
 	ruff format --check .
 	ruff check .
-	mypy packages/*/src
+	mypy --strict packages/*/src
 	snakefmt --check Snakefile workflows/rules
 	vlm recipe check
 
