@@ -13,8 +13,8 @@ from vlm.core.sample.encode import Encoded
 from vlm.core.sample.positions import positions
 from vlm.eval.run.shards import batches
 from vlm.models import load_preset
-from vlm.models.checkpoint.load import initialized
 from vlm.models.answers import left_padded
+from vlm.models.checkpoint.load import initialized
 
 SAMPLES, NEW, STOP, STRIDE = 48, 16, 7, 2
 

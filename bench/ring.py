@@ -16,9 +16,9 @@ import torch.multiprocessing as mp
 from harness import paired, report
 
 from vlm.models.attention import varlen
-from vlm.models.sequence.group import SequenceGroup
 from vlm.models.attention.ring import ring_attention
-from vlm.models.sequence.sharding import PADDING, Block, Shard, schedule, zigzag, zigzag_blocks
+from vlm.models.sequence.group import SequenceGroup
+from vlm.models.sequence.sharding import PADDING, RingBlock, TokenShard, schedule, zigzag, zigzag_blocks
 from vlm.train.launch.launch import free_port
 
 HEADS, KV_HEADS, SIZE = 4, 2, 64
@@ -35,13 +35,13 @@ def contiguous(cu_seqlens, rank, size):
         places = torch.arange(start + rank * chunk, start + (rank + 1) * chunk)
         parts.append(torch.where(places < end, places, PADDING))
         borders.append(borders[-1] + chunk)
-    return Shard(torch.cat(parts), torch.tensor(borders, dtype=torch.int32))
+    return TokenShard(torch.cat(parts), torch.tensor(borders, dtype=torch.int32))
 
 
 def contiguous_blocks(borders, rank, source):
     """All of a process before, the triangle of our own, nothing of one behind."""
     held = [slice(*pair) for pair in pairwise(borders)]
-    return [Block(at, at, causal=source == rank) for at in held if source <= rank]
+    return [RingBlock(at, at, causal=source == rank) for at in held if source <= rank]
 
 
 WAYS = {"zigzag": (zigzag, zigzag_blocks), "contiguous": (contiguous, contiguous_blocks)}

@@ -26,8 +26,8 @@ TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "inte
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """A tiny model that never ends an answer by itself."""
-    from vlm.models.checkpoint.load import save_model
     from vlm.models.checkpoint.assemble import build
+    from vlm.models.checkpoint.load import save_model
     from vlm.models.processor import Processor
     from vlm.models.specs import load_preset
 
@@ -121,7 +121,7 @@ def test_each_option_changes_what_it_says(vlm):
         (("Why?", "--max-new-tokens", "0"), 2, "max_new_tokens 0"),
         (("Why?", "--dtype", "fp8"), 2, "unknown dtype 'fp8'"),
         (("Why?", "--device", "tpu9"), 2, "unknown device 'tpu9'"),
-        (("Why?", "--quantize", "2bit"), 2, "unknown quantisation '2bit'"),
+        (("Why?", "--quantize", "2bit"), 2, "unknown quantization '2bit'"),
         (("Why?", "--offload", "cpu"), 2, "the model runs on the CPU"),
     ],
 )

@@ -99,12 +99,12 @@ def tiles() -> Callable[..., Tensor]:
 
 @pytest.fixture
 def picture(tmp_path) -> Callable[..., Path]:
-    """`picture(colour, size)`: the path of a picture with a gradient in it."""
+    """`picture(color, size)`: the path of a picture with a gradient in it."""
 
-    def make(colour: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (60, 60)) -> Path:
-        path = tmp_path / f"{'-'.join(map(str, (*colour, *size)))}.png"
+    def make(color: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (60, 60)) -> Path:
+        path = tmp_path / f"{'-'.join(map(str, (*color, *size)))}.png"
         image = Image.linear_gradient("L").resize(size).convert("RGB")
-        Image.blend(image, Image.new("RGB", size, colour), 0.5).save(path)
+        Image.blend(image, Image.new("RGB", size, color), 0.5).save(path)
         return path
 
     return make

@@ -1,4 +1,4 @@
-"""Attention: the same answer from every backend, documents told apart by cu_seqlens alone, no n x n tensor for packs.
+"""Attention: the same answer from every backend, documents separated by cu_seqlens alone, no n x n tensor for packs.
 
 flash-attn needs a GPU: here its kernel is a stand-in with the signature, layout and causal alignment of flash-attn
 2.8's `flash_attn_varlen_func`. That shows our side of the call to be right, not the kernel.
@@ -228,7 +228,7 @@ def test_v2pe_positions_without_a_mask_are_one_causal_document(name, stride, tin
 
 @pytest.mark.parametrize("scaling", [None, RopeScaling(kind="dynamic", factor=2.0)])
 def test_positions_and_dynamic_scaling_begin_anew_in_each_document(scaling, tiny, prompt):
-    """One document is beyond the 16 positions of the model and one is not: each keeps the base of its own length."""
+    """One document is beyond the 16 positions of the model and one is not: each keeps the base of its length."""
     model = tiny(max_positions=16, rope_scaling=scaling)
     documents = [prompt(model, n, seed=n) for n in (30, 9, 17)]
     seen = []  # the logits alone would not tell: rotary embeddings are relative

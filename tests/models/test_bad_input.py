@@ -97,7 +97,7 @@ def test_pictures_of_every_kind_reach_the_model_as_rgb(kind, chat, tmp_path):
 def test_placeholders_that_differ_from_images_are_refused_with_both_counts(chat, files):
     with pytest.raises(DataError, match="question: 2 <image> placeholders but 1 media"):
         user_message("<image> and <image>?", [image(files / "good.png")])
-    two = [picture_part(Image.new("RGB", (60, 60), colour)) for colour in ("red", "blue")]
+    two = [picture_part(Image.new("RGB", (60, 60), color)) for color in ("red", "blue")]
     encoded = chat.processor.encode([user_message("Compare.", two)])
     ids = torch.from_numpy(encoded.input_ids)[None]
     features = encode_unique(chat.model, chat.processor, [encoded], 16)
@@ -122,7 +122,7 @@ def test_impossible_settings_are_vlm_errors(settings, preset, checkpoint):
     assert error.value.exit_code == 2 and next(iter(settings)).rstrip("s") in error.value.found
 
 
-def test_a_missing_tokenizer_is_told_before_the_weights_are_read(preset, checkpoint, tmp_path):
+def test_a_missing_tokenizer_is_reported_before_the_weights_are_read(preset, checkpoint, tmp_path):
     source = checkpoint(preset)
     (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
     with pytest.raises(CheckpointError, match=f"no tokenizer in {tmp_path}") as error:

@@ -57,7 +57,7 @@ def test_a_batch_gives_the_answers_of_its_prompts_one_by_one(strides, settings, 
 
 
 @pytest.mark.parametrize("stride", [None, 1, 0.5])
-def test_each_new_token_stands_one_behind_the_last(stride, checkpoint, picture):
+def test_each_new_token_is_one_position_after_the_last(stride, checkpoint, picture):
     """Decoding with a cache against whole forwards whose positions are written out."""
     folder = checkpoint("tiny-internvl2")
     model, processor = load_model(folder), load_processor(folder)

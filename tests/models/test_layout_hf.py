@@ -131,7 +131,7 @@ def test_a_published_internvl2_becomes_a_model_of_transformers(golden_data, tmp_
         (None, "vision_feature_layer", [-1, -2], r"vision_feature_layer \[-1, -2\]"),
     ],
 )
-def test_a_setting_that_our_model_lacks_is_refused(part, key, value, message, tmp_path):
+def test_a_setting_that_our_model_does_not_have_is_refused(part, key, value, message, tmp_path):
     theirs().save_pretrained(tmp_path / "hf")
     path = tmp_path / "hf" / "config.json"
     config = json.loads(path.read_text())

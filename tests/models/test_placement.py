@@ -80,14 +80,14 @@ def test_a_map_over_no_gpu_or_with_a_hole_is_refused():
         (2, {"device": "cuda:2"}, HardwareError, "--device cuda:2, but torch sees 2"),
         (0, {"device": "gpu"}, ConfigError, "unknown device 'gpu'"),
         (0, {"dtype": "fp16"}, UnknownName, "unknown dtype 'fp16'"),
-        (0, {"quantize": "3bit"}, UnknownName, "unknown quantisation '3bit'"),
+        (0, {"quantize": "3bit"}, UnknownName, "unknown quantization '3bit'"),
         (0, {"offload": "tape"}, UnknownName, "unknown offload 'tape'"),
         (0, {"offload": "cpu"}, ConfigError, "the model runs on the CPU"),
         (2, {"device": "map", "offload": "cpu"}, ConfigError, "one of them"),
         (0, {"quantize": "4bit", "offload": "disk"}, ConfigError, "cannot be offloaded"),
     ],
 )
-def test_impossible_placements_are_told_before_anything_is_read(
+def test_impossible_placements_are_reported_before_anything_is_read(
     gpus, settings, error, message, checkpoint, monkeypatch
 ):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)

@@ -97,7 +97,7 @@ def test_a_prefix_serves_a_batch_again_and_again_and_stays_as_it_was(stride, pre
 
 @pytest.mark.parametrize("stride", [None, 0.5])
 def test_text_goes_on_behind_the_prefix_without_positions(stride, tiny, prompt, tiles):
-    """ConvLLaVA has no `</img>`: after an image, V2PE goes on at the position rounded up, plus one."""
+    """ConvLLaVA has no `</img>`: after an image, V2PE continues at the position rounded up, plus one."""
     model = tiny("tiny-convllava")
     ids, place, features = document(model, prompt, tiles, [3, "image", "image", "image", 4], stride)
     prefix = model.prefill(ids[:, :-4], features=features, position_ids=place[:, :-4])
@@ -171,7 +171,7 @@ def test_a_whole_prompt_that_does_not_begin_with_the_prefix_is_an_error(model, p
 
 
 def test_dynamic_scaling_with_a_prefix_is_right_or_an_error(tiny, prompt):
-    """Each length has a base of its own, so the keys of a prefix would be those of a shorter prompt."""
+    """Each length has its own base, so the keys of a prefix would be those of a shorter prompt."""
     model = tiny(**SCALED)
     prefix = model.prefill(prompt(model, 10))
     whole = torch.cat([prefix.input_ids, prompt(model, 6, seed=1)], dim=1)
@@ -192,10 +192,10 @@ def loaded(preset, checkpoint):
     return load_model(folder), load_processor(folder)
 
 
-def asked(processor, picture, questions, strides=None, colours=((250, 0, 0), (0, 250, 0))) -> list:
+def asked(processor, picture, questions, strides=None, colors=((250, 0, 0), (0, 250, 0))) -> list:
     """Prompts on one document: pictures, then the question."""
     pages = [
-        part for c in colours for part in ({"type": "image", "path": str(picture(c))}, {"type": "text", "text": " "})
+        part for c in colors for part in ({"type": "image", "path": str(picture(c))}, {"type": "text", "text": " "})
     ]
     return [
         processor.encode([{"role": "user", "content": [*pages, {"type": "text", "text": q}]}], strides=strides)
@@ -206,7 +206,7 @@ def asked(processor, picture, questions, strides=None, colours=((250, 0, 0), (0,
 @pytest.mark.parametrize("strides", [None, 1])
 def test_what_prompts_share_is_computed_once_and_the_answers_are_the_same(strides, loaded, picture):
     model, processor = loaded
-    batch = asked(processor, picture, ["What is it?", "Who?", "Which colour is the sky, and why so?"], strides)
+    batch = asked(processor, picture, ["What is it?", "Who?", "Which color is the sky, and why so?"], strides)
     alone = [answer(model, processor, [prompt], max_new_tokens=6)[0] for prompt in batch]
     tokens = []
     model.language_model.model.layers[0].register_forward_pre_hook(lambda _, args: tokens.append(args[0].shape[:2]))
@@ -219,8 +219,8 @@ def test_what_prompts_share_is_computed_once_and_the_answers_are_the_same(stride
 def test_only_what_is_equal_is_shared(loaded, picture):
     _, processor = loaded
     one, two = asked(processor, picture, ["What?", "Who?"])
-    (other,) = asked(processor, picture, ["What?"], colours=((250, 0, 0), (0, 0, 250)))
-    (single,) = asked(processor, picture, ["What?"], colours=((250, 0, 0),))
+    (other,) = asked(processor, picture, ["What?"], colors=((250, 0, 0), (0, 0, 250)))
+    (single,) = asked(processor, picture, ["What?"], colors=((250, 0, 0),))
     (strided,) = asked(processor, picture, ["What?"], strides=0.5)
     second = one.image_spans[1][0]
     assert second + one.image_spans[1][1] < shared_length([one, two]) < len(one)

@@ -59,8 +59,8 @@ def test_the_unshuffle_projector_is_norm_linear_gelu_linear():
     torch.nn.init.normal_(norm.weight)
     x = torch.randn(2, 4, 4, 3) * 1e-3  # small: eps counts
     blocks = torch.stack([x[:, i : i + 2, j : j + 2].flatten(1) for i in (0, 2) for j in (0, 2)], dim=1)
-    centred = blocks - blocks.mean(-1, keepdim=True)
-    normed = centred / (blocks.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt() * norm.weight
+    centered = blocks - blocks.mean(-1, keepdim=True)
+    normed = centered / (blocks.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt() * norm.weight
     hidden = normed @ first.weight.T + first.bias
     hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
     torch.testing.assert_close(projector(x), hidden @ second.weight.T + second.bias)

@@ -164,7 +164,7 @@ def test_a_size_that_would_lose_pixels_is_refused_with_size_and_multiple(preset,
         encoder(torch.randn(1, 3, *size))
 
 
-def test_convnext_drops_the_remainder_where_it_is_told_to():
+def test_convnext_drops_the_remainder_on_request():
     """What the published code does: 1000 x 700 pixels are 15 x 10 tokens."""
     torch.manual_seed(0)
     encoder = ConvNext(vision("tiny-convllava")).eval()
@@ -197,7 +197,7 @@ def test_batch_norm_of_a_timm_encoder_keeps_its_statistics_in_training():
     assert all(torch.equal(m.running_mean, mean) for m, mean in zip(norms, before, strict=True))
 
 
-def test_a_further_stage_stands_behind_a_timm_trunk_and_trains_when_the_trunk_is_frozen():
+def test_a_further_stage_follows_a_timm_trunk_and_trains_when_the_trunk_is_frozen():
     encoder = TimmEncoder(TIMM)
     assert (encoder.width, encoder.stride) == (24, 64)
     encoder.trunk.requires_grad_(False)

@@ -263,7 +263,7 @@ def test_the_first_label_of_a_document_is_never_learned(tiny, prompt):
 # the training path ----------------------------------------------------------------------------------------------------
 
 
-def test_without_logits_the_loss_is_the_same_and_the_head_sees_labelled_tokens_only(tiny, prompt):
+def test_without_logits_the_loss_is_the_same_and_the_head_sees_labeled_tokens_only(tiny, prompt):
     model, rows = tiny(), []
     ids = prompt(model, 12)
     labels = ids.clone()

@@ -116,7 +116,7 @@ FAULTS = {
     ),
     "whole numbers": (
         lambda c: edit_tensors(c, lambda s: s.update({"projector.1.bias": s["projector.1.bias"].long()})),
-        r"broken/model\.safetensors: projector\.1\.bias is int64\n  expected: float32, .*\n  fix: take the unquantised",
+        r"broken/model\.safetensors: projector\.1\.bias is int64\n  expected: float32, .*\n  fix: take the unquantized",
     ),
     "8-bit floats": (
         lambda c: edit_tensors(

@@ -180,7 +180,7 @@ class ChatSession:
                     yield piece
                 made.result()  # raises here an error of the thread
             finally:
-                streamer.cancelled = True
+                streamer.stopped = True
         self.history = [*messages, {"role": "assistant", "content": [text(whole.strip())]}]
 
     @torch.inference_mode()
@@ -218,11 +218,11 @@ class PieceStreamer:
         self.ids: list[int] = []
         self.shown = ""
         self.queue: SimpleQueue[str | None] = SimpleQueue()
-        self.cancelled = False
+        self.stopped = False
 
     def put(self, value: torch.Tensor) -> None:
         """Take new ids from `generate`. Raises CancelledError there if the answer is no longer read."""
-        if self.cancelled:
+        if self.stopped:
             raise CancelledError
         self.ids += value.flatten().tolist()
         whole = reply(self.processor, self.ids, self.stop).text

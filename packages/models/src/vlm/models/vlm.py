@@ -127,7 +127,8 @@ class VisionLanguageModel(nn.Module):
                 fix="pass the pixels of exactly the images in the ids",
             )
         # nothing of a dummy is scattered, but the graph holds it: its gradients are zero, not None
-        return embeddings.masked_scatter(placeholder[..., None], used.to(embeddings.dtype))
+        filled: Tensor = embeddings.masked_scatter(placeholder[..., None], used.to(embeddings.dtype))
+        return filled
 
     def decode(
         self,

@@ -88,7 +88,7 @@ class FlashKernel:
 
 
 def block_kernel(device: torch.device, dtype: torch.dtype) -> Kernel:
-    """Return the kernel for such tensors. Raises ConfigError on CUDA without flash-attn, or in a dtype it lacks."""
+    """Return the kernel for such tensors. Raises ConfigError on CUDA without flash-attn or in an unsupported dtype."""
     if device.type == "cpu":
         return CpuKernel()
     if problem := flash_problem(device, dtype):

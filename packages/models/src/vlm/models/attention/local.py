@@ -88,8 +88,8 @@ def flash(
     if cu_seqlens is not None:
         borders = cu_seqlens.to(torch.int32)
         longest = int(borders.diff().max())
-        out = kernel(q, k, v, borders, borders, longest, longest, softmax_scale=scale, causal=True)
-        return out.unflatten(0, (rows, n)).transpose(1, 2)
+        out: Tensor = kernel(q, k, v, borders, borders, longest, longest, softmax_scale=scale, causal=True)
+        return out.view(rows, n, *out.shape[1:]).transpose(1, 2)
     keys = torch.ones(rows, m, dtype=torch.bool, device=q.device) if mask is None else mask
     queries = keys[:, -n:].flatten()
     count_q, count_k = keys[:, -n:].sum(1), keys.sum(1)
@@ -98,7 +98,7 @@ def flash(
     k, v = k[keys.flatten()], v[keys.flatten()]
     out = torch.zeros_like(q)
     out[queries] = kernel(q[queries], k, v, cu_q, cu_k, longest_q, longest_k, softmax_scale=scale, causal=True)
-    return out.unflatten(0, (rows, n)).transpose(1, 2)
+    return out.view(rows, n, *out.shape[1:]).transpose(1, 2)
 
 
 LOCAL: dict[str, AttentionBackend] = {

@@ -81,6 +81,7 @@ class RingAttention(torch.autograd.Function):
         group: SequenceGroup,
         scale: float,
     ) -> Tensor:
+        """Merge the attention over the keys of each step; [1, H, n, D]."""
         kernel = block_kernel(query.device, query.dtype)
         exact = torch.promote_types(query.dtype, torch.float32)
         out = torch.zeros_like(query, dtype=exact, memory_format=torch.contiguous_format)
@@ -102,6 +103,7 @@ class RingAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Recompute each block; the gradients of keys and values return to their process in the last step."""
         query, key, value, out, lse = ctx.saved_tensors
         kernel, group, last = block_kernel(query.device, query.dtype), ctx.group, len(ctx.steps) - 1
         grad_query, held = torch.zeros_like(query, dtype=lse.dtype), torch.stack([key, value])
@@ -123,7 +125,7 @@ class RingAttention(torch.autograd.Function):
             if arrived is not None:
                 held = arrived()
         if arrived_grads is not None:
-            grads = arrived_grads()  # home again
+            grads = arrived_grads()  # back on their process
         grad_key, grad_value = grads.to(key.dtype)
         return grad_query.to(query.dtype), grad_key, grad_value, None, None, None
 

@@ -1,5 +1,9 @@
-"""Ulysses: processes exchange tokens for heads, attend to whole documents with few heads each, and exchange back
-(arXiv 2309.14509). Two exchanges a layer, but no more processes than query heads, and a number that divides them.
+"""Ulysses: processes exchange tokens for heads, attend to whole documents, and exchange back (arXiv 2309.14509).
+
+Each process then has few heads of all tokens. There are two exchanges per layer; the number of processes must divide
+that of query heads.
+
+Shapes: H query heads, H_kv key heads, n tokens of this process, D head size; `size` processes.
 """
 
 import math

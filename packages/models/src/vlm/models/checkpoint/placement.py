@@ -25,7 +25,7 @@ Devices = Mapping[str, int | str]
 """Module name -> GPU number, torch device, or "disk"; the longest name applies, "" is the whole model."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-QUANTISED = ("8bit", "4bit")
+QUANTIZATIONS = ("8bit", "4bit")
 OFFLOADS = ("cpu", "disk")
 
 LAYERS = "language_model.model.layers"
@@ -123,7 +123,7 @@ def resolve_devices(spec: ModelSpec, device: str | Devices, offload: str | None 
 
 
 @dataclass
-class Placement:
+class WeightPlacement:
     """Puts each tensor of a checkpoint on its device as soon as it is read, so that no second copy exists.
 
     Call `prepare(model)` before the first tensor, `put` for each, `finish` after the last.
@@ -240,7 +240,7 @@ def make_placement(
     *,
     quantize: str | None = None,
     offload: str | None = None,
-) -> Placement:
+) -> WeightPlacement:
     """Check all settings before anything is read, and return where weights go; arguments are those of `load_model`.
 
     Raises:
@@ -248,9 +248,9 @@ def make_placement(
         HardwareError: a GPU that does not exist.
     """
     if quantize is not None:
-        if quantize not in QUANTISED:
-            raise UnknownName("quantisation", quantize, QUANTISED)
+        if quantize not in QUANTIZATIONS:
+            raise UnknownName("quantization", quantize, QUANTIZATIONS)
         if offload or (not isinstance(device, str) and "disk" in device.values()):
-            raise ConfigError("quantised weights cannot be offloaded", fix="leave out --offload or --quantize")
+            raise ConfigError("quantized weights cannot be offloaded", fix="leave out --offload or --quantize")
         _bitsandbytes(quantize)
-    return Placement(resolve_devices(spec, device, offload), resolve_dtype(dtype), quantize)
+    return WeightPlacement(resolve_devices(spec, device, offload), resolve_dtype(dtype), quantize)

@@ -175,7 +175,7 @@ class CheckpointReader:
                 raise CheckpointError(
                     f"{item.file}: {item.key} is {str(item.dtype).removeprefix('torch.')}",
                     expected=names,
-                    fix="take the unquantised checkpoint",
+                    fix="take the unquantized checkpoint",
                 )
         try:
             shape = list(self.meta(name).shape)

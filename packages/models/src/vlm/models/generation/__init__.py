@@ -1,1 +1,1 @@
-"""From prompts to new tokens: decoding, batches, shared prefixes."""
+"""From prompts to new tokens: decoding and shared prefixes."""

@@ -1,4 +1,4 @@
-"""What generation asks of a model."""
+"""The part of a model that generation uses."""
 
 from typing import Any, Protocol
 

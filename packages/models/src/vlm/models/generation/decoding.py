@@ -53,7 +53,7 @@ def check_settings(max_new_tokens: int, rows: int, seed: int | None, settings: d
         (
             settings.get("streamer") is not None and (beams > 1 or rows * returned > 1),
             f"a streamer with {rows} prompts, {beams} beams, {returned} answers each",
-            "one prompt, one beam, one answer: tokens of several cannot be told apart",
+            "one prompt, one beam, one answer: the tokens of several cannot be separated",
         ),
         (bool(idle) and not sample, f"{', '.join(idle)} without do_sample", "do_sample=True: greedy draws nothing"),
         (sample and number("temperature", 1) <= 0, f"temperature {settings.get('temperature')}", "above 0"),
@@ -70,7 +70,7 @@ def check_settings(max_new_tokens: int, rows: int, seed: int | None, settings: d
         raise ConfigError(str(error)) from None
     if rest:
         raise ConfigError(f"unknown generation settings: {', '.join(rest)}", fix="see transformers' GenerationConfig")
-    return max(beams, returned)
+    return int(max(beams, returned))
 
 
 def check_prompts(input_ids: Tensor, mask: Tensor, position_ids: Tensor) -> None:

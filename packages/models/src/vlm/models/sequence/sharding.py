@@ -1,4 +1,4 @@
-"""Which tokens of a packed row each process holds, and which pairs of them meet at each step of a ring.
+"""Which tokens of a packed row each process holds, and which pairs of them a ring computes at each step.
 
 Zigzag, per document: each document is cut into 2W chunks and process r holds chunks r and 2W - 1 - r, so that every
 process has the same work under the causal mask. (The published code cuts the whole row: only right for one document.)
@@ -16,9 +16,9 @@ PADDING = -1
 
 @dataclass(frozen=True)
 class TokenShard:
-    """What one process holds.
+    """The tokens of a row that one process holds.
 
-    - `places`: int64 [n], where each held token stands in the row, rising; -1 for padding
+    - `places`: int64 [n], the index in the row of each held token, ascending; -1 for padding
     - `borders`: int32 [documents + 1] on the CPU, the `cu_seqlens` that the attention of this layout takes
     """
 
@@ -26,7 +26,7 @@ class TokenShard:
     borders: Tensor
 
     def take(self, row: Tensor, fill: float) -> Tensor:
-        """[1, L, ...] -> [1, n, ...]: the held tokens' entries, `fill` for padding; dtype unchanged."""
+        """Select the entries of the held tokens, [1, L, ...] -> [1, n, ...], `fill` for padding; the dtype stays."""
         places = self.places.to(row.device)
         taken = row[:, places.clamp(min=0)]
         taken[:, places == PADDING] = fill
@@ -34,7 +34,7 @@ class TokenShard:
 
 
 def zigzag(cu_seqlens: Tensor, rank: int, size: int) -> TokenShard:
-    """Two chunks of each document, padded at its end to whole chunks. `borders` cut the held tokens."""
+    """Hold two chunks of each document, padded at its end to whole chunks. `borders` cut the held tokens."""
     parts, borders = [], [0]
     for start, end in pairwise(cu_seqlens.tolist()):
         chunk = -(-(end - start) // (2 * size))
@@ -46,7 +46,7 @@ def zigzag(cu_seqlens: Tensor, rank: int, size: int) -> TokenShard:
 
 
 def contiguous(cu_seqlens: Tensor, rank: int, size: int) -> TokenShard:
-    """An equal slice of the row, padded at its end by a document of its own. `borders` cut the whole padded row."""
+    """Hold an equal slice of the row, padded at its end by one more document. `borders` cut the whole padded row."""
     borders = cu_seqlens.tolist()
     length = -(-borders[-1] // size)
     places = torch.arange(rank * length, (rank + 1) * length)
@@ -61,7 +61,7 @@ LAYOUTS: dict[str, Callable[[Tensor, int, int], TokenShard]] = {"ring": zigzag, 
 
 
 def owners(cu_seqlens: Tensor, size: int, layout: Callable[[Tensor, int, int], TokenShard]) -> Tensor:
-    """The process that holds each token of the row, int64 [L] on the CPU."""
+    """Return the process that holds each token of the row, int64 [L] on the CPU."""
     owner = torch.empty(int(cu_seqlens[-1]), dtype=torch.long)
     for rank in range(size):
         places = layout(cu_seqlens, rank, size).places
@@ -71,7 +71,7 @@ def owners(cu_seqlens: Tensor, size: int, layout: Callable[[Tensor, int, int], T
 
 @dataclass(frozen=True)
 class RingBlock:
-    """Queries that meet keys: all pairs, or with `causal` (equally many of both) those on and below the diagonal."""
+    """Queries and keys to compute: all pairs, or with `causal` (as many of both) those on and below the diagonal."""
 
     query: slice
     key: slice
@@ -79,13 +79,13 @@ class RingBlock:
 
     @property
     def pairs(self) -> int:
-        """Pairs computed."""
-        queries, keys = self.query.stop - self.query.start, self.key.stop - self.key.start
+        """Return the number of pairs computed."""
+        queries, keys = int(self.query.stop - self.query.start), int(self.key.stop - self.key.start)
         return queries * (queries + 1) // 2 if self.causal else queries * keys
 
 
 def zigzag_blocks(borders: list[int], rank: int, source: int) -> list[RingBlock]:
-    """What process `rank` computes with the keys of process `source`, one block for each document.
+    """Return what process `rank` computes with the keys of process `source`, one block for each document.
 
     Of a process before, the first chunk is in the past of both of ours and the last in the future of both; of one
     behind, both chunks lie between ours. So every step but the first has the same work on every process.
@@ -105,5 +105,5 @@ def zigzag_blocks(borders: list[int], rank: int, source: int) -> list[RingBlock]
 def schedule(
     borders: list[int], rank: int, size: int, blocks: Callable[[list[int], int, int], list[RingBlock]] = zigzag_blocks
 ) -> list[list[RingBlock]]:
-    """The blocks of each step: at step s a process has the keys of the process s places before it."""
+    """Return the blocks of each step: at step s a process has the keys of the process s places before it."""
     return [blocks(borders, rank, (rank - step) % size) for step in range(size)]

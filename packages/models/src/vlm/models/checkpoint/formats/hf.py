@@ -9,19 +9,8 @@ from typing import Any
 
 from vlm.core.errors import CheckpointError
 from vlm.core.sample.tiling import IMAGENET, ImageRule
-from vlm.models.checkpoint.formats.schema import (
-    LLAMA,
-    CheckpointLayout,
-    FolderFiles,
-    Json,
-    StoredFacts,
-    intern_parts,
-    no_place,
-    read_llama,
-    selected_depth,
-    write_image_processor,
-    write_llama,
-)
+from vlm.models.checkpoint.formats import schema
+from vlm.models.checkpoint.formats.schema import LLAMA, CheckpointLayout, FolderFiles, Json, StoredFacts
 from vlm.models.checkpoint.renaming import Patterns, inverted, prefixed, weight_and_bias, without_layers
 from vlm.models.specs import ImageTokenSpec, InternVitSpec, ModelSpec, UnshuffleSpec
 
@@ -104,10 +93,10 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
     depth, select = vit["num_hidden_layers"], config.get("vision_feature_layer", -1)
     if not isinstance(select, int):
         raise CheckpointError(f"{where}: vision_feature_layer {select!r}", expected="one layer")
-    used, size = selected_depth(depth, select), side(vit["image_size"])
+    used, size = schema.selected_depth(depth, select), side(vit["image_size"])
     pre = folder / "preprocessor_config.json"
     rule = json.loads(pre.read_text(encoding="utf-8")) if pre.exists() else {}
-    language = read_llama({"tie_word_embeddings": False, **llm})
+    language = schema.read_llama({"tie_word_embeddings": False, **llm})
     tied = config.get("tie_word_embeddings", llm.get("tie_word_embeddings", True))
     spec = ModelSpec(
         family="internvl2",
@@ -149,13 +138,13 @@ def write(spec: ModelSpec, facts: StoredFacts) -> list[FolderFiles]:
     Raises:
         ConfigError: a part that the format cannot hold.
     """
-    vision, projector = intern_parts(spec, "hf")
+    vision, projector = schema.intern_parts(spec, "hf")
     if projector.version != "v2":
-        raise no_place("the token order of pixel unshuffle v1 (column by column)", "hf", "pixel unshuffle v2")
+        raise schema.no_place("the token order of pixel unshuffle v1 (column by column)", "hf", "pixel unshuffle v2")
     if vision.qk_norm and vision.norm_eps != 1e-6:
-        raise no_place(f"a q/k norm with eps {vision.norm_eps}", "hf", "1e-6, which transformers has built in")
+        raise schema.no_place(f"a q/k norm with eps {vision.norm_eps}", "hf", "1e-6, which transformers has built in")
     rule, scaling = spec.image_rule, spec.language.rope_scaling
-    text = {**write_llama(spec.language), **facts.ids, "model_type": "llama", "attention_bias": False}
+    text = {**schema.write_llama(spec.language), **facts.ids, "model_type": "llama", "attention_bias": False}
     text["mlp_bias"] = False
     del text["rope_scaling"], text["rope_theta"]
     text["head_dim"] = spec.language.width // spec.language.heads
@@ -178,7 +167,7 @@ def write(spec: ModelSpec, facts: StoredFacts) -> list[FolderFiles]:
         "text_config": text,
         "vision_config": write_vision(vision),
     }
-    pre = write_image_processor(
+    pre = schema.write_image_processor(
         spec,
         image_processor_type="GotOcr2ImageProcessor",
         size={"height": rule.size, "width": rule.size},

@@ -6,19 +6,8 @@ Source: the public configurations and checkpoints of OpenGVLab (InternVL2-2B, V2
 from pathlib import Path
 
 from vlm.core.sample.tiling import IMAGENET, ImageRule
-from vlm.models.checkpoint.formats.schema import (
-    LLAMA,
-    CheckpointLayout,
-    FolderFiles,
-    Json,
-    StoredFacts,
-    intern_parts,
-    no_place,
-    read_llama,
-    selected_depth,
-    write_image_processor,
-    write_llama,
-)
+from vlm.models.checkpoint.formats import schema
+from vlm.models.checkpoint.formats.schema import LLAMA, CheckpointLayout, FolderFiles, Json, StoredFacts
 from vlm.models.checkpoint.renaming import Patterns, inverted, prefixed, without_layers
 from vlm.models.specs import ImageTokenSpec, InternVitSpec, ModelSpec, UnshuffleSpec
 
@@ -79,13 +68,13 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
     """
     vit, llm = config["vision_config"], config["llm_config"]
     fused = "InternLM2ForCausalLM" in llm.get("architectures", [])
-    language = read_llama(llm)
+    language = schema.read_llama(llm)
     version = config.get("rope_pos_id_version", "default")
     v2pe = version != "default"
     if v2pe:
         language = language.model_copy(update={"rope_scaling": None})
     depth = vit["num_hidden_layers"]
-    used = selected_depth(depth, config.get("select_layer", -1))
+    used = schema.selected_depth(depth, config.get("select_layer", -1))
     spec = ModelSpec(
         family="internvl2" if fused else "internvl-chat-v1-2",
         vision=InternVitSpec(
@@ -130,13 +119,13 @@ def write(spec: ModelSpec, facts: StoredFacts) -> list[FolderFiles]:
     Raises:
         ConfigError: a part that the format cannot hold.
     """
-    vision, projector = intern_parts(spec, "internvl")
+    vision, projector = schema.intern_parts(spec, "internvl")
     rule, fused = spec.image_rule, spec.family == "internvl2"
     if (rule.mean, rule.std) != IMAGENET:
-        raise no_place(
+        raise schema.no_place(
             f"the pixel mean {rule.mean}", "internvl", f"{IMAGENET[0]}, which the published code has built in"
         )
-    language = {**write_llama(spec.language), **facts.ids, "torch_dtype": facts.dtype}
+    language = {**schema.write_llama(spec.language), **facts.ids, "torch_dtype": facts.dtype}
     if fused:
         language |= {"architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "bias": False}
         # the published InternLM2 cannot be built without a scaling; linear by 1 changes nothing
@@ -170,7 +159,7 @@ def write(spec: ModelSpec, facts: StoredFacts) -> list[FolderFiles]:
     }
     if spec.system is not None:
         config["system_message"] = spec.system
-    files = {"config.json": config, "preprocessor_config.json": write_image_processor(spec)}
+    files = {"config.json": config, "preprocessor_config.json": schema.write_image_processor(spec)}
     return [FolderFiles(inverted(PATTERNS["internlm2" if fused else "llama"]), files)]
 
 

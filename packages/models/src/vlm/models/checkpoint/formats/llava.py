@@ -10,17 +10,8 @@ from pathlib import Path
 
 from vlm.core.errors import CheckpointError
 from vlm.core.sample.tiling import CLIP, ImageRule
-from vlm.models.checkpoint.formats.schema import (
-    LLAMA,
-    CheckpointLayout,
-    FolderFiles,
-    Json,
-    StoredFacts,
-    no_place,
-    read_llama,
-    write_image_processor,
-    write_llama,
-)
+from vlm.models.checkpoint.formats import schema
+from vlm.models.checkpoint.formats.schema import LLAMA, CheckpointLayout, FolderFiles, Json, StoredFacts
 from vlm.models.checkpoint.locate import read_config
 from vlm.models.checkpoint.renaming import Patterns, inverted, prefixed, rename, weight_and_bias
 from vlm.models.checkpoint.safetensors_io import Stored, WeightReader, has_weights
@@ -98,7 +89,7 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
             drop_path=vision.get("drop_path_rate", 0.0),
         ),
         projector=MlpSpec(depth=projector_depth(kind, folder)),
-        language=read_llama(config),
+        language=schema.read_llama(config),
         image_rule=ImageRule(
             kind="pad" if aspect == "pad" else "crop",
             size=crop["height"] if isinstance(crop, dict) else crop,
@@ -180,16 +171,16 @@ def write(spec: ModelSpec, facts: StoredFacts) -> list[FolderFiles]:
         ConfigError: a part that the format cannot hold.
     """
     if not isinstance(spec.vision, ConvNextSpec):
-        raise no_place(f"the encoder {spec.vision.kind}", "llava", "a ConvNeXt")
+        raise schema.no_place(f"the encoder {spec.vision.kind}", "llava", "a ConvNeXt")
     if not isinstance(spec.projector, MlpSpec):
-        raise no_place(f"the projector {spec.projector.kind}", "llava", "an MLP")
+        raise schema.no_place(f"the projector {spec.projector.kind}", "llava", "an MLP")
     if spec.image_rule.kind not in ("pad", "crop"):
-        raise no_place(f"the image rule {spec.image_rule.kind}", "llava", "pad or crop")
+        raise schema.no_place(f"the image rule {spec.image_rule.kind}", "llava", "pad or crop")
     if spec.image_tokens.context is not None:
-        raise no_place(f"the token {spec.image_tokens.context}", "llava", "a placeholder outside the vocabulary")
+        raise schema.no_place(f"the token {spec.image_tokens.context}", "llava", "a placeholder outside the vocabulary")
     depth = spec.projector.depth
     config = {
-        **write_llama(spec.language),
+        **schema.write_llama(spec.language),
         **facts.ids,
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava_llama",
@@ -212,7 +203,7 @@ def write(spec: ModelSpec, facts: StoredFacts) -> list[FolderFiles]:
     }
     main = PATTERNS["linear" if depth == 1 else "mlp"]
     tower = write_tower(spec.vision, spec.image_rule.size, facts.dtype)
-    files = {"config.json": tower, "preprocessor_config.json": write_image_processor(spec)}
+    files = {"config.json": tower, "preprocessor_config.json": schema.write_image_processor(spec)}
     return [FolderFiles(inverted(main), {"config.json": config}), FolderFiles(inverted(ENCODER), files, TOWER)]
 
 
