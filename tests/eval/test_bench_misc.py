@@ -208,8 +208,8 @@ def test_teacher_forcing_predicts_each_token_of_the_answer_from_all_before_it(tm
     from vlm.eval.backends.native import Checkpoint
     from vlm.eval.backends.teacher_forcing import TeacherForcedBackend, answer_positions
     from vlm.eval.run.runner import Options, run_evaluation
-    from vlm.models.checkpoint.load import save_model
     from vlm.models.checkpoint.assemble import build
+    from vlm.models.checkpoint.load import save_model
     from vlm.models.specs import load_preset
 
     tokenizer = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "internlm2"

@@ -78,8 +78,8 @@ class Nursery:
 @pytest.fixture(scope="module")
 def nursery(tmp_path_factory):
     from vlm.eval.mini import make_mini
-    from vlm.models.checkpoint.load import save_model
     from vlm.models.checkpoint.assemble import build
+    from vlm.models.checkpoint.load import save_model
     from vlm.models.specs import load_preset
 
     home = tmp_path_factory.mktemp("home")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vlm.models.checkpoint.load import save_model
 from vlm.models.checkpoint.assemble import build
+from vlm.models.checkpoint.load import save_model
 from vlm.models.specs import load_preset
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "internlm2"

@@ -106,8 +106,8 @@ def encoded(tmp_path_factory):
     """A tiny model and encoded questions: several on one picture, of very unequal lengths, and without a picture."""
     from vlm.eval.backends.native import Checkpoint, NativeBackend
     from vlm.eval.mini.draw import save, shapes
-    from vlm.models.checkpoint.load import save_model
     from vlm.models.checkpoint.assemble import build
+    from vlm.models.checkpoint.load import save_model
     from vlm.models.specs import load_preset
 
     home = tmp_path_factory.mktemp("composition")

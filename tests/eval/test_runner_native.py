@@ -24,8 +24,8 @@ def pope(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    from vlm.models.checkpoint.load import save_model
     from vlm.models.checkpoint.assemble import build
+    from vlm.models.checkpoint.load import save_model
     from vlm.models.specs import load_preset
 
     folder = tmp_path_factory.mktemp("weights") / "tiny"

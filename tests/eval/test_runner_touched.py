@@ -22,8 +22,8 @@ TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "inte
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     """Checkpoint, data and results of an evaluation of a tiny model; tests change copies."""
-    from vlm.models.checkpoint.load import save_model
     from vlm.models.checkpoint.assemble import build
+    from vlm.models.checkpoint.load import save_model
     from vlm.models.specs import load_preset
 
     home = tmp_path_factory.mktemp("home")
