@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vlm.models.checkpoint.formats import internvl, llava
+from vlm.models.checkpoint.formats import FORMATS, internvl, llava
 from vlm.models.checkpoint.fused_tensors import fuse_wqkv, split_wqkv, way_to_make
 from vlm.models.checkpoint.layout import read_layout
 from vlm.models.checkpoint.reader import CheckpointReader
@@ -93,3 +93,12 @@ def test_layers_behind_the_selected_one_are_dropped_by_name():
     assert result.dropped == ["vision_model.encoder.layers.11.ls1"]
     assert list(result.renamed.values())[-1] == "language_model.model.layers.11.mlp.up_proj.weight"
     assert len(result.renamed) == 3
+
+
+def test_each_model_type_belongs_to_one_format_and_each_pattern_to_one_name_of_ours():
+    owners = [kind for module in FORMATS.values() for kind in module.MODEL_TYPES]
+    assert len(owners) == len(set(owners)) >= len(FORMATS)
+    ours = ("encoder.", "projector.", "language_model.")
+    for name, module in FORMATS.items():
+        for variant, patterns in module.PATTERNS.items():
+            assert all(target is None or target.startswith(ours) for target in patterns.values()), (name, variant)

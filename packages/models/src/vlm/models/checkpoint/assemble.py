@@ -39,14 +39,14 @@ EMBEDDING, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm
 IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>")
 """Tokens added to the tokenizer of a GGUF file."""
 
-ENCODERS: dict[str, Patterns] = {
+ENCODER_NAMES: dict[str, Patterns] = {
     "intern_vit": {**internvl.ENCODER, **{k.removeprefix("vision_model."): v for k, v in internvl.ENCODER.items()}},
     "convnext": {**llava.ENCODER_ANY, **prefixed(llava.ENCODER_ANY, "convnext.", "")},
 }
 """Names of an encoder that is stored alone, by the kind of its spec, with and without a prefix."""
 
-PROJECTOR: Patterns = {**internvl.PROJECTOR, **{k.removeprefix("mlp1."): v for k, v in internvl.PROJECTOR.items()}}
-LANGUAGE: Patterns = prefixed(LLAMA, "", "language_model.")
+PROJECTOR_NAMES: Patterns = {**internvl.PROJECTOR, **{k.removeprefix("mlp1."): v for k, v in internvl.PROJECTOR.items()}}
+LANGUAGE_NAMES: Patterns = prefixed(LLAMA, "", "language_model.")
 
 
 @dataclass(frozen=True)
@@ -172,9 +172,9 @@ def assemble(
     if encoder is not None:
         found |= find_encoder(spec, encoder)
     if language is not None:
-        found |= find_tensors(language, LANGUAGE)
+        found |= find_tensors(language, LANGUAGE_NAMES)
     if projector is not None:
-        found |= find_tensors(projector, PROJECTOR)
+        found |= find_tensors(projector, PROJECTOR_NAMES)
     with torch.device("meta"):
         wanted = dict(make_model(spec).state_dict())
     if spec.language.tied:
@@ -229,8 +229,8 @@ def find_encoder(spec: ModelSpec, path: Path) -> dict[str, StoredPart]:
         CheckpointError: the preset has another encoder; number, order and shapes do not agree one to one.
     """
     vision = spec.vision
-    if path.is_dir() and vision.kind in ENCODERS:
-        return find_tensors(path, ENCODERS[vision.kind])
+    if path.is_dir() and vision.kind in ENCODER_NAMES:
+        return find_tensors(path, ENCODER_NAMES[vision.kind])
     if not isinstance(vision, TimmSpec) or path.is_dir():
         found = "a published encoder" if path.is_dir() else "a timm trunk"
         raise CheckpointError(f"{path} holds {found} but the encoder is {vision.kind}")
