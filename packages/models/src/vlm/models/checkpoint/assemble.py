@@ -45,7 +45,10 @@ ENCODER_NAMES: dict[str, Patterns] = {
 }
 """Names of an encoder that is stored alone, by the kind of its spec, with and without a prefix."""
 
-PROJECTOR_NAMES: Patterns = {**internvl.PROJECTOR, **{k.removeprefix("mlp1."): v for k, v in internvl.PROJECTOR.items()}}
+PROJECTOR_NAMES: Patterns = {
+    **internvl.PROJECTOR,
+    **{k.removeprefix("mlp1."): v for k, v in internvl.PROJECTOR.items()},
+}
 LANGUAGE_NAMES: Patterns = prefixed(LLAMA, "", "language_model.")
 
 
