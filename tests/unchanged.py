@@ -9,12 +9,17 @@ thread: the numbers then do not depend on what else the machine does. It writes:
 
 - `data.json`: sha256 of the training sets, the tokenizer and the start checkpoints that the quickstart is made of;
 - `losses.json`, `weights.json`: losses of the first 20 steps of four quickstart stages, sha256 of what they export;
-- `eval/`: results.jsonl and summary.json of every miniature benchmark, three items each;
+- `eval/`: results, summaries and answer keys of every miniature benchmark, three items each, by three models: one
+  trained for 20 steps, and two untrained ones, whose long random answers change when anything before them does;
 - `dag.txt`: the job counts of `snakemake --profile slurm -n all`;
 - `help/`: the help text of every verb.
 
-`compare` exits with 1 when anything differs. Of the help texts it compares verbs, options and defaults: wording may
-improve. It takes about five minutes; the quickstart's data come from the package index.
+`compare` exits with 1 when anything differs. Of the help texts it looks for lost verbs, options and defaults: wording
+may improve, options may be added. A record takes about five minutes on a quiet machine; the quickstart's data come
+from the package index.
+
+The old commit needs an environment in which it is installed (`make setup` in its checkout). PYTHONPATH is not enough:
+Python prefers a package with an `__init__.py` to one without, even when it comes later on the path.
 """
 
 import hashlib
@@ -41,8 +46,15 @@ STAGES = (
     "quickstart-internvl-chat-v1-2-sft",
 )
 HAYSTACK = "--split train --tokens 256 --tokens-per-image 4 --count 200 --times 1x"
-VOLATILE = {"key", "provenance", "seconds", "time", "command", "versions", "commit", "machine", "model", "path"}
-"""Keys of results and summaries that name the code's bytes, the moment or the place, not what was computed."""
+EVALUATIONS = {  # name -> model and what is asked of it
+    "trained": "all --model runs/unchanged/train/quickstart-convllava-stage1/model",
+    "untrained": "all --model pretrained/quickstart-internvl-chat-v1-2",
+    "strides": "mm-niah milebench pope --stride 0.25,4 --model pretrained/quickstart-v2pe",
+}
+UNLISTED = {"eval": ("score",)}
+"""Group -> verbs that its help text names in prose, not in a table."""
+VOLATILE = {"key", "scorers"}
+"""Keys of results and summaries that hash the source files of the scorers: they name the code, not what it computed."""
 
 GROUPS = {
     "data": "data.json",
@@ -59,11 +71,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def run(home: Path, words: str, **extra: str) -> str:
+def run(home: Path, words: str) -> str:
     """Run a command of this environment; return its standard output. Raises CalledProcessError after showing it."""
     name, *rest = words.split()
-    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
-    env = {**os.environ, **threads, "VLM_HOME": str(home), **extra, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb"}
+    env = {**os.environ, **threads, "VLM_HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}"}
     done = subprocess.run([str(BIN / name), *rest], env=env, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         print(done.stdout[-4000:], done.stderr[-4000:], file=sys.stderr)
@@ -73,6 +85,10 @@ def run(home: Path, words: str, **extra: str) -> str:
 
 def write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def prepare(home: Path) -> dict[str, str]:
@@ -95,8 +111,7 @@ def train(home: Path) -> tuple[dict[str, list[float]], dict[str, str]]:
     for stage in STAGES:
         run(home, f"vlm train --recipe {stage} --run runs/unchanged --set steps={STEPS} --quiet")
         folder = home / "runs/unchanged/train" / stage
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        losses[stage] = [json.loads(line)["loss"] for line in lines]
+        losses[stage] = [line["loss"] for line in read_lines(folder / "metrics.jsonl")]
         for path in sorted(folder.glob("model/*.safetensors")):
             weights[f"{stage}/{path.name}"] = sha256(path)
     return losses, weights
@@ -112,25 +127,29 @@ def steady(value: Any, home: Path) -> Any:
 
 
 def evaluate(home: Path, out: Path) -> None:
-    """Evaluate every miniature benchmark and keep its results."""
-    model = "runs/unchanged/train/quickstart-convllava-stage1/model"
-    run(home, f"vlm eval all --mini --limit 3 --model {model} --name unchanged --out runs/eval")
+    """Evaluate the miniature benchmarks; keep results, summaries and the key of each stored answer.
+
+    An evaluation that an older version of the code began can be resumed only while the keys are the same.
+    """
+    for name, words in EVALUATIONS.items():
+        run(home, f"vlm eval {words} --mini --limit 3 --name {name} --out runs/eval")
     for summary in sorted((home / "runs/eval").rglob("summary.json")):
         target = out / summary.parent.relative_to(home / "runs/eval")
         target.mkdir(parents=True)
         write(target / "summary.json", steady(json.loads(summary.read_text(encoding="utf-8")), home))
-        rows = summary.with_name("results.jsonl").read_text(encoding="utf-8").split("\n")
-        write(target / "results.json", [steady(json.loads(row), home) for row in rows if row])
+        write(target / "results.json", [steady(row, home) for row in read_lines(summary.with_name("results.jsonl"))])
+        answers = read_lines(summary.with_name("outcomes.jsonl"))
+        write(target / "keys.json", sorted([answer["id"], answer["key"]] for answer in answers))
 
 
 def helps(home: Path, verb: str = "") -> Iterator[tuple[str, str]]:
     """Each verb with its help text, groups before their members."""
     text = run(home, f"vlm {verb} --help")
-    yield verb.strip() or "vlm", text
-    if "─ Commands ─" in text:
-        commands = re.split(r"─ Commands ─", text, maxsplit=1)[1]
-        for name in re.findall(r"^│ ([a-z][a-z0-9-]*)  ", commands, re.MULTILINE):
-            yield from helps(home, f"{verb} {name}")
+    verb = verb.strip()
+    yield verb or "vlm", text
+    table = text.partition("─ Commands ─")[2]
+    for name in [*re.findall(r"^│ ([a-z][a-z0-9-]*)  ", table, re.MULTILINE), *UNLISTED.get(verb, ())]:
+        yield from helps(home, f"{verb} {name}")
 
 
 def record(out: Path) -> None:
@@ -156,10 +175,24 @@ def counts(screen: str) -> str:
 
 
 def options(text: str) -> str:
-    """Options and defaults of a help text."""
-    joined = re.sub(r"\s+", " ", re.sub(r"[│╭╮╰╯─]", " ", text))
-    names = sorted(set(re.findall(r"(?<![\w-])--?[a-z][\w-]*…?", joined)))
-    return "\n".join([*names, *sorted(re.findall(r"\[(?:default|env var)[^]]*\]|\[required\]", joined))])
+    """Options of a help text with their defaults, one a line: `--device default: auto`."""
+    entries: list[str] = []
+    for line in text.splitlines():
+        if re.match(r"│ [ *]{0,3}\S", line):  # what continues an entry is indented further
+            entries.append("")
+        if entries:
+            entries[-1] += line.strip("│* ") + " "
+    found = []
+    for entry in entries:
+        if names := re.match(r"((?:--?[a-z][\w-]*\s+)+)", entry):
+            marks = re.findall(r"\[(default: [^]]*|required)\]", re.sub(r"\s+", " ", entry))
+            found.append(" ".join([*names[1].split(), *marks]))
+    return "\n".join(sorted(found))
+
+
+def kept(new: str, old: str) -> str:
+    """The lines of `new` that `old` has too: what was added is no difference."""
+    return "\n".join(line for line in new.splitlines() if line in old.splitlines())
 
 
 def compare(before: Path, after: Path) -> int:
@@ -171,7 +204,8 @@ def compare(before: Path, after: Path) -> int:
             for folder in (before, after)
         )
         if group == "help":
-            old, new = ({k: options(v) for k, v in texts.items()} for texts in (old, new))
+            old = {verb: options(text) for verb, text in old.items()}
+            new = {verb: kept(options(new[verb]), old[verb]) for verb in new.keys() & old.keys()}
         differ = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
         wrong += bool(differ) or not old
         print(f"{group}: " + (f"{len(differ)} of {len(old)} differ" if differ else f"{len(old)} equal"))
