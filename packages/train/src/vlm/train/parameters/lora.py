@@ -9,8 +9,6 @@ the same; a new adapter changes nothing, because its second matrix is zero.
 """
 
 import fnmatch
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlm.core.errors import CheckpointError, ConfigError
+from vlm.core.home import new_folder, read_json
 from vlm.train.parameters.optim import freeze
 from vlm.train.recipe.recipe import Lora, Recipe
 
@@ -113,26 +112,21 @@ def save_adapters(
         trained: patterns of the other tensors.
         base: the model that the adapters belong to, for the record.
     """
-    folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     layers = sorted({n.split(".lora_")[0] for n in state if is_adapter(n)})
     config = peft_config(layers, spec)
     config.base_model_name_or_path = base
     config.inference_mode = True
-    config.save_pretrained(temporary)
     own = {PEFT + n.replace(".default.", "."): t.contiguous() for n, t in state.items() if is_adapter(n)}
-    save_file(own, temporary / WEIGHTS)
     extra = {
         n: t.contiguous()
         for n, t in state.items()
         if not is_adapter(n) and any(fnmatch.fnmatchcase(n.replace(".base_layer.", "."), p) for p in trained)
     }
-    if extra:
-        save_file(extra, temporary / EXTRA)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with new_folder(folder) as temporary:
+        config.save_pretrained(temporary)
+        save_file(own, temporary / WEIGHTS)
+        if extra:
+            save_file(extra, temporary / EXTRA)
 
 
 def load_adapters(model: nn.Module, folder: Path) -> Lora:
@@ -148,7 +142,7 @@ def load_adapters(model: nn.Module, folder: Path) -> Lora:
     for name in ("adapter_config.json", WEIGHTS):
         if not (folder / name).exists():
             raise CheckpointError(f"{folder} has no {name}", expected="a folder that `vlm train` wrote as adapter/")
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "adapter_config.json")
     spec = Lora(
         rank=config["r"],
         alpha=config["lora_alpha"],

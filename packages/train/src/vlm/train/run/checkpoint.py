@@ -20,7 +20,7 @@ from typing import NotRequired, TypedDict
 from safetensors import SafetensorError
 
 from vlm.core.errors import CheckpointError, VlmError
-from vlm.core.home import free_gb, write_atomic, write_json
+from vlm.core.home import free_gb, read_json, write_atomic, write_json
 from vlm.train.run.engine import Engine
 from vlm.train.run.processes import World
 from vlm.train.run.reslice import load_slices
@@ -155,7 +155,7 @@ def load_checkpoint(engine: Engine, folder: Path, world: World) -> RunState | No
 
 def load_from(engine: Engine, path: Path, world: World) -> RunState:
     """Load one whole checkpoint; repartition it where another number of processes saved it in slices."""
-    saved: RunState = json.loads((path / MANIFEST).read_text())["state"]
+    saved: RunState = read_json(path / MANIFEST)["state"]
     writers = saved["processes"]
     if writers == world.size or not engine.zero_stage:
         state: RunState = engine.load(path.parent, path.name)  # type: ignore[assignment]  # as `save_checkpoint` gave it

@@ -3,7 +3,6 @@
 >>> train(load_recipe("quickstart-v2pe-sft"), Path("runs/quickstart/train/quickstart-v2pe-sft"))     # doctest: +SKIP
 """
 
-import json
 import math
 import resource
 import signal
@@ -19,7 +18,7 @@ from typing import Any, NotRequired, TypedDict
 import torch
 
 from vlm.core.errors import ConfigError, DataError, Preempted, VlmError
-from vlm.core.home import locked, resolve, write_json
+from vlm.core.home import locked, read_json, resolve, write_json
 from vlm.core.sample.index import LineIndex
 from vlm.models.checkpoint.load import fingerprint, load_model, save_state
 from vlm.models.checkpoint.locate import find_checkpoint
@@ -132,7 +131,7 @@ def check_recipe(recipe: Recipe, out: Path, resume_changed: bool) -> None:
     lines = {name: len(LineIndex(resolve(name))) for name in files}
     start = fingerprint(find_checkpoint(recipe.model.start))
     if file.exists():
-        before = json.loads(file.read_text())
+        before = read_json(file)
         if before["digest"] != recipe.digest and not resume_changed:
             changed = changes(before["recipe"], recipe.model_dump(mode="json"))
             raise ConfigError(

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vlm.core.errors import DataError
+from vlm.core.home import read_json, write_atomic
 
 
 class Log:
@@ -25,9 +26,7 @@ class Log:
         """Keep the lines of steps before `steps`."""
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] < steps]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_bytes(b"".join(kept))
-        temporary.replace(self.path)
+        write_atomic(self.path, b"".join(kept))
 
     def write(self, **values: Any) -> None:
         """Append a line of these keys and values."""
@@ -114,7 +113,7 @@ def read_account(folder: Path) -> Account:
         raise DataError(
             f"no training run in {folder}", expected="a folder with recipe.json", fix="name RUN/train/RECIPE"
         )
-    recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["recipe"]
+    recipe = read_json(folder / "recipe.json")["recipe"]
     steps = Log(folder / "metrics.jsonl").read()
     entries: list[LostLine] = Log(folder / "ledger.jsonl").read()  # type: ignore[assignment]  # as Ledger wrote it
     done = max((line["step"] + 1 for line in [*steps, *entries]), default=0)
@@ -130,7 +129,7 @@ def read_account(folder: Path) -> Account:
         problems.append("in is not used + dropped + truncated + replaced")
     summary = folder / "summary.json"
     if summary.exists():
-        final = json.loads(summary.read_text(encoding="utf-8"))["ledger"]
+        final = read_json(summary)["ledger"]
         differ = [k for k in ("in", "dropped", "truncated") if final[k] != counts[k]]
         problems += [f"summary.json says {k} {final[k]}, the logs say {counts[k]}" for k in differ]
     reasons = Counter((e["what"], e.get("stage", ""), short(e["reason"], e["id"])) for e in entries)
