@@ -65,7 +65,7 @@ def test_a_page_does_what_it_says(page: Path, tree: Path) -> None:
             for line in filter(None, content.splitlines()):
                 assert line in printed, f"{page.name}: {line!r} is not in\n{printed}"
     assert ran
-    for path in re.findall(r"`((?:packages|tests|docs|workflows)/[\w/.-]+)`", page.read_text(encoding="utf-8")):
+    for path in re.findall(r"`((?:packages|tests|docs|workflows)/[a-z0-9_/.-]+)`", page.read_text(encoding="utf-8")):
         assert (tree / path).exists() or (ROOT / path).exists(), f"{page.name} names {path}"
 
 

@@ -148,11 +148,12 @@ def read_checkpoint(name: str) -> "tuple[ModelSpec, Path]":
 
 def show_report(report: "CheckReport") -> None:
     """Print tables and a histogram."""
+    from rich.console import Console
     from rich.table import Table
 
-    from vlm.cli.show.plan import console
     from vlm.core.check.check import ERRORS, WARNINGS
 
+    console = Console(stderr=True)
     facts = report.as_dict(samples=False)
     console.print(
         f"[bold]{facts['usable']:,} of {facts['lines']:,} samples can be used[/bold]; {report.opened:,} headers read, "
@@ -243,10 +244,10 @@ def ledger(
             )
         typer.echo(json.dumps(listed, indent=1, ensure_ascii=False))
     else:
+        from rich.console import Console
         from rich.table import Table
 
-        from vlm.cli.show.plan import console
-
+        console = Console(stderr=True)
         for _, a in accounts:
             counts = ", ".join(f"{what} {n:,}" for what, n in a.counts.items())
             closes = "[red]does not close: " + "; ".join(a.open) if a.open else "[green]closes"

@@ -31,11 +31,11 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Machine-readabl
     if as_json:
         typer.echo(json.dumps([{"what": w, "ok": ok, "found": f} for w, ok, f in checks], indent=1))
     else:
+        from rich.console import Console
         from rich.markup import escape
         from rich.table import Table
 
-        from vlm.cli.show.plan import console
-
+        console = Console(stderr=True)
         table = Table(show_header=False)
         mark = {True: "[green]ok", False: "[red]broken", None: "[dim]absent"}
         for what, ok, found in checks:

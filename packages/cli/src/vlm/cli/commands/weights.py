@@ -140,8 +140,9 @@ def show_json(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(text)
     else:
-        from vlm.cli.show.plan import console
+        from rich.console import Console
 
+        console = Console(stderr=True)
         console.print_json(text)
 
 
@@ -198,10 +199,10 @@ ROWS = 20  # of a table on the terminal; --json has all
 
 def show_difference(found: "CheckpointDifference") -> None:
     """Print one line with the verdict, then a table of what differs."""
+    from rich.console import Console
     from rich.table import Column, Table
 
-    from vlm.cli.show.plan import console
-
+    console = Console(stderr=True)
     if found.equal:
         verdict = f"equal: all tensors, and the activations of {found.compared} modules"
     elif found.first:

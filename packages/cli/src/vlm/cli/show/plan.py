@@ -8,10 +8,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from vlm.train.plan.run_plan import RunPlan
 
-console = Console(stderr=True)
 
-
-def show_plan(plan: "RunPlan", to: Console = console) -> None:
+def show_plan(plan: "RunPlan", to: Console | None = None) -> None:
     """Show a recipe resolved and planned: parameters, states, steps, differences, and what is missing here."""
     from vlm.train.plan.faults import by_fix
 
@@ -43,7 +41,7 @@ def show_plan(plan: "RunPlan", to: Console = console) -> None:
         table.add_row("differs", f"{d.key}: ours {d.ours}, published {d.published}. {d.why}")
     for what, fix, found in by_fix(plan.missing):
         table.add_row(f"[yellow]missing {what}", "\n".join([*found, f"[bold]{fix}"]))
-    to.print(table)
+    (to or Console(stderr=True)).print(table)
 
 
 def show_dry_run(plan: "RunPlan", lines: list[str]) -> None:
