@@ -16,6 +16,7 @@ import torch
 from golden.conftest import DATA
 from golden.fixtures import Entry, Fixtures, Json, find_fixtures
 from golden.model_inputs import load_tensors
+from golden.vision_outputs import apply
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -24,6 +25,7 @@ from vlm.models.checkpoint.load import load_model
 from vlm.models.projector import pixel_unshuffle
 from vlm.models.vision.intern_vit import InternVit
 
+Array = np.ndarray[Any, Any]
 TOKENIZERS = {"internlm2": "nested/tokens/first", "hermes2": "second", "llama": "lang/deep/third", "llama-legacy": "4"}
 
 
@@ -156,14 +158,14 @@ def write_mappings(root: Path, own: Fixtures, written: Written, corrupt: bool) -
         written.add("scorers", f"scores/{name}", corrupt and name == "anls")
 
 
-PICTURES = {
+PICTURES: dict[str, tuple[str, Callable[[Array, Array], tuple[Array, ...]]]] = {
     "plaid": (
         "a=x%17; b0=(y//3)^2; r=(a*11+b0)%256, g=max(x,y)%200, b=abs(x-y)%256",
         lambda x, y: (((x % 17) * 11 + (y // 3) ** 2) % 256, np.maximum(x, y) % 200, abs(x - y) % 256),
     ),
     "steps": (
-        "r=255 if x>w//2 else 10\ng=(x+2*y)//4%256\nb=min(255,x*y//7)",
-        lambda x, y: (np.where(x > (x.max() + 1) // 2, 255, 10), (x + 2 * y) // 4 % 256, np.minimum(255, x * y // 7)),
+        "r=255 if x>w//2 else 10\ng=(x+2*y)//4%256\nb=(x^y)%256",
+        lambda x, y: (np.where(x > (x.max() + 1) // 2, 255, 10), (x + 2 * y) // 4 % 256, (x ^ y) % 256),
     ),
 }
 """New formulas, and the same in numpy."""
@@ -223,7 +225,7 @@ def write_models(root: Path, own: Fixtures, written: Written, corrupt: bool) -> 
             DATA / model, checkpoint, ignore=shutil.ignore_patterns("cases", "cases.json", "trainable.json")
         )
         folder = checkpoint.parent if number else checkpoint
-        cases = []
+        cases: list[Json] = []
         for entry in own.entries["models/cases"]:
             part = next((p for p in chosen if p in entry.id), None)
             if entry.path.parent.name != model or part is None:
@@ -255,7 +257,7 @@ def selected_layers(root: Path, folder: Path, own: Fixtures, written: Written) -
         for select in (-2, 1, -1, 2):
             grid = states[select][:, 1:].unflatten(1, (height, width))
             merged = pixel_unshuffle(grid, "v2")
-            features = projector[3](projector[2](projector[1](projector[0](merged.flatten(1, 2)))))  # type: ignore[index]
+            features = apply(projector, merged.flatten(1, 2))
             tensors = {"in.pixel_values": pixels, "out.features": features, "out.pixel_shuffle_v2": merged}
             tensors |= {f"out.hidden_states.{i}": state for i, state in enumerate(states)}
             tensors |= {"out.last_hidden_state": states[-1], "out.pooler_output": states[-1][:, 0]}

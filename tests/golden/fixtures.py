@@ -89,7 +89,7 @@ SECTIONS = [
         "*",
         "conversations template tokenizer model_max_length",
         "upstream_function num_image_token_list num_image text_only use_packed_ds prompt input_ids labels "
-        "attention_mask all_labels_ignored raises upstream_warning has_image "
+        "attention_mask all_labels_ignored raises quirk upstream_warning has_image "
         "conversations_after_preprocess_multimodal",
     ),
     Section(

@@ -1,11 +1,12 @@
 """Pictures from the text of a formula: `picture("m=(x//7)%2; r=40*m, g=x, b=(x*y)^2%256", 64, 48)`.
 
 Only arithmetic on the column `x`, the row `y`, the width `w`, the height `h` and earlier names is evaluated, on int64
-arrays. `^` is a power, as the formulas are written for people.
+arrays. `^` before a number is a power, as the formulas are written for people; elsewhere it is the exclusive or.
 """
 
 import ast
 import operator
+import re
 from collections.abc import Callable, Iterator
 from functools import reduce
 from typing import Any
@@ -23,6 +24,7 @@ BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Pow: operator.pow,
     ast.BitAnd: operator.and_,
     ast.BitOr: operator.or_,
+    ast.BitXor: operator.xor,
     ast.LShift: operator.lshift,
     ast.RShift: operator.rshift,
 }
@@ -99,7 +101,7 @@ def picture(formula: str, width: int, height: int) -> Image.Image:
     """
     y, x = np.mgrid[:height, :width].astype(np.int64)
     names: dict[str, Any] = {"x": x, "y": y, "w": np.int64(width), "h": np.int64(height)}
-    for text in filter(None, statements(formula.replace("^", "**"))):
+    for text in filter(None, statements(re.sub(r"\^(?=\s*\d)", "**", formula))):
         try:
             parsed = ast.parse(text).body
         except SyntaxError as error:

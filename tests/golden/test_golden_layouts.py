@@ -24,7 +24,7 @@ def run(folder: Path, tmp_path: Path, *tests: str) -> dict[str, tuple[str, str]]
     report = tmp_path / "report.xml"
     command = [sys.executable, "-m", "pytest", *files, "--golden", str(folder), "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, f"--junitxml={report}", "--timeout=600"],
+        [*command, f"--junitxml={report}", "--timeout=600", "-o", "addopts=--import-mode=importlib"],
         cwd=REPOSITORY,
         env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")},
         capture_output=True,

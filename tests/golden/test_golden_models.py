@@ -40,15 +40,17 @@ def outputs_of(tensors: Tensors) -> Tensors:
 
 def compare_outputs(model: VisionLanguageModel, case: dict[str, Any], tensors: Tensors, batch: Tensors) -> Output:
     """Logits, loss, hidden states and what LLaVA's splicing made, where the case says they have a meaning."""
-    out = model(**batch)
+    out: Output = model(**batch)
     where = torch.ones_like(batch["input_ids"], dtype=torch.bool)
     if name := case.get("compare_where"):
         where = next(t.bool() for key, t in tensors.items() if key.split(".", 1)[1] == name)
     embeddings = model.embed(batch["input_ids"], batch.get("pixel_values"), batch.get("image_flags"))
     for name, t in outputs_of(tensors).items():
         if name in ("logits", "logits_fresh"):
+            assert out.logits is not None
             close(name, out.logits[where], t[where])
         elif name == "loss":
+            assert out.loss is not None
             torch.testing.assert_close(out.loss.detach(), t, rtol=1e-5, atol=0)
         elif name == "spliced_embeds":
             close(name, embeddings[where], t[where])
@@ -61,8 +63,8 @@ def compare_outputs(model: VisionLanguageModel, case: dict[str, Any], tensors: T
         else:
             assert name.startswith("grad."), f"{name} is not compared"
     if case.get("loss") is not None:
-        assert out.loss.item() == pytest.approx(case["loss"], rel=1e-5)
-    return out  # type: ignore[no-any-return]
+        assert out.loss is not None and out.loss.item() == pytest.approx(case["loss"], rel=1e-5)
+    return out
 
 
 def check_forward(
@@ -87,7 +89,8 @@ def gradient_of(model: VisionLanguageModel, folder: Path, name: str) -> Tensor |
         return None
     way = way_to_make(target, parameters)  # InternLM2's wqkv is three tensors of ours
     assert way is not None, f"{name}: none of our parameters is {target}"
-    return way.make(*(parameters[need].grad for need in way.needs), model.spec.language)
+    gradient: Tensor = way.make(*(parameters[need].grad for need in way.needs), model.spec.language)
+    return gradient
 
 
 def known_gradient(model: VisionLanguageModel, folder: Path, name: str) -> Tensor:

@@ -16,7 +16,7 @@ from vlm.core.errors import DataError
 from vlm.core.sample.chat import IMAGE, TEMPLATES, prompt_text, user_message
 from vlm.core.sample.encode import LLAVA_IMAGE, ImageTokenIds, SampleEncoder, picture_part
 from vlm.core.sample.encoded import IGNORE, Encoded
-from vlm.core.sample.records import Sample, read_record, text
+from vlm.core.sample.records import Message, Sample, read_record, text
 from vlm.core.sample.tiling import ImageRule
 from vlm.core.sample.tokenizer import Tokenizer, load_tokenizer
 from vlm.train.run.stream import make_row
@@ -207,8 +207,11 @@ def test_templates_have_the_published_texts(entry: Entry) -> None:
     ours = TEMPLATES[template_name(entry.case["id"], theirs["system_message"])]
     assert ours.system == theirs["system_message"]
     if "example_prompt_custom_system" in theirs:
-        turns = [("user", "Q1"), ("assistant", "A1"), ("user", "Q2")]
-        messages = [{"role": role, "content": [text(value)]} for role, value in turns]
+        messages: list[Message] = [
+            {"role": "user", "content": [text("Q1")]},
+            {"role": "assistant", "content": [text("A1")]},
+            {"role": "user", "content": [text("Q2")]},
+        ]
         got = prompt_text(messages, ours, "Custom system.", generation_prompt=True)
         assert got == theirs["example_prompt_custom_system"]
 

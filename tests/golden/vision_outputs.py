@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vlm.models.checkpoint.load import load_model
 from vlm.models.projector import UnshuffleProjector, pixel_unshuffle
 from vlm.models.vision.convnext import ConvNext
-from vlm.models.vision.intern_vit import InternVit
+from vlm.models.vision.intern_vit import InternVit, VisionBlock
 from vlm.models.vlm import VisionLanguageModel
 
 Tensors = dict[str, Tensor]
@@ -30,6 +30,13 @@ def whole_encoder(folder: Path) -> InternVit:
     return encoder
 
 
+def apply(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """The layers one behind the other: the projector without its pixel unshuffle."""
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
 def intern_vit_outputs(model: VisionLanguageModel, folder: Path, pixels: Tensor) -> Tensors:
     """Everything a recorded vision case of InternViT may hold.
 
@@ -39,6 +46,7 @@ def intern_vit_outputs(model: VisionLanguageModel, folder: Path, pixels: Tensor)
     assert isinstance(projector, UnshuffleProjector)
     state, height, width = encoder.embeddings(pixels)
     first = encoder.encoder.layers[0]
+    assert isinstance(first, VisionBlock)
     got = {
         "embeddings": state,
         "layer0_norm1": first.norm1(state),
@@ -53,7 +61,7 @@ def intern_vit_outputs(model: VisionLanguageModel, folder: Path, pixels: Tensor)
     for version in ("v1", "v2"):
         merged = pixel_unshuffle(model.encoder(pixels), version, projector.spec.ratio)
         got[f"pixel_shuffle_{version}"] = merged
-        got[f"features_{version}"] = nn.Sequential.forward(projector, merged.flatten(1, 2))
+        got[f"features_{version}"] = apply(projector, merged.flatten(1, 2))
     return got
 
 
