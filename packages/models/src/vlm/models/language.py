@@ -1,5 +1,6 @@
-"""The language model: transformers' Llama with rotary tables of exact positions, and rotation in float32."""
+"""The language model: transformers' own with rotary tables of exact positions, and rotation in float32."""
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
 
+from vlm.core.errors import UnknownName
 from vlm.models.attention import NAME, attend
 from vlm.models.loss import LossHead
 from vlm.models.specs import LanguageSpec, RopeScaling
@@ -92,34 +94,61 @@ def document_positions(cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     return (torch.arange(len(start), device=start.device) - start)[None], length[None]
 
 
-def make_language_model(spec: LanguageSpec) -> LlamaForCausalLM:
-    """Make a Llama of that shape, initialized as transformers does (normal, 0.02); attention `auto`."""
-    config = LlamaConfig(
-        vocab_size=spec.vocab,
-        hidden_size=spec.width,
-        num_hidden_layers=spec.depth,
-        num_attention_heads=spec.heads,
-        num_key_value_heads=spec.kv_heads,
-        intermediate_size=spec.mlp_width,
-        max_position_embeddings=spec.max_positions,
-        rms_norm_eps=spec.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
-        tie_word_embeddings=spec.tied,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-        attn_implementation=NAME,  # type: ignore[call-arg]
-        vlm_attention="auto",
-    )
-    model = LlamaForCausalLM(config)
+LANGUAGE_MODELS = {"llama": "vlm.models.language:make_llama"}
+"""Kind of a `LanguageSpec` -> the function that makes such a model, as an import string."""
+
+
+def make_language_model(spec: LanguageSpec) -> Any:
+    """Make a language model of that spec, initialized as transformers does; attention `auto`.
+
+    Raises:
+        UnknownName: no such kind.
+    """
+    if spec.kind not in LANGUAGE_MODELS:
+        raise UnknownName("language model", spec.kind, LANGUAGE_MODELS)
+    module, function = LANGUAGE_MODELS[spec.kind].split(":")
+    return getattr(import_module(module), function)(spec)
+
+
+def make_llama(spec: LanguageSpec) -> Any:
+    """Make a Llama (weights drawn from a normal distribution of 0.02)."""
+    return with_exact_parts(LlamaForCausalLM(LlamaConfig(**shared_config(spec))), spec, ExactAttention)
+
+
+def shared_config(spec: LanguageSpec) -> dict[str, Any]:
+    """Return the keys of a configuration that Llama and its relatives in transformers share."""
+    return {
+        "vocab_size": spec.vocab,
+        "hidden_size": spec.width,
+        "num_hidden_layers": spec.depth,
+        "num_attention_heads": spec.heads,
+        "num_key_value_heads": spec.kv_heads,
+        "intermediate_size": spec.mlp_width,
+        "max_position_embeddings": spec.max_positions,
+        "rms_norm_eps": spec.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": spec.rope_theta},
+        "tie_word_embeddings": spec.tied,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "attn_implementation": NAME,
+        "vlm_attention": "auto",
+    }
+
+
+def with_exact_parts(model: Any, spec: LanguageSpec, attention: type[nn.Module]) -> Any:
+    """Return a model of transformers with our output head, rotary tables and attention.
+
+    `attention(config, layer)` has the parameters of the model's own, and the forward pass of `ExactAttention`.
+    """
     model.lm_head = with_parts_of(model.lm_head, LossHead(spec.width, spec.vocab, bias=False, device="meta"))
     head = spec.width // spec.heads
     published = spec.rotary_tables == "published"
     model.model.rotary_emb = ExactRotary(head, spec.rope_theta, spec.max_positions, spec.rope_scaling, published)
     for i, layer in enumerate(model.model.layers):
         with torch.device("meta"):
-            attention = ExactAttention(config, i)
-        layer.self_attn = with_parts_of(layer.self_attn, attention)  # parameters as transformers has drawn them
+            exact = attention(model.config, i)
+        layer.self_attn = with_parts_of(layer.self_attn, exact)  # parameters as transformers has drawn them
     return model
 
 

@@ -119,6 +119,10 @@ class MlpSpec(Strict):
 ProjectorSpec = Annotated[UnshuffleSpec | MlpSpec, Field(discriminator="kind")]
 
 
+LLAMA = "llama"
+"""The usual kind of language model."""
+
+
 class RopeScaling(Strict):
     """Extrapolation of the rotary base to longer inputs; `dynamic` is NTK beyond `max_positions`. Never with V2PE."""
 
@@ -127,12 +131,14 @@ class RopeScaling(Strict):
 
 
 class LanguageSpec(Strict):
-    """A Llama.
+    """A decoder-only language model.
 
-    `vocab` is the number of embedding rows. `rotary_tables`: `exact` has float64 phases and float32 tables,
+    `kind` is a key of `language.LANGUAGE_MODELS`; a stored spec leaves out the usual one. `vocab` is the number of
+    embedding rows. `rotary_tables`: `exact` has float64 phases and float32 tables,
     `published` float32 phases and tables in the dtype of the activations.
     """
 
+    kind: str = Field(default=LLAMA, exclude_if=lambda kind: kind == LLAMA)
     vocab: int
     width: int
     depth: int
