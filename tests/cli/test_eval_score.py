@@ -21,8 +21,8 @@ from vlm.core.errors import CheckpointError, ConfigError, DataError, UnknownName
 from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items
 from vlm.eval.mini import make_mini
-from vlm.models.checkpoint.load import save_model
 from vlm.models.checkpoint.assemble import build
+from vlm.models.checkpoint.load import save_model
 from vlm.models.specs import load_preset
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "internlm2"
