@@ -4,6 +4,7 @@ with locked(runs() / "stage1", "vlm train"):
     write_json(runs() / "stage1" / "summary.json", {"steps": 20})
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -50,6 +51,18 @@ def free_gb(folder: Path) -> float:
     return shutil.disk_usage(place).free / 1e9
 
 
+def beside(name: str, suffix: str) -> str:
+    """Return the hidden name of a temporary file for `name`; a long name is replaced by its digest.
+
+    File systems hold 255 bytes in a name, and `name` may have them all.
+
+    >>> beside("a.bin", ".part")
+    '.a.bin.part'
+    """
+    long = len(os.fsencode(name)) + len(suffix) > 254
+    return f".{hashlib.sha256(os.fsencode(name)).hexdigest() if long else name}{suffix}"
+
+
 @contextmanager
 def new_file(path: Path, *, held: bool = False, flush: bool = True) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it to `path` when the block ends without an error.
@@ -67,7 +80,7 @@ def new_file(path: Path, *, held: bool = False, flush: bool = True) -> Iterator[
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part" if held else f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(beside(path.name, ".part" if held else f".{os.getpid()}.tmp"))
     try:
         yield temporary
         if flush:
@@ -137,7 +150,7 @@ def read_json(path: Path, *, fix: str | None = None) -> Any:
 
 
 @contextmanager
-def locked(folder: Path, purpose: str) -> Iterator[None]:
+def locked(folder: Path, purpose: str, *, wait: float = 0) -> Iterator[None]:
     """Hold a folder for this process; the kernel releases it when the process ends, however it ends.
 
     Temporary files of `write_atomic` that a killed holder left in the folder are removed.
@@ -145,6 +158,7 @@ def locked(folder: Path, purpose: str) -> Iterator[None]:
     Args:
         folder: It is made if it is missing.
         purpose: What this process does there, for the message that another process shows.
+        wait: Seconds to wait for another process to release the folder.
 
     Raises:
         LockedError: Another process holds the folder; the message names its purpose, pid and host.
@@ -154,7 +168,7 @@ def locked(folder: Path, purpose: str) -> Iterator[None]:
     holder = folder / ".lock.json"
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except Timeout as error:
         who = holder.read_text().strip() if holder.exists() else "unknown"
         raise LockedError(

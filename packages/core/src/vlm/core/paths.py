@@ -1,4 +1,4 @@
-"""Relative paths in tables and archives, which must stay below their folder."""
+"""Relative paths in tables, archives, downloads and manifests, which must stay below their folder."""
 
 from typing import Annotated
 
@@ -13,6 +13,28 @@ def is_inside(path: str) -> bool:
     """
     parts = path.split("/")
     return not (path.startswith("/") or "\\" in path or ".." in parts or ":" in parts[0] or "\0" in path)
+
+
+def is_control(path: str) -> bool:
+    """Return whether a path names a file or folder in which this program keeps its own state, at any depth.
+
+    Such names (`.vlm-*`, `.partial`, `.lock`, `.lock.json`) are never accepted from an archive or a download: the
+    program would obey them later. Upper and lower case are the same, as on the disks of Windows and macOS.
+
+    >>> is_control("a/.vlm-manifest.json"), is_control(".partial/install.json"), is_control("a/b.png")
+    (True, True, False)
+    """
+    parts = path.lower().split("/")
+    return any(part.startswith(".vlm-") or part in (".partial", ".lock", ".lock.json") for part in parts)
+
+
+def is_data(path: str) -> bool:
+    """Return whether a path from a file or a server may be used: it stays below its folder and is no control name.
+
+    >>> is_data("a/b.png"), is_data("../b.png"), is_data(".partial/install.json")
+    (True, False, False)
+    """
+    return is_inside(path) and not is_control(path)
 
 
 def _inside(path: str) -> str:

@@ -6,12 +6,14 @@ Archives are read as a stream. The target is a folder for unfinished work: if th
 """
 
 import calendar
+import errno
 import io
 import lzma
 import os
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -23,11 +25,25 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from vlm.core.errors import FetchError
-from vlm.core.home import new_file
-from vlm.core.paths import is_inside
+from vlm.core.home import beside
+from vlm.core.paths import is_control, is_inside
 
 RATIO, FREE = 200, 100_000_000
 """An archive may unpack to 200 times its size plus 100 MB: photographs reach 1, text 20, a bomb millions."""
+
+LONGEST_NAME, LONGEST_PATH, DEEPEST = 255, 2000, 200
+"""Most bytes of a member's name and path, and most folders in it: disks hold 255 and 4096 bytes with the target's."""
+
+KINDS = {
+    b"<!DO": ("a web page", "the address leads to a page (a login, a notice): open it in a browser, fetch the file"),
+    b"<htm": ("a web page", "the address leads to a page (a login, a notice): open it in a browser, fetch the file"),
+    b"vers": ("a Git LFS pointer", "fetch the file itself: git lfs pull, or the download button of its page"),
+    b"7z\xbc\xaf": ("a 7z archive", "unpack it with 7z and pack it again as zip or tar"),
+    b"Rar!": ("a RAR archive", "unpack it with unrar and pack it again as zip or tar"),
+    b"(\xb5/\xfd": ("compressed with zstd", "decompress it first: zstd -d FILE"),
+    b"PK\x07\x08": ("a zip in several volumes", "join them first: zip -s 0 FILE.zip --out WHOLE.zip"),
+}
+"""First four bytes -> what a file is that is no archive read here, and what to do with it."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +121,8 @@ def extract(parts: Path | Sequence[Path], members: dict[str, str], into: Path) -
     """Extract the wanted members below `into`, which must be a folder for this work alone.
 
     A file that an earlier, interrupted run finished (same size and time) is not written again. If any member leaves the
-    folder, is a link or device, or unpacks to far more than the archive, `into` is removed.
+    folder, has a name that this program keeps for itself, is a link or device, is there twice, or unpacks to far more
+    than the archive, `into` is removed.
 
     Args:
         parts: An archive, or its pieces in order.
@@ -127,7 +144,10 @@ def extract(parts: Path | Sequence[Path], members: dict[str, str], into: Path) -
             for member in _members(name, joined):
                 unused -= {pattern for pattern in unused if fnmatchcase(member.name, pattern)}
                 if target := target_of(member.name, members):
-                    _write(member, into / target, name)
+                    target = str(PurePosixPath(target))
+                    if target in found:
+                        raise _refused(name, f"two members have the path {target!r}")
+                    _write(member, into / target, into.with_name(beside(into.name, ".member")), name)
                     found.add(target)
         if unused:
             raise FetchError(f"{name} has no member {', '.join(sorted(unused))}", fix="correct the catalogue entry")
@@ -137,17 +157,25 @@ def extract(parts: Path | Sequence[Path], members: dict[str, str], into: Path) -
     return [(into / target, target) for target in sorted(found)]
 
 
-def _write(member: Member, path: Path, archive: str) -> None:
+def _write(member: Member, path: Path, temporary: Path, archive: str) -> None:
+    """Write a member in one piece. `temporary` lies outside the target, where no member can have its name."""
     if path.exists() and (path.stat().st_size, int(path.stat().st_mtime)) == (member.size, member.mtime):
         return
     stream = member.open()
     if stream is None:
         raise FetchError(f"{archive}: {member.name} cannot be read")
     # not flushed: thousands of flushes take minutes, and every file is checked against its sum later
-    with stream, new_file(path, held=True, flush=False) as temporary:
-        with temporary.open("wb") as f:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with stream, temporary.open("wb") as f:
             shutil.copyfileobj(stream, f, 1 << 20)
         os.utime(temporary, (member.mtime, member.mtime))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, struct.error)
 
 
 @contextmanager
@@ -155,11 +183,15 @@ def _readable(archive: str) -> Iterator[None]:
     try:
         yield
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise FetchError(f"{archive}: two members have the path {error.filename}") from error
+        raise FetchError(f"{archive}: two members have the path {error.filename2 or error.filename}") from error
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL):
+            raise
+        raise _refused(archive, "a member has a name that this disk cannot hold") from error
     except NotImplementedError as error:
         raise FetchError(f"{archive} is compressed in a way that Python cannot read: {error}") from error
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
-        # an encrypted zip is a RuntimeError
+    except (*DAMAGE, RuntimeError, ValueError, OverflowError) as error:
+        # an encrypted zip is a RuntimeError; numbers and names that mean nothing are a ValueError
         raise FetchError(
             f"{archive} is damaged or not an archive: {error}", fix="fetch it again: vlm download NAME --verify"
         ) from error
@@ -197,34 +229,77 @@ def _members(archive: str, joined: JoinedParts) -> Iterator[Member]:
         if start in (b"PK\x03\x04", b"PK\x05\x06"):
             z = stack.enter_context(zipfile.ZipFile(io.BufferedReader(joined)))
             infos = z.infolist()
-            for info in infos:  # the directory of a zip is known before anything is read
+            names = [_zip_name(info) for info in infos]
+            for info, name in zip(infos, names, strict=True):  # the directory is known before anything is read
                 kind = stat.S_IFMT(info.external_attr >> 16)
-                _check(archive, info.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+                _check(archive, name, kind in (0, stat.S_IFREG, stat.S_IFDIR), folder=name.endswith("/"))
             _check_size(archive, sum(info.file_size for info in infos), limit)
             if sum(info.compress_size for info in infos) > joined.size:
                 raise _refused(archive, "its members overlap, or it is cut short")
-            for info in infos:
-                if not info.is_dir():
-                    when = calendar.timegm((*(max(1, n) for n in info.date_time), 0, 0, 0))
-                    yield Member(info.filename, info.file_size, when, lambda i=info: z.open(i))  # type: ignore[misc]
+            for info, name in zip(infos, names, strict=True):
+                if not name.endswith("/"):
+                    name = str(PurePosixPath(name))
+                    yield Member(name, info.file_size, _seconds(info), lambda i=info: z.open(i))  # type: ignore[misc]
             return
+        if start in KINDS:
+            what, fix = KINDS[start]
+            raise FetchError(f"{archive} is {what}, not a zip or tar archive", fix=fix)
         joined.seek(0)
         total = 0
         stream = io.BufferedReader(joined, 1 << 20)
         t = stack.enter_context(tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictInfo))
         for item in t:
-            _check(archive, item.name, (item.isfile() and not item.issparse()) or item.isdir())
+            _check(archive, item.name, (item.isfile() and not item.issparse()) or item.isdir(), folder=item.isdir())
             total += item.size
             _check_size(archive, total, limit)
             if item.isfile():
                 name = str(PurePosixPath(item.name))
-                when = max(0, min(int(item.mtime), 2**31))
+                when = int(max(0, min(item.mtime, 2**31)))
                 yield Member(name, item.size, when, lambda i=item: t.extractfile(i))  # type: ignore[misc]
 
 
-def _check(archive: str, name: str, plain: bool) -> None:
-    if not plain or not is_inside(name):
-        raise _refused(archive, f"member {name!r} {'leaves the folder' if plain else 'is a link or a device'}")
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """Return the name of a zip's member as written, with slashes for the backslashes of some Windows tools.
+
+    Without the flag for UTF-8 nothing says whether other bytes than ASCII are UTF-8, GBK, CP932 or another page, and
+    Python reads code page 437. Characters of three or four bytes in UTF-8 are hardly ever anything else and are read;
+    shorter ones are (GBK of the Chinese for "picture" is valid UTF-8) and become surrogates, which `_check` refuses.
+    """
+    name = info.orig_filename
+    if not info.flag_bits & 0x800:
+        data = name.encode("cp437")
+        name = data.decode("utf-8", "surrogateescape")
+        if any("\x80" <= character < "\u0800" for character in name):
+            name = data.decode("ascii", "surrogateescape")
+    return name.replace("\\", "/")
+
+
+def _seconds(info: zipfile.ZipInfo) -> int:
+    """Return the time of a zip's member; months that do not exist (a date of 0 or 0xFFFF) become the nearest one."""
+    year, month, *rest = (max(1, number) for number in info.date_time)
+    return calendar.timegm((year, min(month, 12), *rest, 0, 0, 0))
+
+
+def _check(archive: str, name: str, plain: bool, *, folder: bool) -> None:
+    shown = ascii(name if len(name) <= 80 else f"{name[:80]}...")
+    path = PurePosixPath(name.replace("\\", "/"))
+    if not plain:
+        raise _refused(archive, f"member {shown} is a link or a device")
+    if not is_inside(str(path)) or not is_inside(name.replace("\\", "/")):
+        raise _refused(archive, f"member {shown} leaves the folder")
+    if "\\" in name:
+        raise _refused(archive, f"member {shown} has a backslash in its name")
+    if not (path.parts or folder):
+        raise _refused(archive, f"member {shown} has no file name")
+    if is_control(name):
+        raise _refused(archive, f"member {shown} has a name that this program keeps for itself")
+    try:
+        sizes = [len(part.encode()) for part in path.parts]
+    except UnicodeEncodeError as error:
+        fix = "unpack it with the publisher's code page (unzip -O GBK or -O CP932) and pack it again"
+        raise _refused(archive, f"the name of member {shown} is not UTF-8", fix) from error
+    if max(sizes, default=0) > LONGEST_NAME or sum(sizes) > LONGEST_PATH or len(sizes) > DEEPEST:
+        raise _refused(archive, f"member {shown} has a name or path that is too long for a disk")
 
 
 def _check_size(archive: str, total: int, limit: int) -> None:
@@ -232,9 +307,9 @@ def _check_size(archive: str, total: int, limit: int) -> None:
         raise _refused(archive, f"it unpacks to more than {limit} bytes, {RATIO} times its size: an archive bomb")
 
 
-def _refused(archive: str, why: str) -> FetchError:
+def _refused(archive: str, why: str, fix: str = "do not use this archive; tell its publisher") -> FetchError:
     return FetchError(
         f"{archive}: {why}; nothing was extracted",
-        expected="only plain files and folders below the target",
-        fix="do not use this archive; tell its publisher",
+        expected="only plain files and folders below the target, each once",
+        fix=fix,
     )

@@ -26,6 +26,7 @@ from vlm.core.fetch.manifest import (
     finish_install,
     install,
     read_manifest,
+    refuse_name,
     sha256_of,
 )
 from vlm.core.fetch.transfer import Patience, disk_errors, fetch_url
@@ -100,9 +101,13 @@ def fetch(
     folder = entry.path
     manifest = read_manifest(folder)
     if revision is None and manifest:  # what is here was pinned when it was fetched
-        before = {s["repo"]: s["revision"] for s in manifest["source"] if s.get("kind") == "hub"}
+        known = manifest["source"] if isinstance(manifest["source"], list) else []
+        before = {s.get("repo"): s.get("revision") for s in known if isinstance(s, dict) and s.get("kind") == "hub"}
         revision = next((before.get(s.repo) for s in entry.source if isinstance(s, HubSource) and not s.revision), None)
     sources = pinned(entry, revision)
+    for source in sources:
+        if isinstance(source, UrlSource):
+            refuse_name(source.target, source.url)
     described = [source.model_dump(mode="json") for source in sources]
     with disk_errors(folder):
         if _complete(folder, described, verify):

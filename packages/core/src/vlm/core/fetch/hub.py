@@ -12,7 +12,7 @@ import httpx
 from vlm.core.errors import FetchError
 from vlm.core.fetch.archive import target_of
 from vlm.core.fetch.catalogue import HubSource
-from vlm.core.fetch.manifest import files_below, sha256_of
+from vlm.core.fetch.manifest import files_below, refuse_name, sha256_of
 from vlm.core.progress import Report, bytes_below
 
 
@@ -49,6 +49,8 @@ def fetch_hub(source: HubSource, work: Path, report: Report, *, jobs: int = 4) -
         ask = HfApi().dataset_info if source.repo_type == "dataset" else HfApi().model_info
         about = ask(source.repo, revision=source.revision, files_metadata=True)
         siblings = [s for s in about.siblings or [] if _wanted(s.rfilename, source.files)]
+        for sibling in siblings:
+            refuse_name(sibling.rfilename, source.repo)
         total = sum(s.size or 0 for s in siblings)
         with _watched(work, report, total):
             snapshot_download(

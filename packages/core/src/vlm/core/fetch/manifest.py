@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
-from vlm.core.errors import DataError
+from vlm.core.errors import DataError, FetchError
 from vlm.core.home import read_json, write_atomic, write_json
+from vlm.core.paths import is_data
 
 MANIFEST = ".vlm-manifest.json"
 PARTIAL = ".partial"
@@ -72,9 +73,20 @@ def read_if_whole(path: Path) -> dict[str, Any] | None:
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
-    """Return the manifest `name` of a folder; None when it is missing or damaged: the folder is then unfinished."""
+    """Return the manifest `name` of a folder; None when it is missing or damaged: the folder is then unfinished.
+
+    A manifest that names a path outside the folder, or state of this program, counts as damaged.
+    """
     manifest = read_if_whole(folder / name)
-    return cast(Manifest, manifest) if manifest and "files" in manifest else None
+    return cast(Manifest, manifest) if _is_manifest(manifest) else None
+
+
+def _is_manifest(value: Any) -> bool:
+    if not (isinstance(value, dict) and "source" in value and isinstance(value.get("files"), dict)):
+        return False
+    links = value.get("links", {})
+    sized = all(isinstance(known, dict) and isinstance(known.get("size"), int) for known in value["files"].values())
+    return sized and isinstance(links, dict) and all(is_data(name) for name in (*value["files"], *links))
 
 
 def damaged_files(folder: Path, manifest: Manifest, *, verify: bool = False) -> list[str]:
@@ -110,7 +122,13 @@ def install(
         name: Name of the entry or set, for the manifest.
         source: Where the files come from, for the manifest.
         manifest: Name of the manifest.
+
+    Raises:
+        FetchError: A name leaves the folder, or is one of this program's own; nothing was moved.
     """
+    staged = list(staged)
+    for _, target in staged:
+        refuse_name(target, name)
     known = read_manifest(folder, manifest)
     before = set(known["files"]) if known else set()
     files: dict[str, FileEntry] = {}
@@ -125,10 +143,21 @@ def install(
 
 
 def finish_install(folder: Path) -> bool:
-    """Complete an `install` that was cut short; return whether there was one."""
-    found = read_if_whole(folder / PARTIAL / INSTALLING)
+    """Complete an `install` that was cut short; return whether there was one.
+
+    Raises:
+        FetchError: The note of the moves names a path that `install` would not write; nothing was moved.
+    """
+    path_of_note = folder / PARTIAL / INSTALLING
+    found = read_if_whole(path_of_note)
     if found is None:
         return False
+    if not _is_note(folder, found):
+        raise FetchError(
+            f"{path_of_note} names paths outside its folder; nothing was moved or removed",
+            expected="the moves that an interrupted command wrote down",
+            fix=f"remove {path_of_note.parent}, then rerun the same command",
+        )
     note = cast(_Install, found)
     (folder / note["manifest"]).unlink(missing_ok=True)
     for target, path in note["moves"].items():
@@ -140,6 +169,35 @@ def finish_install(folder: Path) -> bool:
     write_json(folder / note["manifest"], note["content"])
     shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     return True
+
+
+def _is_note(folder: Path, note: dict[str, Any]) -> bool:
+    """Return whether every path of a note is one that `install` writes: all of them inside the folder."""
+    moves, stale, manifest = note.get("moves"), note.get("stale"), note.get("manifest")
+    if not (isinstance(moves, dict) and isinstance(stale, list) and isinstance(manifest, str)):
+        return False
+    if not (manifest.startswith(".vlm-") and "/" not in manifest and _is_manifest(note.get("content"))):
+        return False
+    for target, path in moves.items():
+        if not (isinstance(path, str) and is_data(target)):
+            return False
+        if Path(path).name == ".." or folder.resolve() not in (Path(path).parent.resolve() / "name").parents:
+            return False
+    return all(isinstance(name, str) and is_data(name) for name in stale)
+
+
+def refuse_name(name: str, source: str) -> None:
+    """Check the name of a file that a server, a repository or an archive gives.
+
+    Raises:
+        FetchError: It leaves its folder, or is one of this program's own.
+    """
+    if name in ("", ".") or not is_data(name):
+        raise FetchError(
+            f"{source}: the file name {name!r} is not accepted; nothing was written under it",
+            expected="a name below the target folder, none of .vlm-*, .partial, .lock",
+            fix="do not use this source; tell its publisher, or correct the catalogue entry",
+        )
 
 
 def files_below(folder: Path) -> list[tuple[Path, str]]:

@@ -4,6 +4,8 @@ fetch_url("https://example.org/a.zip", Path("a.zip"), sha256="fcb5...")
 """
 
 import errno
+import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +56,8 @@ def disk_errors(folder: Path) -> Iterator[None]:
             fix = "free some space or set VLM_HOME to another disk, then rerun the same command: it resumes here"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             fix = "make the folder writable or set VLM_HOME to one that is"
+        elif error.errno in (errno.ENAMETOOLONG, errno.EILSEQ):
+            fix = "a file name is one that this disk cannot hold; set VLM_HOME to another disk or a shorter path"
         else:
             raise
         raise FetchError(f"cannot write below {folder}: {error.strerror}", fix=fix) from error
@@ -84,7 +88,8 @@ def fetch_url(
     Raises:
         FetchError: No network, a refusal, or a file of another size or checksum (then the bad copy is removed).
     """
-    part = path.with_name(path.name + ".part")
+    long = len(os.fsencode(path.name)) > 240  # a name has 255 bytes, and `.part.etag` needs ten
+    part = path.with_name((hashlib.sha256(os.fsencode(path.name)).hexdigest() if long else path.name) + ".part")
     if path.exists() and _fault(path, sha256, size) is None:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

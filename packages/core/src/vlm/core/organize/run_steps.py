@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from vlm.core.fetch.archive import extract
-from vlm.core.fetch.manifest import read_if_whole
+from vlm.core.fetch.manifest import read_if_whole, refuse_name
 from vlm.core.fetch.step_schema import Link, Step, Unpack
 from vlm.core.home import dataset, write_json
 from vlm.core.ledger import Count, SetAccount
 from vlm.core.organize.convert_media import to_jpegs, to_middle_frames, to_pictures
 from vlm.core.organize.convert_records import convert_records
+from vlm.core.paths import is_data
 
 
 def run_step(step: Step, folder: Path, scratch: Path, *, verify: bool = False) -> SetAccount:
@@ -76,6 +77,8 @@ def unpack(rule: Unpack, folder: Path, scratch: Path) -> SetAccount:
             found = {"/".join(filter(None, (into, n.removeprefix(top) if doubled else n))): n for n in names}
             write_json(listing, found)
         for target, name in found.items():
+            for path in (target, name):
+                refuse_name(path, parts[0].name)
             staged = scratch / str(number) / name
             if staged.exists():
                 (folder / target).parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +122,10 @@ def _inputs(step: Step, folder: Path) -> list[list[Any]]:
 
 
 def _intact(folder: Path, files: dict[str, int]) -> bool:
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())
+    return all(
+        is_data(name) and (folder / name).is_file() and (folder / name).stat().st_size == size
+        for name, size in files.items()
+    )
 
 
 def _restored(done: dict[str, Any]) -> SetAccount:

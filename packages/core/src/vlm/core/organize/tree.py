@@ -120,9 +120,9 @@ def _not_downloaded(entry: Entry) -> list[str]:
 
 def _is_done(entry: Entry, described: dict[str, Any], verify: bool) -> bool:
     manifest = cast(TreeManifest | None, read_manifest(entry.path, organized_name(entry)))
-    if not manifest or manifest["source"] != described or manifest["verified"] < verify:
+    if not manifest or manifest["source"] != described or manifest.get("verified", False) < verify:
         return False
-    links = all((entry.path / name).exists() for name in manifest["links"])
+    links = all((entry.path / name).exists() for name in manifest.get("links", {}))
     return links and not damaged_files(entry.path, manifest) and all(_is_there(entry.path, p) for p in entry.tree)
 
 
