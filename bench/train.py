@@ -25,7 +25,7 @@ Rows = list[dict[str, Tensor]]
 
 
 def packed(documents: list[Tensor]) -> Rows:
-    """Rows of LONGEST tokens at most, told by cu_seqlens."""
+    """Rows of at most LONGEST tokens; cu_seqlens marks the documents."""
     lengths = [len(d) for d in documents]
     rows = []
     for members in pack(lengths, [0] * len(lengths), LONGEST, 1, len(lengths)):

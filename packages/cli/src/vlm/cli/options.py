@@ -48,7 +48,7 @@ class PlacementOptions:
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """An OpenAI-compatible server that answers in the place of a checkpoint."""
+    """An OpenAI-compatible server that answers instead of a checkpoint."""
 
     base_url: Annotated[str | None, typer.Option(help="Address of the server, up to /v1.", rich_help_panel=SERVER)] = (
         None

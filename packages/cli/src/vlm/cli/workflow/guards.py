@@ -2,7 +2,7 @@
 
 A killed Snakemake leaves its jobs running, and the next run would submit a second copy that writes the same files:
 `exclusive` keeps a second Snakemake out, `cancel_strays` ends the jobs of a dead one, `preflight` refuses shapes that
-no partition has (Slurm would keep them pending for ever, without a message).
+no partition has (Slurm would keep them pending forever, without a message).
 """
 
 import os
@@ -119,7 +119,7 @@ def launch(resources: Any) -> str:
     """Return what comes before `vlm train`: the job step of a multi-process job, nothing for one process.
 
     Nodes and tasks are repeated because a bare `srun` inside the job would start one task on each node. Without
-    `--kill-on-bad-exit` the others would wait for ever for a rank that failed.
+    `--kill-on-bad-exit` the others would wait forever for a rank that failed.
     """
     if not resources.get("mpi"):
         return ""

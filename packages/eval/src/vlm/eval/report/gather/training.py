@@ -50,7 +50,7 @@ def _read_stage(path: Path) -> Stage:
     parts = path.parent.parts
     run = parts[-3] if len(parts) > 2 and parts[-2] == "train" else parts[-2] if len(parts) > 1 else ""
     summary, log = path.parent / "summary.json", path.parent / "ledger.jsonl"
-    fix = "train again; the stage is written anew"
+    fix = "train again; the stage is written again"
     ledger = read_object(summary, fix).get("ledger", {}) if summary.exists() else {}
     entries = [entry for _, entry in iter_jsonl(log)] if log.exists() else []
     reasons = Counter((str(e.get("what")), _general_reason(e)) for e in entries)
