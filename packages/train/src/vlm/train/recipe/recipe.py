@@ -7,16 +7,17 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, PositiveInt, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from vlm.core.config import Strict, find_table, load_yaml, package_tables, parse
 from vlm.core.errors import ConfigError
 from vlm.core.sample.positions import STRIDES
 from vlm.models.specs import ModelSpec, load_preset
+from vlm.train.recipe.sections import AboveZero, Share
 from vlm.train.recipe.sections import BatchSettings as BatchSettings
 from vlm.train.recipe.sections import DataEntry as DataEntry
 from vlm.train.recipe.sections import Difference as Difference
@@ -26,6 +27,9 @@ from vlm.train.recipe.sections import Model as Model
 from vlm.train.recipe.sections import Optimizer as Optimizer
 from vlm.train.recipe.sections import SequenceParallel as SequenceParallel
 from vlm.train.recipe.sections import Zero as Zero
+
+Quality = Annotated[int, Field(ge=1, le=100)]
+"""A JPEG quality."""
 
 
 class Recipe(Strict):
@@ -55,8 +59,8 @@ class Recipe(Strict):
         zero: DeepSpeed's ZeRO.
         sequence_parallel: processes that share a row.
         gradient_checkpointing: recompute layers in the backward pass.
-        save_every: steps between checkpoints.
-        keep: checkpoints that stay on disk.
+        save_every: steps between checkpoints, at least 1.
+        keep: checkpoints that stay on disk, at least 1.
         seed: of order, strides, dropout and adapters.
         max_lost: share of the run's samples that may be dropped.
         log: boards beside metrics.jsonl.
@@ -73,21 +77,21 @@ class Recipe(Strict):
     lora: Lora | None = None
     optimizer: Optimizer
     batch: BatchSettings
-    epochs: float | None = None
-    steps: int | None = None
-    strides: float | Literal["random"] | None = None
-    stride_choices: tuple[float, ...] = STRIDES
+    epochs: AboveZero | None = None
+    steps: PositiveInt | None = None
+    strides: AboveZero | Literal["random"] | None = None
+    stride_choices: Annotated[tuple[AboveZero, ...], Field(min_length=1)] = STRIDES
     loss: Literal["token", "sample", "square"] = "token"
-    max_length: int
-    jpeg_quality: tuple[int, int] | None = None
+    max_length: PositiveInt
+    jpeg_quality: tuple[Quality, Quality] | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     zero: Zero = Zero()
     sequence_parallel: SequenceParallel = SequenceParallel()
     gradient_checkpointing: bool = False
-    save_every: int = 500
-    keep: int = 2
-    seed: int = 0
-    max_lost: float = 0.01
+    save_every: PositiveInt = 500
+    keep: PositiveInt = 2
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    max_lost: Share = 0.01
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
     hardware: Hardware | None = None
     differences: tuple[Difference, ...] = ()
@@ -143,6 +147,13 @@ def whole_faults(recipe: dict[str, Any]) -> list[tuple[str, Any]]:
         room = batch.get("max_tokens")
         if isinstance(longest, int) and isinstance(room, int) and longest > room:
             faults.append(("max_length", f"a sample of max_length tokens fits in no row of batch.max_tokens = {room}"))
+    quality = recipe.get("jpeg_quality")
+    if (
+        isinstance(quality, (list, tuple))
+        and all(isinstance(q, int) for q in quality)
+        and sorted(quality) != [*quality]
+    ):
+        faults.append(("jpeg_quality", "the first quality must not be above the second"))
     if not recipe.get("trainable", True) and not recipe.get("lora"):
         faults.append(("trainable", "nothing is trained: give patterns, or `lora`"))
     model = recipe.get("model")

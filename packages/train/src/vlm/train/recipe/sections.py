@@ -1,10 +1,19 @@
 """The sections of a recipe: model, data, optimizer, batch, parallelism, adapters, hardware, differences."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from vlm.core.config import Strict
+
+AtLeastZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""0 or more; neither infinite nor NaN."""
+AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""More than 0; neither infinite nor NaN."""
+Share = Annotated[float, Field(ge=0, le=1)]
+"""From 0 to 1."""
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+"""From 0 to 1, without 1."""
 
 
 class DataEntry(Strict):
@@ -22,9 +31,9 @@ class DataEntry(Strict):
     name: str
     file: str
     root: str
-    repeat: float = 1.0
-    count: int | None = None
-    max_tiles: int | None = None
+    repeat: AtLeastZero = 1.0
+    count: NonNegativeInt | None = None
+    max_tiles: PositiveInt | None = None
 
 
 class Model(Strict):
@@ -50,7 +59,7 @@ class Optimizer(Strict):
         weight_decay: of the parameters that decay.
         betas: of the moments.
         eps: of the division.
-        clip: greatest norm of the gradient.
+        clip: greatest norm of the gradient; 0 for no limit.
         schedule: of the rate after the warm-up.
         warmup: share of the steps below 1, a number of steps from 1 on.
         decay: `intended` leaves out norms, biases, LayerScale and embeddings; `trainer` does as transformers' Trainer
@@ -59,15 +68,15 @@ class Optimizer(Strict):
         groups: name pattern -> a rate of its own.
     """
 
-    lr: float
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    clip: float = 1.0
+    lr: AtLeastZero
+    weight_decay: AtLeastZero = 0.0
+    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999)
+    eps: AboveZero = 1e-8
+    clip: AtLeastZero = 1.0
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
-    warmup: float = 0.03
+    warmup: AtLeastZero = 0.03
     decay: Literal["intended", "trainer", "published"] = "intended"
-    groups: dict[str, float] = Field(default_factory=dict)
+    groups: dict[str, AtLeastZero] = Field(default_factory=dict)
 
 
 class BatchSettings(Strict):
@@ -82,9 +91,9 @@ class BatchSettings(Strict):
             padding; with packing it is not needed.
     """
 
-    samples: int
-    max_tokens: int
-    max_tiles: int = 1_000_000
+    samples: PositiveInt
+    max_tokens: PositiveInt
+    max_tiles: PositiveInt = 1_000_000
     packing: Literal["best_fit", "greedy", "none"] = "best_fit"
     grouping: Literal["none", "modality"] = "none"
 
@@ -92,16 +101,16 @@ class BatchSettings(Strict):
 class SequenceParallel(Strict):
     """How many processes share a row, and how: `ring` passes keys and values round, `ulysses` exchanges heads."""
 
-    size: int = Field(default=1, ge=1)
+    size: PositiveInt = 1
     kind: Literal["ring", "ulysses"] = "ring"
 
 
 class Lora(Strict):
     """Low-rank adapters of peft on the linear layers whose names match `targets`; scale `alpha / rank`."""
 
-    rank: int = Field(ge=1)
-    alpha: int
-    dropout: float = 0.0
+    rank: PositiveInt
+    alpha: PositiveInt
+    dropout: ShareBelowOne = 0.0
     targets: tuple[str, ...]
 
 
@@ -115,8 +124,8 @@ class Zero(Strict):
 class Hardware(Strict):
     """Hardware of the published run; `vlm train` refuses to start with less unless `--force` is given."""
 
-    gpus: int
-    memory_gb: int
+    gpus: PositiveInt
+    memory_gb: PositiveInt
     note: str = ""
 
 

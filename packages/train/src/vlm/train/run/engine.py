@@ -6,6 +6,7 @@
 
 import logging
 import os
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm.core.errors import CheckpointError
 from vlm.models.checkpoint.placement import DTYPES
 from vlm.models.vlm import VisionLanguageModel
 from vlm.train.parameters.optim import make_optimizer
@@ -51,6 +53,40 @@ def import_deepspeed(world: World) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a compile of minutes, for CPU only
     return deepspeed
+
+
+def load_saved(path: str | Path, map_location: Any = "cpu", *, mmap: bool | None = None) -> dict[str, Any]:
+    """Return what `Engine.save` wrote to one file: tensors, plain values, and DeepSpeed's three classes.
+
+    Nothing in the file is executed, whoever wrote it and its manifest.
+
+    Args:
+        path: a `.pt` file of a training checkpoint.
+        map_location: as of `torch.load`.
+        mmap: map the tensors instead of reading them.
+
+    Raises:
+        CheckpointError: damaged, or it holds anything else.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    allowed = [LossScaler, ZeroStageEnum, fragment_address]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            state = torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
+    except (
+        pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+    ) as error:  # fmt: skip
+        raise CheckpointError(
+            f"{path} is refused, nothing in it was run: {str(error).splitlines()[0] if str(error) else error!r}",
+            expected=f"tensors, plain values and {', '.join(c.__name__ for c in allowed)}",
+            fix="do not resume from files that others have changed: delete this checkpoint, or start in a new folder",
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}", expected="a dict, as a training run saves it")
+    return state
 
 
 def slicer(recipe: Recipe, world: World) -> Callable[[nn.Parameter], None]:
@@ -94,6 +130,7 @@ class Engine:
             config=config(recipe),
             dist_init_required=False,
         )
+        self._deepspeed.checkpoint_engine.load = load_saved  # DeepSpeed's own would execute what a file asks for
         self.model: VisionLanguageModel = self._deepspeed.module
         self._deepspeed.train()
 
@@ -138,7 +175,7 @@ class Engine:
         )
 
     def load(self, folder: Path, tag: str) -> dict[str, Any]:
-        """Load what as many processes `save`d; return its `state`."""
+        """Load what as many processes `save`d; return its `state`. Raises CheckpointError for a file not of ours."""
         _, state = self._deepspeed.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
         return dict(state)
 

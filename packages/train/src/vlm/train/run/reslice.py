@@ -11,7 +11,6 @@ cuts of a process one after the other; which parameters share a group depends on
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vlm.core.errors import CheckpointError
-from vlm.train.run.engine import Engine, Shapes
+from vlm.train.run.engine import Engine, Shapes, load_saved
 
 Slices = Sequence[Mapping[int, Tensor]]
 """Of each writer: the number of a group -> its flat slice."""
@@ -119,17 +118,16 @@ def read_slices(path: Path, writers: int, key: str) -> tuple[list[dict[str, Any]
     """Read the optimizer states of all writers, which must have `key`, and the rest, which is the same in all.
 
     Raises:
-        CheckpointError: another number of states, or one without `key`.
+        CheckpointError: another number of states, one without `key`, or a file that is not of ours.
     """
-    open_ = partial(torch.load, map_location="cpu", mmap=True, weights_only=False)  # DeepSpeed's own classes are inside
     files = [f for r in range(writers) for f in path.glob(f"*zero_pp_rank_{r}_mp_rank_00_optim_states.pt")]
-    states = [open_(f)["optimizer_state_dict"] for f in files]
+    states = [load_saved(f, mmap=True)["optimizer_state_dict"] for f in files]
     if len(states) != writers or any(key not in state for state in states):
         raise CheckpointError(
             f"{path} is not in {writers} slices of the recipe's ZeRO stage",
             fix="continue with the stage that saved it, or start in a new folder",
         )
-    return states, open_(min(path.glob("*_model_states.pt")))
+    return states, load_saved(min(path.glob("*_model_states.pt")), mmap=True)
 
 
 def named_shapes(shapes: Shapes) -> list[tuple[str, torch.Size]]:
