@@ -259,7 +259,7 @@ def test_a_damaged_hub_file_is_an_error_and_the_next_run_fixes_it(server, vlm_ho
     [
         ({"HF_HUB_OFFLINE": "1"}, COMMIT, "cannot be reached"),
         ({}, "b" * 40, "no revision bbbb"),
-        pytest.param({"HF_ENDPOINT": "http://127.0.0.1:9"}, COMMIT, "cannot be reached", marks=pytest.mark.slow),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, COMMIT, "cannot be reached"),
     ],
 )
 def test_a_hub_without_network_or_revision_is_an_error_with_a_fix(

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import httpx
-
 from vlm.core.errors import FetchError
 from vlm.core.fetch.archive import target_of
 from vlm.core.fetch.catalogue import HubSource
@@ -45,6 +43,10 @@ def fetch_hub(source: HubSource, work: Path, report: Report, *, jobs: int = 4) -
         RevisionNotFoundError,
     )
 
+    # errors below HTTP come from the hub's own client library, whichever that is: its error is a base of the hub's
+    unreachable: tuple[type[Exception], ...] = (FileMetadataError, LocalEntryNotFoundError, OfflineModeIsEnabled)
+    unreachable += tuple(b for b in HfHubHTTPError.__mro__ if b.__name__ == "HTTPError" and issubclass(b, Exception))
+
     try:
         ask = HfApi().dataset_info if source.repo_type == "dataset" else HfApi().model_info
         about = ask(source.repo, revision=source.revision, files_metadata=True)
@@ -70,7 +72,7 @@ def fetch_hub(source: HubSource, work: Path, report: Report, *, jobs: int = 4) -
     except RepositoryNotFoundError as error:
         fix = "check the name; for a private repository `hf auth login`"
         raise FetchError(f"the hub has no repository {source.repo}", fix=fix) from error
-    except (HfHubHTTPError, FileMetadataError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError) as error:
+    except unreachable as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise FetchError(
             f"{source.repo}: the hub cannot be reached: {reason}",
