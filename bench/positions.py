@@ -54,7 +54,7 @@ def main() -> None:
     for images in (8, 78, 309):
         layout = [("text", 100), ("image", 13)] * images + [("text", 100)]
         exact, peer = positions(layout, TOKENS, STRIDE), token_by_token(layout)
-        # below 65,536 every multiple of 1/256 is a float32; behind it both are the nearest one
+        # below 65,536 every multiple of 1/256 is a float32; above it both are the nearest one
         assert np.array_equal(exact.astype(np.float32), peer)
         fits = exact < 65_536
         assert np.array_equal(exact[fits], peer[fits].astype(np.float64))

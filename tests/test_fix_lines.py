@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted(ROOT.glob("packages/*/src/vlm/*/**/*.py"))
 TABLES = sorted(ROOT.glob("packages/*/src/vlm/*/**/*.yaml"))
 LINE = re.compile(r"(?:^|[:;] |&& |# (?:Run|Needs): +)vlm ([a-z][^`]*?)(?=   |, |; | && | \(|: | \.\.\.|$)")
-"""A line to type as it is, up to where the sentence goes on."""
+"""A line to type as it is, up to where the sentence continues."""
 QUOTED = re.compile(r"`vlm ([a-z][^`]*)`")
 """A command that a sentence names; it may leave out what it needs."""
 TYPICAL = {"count": "3", "n": "3", "N": "3"}

@@ -1,4 +1,4 @@
-"""The structure of the house: layers, no import circles, sizes, unique names, a command line without torch."""
+"""The structure of the packages: layers, no import circles, sizes, unique names, a command line without torch."""
 
 import ast
 import importlib
@@ -19,7 +19,7 @@ BELOW = {
 }
 DISTRIBUTED = {"vlm.train.run.processes", "vlm.models.sequence.group"}
 DEEPSPEED = {"vlm.train.run.engine"}
-ONE_KIND = {"scorers", "commands", "loaders", "mini"}  # instances of one kind may stand beside each other in any number
+ONE_KIND = {"scorers", "commands", "loaders", "mini"}  # any number of instances of one kind
 HEAVY = {"torch", "transformers", "timm", "deepspeed"}
 LINES, MODULES = 400, 15
 

@@ -12,7 +12,7 @@ import pytest
 
 @pytest.fixture
 def vlm(tmp_path: Path):
-    """Run `vlm` in a home of its own, with a catalogue of one file entry, one without a revision, and one by hand."""
+    """Run `vlm` in a separate home, with a catalogue of one file entry, one without a revision, and one by hand."""
     content = b"some weights\n" * 100
     (tmp_path / "w.bin").write_bytes(content)
     source = {"kind": "url", "url": (tmp_path / "w.bin").as_uri(), "sha256": hashlib.sha256(content).hexdigest()}

@@ -245,7 +245,7 @@ def test_parts_give_the_exact_characters_and_tokens(world, built):
                 assert record["context"][start:end].strip() == "<image>"
 
 
-def test_the_split_follows_the_pixels_whatever_the_file(tmp_path):
+def test_the_split_depends_on_the_pixels_not_on_the_file(tmp_path):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (120, 130, 3)).astype(np.uint8))
     picture.save(tmp_path / "a.png")
     picture.save(tmp_path / "b.tiff")

@@ -216,13 +216,13 @@ def test_a_vocabulary_without_image_tokens_is_refused():
     st.sampled_from(sorted(TOKENIZERS)),
     st.lists(st.text(alphabet="aT e<>|/\n▁图🙂", max_size=12), min_size=2, max_size=6),
 )
-def test_supervised_text_is_exactly_the_answers_whatever_they_contain(name, values):
+def test_supervised_text_is_exactly_the_answers_for_any_answers(name, values):
     enc = encoder(name)
     values = values[: len(values) // 2 * 2]
     got = enc.encode(sample(*values))
     answers = [v.strip() if enc.template.strip else v for v in values[1::2]]
     form = enc.template
     expected = "".join(form.lead + a + form.ends["assistant"] for a in answers if a)
-    # ▁ is how sentencepiece writes a blank; a blank may or may not stand beside a special token
+    # ▁ is how sentencepiece writes a blank; there may be a blank next to a special token
     clean = {ord(c): None for c in " ▁"}
     assert supervised(got, name).translate(clean) == expected.translate(clean)

@@ -117,7 +117,7 @@ def test_broken_images_are_errors_that_name_the_file_and_the_fix(name, message, 
     assert name in error.value.found and error.value.fix
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow tells what it skips of a damaged TIFF
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns about what it skips in a damaged TIFF
 def test_random_damage_never_shows_a_traceback(tmp_path):
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8))

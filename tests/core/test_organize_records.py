@@ -99,7 +99,7 @@ def test_other_counts_than_published_are_an_error_that_names_each_file():
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 20])
-def test_a_json_list_is_streamed_whatever_the_chunks_and_a_broken_one_is_named(tmp_path, chunk):
+def test_a_json_list_is_streamed_in_any_chunks_and_a_broken_one_is_named(tmp_path, chunk):
     values = [{"a": [1, {"b": "]},{"}]}, 12345, "ü\\n", [], None, 1.5, {"long": "x" * 300}]
     for text in (json.dumps(values), json.dumps(values, indent=3, ensure_ascii=False), f"  {json.dumps(values)} \n"):
         (tmp_path / "l.json").write_text(text, encoding="utf-8")

@@ -23,7 +23,7 @@ MMVET, MATH = load_benchmark("MM-Vet"), load_benchmark("MathVista")
 
 
 class Server:
-    """An OpenAI-compatible endpoint; `replies` are (status, content or raw body), the last one for ever."""
+    """An OpenAI-compatible endpoint; `replies` are (status, content or raw body), the last one is repeated."""
 
     def __init__(self) -> None:
         self.replies: list[tuple[int, Any]] = [(200, "0.8")]

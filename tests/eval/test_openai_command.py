@@ -1,4 +1,4 @@
-"""`vlm eval --backend openai`: what the command needs, refuses and says."""
+"""`vlm eval --backend openai`: what the command needs, refuses and prints."""
 
 import subprocess
 import sys

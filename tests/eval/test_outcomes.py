@@ -1,4 +1,4 @@
-"""The outcome log survives torn lines; keys follow content; nothing unreadable passes without a word."""
+"""The outcome log survives torn lines; keys follow content; everything unreadable is reported."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_damage_in_the_middle_names_file_and_line(tmp_path):
         read_outcomes([path])
 
 
-def test_an_answer_wins_over_a_failure_whatever_the_order(tmp_path):
+def test_an_answer_wins_over_a_failure_in_any_order(tmp_path):
     failed = Outcome("a", "id1", "error", detail="ValueError: x")
     write(tmp_path / "1", A)
     write(tmp_path / "2", failed)

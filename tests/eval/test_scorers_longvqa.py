@@ -261,7 +261,7 @@ def test_plain_words_stay_whole(text: str) -> None:
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=3))
-def test_every_caption_has_its_row_whatever_is_in_it(texts: list[str]) -> None:
+def test_every_caption_has_its_row_with_any_text(texts: list[str]) -> None:
     assert len(words([text.replace("<", "") for text in texts])) == len(texts)
 
 

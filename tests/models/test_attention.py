@@ -227,7 +227,7 @@ def test_v2pe_positions_without_a_mask_are_one_causal_document(name, stride, tin
 
 
 @pytest.mark.parametrize("scaling", [None, RopeScaling(kind="dynamic", factor=2.0)])
-def test_positions_and_dynamic_scaling_begin_anew_in_each_document(scaling, tiny, prompt):
+def test_positions_and_dynamic_scaling_restart_in_each_document(scaling, tiny, prompt):
     """One document is beyond the 16 positions of the model and one is not: each keeps the base of its length."""
     model = tiny(max_positions=16, rope_scaling=scaling)
     documents = [prompt(model, n, seed=n) for n in (30, 9, 17)]

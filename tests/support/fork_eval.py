@@ -1,4 +1,4 @@
-"""Real `vlm` processes at the price of a fork: everything is imported once, each command runs in a child of its own.
+"""Real `vlm` processes at the price of a fork: everything is imported once, each command runs in its own child.
 
 Reads lines of JSON and answers each with one: `{"arguments": [...], "log": path}` with the pid of a new child that runs
 `vlm ARGUMENTS`, `{"wait": pid}` with its wait status.

@@ -1,4 +1,4 @@
-"""Short videos whose frames are told apart by their brightness."""
+"""Short videos whose frames differ in brightness."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Snakemake in a checkout of its own, here or on a Slurm of our own; what the tests of the workflow share."""
+"""Snakemake in a separate checkout, locally or on a private Slurm; shared by the tests of the workflow."""
 
 import json
 import os
@@ -76,7 +76,7 @@ class Dag:
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
-        """Start it in a session of its own; what it says goes to `said`."""
+        """Start it in a separate session; its output goes to `said`."""
         profile = "slurm" if self.cluster else "profiles/local"
         command = [sys.executable, "-m", "snakemake", *(words or ["all"]), "--profile", profile, "--nocolor"]
         command += ["--configfile", self.config, *self.more]
@@ -96,7 +96,7 @@ class Dag:
                 process.wait()
 
     def run(self, *words: str, seconds: float = 420, code: int = 0) -> Counter[str]:
-        """Run to the end; the jobs that it says it has finished, by rule."""
+        """Run to the end; return the number of finished jobs that it reports, by rule."""
         process = self.start(*words)
         return self.wait(process, seconds, code)
 

@@ -192,7 +192,7 @@ def two_ranks(fork_server, tiny_home):
 
 @pytest.fixture
 def vlm(fork_server, home, tmp_path):
-    """`vlm("train", ..., env={...})`: the command in a process of its own."""
+    """`vlm("train", ..., env={...})`: the command in a separate process."""
     children = []
 
     def start(*args: object, env: dict[str, str] | None = None, max_file: int | None = None) -> Child:

@@ -28,9 +28,9 @@ keys = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 open({str(tmp_path)!r} + f"/{{rank}}", "w").write(" ".join(os.environ[k] for k in keys))
 """
     assert launch(python(code), 3) == 0
-    told = [(tmp_path / str(rank)).read_text().split() for rank in range(3)]
-    assert [t[:3] for t in told] == [["3", str(rank), "127.0.0.1"] for rank in range(3)]
-    assert len({t[3] for t in told}) == 1
+    words = [(tmp_path / str(rank)).read_text().split() for rank in range(3)]
+    assert [w[:3] for w in words] == [["3", str(rank), "127.0.0.1"] for rank in range(3)]
+    assert len({w[3] for w in words}) == 1
 
 
 def test_the_exit_code_of_a_failed_rank_is_ours_and_its_words_are_shown(capfd):

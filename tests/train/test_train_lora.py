@@ -169,7 +169,7 @@ def test_a_run_writes_model_and_adapters_and_continues_from_a_checkpoint(
     shutil.rmtree(out / "model")
     again = vlm(*command)
     assert again.wait(120) == 0, again.said
-    assert curve(out) == whole and len(whole) == 4, "it goes on from step 2 to the same bits"
+    assert curve(out) == whole and len(whole) == 4, "it continues from step 2 to the same bits"
 
 
 def test_a_data_set_that_became_shorter_stops_a_run_that_was_begun(recipe, home, tmp_path):

@@ -68,5 +68,5 @@ def test_mfu_counts_documents_labels_and_tiles(recipe, monkeypatch):
     work = meter.work
     expected = 100 * work.token + 5050 * work.pair + 10 * work.label
     assert one == pytest.approx(expected / 2e9)
-    told = meter.line([row([100], 0, 10)], 1.0, 0.5)
-    assert told["data_wait_s"] == 0.5 and 0.05 < told["memory_gb"] < 100 and json.dumps(told)
+    line = meter.line([row([100], 0, 10)], 1.0, 0.5)
+    assert line["data_wait_s"] == 0.5 and 0.05 < line["memory_gb"] < 100 and json.dumps(line)

@@ -142,7 +142,7 @@ def parts(vector, count, each):
 
 
 @given(sizes, processes, processes, st.integers(1, 8))
-def test_slices_of_groups_cut_anew_are_those_of_the_whole_groups(sizes, writers, readers, alignment):
+def test_repartitioned_slices_are_those_of_the_whole_groups(sizes, writers, readers, alignment):
     groups = parameters(sizes)
 
     def slices(count, lean):

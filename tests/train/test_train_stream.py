@@ -36,7 +36,7 @@ def samples(stream, steps):
     return [pick for step in steps for pick in stream.picks(step)]
 
 
-def test_a_step_is_the_same_whatever_was_asked_before(stream):
+def test_a_step_does_not_depend_on_the_steps_read_before(stream):
     first, second = stream(), stream()
     forward = {k: first.step(k).rows for k in range(6)}
     backward = {k: second.step(k).rows for k in reversed(range(6))}
@@ -107,7 +107,7 @@ def test_random_strides_are_one_draw_per_image_and_do_not_depend_on_the_order(st
     strides = [s for many in forward.values() for s in many]
     assert len(strides) == 24 and set(strides) <= {float(s) for s in STRIDES} and len(set(strides)) > 3
     assert any(len(set(many)) == 2 for many in forward.values()), "images of one sample draw apart"
-    assert drawn((), range(24, 48)) != forward, "another epoch draws anew"
+    assert drawn((), range(24, 48)) != forward, "another epoch draws other values"
     assert drawn(("seed=5",), range(24)) != forward
     chosen = drawn(("stride_choices=[2, 8]",), range(24))
     assert {s for many in chosen.values() for s in many} == {2.0, 8.0}
@@ -170,7 +170,7 @@ def test_an_order_too_long_for_memory_is_as_good_as_one_that_is_not(stream, monk
 
 
 def test_the_order_is_the_one_of_earlier_versions(stream):
-    """Runs made before the order could be computed go on with the same samples."""
+    """Runs made before the order could be computed continue with the same samples."""
     order = np.random.default_rng([0, 0, 0x6F72]).permutation(24)
     assert [line for _, _, line in samples(stream(), range(4))] == order.tolist()
 

@@ -1,4 +1,4 @@
-"""A checkout of the workflow's files in a folder of its own, a Slurm, and the DAG that faults are tried on."""
+"""A checkout of the workflow's files in a separate folder, a Slurm, and the DAG that faults are tried on."""
 
 import shutil
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def faulty(prepared: Path, tmp_path: Path, cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Dag]:
-    """A fresh copy of `prepared`, to run on the cluster; says at the end which jobs were done more than once."""
+    """A fresh copy of `prepared`, to run on the cluster; reports at the end which jobs were done more than once."""
     folder = tmp_path / "checkout"
     shutil.copytree(prepared, folder, symlinks=True)
     dag = Dag(folder, cluster, config="fault.yaml")

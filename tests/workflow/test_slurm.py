@@ -48,7 +48,7 @@ def test_a_second_run_executes_nothing(dag: Dag) -> None:
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Dag:
-    """The same DAG by the local profile, with a benchmark table of its own."""
+    """The same DAG by the local profile, with a separate benchmark table."""
     folder = copy_workflow(tmp_path_factory.mktemp("local-dag") / "checkout")
     (folder / "benchmarks").mkdir()
     shutil.copy(ROOT / "packages/eval/src/vlm/eval/benchmarks/mm-niah.yaml", folder / "benchmarks")

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def training(dag: Dag, *, steps: int = 12) -> subprocess.Popen[bytes]:
-    """Start the DAG and wait until the stage has done some steps, with checkpoints behind it."""
+    """Start the DAG and wait until the stage has done some steps, and has saved checkpoints."""
     process = dag.start()
     dag.until(process, lambda: dag.steps() >= steps)
     return process
@@ -128,7 +128,7 @@ def test_a_deleted_file_between_is_made_again_with_what_depends_on_it(faulty: Da
 
 @pytest.fixture
 def small_disk(faulty: Dag) -> Iterator[Path]:
-    """`runs/` on a disk of its own that holds the data of an evaluation, and no checkpoint of the stage."""
+    """`runs/` on a separate disk that holds the data of an evaluation, and no checkpoint of the stage."""
     folder = faulty.folder / "runs"
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True)
     if mount.returncode:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class EvaluateOrScore(TyperGroup):
-    """Run `vlm eval score …` as a command of its own; whatever else follows `vlm eval` goes to `evaluate`."""
+    """Run `vlm eval score …` as a separate command; any other arguments of `vlm eval` go to `evaluate`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the empty name of `evaluate` in front of its arguments."""

@@ -31,7 +31,7 @@ def plan(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: batch.samples=64.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """Predict parameters (exact), bytes of a GPU, FLOPs, transfers and hours, and list what this machine lacks.
+    """Predict parameters (exact), bytes of a GPU, FLOPs, transfers and hours, and list what is missing on this machine.
 
     Exit code 7 and the smallest change that helps where it does not fit; missing weights and data are only listed.
 

@@ -97,7 +97,7 @@ class SentencePieceTokenizer(Tokenizer):
     `legacy=False`: only the start of the string gets one.
     """
 
-    # a control character that no vocabulary merges with its neighbors: text behind it gets no leading blank
+    # a control character that no vocabulary merges with its neighbors: text after it gets no leading blank
     _ANCHOR = "\x01"
 
     def __init__(self, model_file: Path, added: dict[str, dict[str, Any]], config: dict[str, Any]):

@@ -40,7 +40,7 @@ class Checkpoint:
     Raises:
         CheckpointError: No such folder, or no tokenizer in it.
         ConfigError: A placement that cannot be.
-        HardwareError: A placement that this machine lacks the hardware for.
+        HardwareError: A placement whose hardware this machine does not have.
 
     >>> checkpoint = Checkpoint("pretrained/V2PE", device="cuda", dtype="bfloat16")  # doctest: +SKIP
     """

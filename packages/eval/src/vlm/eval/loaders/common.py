@@ -44,7 +44,7 @@ class Item:
         id: Unique within the benchmark.
         messages: One user message with absolute image paths; with teacher forcing, the answer as a second message.
         gold: What the scorer compares with; None where a server keeps the answers.
-        group: Rows of a group have metrics of their own.
+        group: Metrics are also computed for the rows of each group.
         meta: Small JSON. `cluster`: items that share it are not independent. `set`: rows that count together.
             `max_new_tokens`: the budget of this item. Other keys are for scorers and aggregates.
         fault: Why the item cannot be asked: its outcome is `error`, with this reason.

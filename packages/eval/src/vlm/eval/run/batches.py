@@ -36,7 +36,7 @@ does not pad has its own `batch_tokens`.
 """
 
 Batch = list[tuple[Task, Any]]
-"""Tasks with their encoded inputs, of whatever type the backend takes."""
+"""Tasks with their encoded inputs, of the type that the backend takes."""
 
 
 def in_batches(

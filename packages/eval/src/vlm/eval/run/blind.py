@@ -16,7 +16,7 @@ from vlm.eval.loaders import Item
 def shuffle_media(items: Sequence[Item], seed: int = 0) -> list[Item]:
     """Return the items with their media exchanged by a seeded derangement.
 
-    Each item keeps its number of images (and videos), none keeps one of its own, and every medium is used as often as
+    Each item keeps its number of images (and videos), none keeps one that it had, and every medium is used as often as
     before.
 
     Raises:

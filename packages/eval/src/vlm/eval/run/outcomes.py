@@ -84,7 +84,7 @@ def read_outcomes(paths: Iterable[Path], *, keep: Callable[[Outcome], bool] = la
 
     Args:
         paths: The logs, the latest last.
-        keep: Tells which outcomes to read.
+        keep: Returns whether to read an outcome.
 
     Raises:
         DataError: A line other than the last cannot be read; names file and line.

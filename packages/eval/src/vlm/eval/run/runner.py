@@ -7,7 +7,7 @@ It writes to the folder `out`:
     results.jsonl   one row per item in data order; the same bytes whatever was interrupted, batched or sharded
     summary.json    metrics with intervals, outcomes, what was run; the same bytes too
     run.json        provenance of the last command: versions, commit, machine
-    timing.json     seconds of each command, in a file of their own because they differ from run to run
+    timing.json     seconds of each command, in a separate file because they differ from run to run
     submission.*    the replies in the format of an evaluation server, where the benchmark has one
     outcomes.jsonl  the answers from which a killed run resumes (shards: shards/<i>-of-<n>/outcomes.jsonl)
 

@@ -109,7 +109,7 @@ def one_voice(folder: Path) -> Iterator[None]:
         yield
     except Preempted:
         raise
-    except Exception:  # whatever it is: it is raised again, or another rank has printed it
+    except Exception:  # any kind: it is raised again, or another rank has printed it
         rank = env["RANK"]
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What this machine lacks for a recipe: weights, data, hardware, disk space; each with the line that gets it."""
+"""What is missing here for a recipe: weights, data, hardware, disk space; each with the line that gets it."""
 
 import os
 
@@ -33,7 +33,7 @@ def missing_files(recipe: Recipe, start: CheckpointError | None) -> list[Fault]:
 
 
 def missing_hardware(need: Hardware | None, gpus: int | None, here: int | None) -> list[Fault]:
-    """List what the hardware lacks: too few GPUs, here or in a launch, or GPUs with too little memory.
+    """List what is missing in hardware: too few GPUs, here or in a launch, or GPUs with too little memory.
 
     Args:
         need: what the published run used, None if the recipe names nothing.

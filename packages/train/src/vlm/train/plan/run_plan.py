@@ -27,7 +27,7 @@ from vlm.train.recipe.recipe import Recipe, training_spec
 
 GB = 1e9
 NODE = 8
-"""GPUs of a node where nothing else is said, as on the published machines."""
+"""Default number of GPUs per node, as on the published machines."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +229,7 @@ class RunPlan:
 
     @property
     def missing(self) -> list[Fault]:
-        """What this machine lacks to run the recipe as published: weights, data, hardware, disk space."""
+        """What is missing here to run the recipe as published: weights, data, hardware, disk space."""
         return self.missing_for(None, None)
 
     def missing_for(self, gpus: int | None, here: int | None) -> list[Fault]:

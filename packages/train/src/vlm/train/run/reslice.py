@@ -59,7 +59,7 @@ def by_group(before: Shapes, slices: Slices) -> list[list[Vector]]:
 
 
 def by_parameter(before: Shapes, now: Shapes, writers: int) -> list[list[Vector]]:
-    """Describe a ZeRO-3 checkpoint: each parameter is a vector, listed in the groups of now."""
+    """Describe a ZeRO-3 checkpoint: each parameter is a vector, listed in the current groups."""
     found: dict[str, Vector] = {}
     for i, group in enumerate(before):
         start = 0
