@@ -9,8 +9,9 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,18 @@ def read_json(path: Path, *, fix: str | None = None) -> Any:
         raise DataError(f"{path}: not JSON: {error}", fix=fix) from error
 
 
+def _holder_of(note: Path, seconds: float = 1.0) -> str:
+    """Return what the holder of a lock wrote about itself; it may have taken the lock this very moment."""
+    until = time.monotonic() + seconds
+    while True:
+        with suppress(OSError):
+            if said := note.read_text(errors="replace").strip():
+                return said
+        if time.monotonic() >= until:
+            return "another process"
+        time.sleep(0.01)
+
+
 @contextmanager
 def locked(folder: Path, purpose: str, *, wait: float = 0) -> Iterator[None]:
     """Hold a folder for this process; the kernel releases it when the process ends, however it ends.
@@ -170,9 +183,8 @@ def locked(folder: Path, purpose: str, *, wait: float = 0) -> Iterator[None]:
     try:
         lock.acquire(timeout=wait)
     except Timeout as error:
-        who = holder.read_text().strip() if holder.exists() else "unknown"
         raise LockedError(
-            f"{folder} is in use by {who}", fix="wait for it, stop it, or choose another directory"
+            f"{folder} is in use by {_holder_of(holder)}", fix="wait for it, stop it, or choose another directory"
         ) from error
     try:
         for left in folder.glob(".*.[0-9]*.tmp"):
