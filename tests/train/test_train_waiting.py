@@ -44,7 +44,7 @@ def lines(out):
 
 @pytest.fixture
 def late_line(recipe, processor):
-    """A line of the data that only the fourth step reads."""
+    """A line of the data that the fourth step is the first to read."""
     from vlm.train.run.stream import Stream
 
     return Stream(recipe("steps=6"), processor).picks(3)[2][2]
@@ -76,7 +76,7 @@ def test_a_signal_before_the_first_step_ends_the_run_and_leaves_nothing_to_resum
 
 
 def test_a_sample_that_never_comes_is_a_named_loss_and_the_run_goes_on(stalled, late_line):
-    (child,), out = stalled(late_line, "steps=6", "sample_seconds=3", "max_lost=0.5")
+    (child,), out = stalled(late_line, "steps=4", "sample_seconds=3", "max_lost=0.5")
     assert child.wait(120) == 0, child.said
     (lost,) = [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
     assert (lost["id"], lost["step"], lost["what"], lost["stage"]) == (f"tiny:{late_line + 1}", 3, "dropped", "media")
@@ -87,7 +87,7 @@ def test_a_sample_that_never_comes_is_a_named_loss_and_the_run_goes_on(stalled, 
 
 def test_a_sample_that_is_late_for_one_process_is_left_out_by_all(stalled, late_line):
     """Otherwise their rows differ, and they wait for each other."""
-    children, out = stalled(late_line, "steps=5", "sample_seconds=4", "max_lost=0.5", rank=1, n=2)
+    children, out = stalled(late_line, "steps=4", "sample_seconds=4", "max_lost=0.5", rank=1, n=2)
     assert [child.wait(180) for child in children] == [0, 0], children[0].said
     (lost,) = [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
     assert lost["id"] == f"tiny:{late_line + 1}" and "by another process" in lost["reason"]

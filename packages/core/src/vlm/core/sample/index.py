@@ -101,7 +101,7 @@ def shared_offsets(path: Path, file: Path) -> tuple[str, np.ndarray]:
 def mapped(file: IO[bytes]) -> tuple[str, np.ndarray]:
     """Return the digest and the offsets of an open file that `write_offsets` wrote."""
     file.seek(STAMP.size)
-    return file.read(HEADER.size - STAMP.size).hex(), np.memmap(file, "<u8", "r", HEADER.size)  # type: ignore[call-overload]
+    return file.read(HEADER.size - STAMP.size).hex(), np.memmap(file, "<u8", "r", HEADER.size)
 
 
 def read_offsets(file: Path, wanted: bytes) -> tuple[str, np.ndarray] | None:

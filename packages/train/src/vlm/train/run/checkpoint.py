@@ -214,22 +214,29 @@ def load_checkpoint(engine: Engine, folder: Path, world: World, logs: Sequence[L
         for odd in sorted(set(folder.glob("step-*")) - set(whole)):
             text = f"{odd}: half-written, it has no {MANIFEST}; going back to the checkpoint before it"
             warnings.warn(text, RuntimeWarning, stacklevel=2)
-    incomplete: dict[Path, str] = {}
+    notes: dict[Path, str] = {}
+    chosen = spare = None
     for path in reversed(whole):
         wrong = damage(path)
-        if wrong is None:
-            lost = lost_lines(path, logs)
-            if lost is None:
-                return load_from(engine, path, world)
-            incomplete[path] = wrong = lost
-        warnings.warn(f"{path}: {wrong}; going back to the checkpoint before it", RuntimeWarning, stacklevel=2)
-    for path, lost in incomplete.items():  # the newest: no step is lost, only what was noted of some
-        text = f"{path} is used, because there is none before it: {lost}, and the report will lack them"
+        note = wrong or lost_lines(path, logs)
+        if note is None:
+            chosen = path
+            break
+        notes[path] = note
+        spare = spare or (path if wrong is None else None)
+    chosen = chosen or spare
+    for path, note in notes.items():
+        if chosen is None or path > chosen:
+            text = f"{path}: {note}; going back to the checkpoint before it"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+    if chosen is None:
+        if whole:
+            raise CheckpointError(f"{folder}: every checkpoint is damaged", fix="delete the folder to start again")
+        return None
+    if chosen in notes:  # no step is lost, only what was noted of some
+        text = f"{chosen} is used, because there is none before it: {notes[chosen]}, and the report will lack them"
         warnings.warn(text, RuntimeWarning, stacklevel=2)
-        return load_from(engine, path, world)
-    if whole:
-        raise CheckpointError(f"{folder}: every checkpoint is damaged", fix="delete the folder to start again")
-    return None
+    return load_from(engine, chosen, world)
 
 
 def load_from(engine: Engine, path: Path, world: World) -> RunState:

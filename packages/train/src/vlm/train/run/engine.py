@@ -85,7 +85,11 @@ def load_saved(path: str | Path, map_location: Any = "cpu", *, mmap: bool | None
             fix="do not resume from files that others have changed: delete this checkpoint, or start in a new folder",
         ) from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}", expected="a dict, as a training run saves it")
+        raise CheckpointError(
+            f"{path} holds a {type(state).__name__}",
+            expected="a dict, as a training run saves it",
+            fix="delete this checkpoint, or start in a new folder",
+        )
     return state
 
 

@@ -9,7 +9,7 @@ it ends with the process.
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -74,7 +74,7 @@ def within(seconds: float, make: Callable[[], T]) -> T:
     return value
 
 
-def prefetch(make: Callable[[int], T], first: int, total: int, stop: Sequence[int]) -> Iterator[T | None]:
+def prefetch(make: Callable[[int], T], first: int, total: int, stop: Sequence[int]) -> Generator[T | None, None, None]:
     """Yield what `make` makes of each step, one step ahead in a thread; None once `stop` has something in it.
 
     Decoding images releases the interpreter, so it costs the training next to nothing.
