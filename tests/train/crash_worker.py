@@ -23,10 +23,11 @@ def watched(module, name):
         number = calls = calls + 1
         if number == last // 2 and last % 2 == 0:
             os.kill(os.getpid(), 9)
-        result = real(*args, **kw)
-        if number == last // 2:
-            os.kill(os.getpid(), 9)
-        return result
+        try:
+            return real(*args, **kw)
+        finally:  # also where it fails, as the removal of what is not there
+            if number == last // 2:
+                os.kill(os.getpid(), 9)
 
     setattr(module, name, call)
 

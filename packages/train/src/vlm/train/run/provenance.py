@@ -49,13 +49,13 @@ class Segment(BaseModel):
         return self.digest, self.start, self.data, self.threads, self.processes
 
 
-class Provenance(Segment):
+class RunRecord(Segment):
     """The content of recipe.json: how the steps of now are taken, and those before in `earlier`."""
 
     earlier: list[Segment] = []
 
 
-UNKNOWN = Provenance(digest="", start="", recipe={})
+UNKNOWN = RunRecord(digest="", start="", recipe={})
 """Of a folder that holds steps but does not say how they were taken."""
 
 
@@ -64,15 +64,15 @@ class Begun:
     """A run that starts or goes on in `out`: `before` is what its folder says, None for a new one."""
 
     out: Path
-    before: Provenance | None
-    now: Provenance
+    before: RunRecord | None
+    now: RunRecord
 
     @property
     def changed(self) -> bool:
         """Whether the recipe, the data or the start is not that of the steps before."""
         return self.before is not None and any(differences(self.before, self.now))
 
-    def record(self, first: int) -> Provenance:
+    def record(self, first: int) -> RunRecord:
         """Return what holds once step `first` is taken: steps from there on are taken again, and as now."""
         earlier: list[Segment] = []
         for one in [*self.before.earlier, self.before] if self.before else []:
@@ -86,7 +86,7 @@ class Begun:
             earlier.pop()
         return self.now.model_copy(update={"earlier": earlier})
 
-    def write(self, first: int) -> Provenance:
+    def write(self, first: int) -> RunRecord:
         """Write recipe.json if it would say something new; return its content."""
         record = self.record(first)
         if record != self.before:
@@ -103,11 +103,11 @@ def told(before: Segment, now: Segment) -> None:
         sys.stderr.write(f"{', '.join(odd)}: the results are equal to rounding, not to the last bit\n")
 
 
-def present(recipe: Recipe, processes: int) -> Provenance:
+def present(recipe: Recipe, processes: int) -> RunRecord:
     """Return how a run of this recipe would be taken now."""
     paths = {entry.file: resolve(entry.file) for entry in recipe.data}
     indices = {name: LineIndex(path) for name, path in paths.items() if path.is_file()}
-    return Provenance(
+    return RunRecord(
         digest=recipe.digest,
         start=fingerprint(find_checkpoint(recipe.model.start)),
         lines={name: len(index) for name, index in indices.items()},
@@ -118,7 +118,7 @@ def present(recipe: Recipe, processes: int) -> Provenance:
     )
 
 
-def read_provenance(out: Path) -> Provenance | None:
+def read_provenance(out: Path) -> RunRecord | None:
     """Return what a run folder says of itself: recipe.json, or where that is damaged the copy in a checkpoint.
 
     The copy is put in its place, except in a finished stage, whose last steps it may not know.
@@ -128,7 +128,7 @@ def read_provenance(out: Path) -> Provenance | None:
     file = out / FILE
     if file.exists():
         try:
-            return Provenance.model_validate_json(file.read_bytes())
+            return RunRecord.model_validate_json(file.read_bytes())
         except ValidationError:
             state = "damaged"
     else:
@@ -136,7 +136,7 @@ def read_provenance(out: Path) -> Provenance | None:
     whole = [path for path in complete(out / "checkpoints") if damage(path, contents=False) is None]
     for path in reversed(whole):
         try:
-            found = Provenance.model_validate(read_manifest(path).run)
+            found = RunRecord.model_validate(read_manifest(path).run)
         except ValidationError:
             continue
         sys.stderr.write(f"{file} is {state}: what it said is taken from {path}\n")
