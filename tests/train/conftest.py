@@ -195,7 +195,12 @@ def vlm(fork_server, home, tmp_path):
     """`vlm("train", ..., env={...})`: the command in a separate process."""
     children = []
 
-    def start(*args: object, env: dict[str, str] | None = None, max_file: int | None = None) -> Child:
+    def start(
+        *args: object,
+        env: dict[str, str] | None = None,
+        max_file: int | None = None,
+        script: str = "train_worker.py",
+    ) -> Child:
         log = tmp_path / f"child{len(children)}.log"
         given = {
             "ARGS": [str(a) for a in args],
@@ -203,7 +208,7 @@ def vlm(fork_server, home, tmp_path):
             "LOG": str(log),
             "MAX_FILE": max_file,
         }
-        worker = str(HERE / "train_worker.py")
+        worker = str(HERE / script)
         process = fork_server.Process(target=runpy.run_path, args=(worker, given, "worker"), daemon=True)
         process.start()
         children.append(Child(process, log))

@@ -55,6 +55,40 @@ def test_a_rank_killed_by_a_signal_counts_as_failed_and_the_rest_is_ended(monkey
     assert time.monotonic() - began < 20
 
 
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_is_named_with_its_signal_and_its_log(monkeypatch, capfd, tmp_path, victim):
+    monkeypatch.setattr(module, "GRACE", 0.2)
+    code = f"print('rank', rank, 'speaks', flush=True); os.kill(os.getpid(), 9) if rank == {victim} else time.sleep(60)"
+    assert launch(python(code), 2, tmp_path / "logs") == 128 + 9
+    said = capfd.readouterr().err
+    assert f"rank {victim} failed first: killed by SIGKILL (signal 9)" in said
+    log = tmp_path / "logs/rank-1.log"
+    assert log.read_text() == "rank 1 speaks\n"
+    assert (f"rank 1 speaks\nits log: {log}" in said) == (victim == 1)
+
+
+def test_a_rank_that_ended_without_a_word_is_said_to_and_only_the_words_of_this_start_are_shown(capfd, tmp_path):
+    (tmp_path / "rank-1.log").write_text("of an earlier start\n")
+    assert launch(python("time.sleep(0.3 * (rank == 0)); sys.exit(5 if rank else 0)"), 2, tmp_path) == 5
+    said = capfd.readouterr().err
+    assert "rank 1 failed first:\nit wrote nothing\nits log: " in said and "earlier" not in said
+    assert (tmp_path / "rank-1.log").read_text() == "of an earlier start\n"
+
+
+def test_the_loss_of_a_peer_is_not_what_failed_first(capfd):
+    code = "os.kill(os.getpid(), 9) if rank else sys.exit(1)"  # both within one look at them
+    module_sleep = "time.sleep(0.02 * (rank == 0));"
+    assert launch(python(module_sleep + code), 2) == 128 + 9
+    assert "rank 1 failed first: killed by SIGKILL" in capfd.readouterr().err
+
+
+def test_logs_that_cannot_be_kept_do_not_stop_a_run(capfd, tmp_path):
+    (tmp_path / "logs").write_text("a file")
+    assert launch(python("print('rank', rank, 'speaks'); sys.exit(5 * rank)"), 2, tmp_path / "logs") == 5
+    said = capfd.readouterr().err
+    assert "rank 1 failed first:\nrank 1 speaks" in said and "its log" not in said
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_signals_reach_every_rank(tmp_path, number, code):
     body = f"""

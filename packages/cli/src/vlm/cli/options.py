@@ -117,7 +117,9 @@ class TrainOptions:
         bool, typer.Option("--published", help="Do as the published scripts did wherever the recipe differs.")
     ] = False
     force: Annotated[bool, typer.Option(help="Start although the hardware is less than published.")] = False
-    allow_change: Annotated[bool, typer.Option(help="Continue a run although its recipe changed.")] = False
+    allow_change: Annotated[
+        bool, typer.Option(help="Continue an unfinished run although its recipe, data or start changed.")
+    ] = False
     quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False
 
     def chosen(self) -> list[str]:

@@ -52,7 +52,7 @@ def train(
     from vlm.train.launch.launch import end_with_launcher, launch
 
     if processes is not None and processes > 1 and plan is not None:
-        if code := launch([sys.executable, "-m", "vlm.cli.main", *sys.argv[1:]], processes):
+        if code := launch([sys.executable, "-m", "vlm.cli.main", *sys.argv[1:]], processes, out / "logs"):
             raise typer.Exit(code)
         return
     end_with_launcher()

@@ -25,6 +25,8 @@ def show_plan(plan: "RunPlan", to: Console | None = None) -> None:
     table.add_row("data", "\n".join(f"{d.name} x {d.repeat:g}  {d.file}" for d in recipe.data))
     steps = f"{plan.steps:,} steps" if plan.steps else "steps unknown until the data is here"
     table.add_row("steps", f"{steps} of {recipe.batch.samples} samples, at most {plan.tokens_per_step:,} tokens each")
+    if plan.unseen:
+        table.add_row("[yellow]not seen", unseen_words(plan))
     table.add_row(
         "optimizer",
         f"AdamW lr {optimizer.lr:g}, {optimizer.schedule}, warm-up {optimizer.warmup:g}, "
@@ -42,6 +44,15 @@ def show_plan(plan: "RunPlan", to: Console | None = None) -> None:
     for what, fix, found in by_fix(plan.missing):
         table.add_row(f"[yellow]missing {what}", "\n".join([*found, f"[bold]{fix}"]))
     (to or Console(stderr=True)).print(table)
+
+
+def unseen_words(plan: "RunPlan") -> str:
+    """Say which samples no step takes, and how to see them."""
+    step = plan.recipe.batch.samples
+    return (
+        f"{plan.unseen:,} of {plan.samples:,} samples: the end of the last pass does not fill a step of {step:,}. "
+        f"--set epochs=null --set steps={(plan.steps or 0) + 1} sees them, and begins another pass"
+    )
 
 
 def show_dry_run(plan: "RunPlan", lines: list[str]) -> None:

@@ -17,8 +17,10 @@ from filelock import FileLock
 from vlm.core.errors import DataError
 from vlm.core.home import home, new_file
 
-MAGIC = b"vlmlines"
-HEADER = struct.Struct("<8sQQ16s")
+MAGIC = b"vlmline2"
+STAMP = struct.Struct("<8sQQ16s")
+HEADER = struct.Struct("<8sQQ16s32s")
+"""A stamp and the sha256 of the content; the offsets follow."""
 EDGE = 1 << 16
 CHUNK = 1 << 22
 IN_MEMORY = 1 << 20
@@ -32,15 +34,16 @@ def stamp(path: Path) -> bytes:
         digest = hashlib.blake2b(f.read(EDGE), digest_size=16)
         f.seek(max(0, status.st_size - EDGE))
         digest.update(f.read(EDGE))
-    return HEADER.pack(MAGIC, status.st_size, status.st_mtime_ns, digest.digest())
+    return STAMP.pack(MAGIC, status.st_size, status.st_mtime_ns, digest.digest())
 
 
 class LineIndex:
     """`index[i]` is line i of a file, as bytes; `len(index)` is the number of lines.
 
     The offset of each line is in a file of 8 bytes a line below `folder` (default: `$VLM_HOME/.index`). It is built
-    once in one pass, mapped into memory and shared by all processes. When size, time or the edges of the data file
-    change, it is built again, under a lock, and appears in one piece. Where `folder` cannot be written, each process
+    once in one pass, mapped into memory and shared by all processes; `digest` is the sha256 of the content, from the
+    same pass. When size, time or the edges of the data file change, both are made again, under a lock, and appear
+    in one piece. Where `folder` cannot be written, each process
     has a temporary file.
 
     >>> index = LineIndex(Path("dataset/easy-vqa/train.jsonl"))   # doctest: +SKIP
@@ -57,11 +60,11 @@ class LineIndex:
         name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:24]
         folder = home() / ".index" if folder is None else folder
         try:
-            self._offsets = shared_offsets(self.path, folder / f"{name}.lines")
+            self.digest, self._offsets = shared_offsets(self.path, folder / f"{name}.lines")
         except OSError:  # a folder that is read-only or full
             with tempfile.TemporaryFile() as f:
                 write_offsets(self.path, f, stamp(self.path))
-                self._offsets = np.memmap(f, "<u8", "r", HEADER.size)
+                self.digest, self._offsets = mapped(f)
         self._file = os.open(self.path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
 
@@ -76,8 +79,8 @@ class LineIndex:
         return os.pread(self._file, end - begin, begin)
 
 
-def shared_offsets(path: Path, file: Path) -> np.ndarray:
-    """Return the offsets of the lines and of the end, uint64 [lines + 1], mapped from `file`.
+def shared_offsets(path: Path, file: Path) -> tuple[str, np.ndarray]:
+    """Return the digest, and the offsets of the lines and of the end, uint64 [lines + 1], mapped from `file`.
 
     `file` is made when it is missing or does not belong to the current content of `path`.
     """
@@ -91,37 +94,49 @@ def shared_offsets(path: Path, file: Path) -> np.ndarray:
             return found
         with new_file(file) as temporary, temporary.open("wb") as f:
             write_offsets(path, f, stamp(path))
-        return np.memmap(file, "<u8", "r", HEADER.size)
+        with file.open("rb") as f:
+            return mapped(f)
 
 
-def read_offsets(file: Path, wanted: bytes) -> np.ndarray | None:
-    """Return the offsets in a file; None when it is missing, cut, or made for another content than `wanted`."""
+def mapped(file: IO[bytes]) -> tuple[str, np.ndarray]:
+    """Return the digest and the offsets of an open file that `write_offsets` wrote."""
+    file.seek(STAMP.size)
+    return file.read(HEADER.size - STAMP.size).hex(), np.memmap(file, "<u8", "r", HEADER.size)
+
+
+def read_offsets(file: Path, wanted: bytes) -> tuple[str, np.ndarray] | None:
+    """Return the digest and the offsets in a file; None when it is missing, cut, or made for another content."""
     try:
         with file.open("rb") as f:
-            if f.read(HEADER.size) != wanted or (f.seek(0, os.SEEK_END) - HEADER.size) % 8:
+            size = f.seek(0, os.SEEK_END)
+            f.seek(0)
+            if f.read(STAMP.size) != wanted or size <= HEADER.size or (size - HEADER.size) % 8:
                 return None
-            offsets = np.memmap(f, "<u8", "r", HEADER.size)
+            digest, offsets = mapped(f)
     except FileNotFoundError:
         return None
-    return offsets if offsets[-1] == HEADER.unpack(wanted)[1] else None
+    return (digest, offsets) if offsets[-1] == STAMP.unpack(wanted)[1] else None
 
 
 def write_offsets(path: Path, out: IO[bytes], before: bytes) -> None:
-    """Write the offsets of the lines of `path` in one pass, with a chunk of the file in memory at a time.
+    """Write digest and offsets of the lines of `path` in one pass, with a chunk of the file in memory at a time.
 
     Raises:
         DataError: The file changes while it is read: its stamp is no longer `before`.
     """
-    out.write(before + bytes(8))
-    at = last = 0
+    out.write(before.ljust(HEADER.size + 8, b"\0"))
+    content, at, last = hashlib.sha256(), 0, 0
     with path.open("rb") as source:
         while chunk := source.read(CHUNK):
             ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")).astype("<u8") + (at + 1)
             out.write(ends.tobytes())
+            content.update(chunk)
             last = int(ends[-1]) if len(ends) else last
             at += len(chunk)
     if at != last:  # the last line has no end
         out.write(at.to_bytes(8, "little"))
+    out.seek(STAMP.size)
+    out.write(content.digest())
     out.flush()
     if stamp(path) != before:
         raise DataError(f"{path} changes while it is read", fix="wait until it is complete")

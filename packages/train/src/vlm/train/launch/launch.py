@@ -16,7 +16,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 from vlm.core.errors import ConfigError
 
@@ -75,16 +76,22 @@ def as_typed(command: list[str], env: dict[str, str]) -> str:
     return " ".join([f"{key}={value}" for key, value in env.items()] + words)
 
 
-def launch(command: list[str], processes: int) -> int:
+def launch(command: list[str], processes: int, logs: Path | None = None) -> int:
     """Run `command` as `processes` ranks; return 0 when all succeed, else the exit code of the first that failed.
 
     Signals are forwarded to every rank. Only the first rank's output is shown, and that of another that failed first.
+
+    Args:
+        command: of every rank.
+        processes: number of ranks.
+        logs: folder to which the other ranks' output is added, as `rank-1.log` and so on; it is lost by default.
     """
     env = {**os.environ, "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     env[LAUNCHER] = str(os.getpid())
     with ExitStack() as opened:
-        files = [opened.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for _ in range(1, processes)]
+        files = [opened.enter_context(log_of(rank, logs)) for rank in range(1, processes)]
+        begins = [os.fstat(file.fileno()).st_size for file in files]
         ranks = [
             subprocess.Popen(
                 command, env={**env, "RANK": str(r), "LOCAL_RANK": str(r)}, stdout=log, stderr=log, process_group=0
@@ -93,11 +100,36 @@ def launch(command: list[str], processes: int) -> int:
         ]
         with forwarded(ranks):
             failed = wait(ranks)
+        code = 0 if failed is None else ranks[failed].returncode
+        if failed is not None and (failed or code < 0):
+            sys.stderr.write(f"rank {failed} failed first:{f' {killed_by(-code)}' if code < 0 else ''}\n")
         if failed:
-            files[failed - 1].seek(0)
-            sys.stderr.write(f"rank {failed} failed first:\n{files[failed - 1].read()}")
-    code = 0 if failed is None else ranks[failed].returncode
+            files[failed - 1].seek(begins[failed - 1])
+            sys.stderr.write(files[failed - 1].read().decode(errors="replace") or "it wrote nothing\n")
+            if logs is not None and isinstance(files[failed - 1].name, str):  # a number where it has no name
+                sys.stderr.write(f"its log: {files[failed - 1].name}\n")
     return code if code >= 0 else 128 - code
+
+
+def log_of(rank: int, logs: Path | None) -> IO[bytes]:
+    """Open the file that a rank's output is added to: of its own in `logs`; without a name where that is impossible."""
+    if logs is not None:
+        try:
+            logs.mkdir(parents=True, exist_ok=True)
+            return (logs / f"rank-{rank}.log").open("a+b")
+        except OSError:  # the first rank says what is wrong with the folder
+            pass
+    return tempfile.TemporaryFile()
+
+
+def killed_by(number: int) -> str:
+    """Return what the end by a signal means.
+
+    >>> killed_by(9)
+    'killed by SIGKILL (signal 9), as the system does when memory runs out'
+    """
+    why = ", as the system does when memory runs out" if number == signal.SIGKILL else ""
+    return f"killed by {signal.Signals(number).name} (signal {number}){why}"
 
 
 @contextmanager
@@ -117,17 +149,26 @@ def forwarded(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
 
 
 def wait(ranks: list[subprocess.Popen[bytes]]) -> int | None:
-    """Wait for all; return the first rank that failed, or None. Others are killed GRACE seconds after a failure."""
+    """Wait for all; return the first rank that failed, or None. Others are killed GRACE seconds after a failure.
+
+    Of ranks that failed at the same time it is one that a signal killed: the loss of a peer ends the others.
+    """
     failed, deadline = None, float("inf")
     while any(rank.poll() is None for rank in ranks):
         if failed is None:
-            failed = next((i for i, rank in enumerate(ranks) if rank.poll()), None)
+            failed = first_failed(ranks)
             deadline = time.monotonic() + GRACE if failed is not None else deadline
         if time.monotonic() > deadline:
             for rank in ranks:
                 rank.kill()
         time.sleep(0.05)
-    return failed if failed is not None else next((i for i, rank in enumerate(ranks) if rank.returncode), None)
+    return failed if failed is not None else first_failed(ranks)
+
+
+def first_failed(ranks: list[subprocess.Popen[bytes]]) -> int | None:
+    """Return a rank that has failed, one that a signal killed if there is one; None while none has."""
+    codes = {i: rank.poll() or 0 for i, rank in enumerate(ranks)}
+    return min((i for i, code in codes.items() if code), key=lambda i: (codes[i] > 0, i), default=None)
 
 
 def end_with_launcher() -> None:

@@ -45,14 +45,31 @@ def prepare(model: nn.Module, recipe: Recipe) -> dict[str, int]:
 
 
 def target_layers(model: nn.Module, spec: Lora) -> list[str]:
-    """Return the names of the linear layers that match. Raises ConfigError for a pattern that matches none."""
+    """Return the names of the linear layers that match.
+
+    Raises:
+        ConfigError: a pattern matches none, or a layer shares its weight with another module: an output head that is
+            tied to the embedding cannot have weights of its own, so its adapter would be lost with the export.
+    """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if idle := [pattern for pattern in spec.targets if not fnmatch.filter(linear, pattern)]:
         raise ConfigError(
             f"lora.targets match no linear layer: {', '.join(idle)}",
             expected=f"patterns over names such as {linear[0]} or {linear[-2]}",
         )
-    return [name for name in linear if any(fnmatch.fnmatchcase(name, pattern) for pattern in spec.targets)]
+    layers = [name for name in linear if any(fnmatch.fnmatchcase(name, pattern) for pattern in spec.targets)]
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name.rpartition(".")[0])
+    tied = {name: others for others in owners.values() for name in others if len(others) > 1}
+    if wrong := [name for name in layers if name in tied]:
+        others = [name for name in tied[wrong[0]] if name != wrong[0]]
+        raise ConfigError(
+            f"lora.targets: {wrong[0]} is tied to {', '.join(others)}: the exported model has one weight for both",
+            expected="layers with a weight of their own",
+            fix="name the layers without it, such as language_model.model.layers.*",
+        )
+    return layers
 
 
 def peft_config(layers: list[str], spec: Lora) -> Any:

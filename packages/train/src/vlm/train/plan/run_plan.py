@@ -134,10 +134,12 @@ class RunPlan:
     @property
     def steps(self) -> int | None:
         """Steps of the whole run; None while the count of a file is unknown."""
-        recipe, samples = self.recipe, self.samples
-        if recipe.steps is None and samples is not None and recipe.epochs is not None:
-            return max(1, int(recipe.epochs * samples / recipe.batch.samples))
-        return recipe.steps
+        return self.recipe.steps if self.samples is None else self.recipe.total_steps(self.samples)
+
+    @property
+    def unseen(self) -> int:
+        """Samples at the end of the last pass that do not fill a step; 0 while the count of a file is unknown."""
+        return 0 if self.samples is None else self.recipe.unseen(self.samples)
 
     @property
     def tokens_per_step(self) -> int:
@@ -254,6 +256,7 @@ class RunPlan:
             "gb_optimizer": self.gb_optimizer,
             "samples": self.samples,
             "steps": self.steps,
+            "unseen": self.unseen,
             "tokens_per_step": self.tokens_per_step,
             "lacking": self.missing,
             "gb_states": self.gb_states,

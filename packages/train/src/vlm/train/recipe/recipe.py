@@ -63,6 +63,7 @@ class Recipe(Strict):
         keep: checkpoints that stay on disk, at least 1.
         seed: of order, strides, dropout and adapters.
         max_lost: share of the run's samples that may be dropped.
+        sample_seconds: longest wait for one sample; then it is dropped, as one that cannot be read.
         log: boards beside metrics.jsonl.
         hardware: of the published run.
         differences: from what was published.
@@ -92,6 +93,7 @@ class Recipe(Strict):
     keep: PositiveInt = 2
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     max_lost: Share = 0.01
+    sample_seconds: AboveZero = 300.0
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
     hardware: Hardware | None = None
     differences: tuple[Difference, ...] = ()
@@ -123,10 +125,37 @@ class Recipe(Strict):
         """
         return max(1, self.zero.stage) if self.precision == "bfloat16" else self.zero.stage
 
+    def total_steps(self, samples: int) -> int:
+        """Return the steps of the run when a pass has that many samples: whole steps, at least one."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None  # the validator checks it
+        return max(1, int(self.epochs * samples / self.batch.samples))
+
+    def unseen(self, samples: int) -> int:
+        """Return how many samples at the end of the last pass no step takes, because they do not fill one.
+
+        transformers' Trainer left them out too where it accumulated gradients: it rounded the micro-batches of a pass
+        up, and the steps that they fill down. Without accumulation its last step was a short one.
+        """
+        if self.epochs is None:
+            return 0
+        return max(0, round(self.epochs * samples) - self.total_steps(samples) * self.batch.samples)
+
     @property
     def digest(self) -> str:
         """The sha256 of everything that changes the numbers (titles, sources, limits and saving do not)."""
-        habits = {"title", "sources", "save_every", "keep", "max_lost", "log", "hardware", "differences"}
+        habits = {
+            "title",
+            "sources",
+            "save_every",
+            "keep",
+            "max_lost",
+            "sample_seconds",
+            "log",
+            "hardware",
+            "differences",
+        }
         kept = self.model_dump(mode="json", exclude=habits)
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 

@@ -85,7 +85,11 @@ def load_saved(path: str | Path, map_location: Any = "cpu", *, mmap: bool | None
             fix="do not resume from files that others have changed: delete this checkpoint, or start in a new folder",
         ) from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}", expected="a dict, as a training run saves it")
+        raise CheckpointError(
+            f"{path} holds a {type(state).__name__}",
+            expected="a dict, as a training run saves it",
+            fix="delete this checkpoint, or start in a new folder",
+        )
     return state
 
 
@@ -130,7 +134,7 @@ class Engine:
             config=config(recipe),
             dist_init_required=False,
         )
-        self._deepspeed.checkpoint_engine.load = load_saved  # DeepSpeed's own would execute what a file asks for
+        self._deepspeed.checkpoint_engine.load = self._load_file  # DeepSpeed's own would execute what a file asks for
         self.model: VisionLanguageModel = self._deepspeed.module
         self._deepspeed.train()
 
@@ -178,6 +182,38 @@ class Engine:
         """Load what as many processes `save`d; return its `state`. Raises CheckpointError for a file not of ours."""
         _, state = self._deepspeed.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
         return dict(state)
+
+    def _load_file(self, path: str, map_location: Any = "cpu", *_: Any, **__: Any) -> dict[str, Any]:
+        """Load one file for DeepSpeed, which itself passes over trained weights that are missing in it."""
+        state = load_saved(path, map_location)
+        if path.endswith("model_states.pt"):
+            self._check_weights(state, path)
+        return state
+
+    def _check_weights(self, state: Mapping[str, Any], path: str) -> None:
+        """Raise CheckpointError unless the saved weights are those that are trained now, by name and shape."""
+        odd: list[str] = []
+        if self.zero_stage < 3:  # ZeRO-3 leaves no weights there
+            trained = {n: p for n, p in self.model.named_parameters(remove_duplicate=False) if p.requires_grad}
+            shapes = {name: tensor.shape for name, tensor in state["module"].items()}
+            odd += [name for name, p in trained.items() if shapes.get(name) != p.shape]
+            odd += shapes.keys() - trained.keys() - {n for n, _ in self.model.named_buffers()}
+        if self.zero_stage and [*map(dict, state["param_shapes"])] != [*map(dict, self.slices().shapes)]:
+            odd.append("the groups of parameters")
+        if odd:
+            raise CheckpointError(
+                f"{path} was saved while other parameters were trained: {min(odd)} differs, {len(odd)} in all",
+                fix="continue with the recipe that saved it, or start in a new folder",
+            )
+
+    def settings(self) -> list[dict[str, Any]]:
+        """Return rates, decay and all else that the recipe sets for each group of parameters."""
+        return [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+
+    def put_settings(self, settings: list[dict[str, Any]]) -> None:
+        """Set what `settings` returned: a checkpoint brings those of the run that saved it."""
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)
 
     def slices(self) -> ZeroSlices:
         """Return this process's slices, as they are now."""

@@ -6,21 +6,17 @@
 import math
 import resource
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 
 from vlm.core.errors import ConfigError, DataError, Preempted, VlmError
-from vlm.core.home import locked, read_json, resolve, write_json
-from vlm.core.sample.index import LineIndex
-from vlm.models.checkpoint.load import fingerprint, load_model, save_state
+from vlm.core.home import locked, write_json
+from vlm.models.checkpoint.load import load_model, save_state
 from vlm.models.checkpoint.locate import find_checkpoint
 from vlm.models.processor import Processor
 from vlm.models.sequence_parallel import spread
@@ -33,43 +29,10 @@ from vlm.train.run.checkpoint import RunState, load_checkpoint, save_checkpoint,
 from vlm.train.run.engine import Engine, seed_step, slicer
 from vlm.train.run.metrics import Ledger, Log, ProgressBar
 from vlm.train.run.processes import World, check_mesh, meshed, world
+from vlm.train.run.provenance import Begun, begin, finished
 from vlm.train.run.speed import SpeedMeter
 from vlm.train.run.stream import StepData, Stream, computed, deal, to_tensors
-
-
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """Collect SIGTERM, SIGUSR1 and the first Ctrl-C in a list; the second Ctrl-C stops at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def note(number: int, _: Any) -> None:
-        if number == signal.SIGINT and received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    before = {s: signal.signal(s, note) for s in signals}
-    try:
-        yield received
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
-
-
-def prefetch(stream: Stream, first: int, total: int) -> Iterator[StepData]:
-    """Yield the data of each step, made one step ahead in a thread (image decoding releases the interpreter)."""
-    if first >= total:
-        return
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(stream.step, first)
-        for step in range(first, total):
-            current = ahead.result()
-            if step + 1 < total:
-                ahead = pool.submit(stream.step, step + 1)
-            yield current
+from vlm.train.run.waiting import prefetch, stop_requests
 
 
 def train(
@@ -94,72 +57,28 @@ def train(
     Raises:
         Preempted: stopped by a signal after a checkpoint.
         LockedError: `out` is in use.
-        ConfigError: `out` holds a run of another recipe.
-        DataError: too many samples lost, or a loss that is not finite.
+        ConfigError: `out` holds a run of another recipe, or a finished one that was asked for more.
+        DataError: other data than at the start, too many samples lost, or a loss that is not finite.
         VlmError: the disk is full or read-only.
     """
     me = world()
     with writing(out), ExitStack() as held:
-        refused = None
+        refused = begun = None
         if me.first:
             try:
                 held.enter_context(locked(out, f"vlm train --recipe {recipe.name}"))
                 check_mesh(me.size, recipe.sequence_parallel.size)
-                check_recipe(recipe, out, resume_changed)
+                begun = begin(recipe, out, allow_change=resume_changed, processes=me.size)
             except VlmError as error:
                 refused = error
         if me.agree(refused is not None):
             if refused is not None:
                 raise refused
             return out / "model"  # the first process says why
-        if me.agree(me.first and (out / "model/config.json").exists()):
+        if me.agree(me.first and finished(out)):
             return out / "model"
-        return run_stage(
-            plan or RunPlan.resolve(recipe, me.size), out, meshed(me, recipe.sequence_parallel.size), quiet
-        )
-
-
-def check_recipe(recipe: Recipe, out: Path, resume_changed: bool) -> None:
-    """Refuse to continue a run of another recipe, other data or another start checkpoint; write recipe.json.
-
-    Raises:
-        ConfigError: the recipe or the start checkpoint changed.
-        DataError: the number of records changed.
-    """
-    file = out / "recipe.json"
-    files = [entry.file for entry in recipe.data if resolve(entry.file).is_file()]
-    lines = {name: len(LineIndex(resolve(name))) for name in files}
-    start = fingerprint(find_checkpoint(recipe.model.start))
-    if file.exists():
-        before = read_json(file)
-        if before["digest"] != recipe.digest and not resume_changed:
-            changed = changes(before["recipe"], recipe.model_dump(mode="json"))
-            raise ConfigError(
-                f"{out} holds a run of another recipe:\n" + "\n".join(changed),
-                fix="use another --run, delete the folder, or pass --allow-change",
-            )
-        was = {name: before.get("lines", {}).get(name, n) for name, n in lines.items()}
-        if was != lines and not resume_changed:
-            raise DataError(
-                f"the data is not what {out} was started with (records):\n" + "\n".join(changes(was, lines)),
-                expected="files with as many records as at the start, or the order of samples changes",
-                fix="restore the files, use another --run, or pass --allow-change",
-            )
-        if before["start"] != start and not resume_changed:
-            raise ConfigError(
-                f"{recipe.model.start} is not the checkpoint that {out} was trained from",
-                fix=f"delete {out} to train it again, or pass --allow-change",
-            )
-    now = recipe.model_dump(mode="json")
-    write_json(file, {"digest": recipe.digest, "start": start, "lines": lines, "recipe": now})
-
-
-def changes(before: Any, now: Any, key: str = "") -> list[str]:
-    """Return a line for each dotted key that differs."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted(before.keys() | now.keys())
-        return [c for k in keys for c in changes(before.get(k), now.get(k), f"{key}.{k}".lstrip("."))]
-    return [] if before == now else [f"  {key}: {before} -> {now}"]
+        plan = plan or RunPlan.resolve(recipe, me.size)
+        return run_stage(plan, out, meshed(me, recipe.sequence_parallel.size), quiet, begun)
 
 
 class StepLine(TypedDict):
@@ -183,8 +102,8 @@ class StepLine(TypedDict):
     data_wait_s: NotRequired[float]
 
 
-def run_stage(plan: RunPlan, out: Path, me: World, quiet: bool) -> Path:
-    """Run all steps that are left, then export the model."""
+def run_stage(plan: RunPlan, out: Path, me: World, quiet: bool, begun: Begun | None) -> Path:
+    """Run all steps that are left, then export the model. `begun` is the first process's."""
     recipe = plan.recipe
     start = find_checkpoint(recipe.model.start)
     adjust = partial(training_spec, recipe.model)
@@ -198,25 +117,60 @@ def run_stage(plan: RunPlan, out: Path, me: World, quiet: bool) -> Path:
     if me.sequence is not None:
         spread(model, me.sequence, recipe.sequence_parallel.kind)
     engine = Engine(model, recipe, me)
-    state = load_checkpoint(engine, out / "checkpoints", me) or {"step": 0, "ledger": None}
+    metrics = Log(out / "metrics.jsonl")
+    logs = (metrics, Log(out / "ledger.jsonl"))
+    state = load_checkpoint(engine, out / "checkpoints", me, logs) or {"step": 0, "ledger": None}
     first, total = state["step"], stream.total_steps
-    metrics, ledger = Log(out / "metrics.jsonl"), Ledger(out, state["ledger"], writes=me.first)
+    if me.agree(begun is not None and begun.changed and first >= total):
+        raise ConfigError(
+            f"no step is left to train: the last checkpoint in {out} is of step {first}, the changed recipe asks for "
+            f"{total}",
+            fix=f"ask for more steps, such as --set steps={first + 1}, or use another --run",
+        )
+    ledger = Ledger(out, state["ledger"], writes=me.first)
     if me.first:
-        metrics.cut(first)
-        ledger.log.cut(first)
+        for log in logs:
+            log.cut(first)
     me.barrier()
     losses = [line["loss"] for line in metrics.read()]
     meter = SpeedMeter(plan, me.size) if me.first else None
     boards = Boards(out, recipe.log if me.first else (), first, recipe.name)
+    saved, record = first, None
 
     def save(step: int) -> None:
-        state: RunState = {"step": step, "ledger": ledger.counts}
-        save_checkpoint(engine, out / "checkpoints", state, recipe.keep, me)
+        nonlocal saved
+        if step == saved:
+            return
+        for log in logs:
+            log.flush()
+        lines = {log.path.name: log.count(step) for log in logs} if me.first else {}
+        state: RunState = {"step": step, "ledger": ledger.counts, "lines": lines}
+        save_checkpoint(engine, out / "checkpoints", state, recipe.keep, me, run=record)
+        saved = step
 
-    with stop_requests() as stop, ProgressBar(recipe.name, total, me.first and not quiet) as bar, closing(boards):
+    def heed(step: int) -> None:
+        """End the run before a step, everything saved, if a signal asked any process to."""
+        if not me.agree(bool(stop)):
+            return
+        save(step)
+        if stop and stop[0] == signal.SIGINT:
+            raise KeyboardInterrupt
+        done = f"stopped after step {step} of {total}, everything saved"
+        raise Preempted(done, fix="rerun the same command to continue")
+
+    with ExitStack() as open_:
+        stop = open_.enter_context(stop_requests())
+        bar = open_.enter_context(ProgressBar(recipe.name, total, me.first and not quiet))
+        open_.enter_context(closing(boards))
+        made = open_.enter_context(closing(prefetch(stream.step, first, total, stop)))
         asked = time.perf_counter()
-        for step, data in enumerate(prefetch(stream, first, total), first):
+        for step, data in enumerate(made, first):
+            heed(step)
+            assert data is not None  # else a signal came
+            data = same_for_all(stream, step, data, me)
             waited = time.perf_counter() - asked
+            if begun is not None and record is None:
+                record = begun.write(first).model_dump(mode="json")
             ledger.add(step, data.n_samples, data.lost)
             note = "no usable sample"
             if data.rows:
@@ -236,16 +190,21 @@ def run_stage(plan: RunPlan, out: Path, me: World, quiet: bool) -> Path:
             if too_many := lost_too_many(recipe, ledger, total):
                 save(step + 1)
                 raise too_many
-            if me.agree(bool(stop)):
-                save(step + 1)
-                if stop and stop[0] == signal.SIGINT:
-                    raise KeyboardInterrupt
-                done = f"stopped after step {step + 1} of {total}, everything saved"
-                raise Preempted(done, fix="rerun the same command to continue")
             if (step + 1) % recipe.save_every == 0 and step + 1 < total:
                 save(step + 1)
             asked = time.perf_counter()
-    return export(engine, recipe, out, me, start, counts, ledger)
+        heed(total)
+    return export(engine, recipe, out, me, start, counts, ledger, stream)
+
+
+def same_for_all(stream: Stream, step: int, data: StepData, me: World) -> StepData:
+    """Return the data of a step without any sample that was late for any process: rows must be the same for all."""
+    while me.size > 1 and me.agree(bool(data.late)):
+        late = me.union(data.late)
+        if not me.agree(late != data.late):
+            break
+        data = stream.step(step, skip=late)
+    return data
 
 
 def lost_too_many(recipe: Recipe, ledger: Ledger, total: int) -> DataError | None:
@@ -306,14 +265,23 @@ def one_step(
 
 
 def export(
-    engine: Engine, recipe: Recipe, out: Path, me: World, start: Path, counts: dict[str, int], ledger: Ledger
+    engine: Engine,
+    recipe: Recipe,
+    out: Path,
+    me: World,
+    start: Path,
+    counts: dict[str, int],
+    ledger: Ledger,
+    stream: Stream,
 ) -> Path:
     """Write the trained model in our layout and the summary; a model that exists means that the stage is done."""
     state = engine.gathered_state()
     if me.first:
         strides = None if recipe.strides == "random" else recipe.strides
         spec = engine.model.spec.model_copy(update={"strides": strides})
-        write_json(out / "summary.json", {"recipe": recipe.name, "trained": counts, "ledger": ledger.counts})
+        ledger.add_unseen(stream.total_steps, stream.unseen)
+        summary = {"recipe": recipe.name, "trained": counts, "ledger": ledger.counts, "unseen": len(stream.unseen)}
+        write_json(out / "summary.json", summary)
         if recipe.lora:
             save_adapters(state, recipe.lora, out / "adapter", trained=recipe.trainable, base=recipe.model.start)
             state = merge(state, recipe.lora)

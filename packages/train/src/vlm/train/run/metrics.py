@@ -1,9 +1,11 @@
 """One JSON line for each step, a progress bar, and the ledger of samples that are not used as they are."""
 
 import json
+import os
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
@@ -16,16 +18,23 @@ from vlm.core.home import read_json, write_atomic
 
 
 class Log:
-    """Append-only JSONL that can be cut back to a checkpoint: lines of later steps are removed."""
+    """Append-only JSONL that can be cut back to a checkpoint: lines of later steps are removed.
+
+    A line that cannot be read, as a power failure or a damaged disk leaves it, is none; `damaged` counts them.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
 
+    def _lines(self) -> list[tuple[bytes, dict[str, Any] | None]]:
+        """Return each line that has an end, and its content if it has a step."""
+        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
+        return [(line + b"\n", content_of(line)) for line in lines]
+
     def cut(self, steps: int) -> None:
         """Keep the lines of steps before `steps`."""
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] < steps]
+        kept = [line for line, content in self._lines() if content is not None and content["step"] < steps]
         write_atomic(self.path, b"".join(kept))
 
     def write(self, **values: Any) -> None:
@@ -33,21 +42,45 @@ class Log:
         with self.path.open("a", encoding="utf-8") as f:
             f.write(json.dumps(values, ensure_ascii=False) + "\n")
 
+    def flush(self) -> None:
+        """Wait until all lines are on the disk."""
+        if self.path.exists():
+            with self.path.open("rb") as f:
+                os.fsync(f.fileno())
+
     def read(self) -> list[dict[str, Any]]:
         """Return all whole lines; none where there is no file."""
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith(b"\n")]
+        return [content for _, content in self._lines() if content is not None]
+
+    def count(self, steps: int) -> int:
+        """Count the lines of steps before `steps`."""
+        return sum(line["step"] < steps for line in self.read())
+
+    @property
+    def damaged(self) -> int:
+        """Number of lines that cannot be read."""
+        return sum(content is None for _, content in self._lines())
 
 
-Stage = Literal["read", "media", "encode", "pack"]
-"""Where a sample was lost: its record, its files, its tokens, or the limits of a pack."""
+def content_of(line: bytes) -> dict[str, Any] | None:
+    """Return the content of a line of a log; None where it is no object with a step."""
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = content.get("step") if isinstance(content, dict) else None
+    return content if isinstance(step, int) and step >= 0 else None
+
+
+Stage = Literal["read", "media", "encode", "pack", "plan"]
+"""Where a sample was lost: its record, its files, its tokens, the limits of a pack, or the number of steps."""
 
 
 class Lost(NamedTuple):
     """A sample that is not used as it is: `name:line` of its file, what happened to it, where, and why."""
 
     id: str
-    what: Literal["dropped", "truncated"]
+    what: Literal["dropped", "truncated", "unseen"]
     stage: Stage
     reason: str
 
@@ -57,7 +90,7 @@ class LostLine(TypedDict):
 
     step: int
     id: str
-    what: Literal["dropped", "truncated"]
+    what: Literal["dropped", "truncated", "unseen"]
     stage: Stage
     reason: str
 
@@ -80,6 +113,13 @@ class Ledger:
             self.counts[one.what] += 1
             if self.writes:
                 self.log.write(step=step, **one._asdict())
+
+    def add_unseen(self, total: int, names: list[str]) -> None:
+        """Name the samples that no step of the run takes, after its last one; they are in none of the counts."""
+        self.log.cut(total)
+        for name in names:
+            why = "the end of the last pass does not fill a step"
+            self.log.write(step=total, **Lost(name, "unseen", "plan", why)._asdict())
 
 
 @dataclass(frozen=True)
@@ -113,27 +153,41 @@ def read_account(folder: Path) -> Account:
         raise DataError(
             f"no training run in {folder}", expected="a folder with recipe.json", fix="name RUN/train/RECIPE"
         )
-    recipe = read_json(folder / "recipe.json")["recipe"]
-    steps = Log(folder / "metrics.jsonl").read()
-    entries: list[LostLine] = Log(folder / "ledger.jsonl").read()  # type: ignore[assignment]  # as Ledger wrote it
-    done = max((line["step"] + 1 for line in [*steps, *entries]), default=0)
-    what = Counter(str(e["what"]) for e in entries)
-    trained = sum(line["samples"] for line in steps)
+    logs = [Log(folder / name) for name in ("metrics.jsonl", "ledger.jsonl")]
+    try:
+        recipe, samples = samples_of_steps(read_json(folder / "recipe.json"))
+        steps, entries = logs[0].read(), logs[1].read()
+        done = max((line["step"] + 1 for line in [*steps, *entries] if line.get("what") != "unseen"), default=0)
+        what = Counter(str(e["what"]) for e in entries)
+        trained = sum(line["samples"] for line in steps)
+        reasons = Counter((e["what"], e.get("stage", ""), short(e["reason"], e["id"])) for e in entries)
+        taken = sum(samples(step) for step in range(done))
+    except (KeyError, TypeError, AttributeError) as error:
+        found = f"{folder} is damaged: a line of its files lacks {error}"
+        raise DataError(found, fix="rerun the training: it goes on from its last checkpoint") from error
     counts = {
-        "in": done * recipe["batch"]["samples"],
+        "in": taken,
         "used": trained - what["truncated"],
         **{k: what[k] for k in ("dropped", "truncated", "replaced")},
     }
-    problems = []
+    problems = [f"{log.damaged} lines of {log.path.name} cannot be read" for log in logs if log.damaged]
     if counts["in"] != sum(counts.values()) - counts["in"]:
         problems.append("in is not used + dropped + truncated + replaced")
     summary = folder / "summary.json"
     if summary.exists():
-        final = read_json(summary)["ledger"]
-        differ = [k for k in ("in", "dropped", "truncated") if final[k] != counts[k]]
-        problems += [f"summary.json says {k} {final[k]}, the logs say {counts[k]}" for k in differ]
-    reasons = Counter((e["what"], e.get("stage", ""), short(e["reason"], e["id"])) for e in entries)
-    return Account(recipe["name"], done, counts, dict(reasons.most_common()), entries, problems)
+        said = read_json(summary)
+        final = said.get("ledger") if isinstance(said, dict) else None
+        final = final if isinstance(final, dict) else {}
+        differ = [k for k in ("in", "dropped", "truncated") if final.get(k) != counts[k]]
+        problems += [f"summary.json says {k} {final.get(k)}, the logs say {counts[k]}" for k in differ]
+    return Account(recipe, done, counts, dict(reasons.most_common()), entries, problems)  # type: ignore[arg-type]
+
+
+def samples_of_steps(run: Any) -> tuple[str, Callable[[int], int]]:
+    """Return the name of the recipe in a recipe.json, and a function from a step to the samples that it took."""
+    sizes = [(part["steps"], part["recipe"]["batch"]["samples"]) for part in run.get("earlier", ())]
+    last = run["recipe"]["batch"]["samples"]
+    return run["recipe"]["name"], lambda step: next((n for end, n in sizes if step < end), last)
 
 
 def short(reason: str, id: str) -> str:

@@ -10,6 +10,7 @@ step are dealt to these groups. Only this module and `vlm.models.sequence.group`
 import atexit
 import os
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -60,6 +61,14 @@ class World:
     def agree(self, value: bool) -> bool:
         """Return whether any process gives True; the same answer on all."""
         return self.total(float(value)) > 0
+
+    def union(self, values: set[str]) -> set[str]:
+        """Return what is in the set of any process."""
+        if self.size == 1:
+            return values
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, values)
+        return set().union(*gathered)
 
     def barrier(self) -> None:
         """Wait for all processes."""

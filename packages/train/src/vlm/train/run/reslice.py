@@ -70,8 +70,8 @@ def by_parameter(before: Shapes, now: Shapes, writers: int) -> list[list[Vector]
     return [[found[name] for name in group] for group in now]
 
 
-def load_slices(engine: Engine, path: Path, writers: int) -> None:
-    """Load a checkpoint of `writers` processes into this process's slices: weights, moments, rates and counts.
+def load_slices(engine: Engine, path: Path, writers: int) -> int:
+    """Load a checkpoint of `writers` processes into this process's slices: weights, moments, counts; return its step.
 
     Raises:
         CheckpointError: it has no slices of this ZeRO stage, or holds other parameters than are trained now.
@@ -112,6 +112,7 @@ def load_slices(engine: Engine, path: Path, writers: int) -> None:
     own[base] = {"state": made, "param_groups": [{**was, "params": here["params"]} for was, here in pairs]}
     own[fp32] = recut(weights)
     engine.put_slices(own, saved["module"], {name: saved[name] for name in COUNTS})
+    return int(saved["step"])
 
 
 def read_slices(path: Path, writers: int, key: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:

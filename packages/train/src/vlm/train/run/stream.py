@@ -8,9 +8,9 @@ each rank its rows. Samples that cannot be used are listed in the ledger by name
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Literal
 
 import numpy as np
@@ -31,6 +31,7 @@ from vlm.train.recipe.recipe import DataEntry, Recipe
 from vlm.train.run.augment import compress
 from vlm.train.run.grouping import has_media, modality_order
 from vlm.train.run.metrics import Lost, Stage
+from vlm.train.run.waiting import Overdue, within
 
 
 class Lines:
@@ -85,11 +86,15 @@ class PackedRow:
 
 @dataclass
 class StepData:
-    """Rows of one step, in an order that does not depend on ranks, and the samples that are not used as they are."""
+    """Rows of one step, in an order that does not depend on ranks, and the samples that are not used as they are.
+
+    `late` names those that took too long here; other processes may have been in time.
+    """
 
     rows: list[PackedRow]
     lost: list[Lost] = field(default_factory=list)
     n_samples: int = 0
+    late: set[str] = field(default_factory=set)
 
     @property
     def n_dropped(self) -> int:
@@ -120,10 +125,13 @@ class Stream:
     @property
     def total_steps(self) -> int:
         """Number of steps of the whole run."""
-        if self.recipe.steps is not None:
-            return self.recipe.steps
-        assert self.recipe.epochs is not None  # the recipe's validator checks it
-        return max(1, int(self.recipe.epochs * len(self.index) / self.recipe.batch.samples))
+        return self.recipe.total_steps(len(self.index))
+
+    @property
+    def unseen(self) -> list[str]:
+        """Names of the samples at the end of the last pass that do not fill a step, so that no step takes them."""
+        left, begin = self.recipe.unseen(len(self.index)), self.total_steps * self.recipe.batch.samples
+        return [self.name(number, line) for _, number, line in map(self.pick, range(begin, begin + left))]
 
     def order(self, epoch: int) -> Sequence[int]:
         """Return the order of one epoch, seeded by (seed, epoch)."""
@@ -142,13 +150,18 @@ class Stream:
 
     def picks(self, step: int) -> list[tuple[int, int, int]]:
         """Return (epoch, file, line) of each sample of a step. Epochs follow one another without a gap."""
-        size, total = self.recipe.batch.samples, len(self.index)
-        result = []
-        for k in range(step * size, (step + 1) * size):
-            epoch, offset = divmod(k, total)
-            number, line = self.index[self.order(epoch)[offset]]
-            result.append((epoch, number, line))
-        return result
+        size = self.recipe.batch.samples
+        return [self.pick(k) for k in range(step * size, (step + 1) * size)]
+
+    def pick(self, k: int) -> tuple[int, int, int]:
+        """Return (epoch, file, line) of sample k of the run."""
+        epoch, offset = divmod(k, len(self.index))
+        number, line = self.index[self.order(epoch)[offset]]
+        return epoch, number, line
+
+    def name(self, number: int, line: int) -> str:
+        """Return what the ledger calls a sample."""
+        return f"{self.recipe.data[number].name}:{line + 1}"
 
     def strides_for(self, epoch: int, number: int, line: int) -> Strides:
         """Return the strides of a sample's images; random ones depend on (seed, epoch, sample) alone."""
@@ -158,28 +171,38 @@ class Stream:
         # n is the encoder's count, in which each frame of a video is an image
         return lambda n: draw_strides(n, rng, self.recipe.stride_choices)
 
-    def step(self, step: int) -> StepData:
+    def step(self, step: int, skip: Set[str] = frozenset()) -> StepData:
         """Make the rows of a step.
+
+        Args:
+            step: counted from 0.
+            skip: names of samples that another process waited for too long: they are late here too.
 
         Raises:
             ConfigError: a sample is longer than a row.
         """
-        data, encoded = StepData([]), []
+        data, encoded, limit = StepData([]), [], self.recipe.sample_seconds
         for epoch, number, line in self.picks(step):
             data.n_samples += 1
-            name = f"{self.recipe.data[number].name}:{line + 1}"
+            name = self.name(number, line)
             stage: Stage = "read"
             try:
-                sample = self.files[number][line]
+                if name in skip:
+                    raise Overdue(f"not made within {limit:g} s by another process")
+                sample = within(limit, partial(self.files[number].__getitem__, line))
                 stage = "encode"
-                one = self.processors[number].encode(
+                encode = partial(
+                    self.processors[number].encode,
                     sample.messages,
                     strides=self.strides_for(epoch, number, line),
                     generation_prompt=False,
                     max_length=self.recipe.max_length,
                     id=sample.id,
                 )
+                one = within(limit, encode)
             except DataError as error:
+                if isinstance(error, Overdue):
+                    data.late.add(name)
                 stage = "media" if isinstance(error, MediaError) else stage
                 data.lost.append(Lost(name, "dropped", stage, str(error)))
                 continue
