@@ -3,7 +3,6 @@
 It names no chat template: `internlm2-chat`, unless our keys under `vlm` name another.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from vlm.core.errors import CheckpointError
 from vlm.core.sample.tiling import IMAGENET, ImageRule
 from vlm.models.checkpoint.formats import schema
 from vlm.models.checkpoint.formats.schema import LLAMA, CheckpointLayout, FolderFiles, Json, StoredFacts
+from vlm.models.checkpoint.locate import read_beside
 from vlm.models.checkpoint.renaming import Patterns, inverted, prefixed, weight_and_bias, without_layers
 from vlm.models.specs import ImageTokenSpec, InternVitSpec, ModelSpec, UnshuffleSpec
 
@@ -94,8 +94,7 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
     if not isinstance(select, int):
         raise CheckpointError(f"{where}: vision_feature_layer {select!r}", expected="one layer")
     used, size = schema.selected_depth(depth, select), side(vit["image_size"])
-    pre = folder / "preprocessor_config.json"
-    rule = json.loads(pre.read_text(encoding="utf-8")) if pre.exists() else {}
+    rule = read_beside(folder, "preprocessor_config.json") or {}
     language = schema.read_llama({"tie_word_embeddings": False, **llm})
     tied = config.get("tie_word_embeddings", llm.get("tie_word_embeddings", True))
     spec = ModelSpec(
