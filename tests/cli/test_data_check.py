@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from vlm.cli.commands.data import app
 from vlm.core.errors import ConfigError, DataError, VlmError
+from vlm.models.checkpoint.assemble import with_tokenizer
 from vlm.models.specs import load_preset
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "internlm2"
@@ -30,7 +31,7 @@ def home(tmp_path, monkeypatch):
     data, model = tmp_path / "dataset" / "tiny", tmp_path / "pretrained" / "tiny"
     data.mkdir(parents=True)
     shutil.copytree(TOKENIZER, model)
-    spec = load_preset("tiny-internvl2").model_dump(mode="json")
+    spec = with_tokenizer(load_preset("tiny-internvl2"), TOKENIZER).model_dump(mode="json")
     (model / "config.json").write_text(json.dumps({"model_type": "vlm", "spec": spec}))
     for i in range(6):
         Image.new("RGB", (30 + 40 * i, 60)).save(data / f"{i}.png")

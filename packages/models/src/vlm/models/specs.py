@@ -225,7 +225,9 @@ class ModelSpec(Strict):
     def _grid(self) -> "ModelSpec":
         cell = self.vision.stride * self.projector.step
         if self.vision.kind != "timm" and self.image_rule.size % cell:  # of a timm trunk the stride is an assumption
-            raise ValueError(f"tiles of {self.image_rule.size} pixels, which are no multiple of {cell}, one token's side")
+            raise ValueError(
+                f"tiles of {self.image_rule.size} pixels, which are no multiple of {cell}, one token's side"
+            )
         return self
 
     def with_language(self, **changes: Any) -> "ModelSpec":

@@ -36,9 +36,7 @@ def read_layout(folder: Path) -> CheckpointLayout:
     try:
         return with_own_keys(found.read(Path(folder), config), config, where)
     except KeyError as error:
-        raise CheckpointError(
-            f"{where} has no key {printable(error)}", expected="a published configuration"
-        ) from error
+        raise CheckpointError(f"{where} has no key {printable(error)}", expected="a published configuration") from error
     except ConfigError as error:
         raise CheckpointError(error.found, expected=error.expected, fix=f"correct {where}") from error
     except ValidationError as error:

@@ -5,6 +5,7 @@ from typing import Any
 
 from vlm.core.errors import CheckpointError
 from vlm.core.home import pretrained, read_object, resolve
+from vlm.core.text import printable
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -45,6 +46,32 @@ def read_beside(folder: Path, name: str) -> dict[str, Any] | None:
     """
     path = Path(folder) / name
     return read_object(path, CheckpointError, fix="download the checkpoint again") if path.exists() else None
+
+
+def read_image_processor(folder: Path) -> dict[str, Any]:
+    """Return the settings of the image processor: of `preprocessor_config.json`, `processor_config.json`, or both.
+
+    transformers 5 saves them in the second alone, under `image_processor`.
+
+    Raises:
+        CheckpointError: a file is no JSON object; the two contradict each other.
+    """
+    alone = read_beside(folder, "preprocessor_config.json") or {}
+    nested = (read_beside(folder, "processor_config.json") or {}).get("image_processor") or {}
+    if differ := sorted(key for key in alone.keys() & nested.keys() & USED if alone[key] != nested[key]):
+        found = ", ".join(
+            f"{key} {printable(repr(alone[key]), 60)} and {printable(repr(nested[key]), 60)}" for key in differ
+        )
+        raise CheckpointError(
+            f"{folder}: preprocessor_config.json and processor_config.json contradict each other: {found}",
+            expected="the same settings in both",
+            fix="delete the older of the two files (transformers 5 writes processor_config.json)",
+        )
+    return {**alone, **nested}
+
+
+USED = {"crop_to_patches", "min_patches", "max_patches", "size", "crop_size", "image_mean", "image_std"}
+"""Settings of an image processor that an image rule is made of."""
 
 
 def is_file(path: Path) -> bool:

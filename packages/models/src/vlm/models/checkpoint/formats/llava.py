@@ -13,7 +13,7 @@ from vlm.core.sample.tiling import CLIP, ImageRule
 from vlm.core.text import printable
 from vlm.models.checkpoint.formats import schema
 from vlm.models.checkpoint.formats.schema import LLAMA, CheckpointLayout, FolderFiles, Json, StoredFacts
-from vlm.models.checkpoint.locate import is_file, read_beside, read_config
+from vlm.models.checkpoint.locate import is_file, read_config, read_image_processor
 from vlm.models.checkpoint.renaming import Patterns, inverted, prefixed, rename, weight_and_bias
 from vlm.models.checkpoint.safetensors_io import Stored, WeightReader, has_weights
 from vlm.models.specs import ConvNextSpec, ImageTokenSpec, MlpSpec, ModelSpec
@@ -119,7 +119,7 @@ def read_tower(folder: Path, tower: str) -> tuple[Path, Json, Json]:
     """
     path = tower_folder(folder, tower)
     if is_file(path / "config.json"):
-        vision, rule = read_config(path), read_beside(path, "preprocessor_config.json") or {}
+        vision, rule = read_config(path), read_image_processor(path)
         return path, vision, {"crop_size": {"height": vision["image_size"]}, **rule}
     items = WeightReader(folder).items if has_weights(folder) else {}
     vision, size = stages_of(items), re.search(r"-(\d{3,4})$", Path(tower).name)
