@@ -159,6 +159,9 @@ def convert(
         list[str] | None,
         typer.Option(help="strides, thumbnail, grids or resize: what the layout may lose; repeat it."),
     ] = None,
+    remote_code: Annotated[
+        Path | None, typer.Option(help="With --to internvl: folder of a release, whose *.py files are copied.")
+    ] = None,
 ) -> None:
     """Write a checkpoint in another layout, bit for bit, one shard in memory at a time.
 
@@ -178,9 +181,18 @@ def convert(
             max_shard_size=max_shard_size,
             vision=vision,  # type: ignore[arg-type]
             allow=allow or (),
+            remote_code=remote_code,
             report=report,
         )
+    if to == "internvl" and remote_code is None:
+        typer.echo(REMOTE_CODE, err=True)
     typer.echo(written)
+
+
+REMOTE_CODE = (
+    "to open it elsewhere (AutoModel, vLLM): the configuration_*.py, modeling_*.py, tokenization_*.py and "
+    "conversation.py of the published release belong beside its config.json; --remote-code FOLDER copies them"
+)
 
 
 @app.command()

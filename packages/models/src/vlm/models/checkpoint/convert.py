@@ -17,6 +17,7 @@ from vlm.core.errors import CheckpointError, ConfigError, HardwareError, Unknown
 from vlm.core.home import new_folder, resolve, write_atomic, write_json
 from vlm.core.progress import Report, human_bytes, silent
 from vlm.core.sample.tokenizer import load_tokenizer
+from vlm.core.text import printable
 from vlm.models.checkpoint.agreement import check_agreement
 from vlm.models.checkpoint.formats import FORMATS
 from vlm.models.checkpoint.formats.schema import FolderFiles, StoredFacts
@@ -43,6 +44,7 @@ def convert(
     max_shard_size: str = SHARD_SIZE,
     vision: Vision | None = None,
     allow: Collection[str] = (),
+    remote_code: Path | None = None,
     report: Report = silent,
 ) -> Path:
     """Write a checkpoint in another format; return the folder written.
@@ -58,6 +60,7 @@ def convert(
         max_shard_size: e.g. `5GB`.
         vision: which copy of a LLaVA checkpoint's vision weights to read, `tower` or `checkpoint`, if they differ.
         allow: names of `LOSSES` that the layout may lose; its README.md then says so.
+        remote_code: folder of a release whose Python files and `auto_map` are copied, for `internvl`.
         report: called with (bytes done, bytes in all).
 
     Raises:
@@ -67,6 +70,8 @@ def convert(
     """
     if to not in FORMATS:
         raise UnknownName("layout", to, FORMATS)
+    if remote_code is not None and to != "internvl":
+        raise ConfigError(f"remote code for the {to} layout", expected="--to internvl", fix="leave it out")
     folder, out = find_checkpoint(path), resolve(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists", expected="a new or empty folder", fix="choose another -o, or remove it")
@@ -94,6 +99,8 @@ def convert(
         write_own_keys(temporary, plans[0].part, layout.spec)
         if to == "hf" and whole:
             complete_hf_folder(temporary, layout.spec, source.tokens_per_tile, keep_template=layout.name == "hf")
+        if remote_code is not None:
+            copy_remote_code(resolve(remote_code), temporary)
         if lost:
             write_atomic(temporary / "README.md", model_card(folder.name, to, lost))
     return out
@@ -195,6 +202,30 @@ def copy_companions(folder: Path, target: Path) -> None:
     for name in CARRIED:
         if (folder / name).exists():
             shutil.copyfile(folder / name, target / name)
+
+
+def copy_remote_code(release: Path, target: Path) -> None:
+    """Copy the Python files of a published release, and name its classes in config.json; nothing is run.
+
+    Raises:
+        CheckpointError: no Python files, or no `auto_map` that names them.
+    """
+    files = {file.stem: file for file in sorted(release.glob("*.py")) if file.is_file()}
+    theirs, ours = read_config(release), read_config(target)
+    for part in ("", "llm_config"):
+        classes = (theirs.get(part, {}) if part else theirs).get("auto_map")
+        names = classes.values() if isinstance(classes, dict) else [] if part else [None]
+        if wrong := [n for n in names if not isinstance(n, str) or n.split(".")[0] not in files]:
+            raise CheckpointError(
+                f"{release}: the auto_map of config.json names {printable(repr(wrong[0]))}",
+                expected="a downloaded release with its *.py files",
+                fix="vlm download InternVL2-2B, and name its folder",
+            )
+        if isinstance(classes, dict):
+            (ours[part] if part else ours)["auto_map"] = classes
+    for file in files.values():
+        shutil.copyfile(file, target / file.name)
+    write_json(target / "config.json", ours)
 
 
 def write_own_keys(folder: Path, part: FolderFiles, spec: ModelSpec) -> None:

@@ -195,6 +195,14 @@ def nbytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
+def save_tensors(state: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file with the permissions that any new file gets here; the library makes it private."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(state, path, metadata={"format": "pt"})
+    path.chmod(mode)
+
+
 def write_shards(
     shapes: dict[str, Tensor],
     read: Callable[[str], Tensor],
@@ -231,7 +239,7 @@ def write_shards(
             shard[key] = read(key).detach().cpu().contiguous()
             done += nbytes(shard[key])
             report(done, total)
-        save_file(shard, folder / name, metadata={"format": "pt"})
+        save_tensors(shard, folder / name)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
