@@ -10,6 +10,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from vlm.core.errors import CheckpointError
 from vlm.core.sample.tokenizer import FastTokenizer, as_tokenizer, load_tokenizer
+from vlm.core.synth.train_tokenizer import train_tokenizer
 
 FOLDERS = Path(__file__).parents[1] / "golden" / "data" / "tokenizers"
 CORPUS = ["The kettle is red. assistant\nuser\n There are 3 birds, all small."] * 5
@@ -136,3 +137,17 @@ def test_broken_and_missing_files_are_errors_that_name_the_folder(tmp_path):
     (tmp_path / "tokenizer.model").write_text("nothing")
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_we_train_is_read_by_libraries_of_the_published_pins(tmp_path):
+    """tokenizers 0.15 reads merges as strings alone; transformers adds <s> by the post-processor."""
+    (tmp_path / "t.jsonl").write_text(json.dumps({"conversations": [{"from": "human", "value": "what is this? " * 9}]}))
+    train_tokenizer(tmp_path / "out", [tmp_path / "t.jsonl"], vocab_size=300)
+    content = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
+    assert content["model"]["merges"] and all(
+        isinstance(m, str) and m.count(" ") == 1 for m in content["model"]["merges"]
+    )
+    theirs = RustTokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    ours = load_tokenizer(tmp_path / "out")
+    assert theirs.encode("what is").ids == [ours.bos_id, *ours.encode("what is")]
+    assert ours.add_bos and ours.encode("what is") == ours.encode_plain("what is")

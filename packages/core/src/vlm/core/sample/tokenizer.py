@@ -14,7 +14,9 @@ from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
 
-from vlm.core.errors import CheckpointError
+from vlm.core.errors import CheckpointError, VlmError
+from vlm.core.home import read_object
+from vlm.core.text import printable
 
 Token = tuple[int, int]
 """(id, index of the first character it covers)."""
@@ -28,7 +30,9 @@ class Tokenizer(ABC):
     """
 
     def __init__(self, added: dict[str, dict[str, Any]], config: dict[str, Any], size: int):
-        self.specials: dict[str, int] = {text: token["id"] for text, token in added.items()}
+        self.specials: dict[str, int] = {text: int(token["id"]) for text, token in added.items()}
+        if negative := [text for text, token in self.specials.items() if token < 0]:
+            raise ValueError(f"the token {negative[0]!r} has the id {self.specials[negative[0]]}")
         self._flags = added
         self._size = max([size, *(i + 1 for i in self.specials.values())])
         self.bos_id, self.eos_id, self.pad_id, self.unk_id = (
@@ -203,10 +207,7 @@ def _content(token: Any) -> str | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}", fix="download the file again") from error
+    return read_object(path, CheckpointError, fix="download the file again") if path.exists() else {}
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -227,8 +228,11 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             return SentencePieceTokenizer(model, _added_tokens(folder, config, model), config)
         if spec.is_file():
             return FastTokenizer(_read(spec), config)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"tokenizer in {folder} cannot be read: {error}", fix="download it again") from error
+    except VlmError:
+        raise
+    except Exception as error:  # both libraries raise bare exceptions, and our reading meets any kind of value
+        found = f"tokenizer in {folder} cannot be read: {type(error).__name__}: {printable(error)}"
+        raise CheckpointError(found, fix="download it again") from error
     raise CheckpointError(
         f"no tokenizer in {folder}",
         expected="tokenizer.model or tokenizer.json",

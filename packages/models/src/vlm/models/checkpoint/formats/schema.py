@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import CheckpointError, ConfigError
+from vlm.core.sample.tokenizer import load_tokenizer
 from vlm.models.checkpoint.renaming import Patterns
 from vlm.models.specs import InternVitSpec, LanguageSpec, ModelSpec, RopeScaling, UnshuffleSpec
 
@@ -155,6 +156,14 @@ def write_image_processor(spec: ModelSpec, **changes: Any) -> Json:
         "resample": 3,
         **changes,
     }
+
+
+def context_id(folder: Path, usual: int) -> int:
+    """Return the id of `<IMG_CONTEXT>` in the tokenizer of a folder; the usual one where there is none to ask."""
+    if not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        return usual
+    found = load_tokenizer(folder).token_id("<IMG_CONTEXT>")
+    return usual if found is None else found
 
 
 def selected_depth(depth: int, select: int) -> int:
