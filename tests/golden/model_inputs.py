@@ -98,6 +98,9 @@ def facts_of(model: VisionLanguageModel, folder: Path, tensors: Tensors) -> dict
     """What decisions look at: image placeholders and features, names of tensors, pixels beyond the stride."""
     images = tensors.get("in.pixel_values", tensors.get("in.images"))
     facts: dict[str, Any] = {"names": set(tensors), "placeholders": None, "features": None, "remainder": False}
+    language, positions = model.spec.language, tensors.get("in.position_ids")
+    limit = language.max_positions
+    facts["scaled"] = language.kind == "qwen2" and positions is not None and positions.max().item() >= limit
     if images is None:
         return facts
     height, width = images.shape[-2:]
