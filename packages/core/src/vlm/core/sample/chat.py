@@ -44,6 +44,8 @@ class Template:
     """Move the images of a message to its front, each followed by a newline, and strip the rest (LLaVA)."""
     images_only: bool = False
     """Discard the text of the user (LLaVA's caption template)."""
+    frame: str = "Frame{}: "
+    """Text before each frame of a video; a benchmark's own evaluator writes `Frame1: ` for every family."""
     ends_empty: bool = False
     """End a message without content too (InternVL2.5); otherwise it is its header alone (published)."""
 
@@ -76,7 +78,7 @@ TEMPLATES: dict[str, Template] = {
         # ... and the one that the published code has had since July 2024, made for InternVL2
         replace(HERMES_2, name="Hermes-2-2024-07", system=INTERNVL2_SYSTEM),
         # InternVL2.5, 3 and 3.5 alike: unlike the two above, a newline follows every end token
-        _chatml("internvl2_5", INTERNVL2_5_SYSTEM, tail="\n", ends_empty=True),
+        _chatml("internvl2_5", INTERNVL2_5_SYSTEM, tail="\n", frame="Frame-{}: ", ends_empty=True),
         LLAVA_V1,
         Template(
             "llava_plain",
