@@ -157,7 +157,7 @@ def stored_dtype(source: CheckpointReader) -> str:
 def special_ids(folder: Path) -> dict[str, int]:
     """Return the ids of bos, eos and pad: of the tokenizer beside the weights, else of the source's configuration."""
     kinds = ("bos", "eos", "pad")
-    if any((folder / name).exists() for name in TOKENIZER_FILES[:2]):
+    if any((folder / name).exists() for name in TOKENIZER_FILES[:3]):
         tokenizer = load_tokenizer(folder)
         found: dict[str, Any] = {f"{k}_token_id": getattr(tokenizer, f"{k}_id") for k in kinds}
     else:
@@ -169,7 +169,7 @@ def special_ids(folder: Path) -> dict[str, int]:
 
 def copy_companions(folder: Path, target: Path) -> None:
     """Copy the tokenizer, if there is one, and the files with the same meaning in every format."""
-    if any((folder / name).exists() for name in TOKENIZER_FILES[:2]):
+    if any((folder / name).exists() for name in TOKENIZER_FILES[:3]):
         copy_tokenizer(folder, target)
     for name in CARRIED:
         if (folder / name).exists():

@@ -152,7 +152,8 @@ def write(spec: ModelSpec, facts: StoredFacts) -> list[FolderFiles]:
         raise schema.no_place("the token order of pixel unshuffle v1 (column by column)", "hf", "pixel unshuffle v2")
     if vision.qk_norm and vision.norm_eps != 1e-6:
         raise schema.no_place(f"a q/k norm with eps {vision.norm_eps}", "hf", "1e-6, which transformers has built in")
-    rule, scaling = spec.image_rule, spec.language.rope_scaling
+    rule = spec.image_rule
+    scaling = spec.language.rope_scaling if spec.strides is None else None  # the library would scale V2PE's positions
     text = {**schema.write_llama(spec.language), **facts.ids, "model_type": spec.language.kind}
     del text["rope_scaling"], text["rope_theta"]
     if spec.language.kind == "llama":

@@ -168,6 +168,8 @@ def write(spec: ModelSpec, facts: StoredFacts) -> list[FolderFiles]:
     elif kind == "qwen2":
         language |= {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "attention_dropout": 0.0}
         language |= {"use_sliding_window": False, "sliding_window": None, "max_window_layers": spec.language.depth}
+        if spec.strides is not None:  # the library would scale V2PE's positions
+            language["rope_scaling"] = None
     else:
         language |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
         language |= {"attention_bias": False, "attention_dropout": 0.0}
