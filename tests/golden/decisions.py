@@ -244,8 +244,8 @@ DECISIONS = [
         "models/cases",
         "unscaled",
         lambda c: "quirk" in c and c["kind"] != "vision" and c["scaled"] and "4.37" in c.get("computed_by", ""),
-        "an older Qwen2 knows no rope scaling and ignores the one in the configuration; ours applies it past the limit, "
-        "as newer libraries do, and computes the old result with `language: {rope_scaling: null}`",
+        "an older Qwen2 knows no rope scaling and ignores the one in the configuration; ours applies it past the "
+        "limit, as newer libraries do, and computes the old result with `language: {rope_scaling: null}`",
     ),
     Decision(
         "models/cases",

@@ -214,7 +214,8 @@ def _read(path: Path) -> dict[str, Any]:
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Load the tokenizer of a model folder: `tokenizer.model` if it is there (as published), else `tokenizer.json`.
 
-    Without both, `vocab.json` and `merges.txt` are Qwen2's slow tokenizer. Reads `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` beside it.
+    Without both, `vocab.json` and `merges.txt` are Qwen2's slow tokenizer. Reads `tokenizer_config.json`,
+    `special_tokens_map.json` and `added_tokens.json` beside it.
 
     Raises:
         CheckpointError: Neither file is there, or one cannot be read.
