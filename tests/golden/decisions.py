@@ -67,6 +67,11 @@ def is_llava(case: Case) -> bool:
     return bool(case["template"].startswith("llava"))
 
 
+def markup(case: Case) -> list[str]:
+    """What quotes structure; beside InternVL2.5's template, every special token of its tokenizer."""
+    return [*MARKUP, *(case["specials"] if case["template"] == "internvl2_5" else ())]
+
+
 def opens_with_answer(case: Case) -> bool:
     return next(turn["from"] for turn in case["conversations"] if turn["from"] != "system") == "gpt"
 
@@ -133,7 +138,7 @@ DECISIONS = [
     Decision(
         "templates/training",
         "text is text",
-        lambda c: any(text in value for value in values(c) for text in MARKUP),
+        lambda c: any(text in value for value in values(c) for text in markup(c)),
         "quoted roles and separators never become structure; upstream raises, ends the turn there, lets the quote open "
         "a turn, or ignores the sample",
     ),

@@ -103,7 +103,8 @@ SECTIONS = [
         "templates/batches",
         "*",
         "questions template tokenizer input_ids attention_mask",
-        "num_patches_list num_image_token eos_token_id",
+        "num_patches_list num_image_token eos_token_id prompt prompts position_ids rope_pos_id_version "
+        "rope_pos_id_stride",
     ),
     Section("templates/collator", "*", "samples model_max_length input_ids labels", "tokenizer attention_mask"),
     Section(

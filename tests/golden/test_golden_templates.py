@@ -15,7 +15,7 @@ from PIL import Image
 
 from vlm.core.errors import DataError
 from vlm.core.sample.chat import IMAGE, TEMPLATES, prompt_text, user_message
-from vlm.core.sample.encode import LLAVA_IMAGE, ImageTokenIds, SampleEncoder, picture_part
+from vlm.core.sample.encode import GROUNDING, LLAVA_IMAGE, ImageTokenIds, SampleEncoder, picture_part
 from vlm.core.sample.encoded import IGNORE, Encoded
 from vlm.core.sample.records import Message, Sample, read_record, text
 from vlm.core.sample.tiling import ImageRule
@@ -85,8 +85,10 @@ def is_legacy(folder: Path) -> bool:
 
 def facts_of(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What decisions look at beside the entry: recorded image tokens, and the rule of the tokenizer in `folder`."""
-    context = load_tokenizer(folder).token_id("<IMG_CONTEXT>")
-    return {"image_ids": case.get("input_ids", []).count(context), "legacy": is_legacy(folder)}
+    tokenizer = load_tokenizer(folder)
+    context = tokenizer.token_id("<IMG_CONTEXT>")
+    quotes = tokenizer.specials.keys() - GROUNDING
+    return {"image_ids": case.get("input_ids", []).count(context), "legacy": is_legacy(folder), "specials": quotes}
 
 
 def test_our_fixtures_hold_the_special_cases_that_the_table_decides() -> None:
@@ -227,8 +229,11 @@ def test_batches_of_prompts_equal_the_published_left_padded_ones(entry: Entry, f
     encoder = encoder_for(case, tokenizer, case["num_image_token"])
     questions = zip(case["questions"], case["num_patches_list"], strict=True)
     samples = [Sample("b", [user_message(q, [picture_part(picture(n))] if n else [])]) for q, n in questions]
-    rows = [encoder.encode(sample, generation_prompt=True) for sample in samples]
-    ids, mask, _ = left_padded(rows)
+    strides = case.get("rope_pos_id_stride")
+    rows = [encoder.encode(sample, strides=strides, generation_prompt=True) for sample in samples]
+    ids, mask, positions = left_padded(rows)
+    if "position_ids" in case:
+        assert positions[mask.bool()].tolist() == torch.tensor(case["position_ids"])[mask.bool()].tolist()
     assert mask.tolist() == case["attention_mask"]
     assert ids[mask.bool()].tolist() == torch.tensor(case["input_ids"])[mask.bool()].tolist()
     assert encoder.stop_ids == [case["eos_token_id"]]

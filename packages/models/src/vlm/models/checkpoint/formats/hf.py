@@ -105,7 +105,7 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
     pre = folder / "preprocessor_config.json"
     rule = json.loads(pre.read_text(encoding="utf-8")) if pre.exists() else {}
     language = schema.read_llama({"tie_word_embeddings": False, **llm, "model_type": kind})
-    tied = config.get("tie_word_embeddings", llm.get("tie_word_embeddings", True))
+    tied = config.get("tie_word_embeddings", True)  # the class's default
     family, template = TEMPLATES[kind]
     spec = ModelSpec(
         family=family,
@@ -123,7 +123,9 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
             layer_scale_init=vit.get("layer_scale_init_value", 0.1),
         ),
         projector=UnshuffleSpec(version="v2", ratio=config.get("downsample_ratio", 0.5)),
-        language=schema.with_stored_head(language.model_copy(update={"tied": tied}), folder, PATTERNS["any"]),
+        language=schema.with_stored_head(
+            language.model_copy(update={"tied": tied}), folder, PATTERNS["any"], copies=True
+        ),
         image_rule=ImageRule(
             kind="tiles" if rule.get("crop_to_patches", True) else "square",
             size=rule.get("size", {}).get("height", size),

@@ -152,11 +152,12 @@ def write_llama(spec: LanguageSpec) -> Json:
 HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
 
 
-def with_stored_head(language: LanguageSpec, folder: Path, patterns: Patterns) -> LanguageSpec:
+def with_stored_head(language: LanguageSpec, folder: Path, patterns: Patterns, *, copies: bool = False) -> LanguageSpec:
     """Return the spec of an untied model if a tied one is described but an output head of its own is stored.
 
     Released weights are like that: transformers' class takes a missing `tie_word_embeddings` for true, and then keeps a
-    stored head that differs from the embeddings; OpenGVLab's classes read false whatever is written.
+    stored head that differs from the embeddings (`copies`: one that equals them is tied all the same); OpenGVLab's
+    classes read false whatever is written.
     """
     if not language.tied or not has_weights(folder):
         return language
@@ -165,7 +166,8 @@ def with_stored_head(language: LanguageSpec, folder: Path, patterns: Patterns) -
     if len(stored) < 2:
         return language
     head, embedding = stored[HEAD], stored[EMBEDDING]
-    same = torch.equal(head[:1], embedding[:1]) and torch.equal(head, embedding)  # the first row decides, as a rule
+    # the first row decides, as a rule
+    same = copies and torch.equal(head[:1], embedding[:1]) and torch.equal(head, embedding)
     return language if same else language.model_copy(update={"tied": False})
 
 
