@@ -12,7 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vlm.cli.commands.data import app
-from vlm.core.errors import ConfigError, DataError, VlmError
+from vlm.core.errors import CheckpointError, ConfigError, DataError, VlmError
+from vlm.models.checkpoint.assemble import with_tokenizer
 from vlm.models.specs import load_preset
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "internlm2"
@@ -30,7 +31,7 @@ def home(tmp_path, monkeypatch):
     data, model = tmp_path / "dataset" / "tiny", tmp_path / "pretrained" / "tiny"
     data.mkdir(parents=True)
     shutil.copytree(TOKENIZER, model)
-    spec = load_preset("tiny-internvl2").model_dump(mode="json")
+    spec = with_tokenizer(load_preset("tiny-internvl2"), TOKENIZER).model_dump(mode="json")
     (model / "config.json").write_text(json.dumps({"model_type": "vlm", "spec": spec}))
     for i in range(6):
         Image.new("RGB", (30 + 40 * i, 60)).save(data / f"{i}.png")
@@ -128,6 +129,31 @@ def test_a_recipe_whose_start_is_not_here_is_checked_with_its_preset(home):
     assert run("check", home / "mine.yaml").exit_code == 0
     (home / "pretrained/tiny-internvl2").rename(home / "elsewhere")
     assert "no tokenizer" in str(run("check", home / "mine.yaml").exception)
+
+
+def change_spec(home, change):
+    path = home / "pretrained/tiny/config.json"
+    config = json.loads(path.read_text())
+    change(config["spec"])
+    path.write_text(json.dumps(config))
+
+
+def test_positions_beyond_the_trained_range_are_counted(home):
+    change_spec(home, lambda spec: spec["language"].update(max_positions=60))
+    done = run("check", home / "mine.yaml", "--json", home / "out.json")
+    found = json.loads((home / "out.json").read_text())
+    columns, rows = found["columns"], found["rows"]["tiny"]
+    for name in ("positions_arange", "positions_1", "positions_2"):
+        beyond = sum(row[columns.index(name)] > 60 for row in rows)
+        assert found["beyond_positions"].get(name, 0) == beyond
+        assert (f"{beyond} samples reach beyond the 60 positions of the model ({name})" in done.stderr) == bool(beyond)
+    assert found["beyond_positions"]
+
+
+def test_a_model_whose_tokenizer_does_not_fit_is_not_counted_with(home):
+    change_spec(home, lambda spec: spec["language"].update(vocab=600))
+    error = run("check", home / "mine.yaml").exception
+    assert isinstance(error, CheckpointError) and "the tokenizer has 651 tokens, the embedding 600 rows" in error.found
 
 
 def test_torch_is_never_imported(home):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vlm.cli.show.evaluation import show_evaluation
 from vlm.core.errors import DataError
 from vlm.eval.backends.native import Checkpoint, NativeBackend
 from vlm.eval.benchmark import load_benchmark
@@ -73,3 +74,18 @@ def test_a_prompt_beyond_the_limit_is_refused_and_the_model_is_never_loaded(tmp_
         run_evaluation(benchmark, NativeBackend(fresh, max_length=5), tmp_path, Options(), data=data)
     assert "model" not in vars(fresh)
     assert '"outcome": "refused"' in (tmp_path / "results.jsonl").read_text()
+
+
+def test_prompts_beyond_the_trained_positions_are_counted_and_said(tmp_path, pope, checkpoint, capsys):
+    benchmark, data = pope
+    backend = NativeBackend(checkpoint)
+    run_evaluation(benchmark, backend, tmp_path, Options(), data=data)
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().split("\n")[:-1]]
+    longest = max(row["max_position"] for row in rows)
+    assert "beyond_positions" not in json.loads((tmp_path / "summary.json").read_text())
+    backend.max_positions = int(longest)  # positions count from 0
+    summary = run_evaluation(benchmark, backend, tmp_path, Options(), data=data)
+    beyond = sum(row["max_position"] == longest for row in rows)
+    assert summary["beyond_positions"] == beyond
+    show_evaluation(summary, tmp_path)
+    assert f"{beyond} prompts reach beyond the positions that the model was trained for" in capsys.readouterr().out

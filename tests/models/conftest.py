@@ -1,5 +1,7 @@
 """Tiny models of every family with the tokenizers of the golden fixtures, and inputs for them."""
 
+import json
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -9,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlm.core.synth.train_tokenizer import train_tokenizer
 from vlm.models.checkpoint.assemble import build
 from vlm.models.checkpoint.load import save_model
 from vlm.models.specs import load_preset
@@ -69,6 +72,23 @@ def checkpoint(tiny, tmp_path_factory) -> Callable[[str], Path]:
         return folder
 
     return save
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory) -> Path:
+    """A checkpoint in our layout with a tokenizer.json, as `vlm weights make` writes it."""
+    folder = tmp_path_factory.mktemp("whole")
+    records = [{"id": i, "conversations": [{"from": "human", "value": f"what is {i}?"}]} for i in range(20)]
+    (folder / "text.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    train_tokenizer(folder / "tokenizer", [folder / "text.jsonl"], vocab_size=300)
+    model = build(load_preset("tiny-internvl2"), tokenizer=folder / "tokenizer", seed=1)
+    save_model(model, folder / "model", tokenizer=folder / "tokenizer")
+    return folder / "model"
+
+
+@pytest.fixture
+def broken(whole, tmp_path) -> Path:
+    return shutil.copytree(whole, tmp_path / "broken")
 
 
 @pytest.fixture(scope="session")

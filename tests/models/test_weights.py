@@ -145,7 +145,7 @@ FAULTS = {
     ),
     "index cut off": (
         lambda c: (c / "model.safetensors.index.json").write_text('{"weight'),
-        r"broken/model\.safetensors\.index\.json is no index",
+        r"broken/model\.safetensors\.index\.json is not JSON",
     ),
 }
 

@@ -1,20 +1,24 @@
 """A plan says what a recipe costs and what is missing before anything is loaded, with lines that work."""
 
 import json
+import shutil
 
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
 from vlm.cli.commands import plan as plan_command
 from vlm.cli.commands import train as train_command
-from vlm.core.errors import ConfigError, HardwareError, UnknownName, VlmError
+from vlm.cli.show.plan import show_plan
+from vlm.core.errors import CheckpointError, ConfigError, HardwareError, UnknownName, VlmError
 from vlm.core.fetch.catalogue import find_entry, load_catalogue
 from vlm.core.organize.organize_set import can_organize
 from vlm.train.plan.faults import refuse
 from vlm.train.plan.fit import misfit
 from vlm.train.plan.run_plan import RunPlan
 from vlm.train.recipe.recipe import load_recipe, recipe_names
+from vlm.train.run import loop
 
 STAGE3 = "convllava-stage3"
 
@@ -289,3 +293,35 @@ def test_published_hours_are_within_the_bounds_that_the_docs_state():
     ratios = {p["recipe"]: p["ratio"] for p in published_points()}
     assert 1 < ratios["internvl-chat-v1-2-sft"] < 1.6 and 0.7 < ratios["v2pe-32k"] < 1.4
     assert ratios["convllava-stage3"] > 1, "an upper bound: every sample at max_length"
+
+
+@pytest.mark.parametrize(
+    ("strides", "length", "reaches"),
+    [("null", 2048, None), ("null", 2049, 2049), ("2", 4096, None), ("2", 5000, 2500), ("random", 4096, 4096)],
+)
+def test_positions_beyond_the_trained_range_are_said_once(strides, length, reaches, recipe, capsys):
+    """The tiny model was trained for 2,048; a tile has 4 tokens, so that strides of 2 need half the positions."""
+    plan = RunPlan.resolve(recipe(f"strides={strides}", f"max_length={length}", "batch.max_tokens=5000"))
+    show_plan(plan, to=Console(width=200))
+    said = capsys.readouterr().out
+    assert plan.as_dict()["beyond_positions"] == plan.beyond_positions
+    if reaches is None:
+        assert plan.beyond_positions is None and "was trained for" not in said
+    else:
+        assert said.count("was trained for 2,048") == 1 and f"reaches position {reaches:,}, " in said
+
+
+def test_a_tokenizer_that_does_not_fit_ends_training_before_a_weight_is_read(recipe, home, tmp_path, monkeypatch):
+    folder = shutil.copytree(home / "pretrained/tiny-internvl2", tmp_path / "broken")
+    config = json.loads((folder / "config.json").read_text())
+    config["spec"]["language"]["vocab"] -= 5
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(loop, "load_model", lambda *_, **__: pytest.fail("weights are read"))
+    with pytest.raises(CheckpointError, match="the tokenizer has 651 tokens, the embedding 646 rows"):
+        loop.train(recipe(f"model.start={folder}"), tmp_path / "out", quiet=True)
+    config["spec"]["template"] = "internlm2-chatt"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        UnknownName, match=r"unknown template 'internlm2-chatt'\n  expected: did you mean internlm2-chat"
+    ):
+        loop.train(recipe(f"model.start={folder}"), tmp_path / "out2", quiet=True)

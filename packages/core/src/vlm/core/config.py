@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vlm.core.errors import ConfigError, UnknownName
+from vlm.core.text import printable
 
 
 class Strict(BaseModel):
@@ -36,14 +37,17 @@ def parse(data: Any, model: type[M], *, where: str) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        lines = []
-        for fault in error.errors():
-            key = ".".join(str(part) for part in fault["loc"]) or "(top level)"
-            message = fault["msg"]
-            if fault["type"] == "extra_forbidden":
-                message = "unknown key"
-            lines.append(f"{where}: {key}: {message} (found {fault.get('input')!r:.80})")
-        raise ConfigError("\n".join(lines), fix="correct the keys named above") from error
+        raise ConfigError(faults_of(error, where), fix="correct the keys named above") from error
+
+
+def faults_of(error: ValidationError, where: str) -> str:
+    """Return a line for each fault of a validation: `where`: key: what is wrong (found value)."""
+    lines = []
+    for fault in error.errors():
+        key = printable(".".join(str(part) for part in fault["loc"]) or "(top level)")
+        message = "unknown key" if fault["type"] == "extra_forbidden" else fault["msg"]
+        lines.append(f"{where}: {key}: {message} (found {printable(repr(fault.get('input')), 80)})")
+    return "\n".join(lines)
 
 
 def load_yaml(path: Path) -> Any:

@@ -17,7 +17,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vlm.core.errors import DataError, LockedError
+from vlm.core.errors import DataError, LockedError, VlmError
+from vlm.core.text import printable
 
 
 def home() -> Path:
@@ -148,6 +149,31 @@ def read_json(path: Path, *, fix: str | None = None) -> Any:
         raise DataError(f"{path} cannot be read: {error.strerror}", fix=fix) from error
     except ValueError as error:
         raise DataError(f"{path}: not JSON: {error}", fix=fix) from error
+
+
+def read_object(path: Path, error: type[VlmError] = DataError, *, fix: str | None = None) -> dict[str, Any]:
+    """Return the object in a JSON file that somebody else wrote.
+
+    Args:
+        path: The file, in UTF-8. Only a regular file is opened: a pipe would block.
+        error: The error to raise.
+        fix: What the error message advises.
+
+    Raises:
+        VlmError: No regular file, unreadable, not JSON, nested too deeply, or no object; the message names the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise error(f"{path} is no regular file" if path.exists() else f"no such file: {path}", fix=fix)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as fault:
+        raise error(f"{path} cannot be read: {fault.strerror}", fix=fix) from fault
+    except (ValueError, RecursionError) as fault:
+        raise error(f"{path} is not JSON: {printable(fault)}", fix=fix) from fault
+    if not isinstance(value, dict):
+        raise error(f"{path} holds a {type(value).__name__}", expected="a JSON object", fix=fix)
+    return value
 
 
 def _holder_of(note: Path, seconds: float = 1.0) -> str:

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from vlm.core.config import parse
 from vlm.core.errors import ConfigError
-from vlm.core.sample.chat import TEMPLATES
 from vlm.core.sample.encode import ImageTokenIds, SampleEncoder, Strides
 from vlm.core.sample.encoded import Encoded
 from vlm.core.sample.records import Message, Sample
 from vlm.core.sample.tiling import ImageRule
 from vlm.core.sample.tokenizer import load_tokenizer
+from vlm.models.checkpoint.agreement import check_agreement
 from vlm.models.checkpoint.layout import read_layout
 from vlm.models.checkpoint.locate import find_checkpoint
 from vlm.models.specs import ModelSpec
@@ -44,7 +44,8 @@ class Processor:
         frames: number of frames taken from a video, each one tile.
 
     Raises:
-        CheckpointError: the folder has no tokenizer.
+        CheckpointError: the folder has no tokenizer, or one that does not fit the model.
+        UnknownName: the spec names an unknown template.
         ConfigError: `frames` is below 1.
     """
 
@@ -52,8 +53,8 @@ class Processor:
         if frames < 1:
             raise ConfigError(f"{frames} frames of a video", expected="at least 1")
         self.spec, self.frames = spec, frames
-        self.template = TEMPLATES[spec.template]
         self.tokenizer = load_tokenizer(tokenizer_folder)
+        self.template = check_agreement(spec, self.tokenizer, Path(tokenizer_folder))
         with torch.device("meta"):
             self.tokens_per_tile = make_model(spec).tokens_per_tile
         self.encoder = self.make_encoder()
@@ -140,7 +141,8 @@ def load_processor(path: str | Path, *, max_tiles: int | None = None, frames: in
         frames: frames per video.
 
     Raises:
-        CheckpointError: no such folder, or no tokenizer in it.
+        CheckpointError: no such folder, no tokenizer in it, or one that does not fit the model.
+        UnknownName: the configuration names an unknown template.
         ConfigError: `max_tiles` for a family that makes one square of an image.
     """
     folder = find_checkpoint(path)

@@ -9,11 +9,26 @@ Presets are the YAML files in `presets/`; a checkpoint in our format has its spe
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vlm.core.config import Strict, find_table, load_yaml, parse
 from vlm.core.errors import ConfigError
 from vlm.core.sample.tiling import ImageRule
+
+# bounds far above every published model: a damaged or hostile number is named before anything is built from it
+Width = Annotated[int, Field(ge=1, le=1 << 20)]
+Depth = Annotated[int, Field(ge=1, le=1000)]
+Rows = Annotated[int, Field(ge=1, le=1 << 26)]
+Pixels = Annotated[int, Field(ge=1, le=8192)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Chance = Annotated[float, Field(ge=0, lt=1)]
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Raise ValueError unless the width is a multiple of the number of heads."""
+    if width % heads:
+        raise ValueError(f"width {width} does not divide into {heads} heads")
 
 
 class InternVitSpec(Strict):
@@ -23,18 +38,25 @@ class InternVitSpec(Strict):
     """
 
     kind: Literal["intern_vit"] = "intern_vit"
-    width: int
-    depth: int
-    heads: int
-    mlp_width: int
-    image_size: int = 448
-    patch_size: int = 14
+    width: Width
+    depth: Depth
+    heads: Width
+    mlp_width: Width
+    image_size: Pixels = 448
+    patch_size: Pixels = 14
     norm: Literal["layer_norm", "rms_norm"]
-    norm_eps: float = 1e-6
+    norm_eps: Positive = 1e-6
     qkv_bias: bool
     qk_norm: bool
-    layer_scale_init: float = 1.0
-    drop_path: float = 0.0
+    layer_scale_init: Finite = 1.0
+    drop_path: Chance = 0.0
+
+    @model_validator(mode="after")
+    def _shapes(self) -> "InternVitSpec":
+        check_heads(self.width, self.heads)
+        if self.patch_size > self.image_size:
+            raise ValueError(f"patches of {self.patch_size} pixels in images of {self.image_size}")
+        return self
 
     @property
     def stride(self) -> int:
@@ -46,10 +68,16 @@ class ConvNextSpec(Strict):
     """A ConvNeXt with as many stages as `depths` has entries, without a final norm."""
 
     kind: Literal["convnext"] = "convnext"
-    depths: tuple[int, ...]
-    widths: tuple[int, ...]
-    layer_scale_init: float = 1e-6
-    drop_path: float = 0.0
+    depths: tuple[Depth, ...] = Field(min_length=4, max_length=8)
+    widths: tuple[Width, ...] = Field(min_length=4, max_length=8)
+    layer_scale_init: Finite = 1e-6
+    drop_path: Chance = 0.0
+
+    @model_validator(mode="after")
+    def _stages(self) -> "ConvNextSpec":
+        if len(self.depths) != len(self.widths):
+            raise ValueError(f"{len(self.depths)} depths for {len(self.widths)} widths of stages")
+        return self
 
     @property
     def stride(self) -> int:
@@ -60,17 +88,20 @@ class ConvNextSpec(Strict):
 class ExtraStage(Strict):
     """A ConvNeXt stage of stride 2 behind a pretrained trunk (ConvLLaVA's fifth stage)."""
 
-    width: int
-    depth: int
-    layer_scale_init: float = 1e-6
+    width: Width
+    depth: Depth
+    layer_scale_init: Finite = 1e-6
 
 
 class TimmSpec(Strict):
-    """Any timm model with feature maps, by name; `level` selects the map (-1: the deepest)."""
+    """Any timm model with feature maps, by name; `level` selects the map (-1: the deepest).
+
+    The name is one that timm itself knows: a prefix such as `hf-hub:` would make timm fetch somebody's files.
+    """
 
     kind: Literal["timm"] = "timm"
-    name: str
-    level: int = -1
+    name: str = Field(pattern=r"^[A-Za-z0-9_.]{1,200}$")
+    level: int = Field(default=-1, ge=-6, le=8)
     extra_stage: ExtraStage | None = None
 
     @property
@@ -96,7 +127,7 @@ class UnshuffleSpec(Strict):
 
     kind: Literal["pixel_unshuffle"] = "pixel_unshuffle"
     version: Literal["v1", "v2"]
-    ratio: float = 0.5
+    ratio: float = Field(default=0.5, ge=1 / 64, le=1)
 
     @property
     def step(self) -> int:
@@ -108,7 +139,7 @@ class MlpSpec(Strict):
     """`depth` linear layers with GELU between them (mlp2x_gelu: depth 2)."""
 
     kind: Literal["mlp"] = "mlp"
-    depth: int = 2
+    depth: int = Field(default=2, ge=1, le=16)
 
     @property
     def step(self) -> int:
@@ -127,7 +158,7 @@ class RopeScaling(Strict):
     """Extrapolation of the rotary base to longer inputs; `dynamic` is NTK beyond `max_positions`. Never with V2PE."""
 
     kind: Literal["linear", "dynamic"]
-    factor: float
+    factor: Positive
 
 
 class LanguageSpec(Strict):
@@ -139,18 +170,27 @@ class LanguageSpec(Strict):
     """
 
     kind: str = Field(default=LLAMA, exclude_if=lambda kind: kind == LLAMA)
-    vocab: int
-    width: int
-    depth: int
-    heads: int
-    kv_heads: int
-    mlp_width: int
-    max_positions: int
-    rope_theta: float = 10000.0
+    vocab: Rows
+    width: Width
+    depth: Depth
+    heads: Width
+    kv_heads: Width
+    mlp_width: Width
+    max_positions: int = Field(ge=1, le=1 << 40)
+    rope_theta: Positive = 10000.0
     rope_scaling: RopeScaling | None = None
     rotary_tables: Literal["exact", "published"] = "exact"
-    norm_eps: float = 1e-5
+    norm_eps: Positive = 1e-5
     tied: bool = False
+
+    @model_validator(mode="after")
+    def _shapes(self) -> "LanguageSpec":
+        check_heads(self.width, self.heads)
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads for {self.kv_heads} key-value heads")
+        if self.width // self.heads % 2:
+            raise ValueError(f"heads of {self.width // self.heads} channels, which rotary positions need in pairs")
+        return self
 
 
 class ImageTokenSpec(Strict):
@@ -162,7 +202,7 @@ class ImageTokenSpec(Strict):
     context: str | None = "<IMG_CONTEXT>"
     start: str | None = "<img>"
     end: str | None = "</img>"
-    context_id: int
+    context_id: int = Field(ge=-(1 << 31), lt=1 << 31)
 
 
 class ModelSpec(Strict):
@@ -178,8 +218,17 @@ class ModelSpec(Strict):
     image_rule: ImageRule
     image_tokens: ImageTokenSpec
     template: str
-    strides: float | None = None
+    strides: Positive | None = None
     system: str | None = None
+
+    @model_validator(mode="after")
+    def _grid(self) -> "ModelSpec":
+        cell = self.vision.stride * self.projector.step
+        if self.vision.kind != "timm" and self.image_rule.size % cell:  # of a timm trunk the stride is an assumption
+            raise ValueError(
+                f"tiles of {self.image_rule.size} pixels, which are no multiple of {cell}, one token's side"
+            )
+        return self
 
     def with_language(self, **changes: Any) -> "ModelSpec":
         """Return a copy with other language settings, e.g. `with_language(vocab=512)`."""

@@ -87,7 +87,7 @@ def rules_and_sources(
         recipe = load_recipe(what, run=run)
         sources = [CheckedFile(d.name, resolve(d.file), resolve(root or d.root), d.repeat) for d in recipe.data]
         max_length = max_length or recipe.max_length
-    spec, folder = find_spec(recipe, model, preset)
+    spec, folder = find_spec(recipe, model, preset, tokenizer)
     if folder is None and tokenizer is None:
         raise ConfigError("no tokenizer to count with", expected="--model CHECKPOINT, or --preset with --tokenizer")
     wanted: tuple[float | None, ...] = tuple(strides or ())
@@ -106,14 +106,18 @@ def rules_and_sources(
         max_length=max_length,
         max_tiles=recipe.batch.max_tiles if recipe else None,
         strides=tuple(dict.fromkeys((None, *wanted))),
+        max_positions=spec.language.max_positions,
     )
     return rules, sources
 
 
-def find_spec(recipe: "Recipe | None", model: str | None, preset: str | None) -> "tuple[ModelSpec, Path | None]":
+def find_spec(
+    recipe: "Recipe | None", model: str | None, preset: str | None, tokenizer: Path | None
+) -> "tuple[ModelSpec, Path | None]":
     """Return spec and folder of a model: --model, --preset, the recipe's start, or its preset where that is missing."""
     from vlm.core.errors import CheckpointError, ConfigError
     from vlm.core.home import pretrained
+    from vlm.models.checkpoint.locate import find_checkpoint
     from vlm.models.specs import load_preset
 
     if model and preset:
@@ -121,29 +125,36 @@ def find_spec(recipe: "Recipe | None", model: str | None, preset: str | None) ->
     if preset:
         return load_preset(preset), None
     if model:
-        return read_checkpoint(model)
+        return read_checkpoint(model, tokenizer)
     if recipe is None:
         raise ConfigError("a file alone has no image rule", expected="--model CHECKPOINT or --preset NAME")
     try:
-        return read_checkpoint(recipe.model.start)
+        find_checkpoint(recipe.model.start)
     except CheckpointError:
         folder = pretrained() / recipe.model.preset
         return load_preset(recipe.model.preset), folder if folder.is_dir() else None
+    return read_checkpoint(recipe.model.start, tokenizer)
 
 
-def read_checkpoint(name: str) -> "tuple[ModelSpec, Path]":
-    """Return spec and folder of a checkpoint. Our own layout is read without torch."""
+def read_checkpoint(name: str, tokenizer: Path | None) -> "tuple[ModelSpec, Path]":
+    """Return spec and folder of a checkpoint whose tokenizer fits it. Our own layout is read without torch."""
     from vlm.core.config import parse
+    from vlm.core.sample.tokenizer import load_tokenizer
+    from vlm.models.checkpoint.agreement import check_agreement
     from vlm.models.checkpoint.locate import find_checkpoint, read_config
     from vlm.models.specs import ModelSpec
 
     folder = find_checkpoint(name)
     config = read_config(folder)
     if "spec" in config:
-        return parse(config["spec"], ModelSpec, where=f"{folder}/config.json: spec"), folder
-    from vlm.models.checkpoint.layout import read_layout
+        spec = parse(config["spec"], ModelSpec, where=f"{folder}/config.json: spec")
+    else:
+        from vlm.models.checkpoint.layout import read_layout
 
-    return read_layout(folder).spec, folder
+        spec = read_layout(folder).spec
+    if tokenizer is None:
+        check_agreement(spec, load_tokenizer(folder), folder)
+    return spec, folder
 
 
 def show_report(report: "CheckReport") -> None:
@@ -175,6 +186,9 @@ def show_report(report: "CheckReport") -> None:
         mark = " ← max_length" if report.rules.max_length and low <= report.rules.max_length < high else ""
         bar = "█" * round(40 * n / max(*counts, 1))
         console.print(f"{low:>9,} … {high - 1:>9,} tokens {n:>9,} {bar}{mark}", highlight=False)
+    for name, n in facts["beyond_positions"].items():
+        limit = f"{report.rules.max_positions:,}"
+        console.print(f"[yellow]{n:,} samples reach beyond the {limit} positions of the model ({name})")
     table = Table("longest samples", "tokens", "tiles", "files", "labels kept")
     for w in facts["worst"][:5]:
         numbers = (f"{w[k]:,}" for k in ("tokens", "tiles", "files", "labels_kept"))

@@ -155,8 +155,15 @@ def convert(
     vision: Annotated[
         str | None, typer.Option(help="tower or checkpoint: which vision weights of a LLaVA folder, if they differ.")
     ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(help="strides, thumbnail, grids or resize: what the layout may lose; repeat it."),
+    ] = None,
 ) -> None:
     """Write a checkpoint in another layout, bit for bit, one shard in memory at a time.
+
+    A setting of positions or images that the layout has no key for is refused. With --allow it is left out, and the
+    README.md of the new folder says so.
 
     Example: vlm weights convert pretrained/InternVL2-2B --to hf -o pretrained/InternVL2-2B-hf
     """
@@ -164,7 +171,15 @@ def convert(
     from vlm.models.checkpoint.convert import convert as convert_checkpoint
 
     with byte_bar(f"{path} -> {to}") as report:
-        written = convert_checkpoint(path, to, out, max_shard_size=max_shard_size, vision=vision, report=report)  # type: ignore[arg-type]
+        written = convert_checkpoint(
+            path,
+            to,
+            out,
+            max_shard_size=max_shard_size,
+            vision=vision,  # type: ignore[arg-type]
+            allow=allow or (),
+            report=report,
+        )
     typer.echo(written)
 
 

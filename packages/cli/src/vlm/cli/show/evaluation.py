@@ -52,6 +52,8 @@ def show_evaluation(summary: "Summary", target: Path) -> None:
     console.print("outcomes: " + ", ".join(f"{kind} {n}" for kind, n in summary["outcomes"].items()))
     if empty := summary.get("empty_answers"):
         console.print(f"{empty} of the answers are empty: scored as published, wrong in the strict column")
+    if beyond := summary.get("beyond_positions"):
+        console.print(f"{beyond} prompts reach beyond the positions that the model was trained for")
     if summary["data"]["mini"]:
         console.print("miniature data: not comparable with published numbers")
     console.print(f"results: {target / 'results.jsonl'}", soft_wrap=True)

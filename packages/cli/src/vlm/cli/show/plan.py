@@ -31,6 +31,8 @@ def show_plan(plan: "RunPlan", to: Console | None = None) -> None:
         f"decay {optimizer.weight_decay:g}",
     )
     table.add_row("image", f"{plan.tokens_per_image} tokens a tile; positions {recipe.strides or 'arange'}")
+    if beyond := plan.beyond_positions:
+        table.add_row("[yellow]positions", beyond)
     states = f"{plan.gb_weights:.2f} + {plan.gb_gradients:.2f} + {plan.gb_optimizer:.2f} = {plan.gb_states:.2f} GB"
     table.add_row(
         "states",

@@ -55,6 +55,7 @@ class CheckReport:
                 for s in self.sources
             ],
             "measures": {name: measures(column[name]) for name in names[1:]},
+            "beyond_positions": self._beyond(column),
             "histogram": histogram(column["tokens"]),
             "worst": [self._sample(names, i) for i in np.argsort(-column["tokens"], kind="stable")[:10]],
             "problems": [fault._asdict() for fault in self.faults],
@@ -62,6 +63,12 @@ class CheckReport:
         if samples:
             result |= {"columns": names, "rows": {name: rows.tolist() for name, rows in self.rows.items()}}
         return result
+
+    def _beyond(self, column: dict[str, np.ndarray]) -> dict[str, int]:
+        """Count the samples with positions that the model was not trained for, by the way of counting positions."""
+        limit = self.rules.max_positions
+        counts = {n: int((v > limit).sum()) for n, v in column.items() if limit and n.startswith("positions_")}
+        return {name: n for name, n in counts.items() if n}
 
     def _sample(self, names: list[str], i: int) -> dict[str, Any]:
         """Return the sample in row `i`, counted over all files."""

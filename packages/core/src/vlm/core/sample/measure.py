@@ -31,6 +31,7 @@ class Rules:
     max_length: int | None = None
     max_tiles: int | None = None
     strides: tuple[float | None, ...] = (None,)
+    max_positions: int | None = None
 
 
 def positions_used(layout: Sequence[tuple[str, int]], tokens_per_tile: int, stride: float | None, brackets: int) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image
@@ -15,7 +15,9 @@ from pydantic import Field, model_validator
 from vlm.core.config import Strict
 from vlm.core.errors import ConfigError, DataError
 
-Color = tuple[float, float, float]
+Channel = Annotated[float, Field(allow_inf_nan=False)]
+Color = tuple[Channel, Channel, Channel]
+Spread = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 IMAGENET: tuple[Color, Color] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP: tuple[Color, Color] = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 HALF: tuple[Color, Color] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -52,12 +54,13 @@ def grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
     The published code sorts a set by area, so grids of equal area keep the iteration order of that set (in CPython a
     function of the numbers alone). With `min_tiles` > 1 two of them can be equally close to an image: the order counts.
     """
+    # the published loop goes over all columns and rows up to each area again; only what is new can change the set
     found = {
         (columns, rows)
         for area in range(min_tiles, max_tiles + 1)
         for columns in range(1, area + 1)
-        for rows in range(1, area + 1)
-        if min_tiles <= columns * rows <= max_tiles
+        for rows in range(area if min_tiles < area != columns else 1, min(area, max_tiles // columns) + 1)
+        if columns * rows >= min_tiles
     }
     return tuple(sorted(found, key=lambda grid: grid[0] * grid[1]))
 
@@ -152,13 +155,13 @@ class ImageRule(Strict):
     """
 
     kind: Literal["tiles", "square", "pad", "crop"]
-    size: int = Field(gt=0)
-    max_tiles: int = Field(default=12, ge=1)
+    size: int = Field(gt=0, le=8192)
+    max_tiles: int = Field(default=12, ge=1, le=4096)
     min_tiles: int = Field(default=1, ge=1)
     thumbnail: bool = True
     resize: Literal["published", "fast"] = "published"
     mean: Color = IMAGENET[0]
-    std: Color = IMAGENET[1]
+    std: tuple[Spread, Spread, Spread] = IMAGENET[1]
 
     @model_validator(mode="after")
     def _limits(self) -> "ImageRule":

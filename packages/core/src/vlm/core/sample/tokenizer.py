@@ -16,7 +16,9 @@ from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import BPE
 
-from vlm.core.errors import CheckpointError
+from vlm.core.errors import CheckpointError, VlmError
+from vlm.core.home import read_object
+from vlm.core.text import printable
 
 Token = tuple[int, int]
 """(id, index of the first character it covers)."""
@@ -30,7 +32,9 @@ class Tokenizer(ABC):
     """
 
     def __init__(self, added: dict[str, dict[str, Any]], config: dict[str, Any], size: int):
-        self.specials: dict[str, int] = {text: token["id"] for text, token in added.items()}
+        self.specials: dict[str, int] = {text: int(token["id"]) for text, token in added.items()}
+        if negative := [text for text, token in self.specials.items() if token < 0]:
+            raise ValueError(f"the token {negative[0]!r} has the id {self.specials[negative[0]]}")
         self._flags = added
         self._size = max([size, *(i + 1 for i in self.specials.values())])
         self.bos_id, self.eos_id, self.pad_id, self.unk_id = (
@@ -205,10 +209,13 @@ def _content(token: Any) -> str | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}", fix="download the file again") from error
+    return read_object(path, CheckpointError, fix="download the file again") if path.exists() else {}
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder has files that `load_tokenizer` reads."""
+    slow = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+    return slow or any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -232,8 +239,11 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             return FastTokenizer(_read(spec), config)
         if (folder / "merges.txt").is_file() and (folder / "vocab.json").is_file():
             return FastTokenizer(qwen2_spec(folder, config), config)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"tokenizer in {folder} cannot be read: {error}", fix="download it again") from error
+    except VlmError:
+        raise
+    except Exception as error:  # both libraries raise bare exceptions, and our reading meets any kind of value
+        found = f"tokenizer in {folder} cannot be read: {type(error).__name__}: {printable(error)}"
+        raise CheckpointError(found, fix="download it again") from error
     raise CheckpointError(
         f"no tokenizer in {folder}",
         expected="tokenizer.model, tokenizer.json, or vocab.json and merges.txt",
@@ -250,9 +260,8 @@ QWEN2_WORDS = (
 def qwen2_spec(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Return the `tokenizer.json` of a Qwen2 tokenizer that is stored as vocabulary, merges and added tokens."""
     lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-    backend = RustTokenizer(
-        BPE(_read(folder / "vocab.json"), [tuple(x.split(" ")) for x in lines if x and not x.startswith("#version")])
-    )
+    pairs = (line.partition(" ") for line in lines if line and not line.startswith("#version"))
+    backend = RustTokenizer(BPE(_read(folder / "vocab.json"), [(first, second) for first, _, second in pairs]))
     backend.normalizer = normalizers.NFC()
     words = pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior="isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence(

@@ -35,7 +35,7 @@ def train_tokenizer(
         ConfigError: The vocabulary cannot hold the bytes and special tokens.
         DataError: A file is missing, or there is no text.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     if vocab_size < BYTES + len(SPECIAL):
         raise ConfigError(f"vocabulary of {vocab_size}", expected=f"at least {BYTES + len(SPECIAL)}")
@@ -55,6 +55,8 @@ def train_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    bos = [("<s>", SPECIAL.index("<s>"))]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=bos)
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
     config = {
         **names,
@@ -66,7 +68,10 @@ def train_tokenizer(
     }
     write_json(out / "special_tokens_map.json", {**names, "additional_special_tokens": list(SPECIAL[3:])})
     write_json(out / "tokenizer_config.json", config)
-    write_atomic(out / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
+    content = json.loads(tokenizer.to_str())
+    # as strings: libraries of the published pins (tokenizers 0.15) read no pairs
+    content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
+    write_atomic(out / "tokenizer.json", json.dumps(content, ensure_ascii=False, indent=2) + "\n")
     return tokenizer.get_vocab_size()
 
 

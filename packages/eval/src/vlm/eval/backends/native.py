@@ -125,6 +125,7 @@ class NativeBackend:
         self.processor = processor.with_image_rule(**image_rule) if image_rule else processor
         self.family, self.fingerprint = processor.family, checkpoint.fingerprint
         self.stride, self.positions, self.max_length = stride, positions, max_length
+        self.max_positions = processor.spec.language.max_positions
         self.settings = {
             "template": processor.spec.template,
             "system": processor.spec.system,

@@ -93,6 +93,9 @@ def write_results(
         "empty_answers": sum(_says_nothing(outcome) for outcome in outcomes),
         "provenance": {"weights": source.fingerprint, "scorers": scorer_hash(), "decode": source.settings},
     }
+    limit = getattr(source, "max_positions", None)
+    if beyond := sum(limit is not None and (o.max_position or 0) >= limit for o in outcomes):
+        summary["beyond_positions"] = beyond
     if "imported" in head:
         summary["imported"] = head["imported"]
     if benchmark.judge:

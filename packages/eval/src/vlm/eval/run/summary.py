@@ -96,7 +96,8 @@ class SummaryHead(TypedDict):
 class Summary(SummaryHead):
     """A summary.json. `metrics` are by the published rule, `strict_metrics` by the corrected one, the headline first.
 
-    `outcomes` counts items by kind; `judge` is there for tables with a judge.
+    `outcomes` counts items by kind; `beyond_positions` those whose prompt reaches positions that the model was not
+    trained for; `judge` is there for tables with a judge.
 
     >>> summary = run_evaluation(table, backend, out, Options(), data=folder)  # doctest: +SKIP
     >>> summary["metrics"][0]["value"], summary["outcomes"]  # doctest: +SKIP
@@ -110,6 +111,7 @@ class Summary(SummaryHead):
     published: list[PublishedValue]
     outcomes: dict[str, int]
     empty_answers: int
+    beyond_positions: NotRequired[int]
     provenance: DecodeFacts
     judge: NotRequired[JudgeSummary]
 

@@ -5,6 +5,7 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,15 +14,18 @@ from typing import Any
 from torch import Tensor
 
 from vlm.core.errors import CheckpointError, ConfigError, HardwareError, UnknownName
-from vlm.core.home import new_folder, resolve, write_json
+from vlm.core.home import new_folder, resolve, write_atomic, write_json
 from vlm.core.progress import Report, human_bytes, silent
-from vlm.core.sample.tokenizer import load_tokenizer
+from vlm.core.sample.tokenizer import has_tokenizer, load_tokenizer
+from vlm.models.checkpoint.agreement import check_agreement
 from vlm.models.checkpoint.formats import FORMATS
 from vlm.models.checkpoint.formats.schema import FolderFiles, StoredFacts
 from vlm.models.checkpoint.fused_tensors import forms
+from vlm.models.checkpoint.hf_companions import complete_hf_folder
 from vlm.models.checkpoint.layout import read_layout
-from vlm.models.checkpoint.load import TOKENIZER_FILES, copy_tokenizer
+from vlm.models.checkpoint.load import copy_tokenizer
 from vlm.models.checkpoint.locate import find_checkpoint, read_config
+from vlm.models.checkpoint.losses import losses, model_card, refuse_losses
 from vlm.models.checkpoint.reader import CheckpointReader, Vision
 from vlm.models.checkpoint.renaming import Patterns, rename
 from vlm.models.checkpoint.safetensors_io import SHARD_SIZE, nbytes, write_shards
@@ -38,12 +42,14 @@ def convert(
     *,
     max_shard_size: str = SHARD_SIZE,
     vision: Vision | None = None,
+    allow: Collection[str] = (),
     report: Report = silent,
 ) -> Path:
     """Write a checkpoint in another format; return the folder written.
 
     At most one shard is in memory; dtypes stay as they are stored. The folder appears complete or not at all. Tokenizer
-    files are copied; settings that the published schema has no key for are in config.json under `vlm`.
+    files are copied; settings that the published schema has no key for are in config.json under `vlm`. A folder in the
+    `hf` layout with a tokenizer has all that transformers' Auto classes, pipelines and servers read.
 
     Args:
         path: a folder, or a name below `pretrained/`, in any format.
@@ -51,11 +57,12 @@ def convert(
         out: a new or empty folder.
         max_shard_size: e.g. `5GB`.
         vision: which copy of a LLaVA checkpoint's vision weights to read, `tower` or `checkpoint`, if they differ.
+        allow: names of `LOSSES` that the layout may lose; its README.md then says so.
         report: called with (bytes done, bytes in all).
 
     Raises:
-        UnknownName, ConfigError: an unknown format; a part that it cannot hold; `out` holds files.
-        CheckpointError: the source is damaged, incomplete, or of an unknown family.
+        UnknownName, ConfigError: an unknown format; a part or a setting that it cannot hold; `out` holds files.
+        CheckpointError: the source is damaged, incomplete, of an unknown family, or with a tokenizer that does not fit.
         HardwareError: the disk is too small.
     """
     if to not in FORMATS:
@@ -64,6 +71,11 @@ def convert(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists", expected="a new or empty folder", fix="choose another -o, or remove it")
     layout = read_layout(folder)
+    lost = losses(layout.spec, to)
+    refuse_losses(lost, to, allow)
+    whole = has_tokenizer(folder)
+    if whole:
+        check_agreement(layout.spec, load_tokenizer(folder), folder)
     source = CheckpointReader(layout, folder, vision)
     source.check()
     plans = plan_folders(source, layout.spec, to)
@@ -80,6 +92,10 @@ def convert(
             plan.write(source, temporary, max_shard_size, partial(report_from, report, before, total))
         copy_companions(folder, temporary)
         write_own_keys(temporary, plans[0].part, layout.spec)
+        if to == "hf" and whole:
+            complete_hf_folder(temporary, layout.spec, source.tokens_per_tile, keep_template=layout.name == "hf")
+        if lost:
+            write_atomic(temporary / "README.md", model_card(folder.name, to, lost))
     return out
 
 
@@ -157,7 +173,7 @@ def stored_dtype(source: CheckpointReader) -> str:
 def special_ids(folder: Path) -> dict[str, int]:
     """Return the ids of bos, eos and pad: of the tokenizer beside the weights, else of the source's configuration."""
     kinds = ("bos", "eos", "pad")
-    if any((folder / name).exists() for name in TOKENIZER_FILES[:3]):
+    if has_tokenizer(folder):
         tokenizer = load_tokenizer(folder)
         found: dict[str, Any] = {f"{k}_token_id": getattr(tokenizer, f"{k}_id") for k in kinds}
     else:
@@ -169,7 +185,7 @@ def special_ids(folder: Path) -> dict[str, int]:
 
 def copy_companions(folder: Path, target: Path) -> None:
     """Copy the tokenizer, if there is one, and the files with the same meaning in every format."""
-    if any((folder / name).exists() for name in TOKENIZER_FILES[:3]):
+    if has_tokenizer(folder):
         copy_tokenizer(folder, target)
     for name in CARRIED:
         if (folder / name).exists():

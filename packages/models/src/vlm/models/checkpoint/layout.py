@@ -7,8 +7,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-from vlm.core.config import parse
-from vlm.core.errors import CheckpointError
+from pydantic import ValidationError
+
+from vlm.core.config import faults_of, parse
+from vlm.core.errors import CheckpointError, ConfigError
+from vlm.core.text import printable
 from vlm.models.checkpoint.formats import FORMATS
 from vlm.models.checkpoint.formats.schema import CheckpointLayout, Json
 from vlm.models.checkpoint.locate import read_config
@@ -21,20 +24,29 @@ def read_layout(folder: Path) -> CheckpointLayout:
     Raises:
         CheckpointError: no format has this `model_type`; a key is missing or has an unsupported value.
     """
-    config = read_config(folder)
+    config, where = read_config(folder), f"{folder}/config.json"
     readers = {kind: module for module in FORMATS.values() for kind in module.MODEL_TYPES}
-    found = readers.get(config.get("model_type", ""))
+    found = readers.get(str(config.get("model_type", "")))
     if found is None:
         raise CheckpointError(
-            f"{folder}/config.json: model_type {config.get('model_type')!r} is not known",
+            f"{where}: model_type {printable(repr(config.get('model_type')))} is not known",
             expected=f"one of {', '.join(sorted(readers))}",
             fix="give the folder of an InternVL, ConvLLaVA or vlm checkpoint",
         )
     try:
-        return with_own_keys(found.read(Path(folder), config), config, f"{folder}/config.json")
+        return with_own_keys(found.read(Path(folder), config), config, where)
     except KeyError as error:
+        raise CheckpointError(f"{where} has no key {printable(error)}", expected="a published configuration") from error
+    except ConfigError as error:
+        raise CheckpointError(error.found, expected=error.expected, fix=f"correct {where}") from error
+    except ValidationError as error:
+        raise CheckpointError(faults_of(error, where), fix=f"correct {where}") from error
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        # a key holds another kind of value than the published ones: whatever reading it raises
         raise CheckpointError(
-            f"{folder}/config.json has no key {error}", expected="a published configuration"
+            f"{where} cannot be read: {type(error).__name__}: {printable(error)}",
+            expected="a published configuration",
+            fix="download the checkpoint again",
         ) from error
 
 

@@ -6,6 +6,7 @@
 
 import hashlib
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +60,8 @@ def load_model(
 ) -> VisionLanguageModel:
     """Return a model in eval mode from a folder in any format (ours, InternVL, its `-hf` form, LLaVA / ConvLLaVA).
 
-    Each tensor goes from the file straight to its device; there is never a second copy of the model.
+    Each tensor goes from the file straight to its device; there is never a second copy of the model. Tensors that hold
+    NaN or infinity are named in a RuntimeWarning: every answer of such a model is worthless.
 
     Args:
         path: a folder, or a name below `pretrained/`.
@@ -91,7 +93,10 @@ def load_model(
     parameters = {name for name, _ in model.named_parameters()}
     total, done = sum(t.numel() for t in wanted.values()), 0
     placement.prepare(model)
+    broken: list[str] = []
     for name, tensor in renamed_tensors(layout, folder, vision):
+        if not is_finite(tensor):
+            broken.append(name)
         placement.put(model, name, tensor)
         done += tensor.numel()
         del tensor  # before the next one is read
@@ -99,9 +104,21 @@ def load_model(
             placed(model.get_parameter(name))
         if progress:
             progress(done, total)
+    if broken:
+        more = f" and {len(broken) - 4} more" if len(broken) > 4 else ""
+        text = f"{folder}: NaN or infinity in {len(broken)} of {len(wanted)} tensors: {', '.join(broken[:4])}{more}"
+        warnings.warn(f"{text}; take another checkpoint of this run", RuntimeWarning, stacklevel=2)
     placement.finish(model)
     model.set_attention(attention)
     return model.eval()
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether a tensor holds neither NaN nor infinity, in one pass and without a copy."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = tensor.aminmax()  # NaN wins both
+    return bool(low.isfinite() and high.isfinite())
 
 
 def save_model(model: VisionLanguageModel, folder: Path, *, tokenizer: Path | None = None) -> None:

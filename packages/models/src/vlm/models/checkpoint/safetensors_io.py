@@ -4,7 +4,6 @@ Safetensors are preferred; pickles are read with `weights_only`, and only where 
 """
 
 import json
-import pickle
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlm.core.errors import CheckpointError, ConfigError
+from vlm.core.home import read_object
+from vlm.core.paths import is_data
 from vlm.core.progress import Report, silent
+from vlm.core.text import printable
+from vlm.models.checkpoint.locate import is_file
 
 SHARD_SIZE = "5GB"
 AGAIN = "the file is damaged: download it again"
@@ -38,12 +41,19 @@ def indexed_files(index: Path) -> list[Path]:
     Raises:
         CheckpointError: a damaged index, or missing shards.
     """
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index} is no index of shards: {error}", fix="download it again") from error
-    files = [index.parent / name for name in names]
-    check_shards(index.parent, [f.name for f in files if not f.exists()])
+    shards = read_object(index, CheckpointError, fix="download it again").get("weight_map")
+    names = list(shards.values()) if isinstance(shards, dict) else []
+    endings = (".safetensors",) if index.name.endswith(".safetensors.index.json") else (".bin",)
+    if wrong := [n for n in names if not isinstance(n, str) or not n.endswith(endings) or not is_data(n)]:
+        raise CheckpointError(
+            f"{index} names the shard {printable(repr(wrong[0]))}",
+            expected=f"{endings[0]} files in the folder of the index",
+            fix="do not use these weights: a published index names only files beside it",
+        )
+    if not names:
+        raise CheckpointError(f"{index} is no index of shards", expected="a `weight_map`", fix="download it again")
+    files = [index.parent / name for name in sorted(set(names))]
+    check_shards(index.parent, [f.name for f in files if not is_file(f)])
     return files
 
 
@@ -65,9 +75,9 @@ def weight_files(folder: Path) -> list[Path]:
     ):
         if (folder / index).exists():
             return indexed_files(folder / index)
-        if (folder / whole).exists():
+        if is_file(folder / whole):
             return [folder / whole]
-        if files := sorted(folder.glob(pattern)):
+        if files := sorted(file for file in folder.glob(pattern) if file.is_file()):
             names = {f.name for f in files}
             for match in filter(None, map(NAMED_SHARD.match, sorted(names))):
                 stem, _, total, ending = match.groups()
@@ -138,7 +148,7 @@ class WeightReader:
                     raise CheckpointError(f"{file}: {key} is {head.get_dtype()}", expected=", ".join(DTYPES))
                 yield Stored(file, key, dtype, tuple(head.get_shape()))
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: {error}", fix=AGAIN) from error
+            raise CheckpointError(f"{file}: {printable(error)}", fix=AGAIN) from error
 
     def read(self, key: str) -> Tensor:
         """Return a tensor, as stored."""
@@ -156,15 +166,21 @@ def load_pickle(file: Path) -> dict[str, Tensor]:
     """
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))  # not of old pickles
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # whatever a damaged or hostile pickle makes the unpickler raise
+        said = str(error).splitlines()
         raise CheckpointError(
-            f"{file}: {error}",
+            f"{file}: {type(error).__name__}: {printable(said[0] if said else '')}",
             expected="a state dict of tensors alone, as torch.save writes it",
             fix="download it again, or take the safetensors of the same model",
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and is_plain(t) for k, t in state.items()):
         raise CheckpointError(f"{file} holds something else than tensors by name", expected="a state dict")
     return state
+
+
+def is_plain(value: object) -> bool:
+    """Return whether a value is a dense tensor with its data in memory."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

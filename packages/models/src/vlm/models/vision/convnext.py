@@ -14,6 +14,7 @@ from timm.models.convnext import ConvNeXt, ConvNeXtStage
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vlm.core.errors import ConfigError, UnknownName
 from vlm.models.specs import ConvNextSpec, TimmSpec
 from vlm.models.vision.size import check_size
 
@@ -84,7 +85,15 @@ class TimmEncoder(nn.Module):
     def __init__(self, spec: TimmSpec):
         super().__init__()
         self.gradient_checkpointing = False
-        trunk: Any = timm.create_model(spec.name, pretrained=False, features_only=True, out_indices=(spec.level,))
+        if not timm.is_model(spec.name):
+            raise UnknownName("timm model", spec.name, timm.list_models())
+        try:
+            trunk: Any = timm.create_model(spec.name, pretrained=False, features_only=True, out_indices=(spec.level,))
+        except (RuntimeError, AttributeError, AssertionError, LookupError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"timm's {spec.name} has no feature map {spec.level}: {error}",
+                expected="a model with feature maps, and one of its levels",
+            ) from error
         self.trunk = trunk
         self.width: int = trunk.feature_info.channels()[-1]
         self.stride: int = trunk.feature_info.reduction()[-1]

@@ -7,12 +7,14 @@
 for, and once: the spec is read once, the meta-device model is built once, the data is counted once.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from vlm.core.errors import CheckpointError, ConfigError
+from vlm.models.checkpoint.agreement import beyond_range
 from vlm.models.checkpoint.layout import read_layout
 from vlm.models.checkpoint.locate import find_checkpoint
 from vlm.models.specs import ModelSpec, load_preset
@@ -145,6 +147,17 @@ class RunPlan:
         return self.recipe.batch.samples * self.recipe.max_length
 
     @property
+    def beyond_positions(self) -> str | None:
+        """Sentence about positions of the longest sample that the model was not trained for; None within its range.
+
+        With strides, the sample is taken to be all images at the largest of them.
+        """
+        recipe = self.recipe
+        largest = max(recipe.stride_choices) if recipe.strides == "random" else recipe.strides
+        share = 1.0 if largest is None else min(1.0, float(largest) / self.tokens_per_image)
+        return beyond_range(self.spec.language, math.ceil(recipe.max_length * share), "a sample of max_length")
+
+    @property
     def groups(self) -> int:
         """Data-parallel groups of processes that hold a row together."""
         return self.processes // self.recipe.sequence_parallel.size
@@ -255,6 +268,7 @@ class RunPlan:
             "samples": self.samples,
             "steps": self.steps,
             "tokens_per_step": self.tokens_per_step,
+            "beyond_positions": self.beyond_positions,
             "lacking": self.missing,
             "gb_states": self.gb_states,
         }

@@ -189,8 +189,8 @@ def run_stage(plan: RunPlan, out: Path, me: World, quiet: bool) -> Path:
     start = find_checkpoint(recipe.model.start)
     adjust = partial(training_spec, recipe.model)
     placed = slicer(recipe, me) if recipe.zero_stage == 3 else None  # no process ever holds the whole model
+    processor = Processor(plan.spec, start)  # before gigabytes are read: it says what does not fit
     model = load_model(start, str(me.device), "float32", adjust=adjust, placed=placed)
-    processor = Processor(model.spec, start)
     stream = Stream(recipe, processor)
     counts = prepare(model, recipe)
     if recipe.gradient_checkpointing:

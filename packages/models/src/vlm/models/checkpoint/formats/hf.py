@@ -4,7 +4,6 @@ It names no chat template: `internlm2-chat` with a Llama, `internvl2_5` with a Q
 another.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from vlm.core.errors import CheckpointError
 from vlm.core.sample.tiling import IMAGENET, ImageRule
 from vlm.models.checkpoint.formats import schema
 from vlm.models.checkpoint.formats.schema import QWEN2, CheckpointLayout, FolderFiles, Json, StoredFacts
+from vlm.models.checkpoint.locate import read_image_processor
 from vlm.models.checkpoint.renaming import Patterns, inverted, prefixed, weight_and_bias, without_layers
 from vlm.models.specs import ImageTokenSpec, InternVitSpec, ModelSpec, UnshuffleSpec
 
@@ -81,7 +81,7 @@ def side(value: int | list[int]) -> int:
 
 
 def read(folder: Path, config: Json) -> CheckpointLayout:
-    """Read spec and names from `config.json` and, if it is there, `preprocessor_config.json`.
+    """Read spec and names from `config.json` and, if they are there, the files of the image processor.
 
     Raises:
         CheckpointError: a setting that our model does not have.
@@ -102,8 +102,7 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
     if not isinstance(select, int):
         raise CheckpointError(f"{where}: vision_feature_layer {select!r}", expected="one layer")
     used, size = schema.selected_depth(depth, select), side(vit["image_size"])
-    pre = folder / "preprocessor_config.json"
-    rule = json.loads(pre.read_text(encoding="utf-8")) if pre.exists() else {}
+    rule = read_image_processor(folder)
     language = schema.read_llama({"tie_word_embeddings": False, **llm, "model_type": kind})
     tied = config.get("tie_word_embeddings", True)  # the class's default
     family, template = TEMPLATES[kind]
@@ -188,8 +187,8 @@ def write(spec: ModelSpec, facts: StoredFacts) -> list[FolderFiles]:
         image_processor_type="GotOcr2ImageProcessor",
         size={"height": rule.size, "width": rule.size},
         crop_to_patches=rule.kind == "tiles",
-        min_patches=rule.min_tiles,
-        max_patches=rule.max_tiles,
+        min_patches=rule.min_tiles if rule.kind == "tiles" else 1,
+        max_patches=rule.max_tiles if rule.kind == "tiles" else 1,  # transformers' processor cuts by default
     )
     del pre["crop_size"], pre["do_center_crop"]
     return [FolderFiles(inverted(PATTERNS["saved"]), {"config.json": config, "preprocessor_config.json": pre})]

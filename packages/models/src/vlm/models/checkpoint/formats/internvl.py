@@ -9,6 +9,7 @@ Source: the public configurations and checkpoints of OpenGVLab (InternVL2-2B, V2
 from pathlib import Path
 
 from vlm.core.errors import CheckpointError
+from vlm.core.sample.chat import get_template
 from vlm.core.sample.tiling import IMAGENET, ImageRule
 from vlm.models.checkpoint.formats import schema
 from vlm.models.checkpoint.formats.schema import LLAMA, QWEN2, CheckpointLayout, FolderFiles, Json, StoredFacts
@@ -20,7 +21,8 @@ MODEL_TYPES = ("internvl_chat",)
 
 CONTEXT_FROM_END = 7
 """InternVL appends nine tokens. The context token is the third of nine in InternVL2 and the first new one of seven in
-V1-2: both are row `vocab - 7`, and with Qwen2 too (151,667 of 151,674)."""
+V1-2: both are row `vocab - 7`, and with Qwen2 too (151,667 of 151,674), unless tokens were added: the tokenizer beside
+the weights is asked first."""
 
 ENCODER: Patterns = {
     f"vision_model.{name}": f"encoder.{name}"
@@ -133,7 +135,7 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
             mean=IMAGENET[0],
             std=IMAGENET[1],
         ),
-        image_tokens=ImageTokenSpec(context_id=language.vocab - CONTEXT_FROM_END),
+        image_tokens=ImageTokenSpec(context_id=schema.context_id(folder, language.vocab - CONTEXT_FROM_END)),
         template=template,
         strides=config.get("rope_pos_id_stride") if v2pe else None,
         system=config.get("system_message"),
@@ -196,8 +198,8 @@ def write(spec: ModelSpec, facts: StoredFacts) -> list[FolderFiles]:
         "llm_config": {**language, "rope_pos_id_version": version},
         "vision_config": write_vision(vision),
     }
-    if spec.system is not None:
-        config["system_message"] = spec.system
+    # always: published loaders have texts of their own for a template
+    config["system_message"] = get_template(spec.template).system if spec.system is None else spec.system
     files = {"config.json": config, "preprocessor_config.json": schema.write_image_processor(spec)}
     return [FolderFiles(inverted(PATTERNS[kind]), files)]
 

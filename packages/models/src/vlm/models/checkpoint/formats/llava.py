@@ -4,15 +4,16 @@ The ConvNeXt is a folder named by `mm_vision_tower`; released checkpoints also h
 `model.vision_tower`. Source: the public configurations and checkpoints of alibaba/conv-llava.
 """
 
-import json
 import re
 from pathlib import Path
 
 from vlm.core.errors import CheckpointError
+from vlm.core.paths import is_inside
 from vlm.core.sample.tiling import CLIP, ImageRule
+from vlm.core.text import printable
 from vlm.models.checkpoint.formats import schema
 from vlm.models.checkpoint.formats.schema import LLAMA, CheckpointLayout, FolderFiles, Json, StoredFacts
-from vlm.models.checkpoint.locate import read_config
+from vlm.models.checkpoint.locate import is_file, read_config, read_image_processor
 from vlm.models.checkpoint.renaming import Patterns, inverted, prefixed, rename, weight_and_bias
 from vlm.models.checkpoint.safetensors_io import Stored, WeightReader, has_weights
 from vlm.models.specs import ConvNextSpec, ImageTokenSpec, MlpSpec, ModelSpec
@@ -117,9 +118,8 @@ def read_tower(folder: Path, tower: str) -> tuple[Path, Json, Json]:
         CheckpointError: there is neither.
     """
     path = tower_folder(folder, tower)
-    if (path / "config.json").exists():
-        vision, pre = read_config(path), path / "preprocessor_config.json"
-        rule = json.loads(pre.read_text(encoding="utf-8")) if pre.exists() else {}
+    if is_file(path / "config.json"):
+        vision, rule = read_config(path), read_image_processor(path)
         return path, vision, {"crop_size": {"height": vision["image_size"]}, **rule}
     items = WeightReader(folder).items if has_weights(folder) else {}
     vision, size = stages_of(items), re.search(r"-(\d{3,4})$", Path(tower).name)
@@ -133,9 +133,18 @@ def read_tower(folder: Path, tower: str) -> tuple[Path, Json, Json]:
 
 
 def tower_folder(folder: Path, tower: str) -> Path:
-    """Return the path in the configuration if it exists, else a folder of that name inside or beside the checkpoint."""
+    """Return the path in the configuration if it is inside the checkpoint, else a folder of that name in or beside it.
+
+    An absolute path is one of the machine that wrote the configuration: only its last part is used.
+
+    Raises:
+        CheckpointError: the path has no name at its end.
+    """
     name = Path(tower).name
-    found = [p for p in (folder / tower, folder / name, folder.parent / name) if (p / "config.json").exists()]
+    if not name or not is_inside(name):
+        raise CheckpointError(f"{folder}: mm_vision_tower {printable(repr(tower))}", expected="the path of a folder")
+    inside = [folder / tower] if is_inside(tower) else []
+    found = [p for p in (*inside, folder / name, folder.parent / name) if is_file(p / "config.json")]
     return (found or [folder.parent / name])[0].resolve()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from vlm.core.errors import CheckpointError, ConfigError
+from vlm.core.sample.tokenizer import has_tokenizer, load_tokenizer
 from vlm.models.checkpoint.renaming import Patterns
 from vlm.models.checkpoint.safetensors_io import WeightReader, has_weights
 from vlm.models.specs import InternVitSpec, LanguageSpec, ModelSpec, RopeScaling, UnshuffleSpec
@@ -189,6 +190,14 @@ def write_image_processor(spec: ModelSpec, **changes: Any) -> Json:
         "resample": 3,
         **changes,
     }
+
+
+def context_id(folder: Path, usual: int) -> int:
+    """Return the id of `<IMG_CONTEXT>` in the tokenizer of a folder; the usual one where there is none to ask."""
+    if not has_tokenizer(folder):
+        return usual
+    found = load_tokenizer(folder).token_id("<IMG_CONTEXT>")
+    return usual if found is None else found
 
 
 def selected_depth(depth: int, select: int) -> int:
