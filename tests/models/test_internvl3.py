@@ -109,6 +109,18 @@ def test_transformers_own_class_reads_what_we_write_and_gives_the_same_logits(po
     torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(("turn", "template"), [("'<|im_end|>\\n'", "internvl2_5"), ("'<|im_end|>'", "internlm2-chat")])
+@pytest.mark.parametrize("file", ["chat_template.jinja", "chat_template.json"])
+def test_a_llama_of_internvl2_5_is_known_by_the_newline_that_ends_its_turns(
+    turn, template, file, golden_data, tmp_path
+):
+    """The library's converter makes a Llama of the InternLM2.5 of InternVL2.5, and writes a chat template beside it."""
+    folder = convert(golden_data / "internvl2-v2pe-tiny", "hf", tmp_path / "hf")
+    text = "{% for message in messages %}{{ message['content'] + " + turn + " }}{% endfor %}"
+    (folder / file).write_text(json.dumps({"chat_template": text}) if file.endswith(".json") else text)
+    assert read_layout(folder).spec.template == template
+
+
 def test_what_transformers_saves_is_read(hf, remote, tmp_path):
     """Its own names, and the rotary settings in its newer form."""
     InternVLForConditionalGeneration.from_pretrained(hf).save_pretrained(tmp_path / "saved")

@@ -1,9 +1,10 @@
 """The format of transformers' own InternVL (`InternVLForConditionalGeneration`, folders named `-hf`).
 
-It names no chat template: `internlm2-chat` with a Llama, `internvl2_5` with a Qwen2, unless our keys under `vlm` name
-another.
+It names no chat template: `internvl2_5` with a Qwen2, or where its own ends a turn with a newline; else
+`internlm2-chat`. Our keys under `vlm` may name another.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,18 @@ PATTERNS: dict[str, Patterns] = {
 """Their names -> ours. `saved`: as published and written; `any`: also as in memory since transformers 4.52."""
 
 
-TEMPLATES = {"llama": ("internvl2", "internlm2-chat"), "qwen2": ("internvl2_5", "internvl2_5")}
-"""`model_type` of the language model -> family and chat template."""
+LANGUAGES = ("llama", "qwen2")
+"""`model_type` of a language model that we have."""
+
+CHAT_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json", "processor_config.json")
+END_OF_TURN = re.compile(r"<\|im_end\|>\\{1,2}n")
+"""The end token and an escaped newline, in a chat template or in one inside a JSON file."""
+
+
+def is_newer(folder: Path) -> bool:
+    """Return whether the chat template of a folder is that of InternVL2.5 and later: a newline ends each turn."""
+    files = (folder / name for name in CHAT_FILES)
+    return any(END_OF_TURN.search(file.read_text(encoding="utf-8")) for file in files if file.is_file())
 
 
 def expect(config: Json, where: str, **wanted: Any) -> None:
@@ -89,8 +100,8 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
     """
     vit, llm, where = config["vision_config"], config["text_config"], f"{folder}/config.json"
     expect(config, where, projector_hidden_act="gelu", vision_feature_select_strategy="default")
-    if (kind := llm.get("model_type", "qwen2")) not in TEMPLATES:
-        expected = f"one of {', '.join(TEMPLATES)}"
+    if (kind := llm.get("model_type", "qwen2")) not in LANGUAGES:
+        expected = f"one of {', '.join(LANGUAGES)}"
         raise CheckpointError(f"{where}: text_config: model_type {kind!r} is not supported", expected=expected)
     expect(llm, f"{where}: text_config", attention_bias=False, mlp_bias=False, hidden_act="silu")
     expect(llm, f"{where}: text_config", head_dim=llm["hidden_size"] // llm["num_attention_heads"])
@@ -105,9 +116,9 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
     rule = read_image_processor(folder)
     language = schema.read_llama({"tie_word_embeddings": False, **llm, "model_type": kind})
     tied = config.get("tie_word_embeddings", True)  # the class's default
-    family, template = TEMPLATES[kind]
+    newer = kind == "qwen2" or is_newer(folder)
     spec = ModelSpec(
-        family=family,
+        family="internvl2_5" if newer else "internvl2",
         vision=InternVitSpec(
             width=vit["hidden_size"],
             depth=used,
@@ -134,7 +145,7 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
             std=rule.get("image_std", IMAGENET[1]),
         ),
         image_tokens=ImageTokenSpec(context_id=config["image_token_id"]),
-        template=template,
+        template="internvl2_5" if newer else "internlm2-chat",
     )
     patterns = PATTERNS["any"]
     for prefix in ("", "model."):
