@@ -87,12 +87,13 @@ def test_legacy_flag_decides_the_blank_after_a_special_token():
     assert legacy == [*new[:2], SLOW["llama"].token_id("▁"), *new[2:]]
 
 
-def test_ids_of_the_four_published_layouts():
+def test_ids_of_the_five_published_layouts():
     assert [(n, t.bos_id, t.eos_id, t.pad_id, t.add_bos, len(t)) for n, t in sorted(SLOW.items())] == [
         ("hermes2", 1, 7, 0, False, 609),
         ("internlm2", 1, 2, 2, True, 651),
         ("llama", 1, 2, 0, True, 560),
         ("llama-legacy", 1, 2, 0, True, 560),
+        ("qwen2", None, 315, 313, False, 344),
     ]
     assert SLOW["hermes2"].token_id("<IMG_CONTEXT>") == 602
     assert SLOW["llama"].token_id("<IMG_CONTEXT>") is None

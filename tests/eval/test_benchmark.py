@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from vlm.core.errors import ConfigError, UnknownName
-from vlm.eval.benchmark import load_benchmark, tables
+from vlm.eval.benchmark import FamilyRule, load_benchmark, tables
 from vlm.eval.loaders import LOADERS
 from vlm.eval.scorers import AGGREGATES, SCORERS
 
@@ -64,3 +64,13 @@ def test_a_family_gets_its_own_prompt_and_tile_budget() -> None:
     assert pope.image_override("internvl2") == {"max_tiles": 6} and pope.image_override("convllava") == {}
     assert load_benchmark("MileBench").image_override("internvl2") == {"max_tiles": 1}
     assert load_benchmark("MM-NIAH").image_override("internvl2") == {"max_tiles": 5, "thumbnail": True}
+
+
+def test_internvl3_is_asked_like_internvl2_with_the_published_tiles():
+    tiles = {"ChartQA": 12, "DocVQA": 18, "InfoVQA": 24, "MMMU": 6, "MVBench": 1, "TextVQA": 6}
+    for name, limit in tiles.items():
+        table = load_benchmark(name)
+        assert table.image_override("internvl2_5")["max_tiles"] == limit
+        assert table.for_family("internvl2_5") == table.for_family("internvl2")
+    own = load_benchmark("POPE").model_copy(update={"families": {"internvl2_5": FamilyRule(prompt={"suffix": "!"})}})
+    assert own.for_family("internvl2_5").prompt["suffix"] == "!"

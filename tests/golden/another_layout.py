@@ -26,7 +26,10 @@ from vlm.models.projector import pixel_unshuffle
 from vlm.models.vision.intern_vit import InternVit
 
 Array = np.ndarray[Any, Any]
-TOKENIZERS = {"internlm2": "nested/tokens/first", "hermes2": "second", "llama": "lang/deep/third", "llama-legacy": "4"}
+TOKENIZERS = {
+    "internlm2": "nested/tokens/first", "hermes2": "second", "llama": "lang/deep/third", "llama-legacy": "4",
+    "qwen2": "nested/fifth",
+}  # fmt: skip
 
 
 @dataclass
@@ -72,6 +75,7 @@ SPOILERS: dict[str, tuple[str, Callable[[Json], None]]] = {
     "tiling/convllava_images": ("image1", spoil_variant),
     "templates/training": ("internlm2-chat/single_round_image", set_last("labels", lambda i: i + 1)),
     "templates/generation": ("chat/two_images", set_last("input_ids", lambda i: i + 1)),
+    "templates/batches": ("batch_chat/left_padded", lambda c: c["input_ids"][1].__setitem__(-1, 7)),
     "templates/collator": ("llava_collator/llama", lambda c: c["labels"][0].__setitem__(3, 5)),
     "sharding/splits": ("splits1", lambda c: c["ring"].reverse()),
     "sharding/padding": ("ring_padding1", lambda c: c["out_labels"].__setitem__(2, 5)),
@@ -88,6 +92,7 @@ FILES = {
     "tiling/convllava_images": "pictures/six.json",
     "templates/training": "lang/seven.json",
     "templates/generation": "lang/deep/eight.json",
+    "templates/batches": "lang/deep/batches.json",
     "templates/collator": "nine.json",
     "sharding/splits": "rows/ten.json",
     "sharding/padding": "eleven.json",
@@ -144,7 +149,7 @@ def write_mappings(root: Path, own: Fixtures, written: Written, corrupt: bool) -
     write_json(root / "lang/strings.json", {"raw_tokenization": {names[old]: strings[old] for old in strings}})
     for old, new in names.items():
         written.add("templates/raw_tokenization", f"lang/{new}", corrupt and old == "llama")
-    templates = {e.case["id"]: {**e.value} for e in own.entries["templates/templates"][1:]}
+    templates = {e.case["id"]: {**e.value} for e in own.entries["templates/templates"]}
     if corrupt:
         templates["llava_v1"]["system_message"] += "!"
     write_json(root / "lang/texts.json", {"templates": templates})
@@ -205,6 +210,7 @@ MODELS = {
         "c1_multi_image_plain": "", "c4_quirk_fewer": "", "e_quirk_stale": "out.logits_fresh", "f6_quirk": "",
         "f2_greedy": "out.tokens", "g2_loss_weighted": "out.loss", "h2_select": "out.features",
     },
+    "internvl3-tiny-hf": {"b_v2pe_fix": "out.logits", "f1_greedy": "out.tokens", "g3_loss": "", "h1_vision": ""},
     "convllava-tiny": {"v_encoder_128x128": "out.stage3", "l_text_only": "out.logits"},
 }  # fmt: skip
 """Model -> parts of the ids of the cases to take, each with the tensor to spoil, if any."""
@@ -218,7 +224,7 @@ def save_case(folder: Path, name: str, case: Json, tensors: dict[str, torch.Tens
 
 
 def write_models(root: Path, own: Fixtures, written: Written, corrupt: bool) -> None:
-    """Two checkpoints in other folders, with an index of another name, some beside the checkpoint, some above it."""
+    """Three checkpoints in other folders, with an index of another name, some beside the checkpoint, some above it."""
     for number, (model, chosen) in enumerate(MODELS.items()):
         checkpoint = root / f"nets/{number}/weights" if number else root / "nets/zero"
         shutil.copytree(
@@ -274,7 +280,7 @@ def copies(name: str, entries: list[Entry]) -> dict[str, Json]:
 
 def write_trainable(root: Path, own: Fixtures, written: Written, corrupt: bool) -> None:
     """Two stages and two optimizer groups under other names, beside their checkpoint."""
-    checkpoint = root / "nets/1/weights"
+    checkpoint = root / "nets/2/weights"
     stages = copies("step", own.entries["trainable/stages"][1:3])
     groups = copies("run", own.entries["trainable/optimizer_groups"][:2])
     if corrupt:
@@ -283,7 +289,7 @@ def write_trainable(root: Path, own: Fixtures, written: Written, corrupt: bool) 
     write_json(checkpoint / "what_trains.json", {"stages": stages, "optimizer_groups_second": groups})
     for section, names in {"trainable/stages": stages, "trainable/optimizer_groups": groups}.items():
         for name in names:
-            written.add(section, f"nets/1/weights/{name}", corrupt and name in ("step0", "run1"))
+            written.add(section, f"nets/2/weights/{name}", corrupt and name in ("step0", "run1"))
 
 
 def write_set(root: Path, *, corrupt: bool = False) -> Written:

@@ -15,7 +15,7 @@ FAULTS = ("raises", "upstream_warning", "quirk")
 """Keys that mark a recorded fault."""
 
 IMAGE = "<image>"
-MARKUP = ("<|im_start|>", "<|im_end|>", "<s>", "</s>", "ASSISTANT: ")
+MARKUP = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<s>", "</s>", "ASSISTANT: ")
 VERSIONS = ("default", "v2pe_fix", "v2pe_rnd")
 
 
@@ -47,6 +47,17 @@ def marks(case: Case) -> int:
     return sum(value.count(IMAGE) for value in values(case))
 
 
+def asked(case: Case) -> int:
+    """Image placeholders in the questions: in an answer they are text."""
+    return sum(turn["value"].count(IMAGE) for turn in case["conversations"] if turn["from"] == "human")
+
+
+def counts_differ(case: Case) -> bool:
+    """More placeholders than images; or, where upstream fails too, fewer."""
+    images = len(case["num_image_token_list"])
+    return asked(case) > images or ("raises" in case and asked(case) < images)
+
+
 def longer_than_limit(case: Case) -> bool:
     """A LLaVA sample with images beyond the limit, recorded whole."""
     return is_llava(case) and marks(case) > 0 and len(case.get("input_ids", [])) > case["model_max_length"]
@@ -54,6 +65,15 @@ def longer_than_limit(case: Case) -> bool:
 
 def is_llava(case: Case) -> bool:
     return bool(case["template"].startswith("llava"))
+
+
+def markup(case: Case) -> list[str]:
+    """What quotes structure; beside InternVL2.5's template, every special token of its tokenizer."""
+    return [*MARKUP, *(case["specials"] if case["template"] == "internvl2_5" else ())]
+
+
+def opens_with_answer(case: Case) -> bool:
+    return next(turn["from"] for turn in case["conversations"] if turn["from"] != "system") == "gpt"
 
 
 def answers(case: Case) -> int:
@@ -98,9 +118,16 @@ DECISIONS = [
     ),
     Decision(
         "templates/training",
+        "put in front",
+        lambda c: "raises" in c and asked(c) == 0 and len(c.get("num_image_token_list", [])) == 1,
+        "a single image without a placeholder opens the first question, as the published data set code has it before "
+        "it comes to this function",
+    ),
+    Decision(
+        "templates/training",
         "refused",
-        lambda c: "num_image_token_list" in c and marks(c) > len(c["num_image_token_list"]),
-        "a placeholder without an image is a broken record, not literal text",
+        lambda c: "num_image_token_list" in c and counts_differ(c),
+        "a placeholder without an image is a broken record, not literal text; so is an image without a placeholder",
     ),
     Decision(
         "templates/training",
@@ -111,7 +138,7 @@ DECISIONS = [
     Decision(
         "templates/training",
         "text is text",
-        lambda c: any(text in value for value in values(c) for text in MARKUP),
+        lambda c: any(text in value for value in values(c) for text in markup(c)),
         "quoted roles and separators never become structure; upstream raises, ends the turn there, lets the quote open "
         "a turn, or ignores the sample",
     ),
@@ -142,8 +169,20 @@ DECISIONS = [
     ),
     Decision(
         "templates/training",
+        "opening answer left out",
+        lambda c: c["template"] == "internvl2_5" and opens_with_answer(c),
+        "an answer to nothing: InternVL2.5's code trains on it; our reader leaves it out, as that of the others does",
+    ),
+    Decision(
+        "templates/training",
+        "",
+        lambda c: c["template"] == "internvl2_5" and any(v.startswith("\n") for v in values(c)),
+        "the newline of the header and the first of an answer are one token, which belongs to where it begins",
+    ),
+    Decision(
+        "templates/training",
         "answers supervised",
-        lambda c: c["conversations"][-1]["from"] == "human",
+        lambda c: c["template"] != "internvl2_5" and c["conversations"][-1]["from"] == "human",
         "upstream ignores the sample (Hermes-2, LLaVA) or trains on the trailing question (internlm2-chat)",
     ),
     Decision(
@@ -205,6 +244,13 @@ DECISIONS = [
         lambda c: c["remainder"],
         "upstream's ConvNeXt loses pixels beyond a multiple of its stride in silence; ours refuses such a size unless "
         "`encoder.drop_remainder` is set, which the runner does",
+    ),
+    Decision(
+        "models/cases",
+        "unscaled",
+        lambda c: "quirk" in c and c["kind"] != "vision" and c["scaled"] and "4.37" in c.get("computed_by", ""),
+        "an older Qwen2 knows no rope scaling and ignores the one in the configuration; ours applies it past the "
+        "limit, as newer libraries do, and computes the old result with `language: {rope_scaling: null}`",
     ),
     Decision(
         "models/cases",

@@ -89,7 +89,7 @@ SECTIONS = [
         "*",
         "conversations template tokenizer model_max_length",
         "upstream_function num_image_token_list num_image text_only use_packed_ds prompt input_ids labels "
-        "attention_mask all_labels_ignored raises quirk upstream_warning has_image "
+        "attention_mask all_labels_ignored raises quirk upstream_warning has_image supervised_text "
         "conversations_after_preprocess_multimodal",
     ),
     Section(
@@ -98,6 +98,13 @@ SECTIONS = [
         "question template tokenizer input_ids",
         "history num_patches_list num_image_token prompt eos_token_id rope_pos_id_version rope_pos_id_stride "
         "prompt_length position_ids position_ids_dtype",
+    ),
+    Section(
+        "templates/batches",
+        "*",
+        "questions template tokenizer input_ids attention_mask",
+        "num_patches_list num_image_token eos_token_id prompt prompts position_ids rope_pos_id_version "
+        "rope_pos_id_stride",
     ),
     Section("templates/collator", "*", "samples model_max_length input_ids labels", "tokenizer attention_mask"),
     Section(

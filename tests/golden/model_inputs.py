@@ -32,9 +32,12 @@ def load_case_model(folder: Path, case: dict[str, Any], into: Path) -> VisionLan
     """Load the checkpoint with the case's configuration: an edited config.json beside links to the weights."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.update(case.get("config_override") or {})
+    hf = "text_config" in config
     if case.get("llm_config_override"):
-        config["llm_config"].update(case["llm_config_override"])
+        config["text_config" if hf else "llm_config"].update(case["llm_config_override"])
     config.update({key: case[key] for key in CONFIG_KEYS if key in case})
+    if hf and "select_layer" in config:
+        config["vision_feature_layer"] = config.pop("select_layer")
     for item in folder.iterdir():
         if item.name != "config.json":
             (into / item.name).symlink_to(item)
@@ -94,10 +97,13 @@ def batch_of(model: VisionLanguageModel, folder: Path, tensors: Tensors) -> dict
     return given
 
 
-def facts_of(model: VisionLanguageModel, folder: Path, tensors: Tensors) -> dict[str, Any]:
+def facts_of(model: VisionLanguageModel, folder: Path, tensors: Tensors, case: dict[str, Any]) -> dict[str, Any]:
     """What decisions look at: image placeholders and features, names of tensors, pixels beyond the stride."""
     images = tensors.get("in.pixel_values", tensors.get("in.images"))
     facts: dict[str, Any] = {"names": set(tensors), "placeholders": None, "features": None, "remainder": False}
+    ids = tensors.get("in.input_ids")
+    longest = ids.shape[1] + case.get("max_new_tokens", 0) if ids is not None else 0
+    facts["scaled"] = model.spec.language.kind == "qwen2" and longest > model.spec.language.max_positions
     if images is None:
         return facts
     height, width = images.shape[-2:]

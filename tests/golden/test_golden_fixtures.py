@@ -15,7 +15,7 @@ def test_our_checkpoints_have_cases_of_every_kind() -> None:
     kinds: dict[str, set[str]] = {}
     for entry in OWN.entries["models/cases"]:
         kinds.setdefault(str(entry.path), set()).add(entry.case["kind"])
-    assert len(kinds) == 3 and all({"forward", "generate", "vision"} <= found for found in kinds.values())
+    assert len(kinds) == 5 and all({"forward", "generate", "vision"} <= found for found in kinds.values())
 
 
 def test_our_stages_are_all_three() -> None:

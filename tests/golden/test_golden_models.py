@@ -19,6 +19,7 @@ from vlm.core.errors import DataError
 from vlm.models.batch import Output
 from vlm.models.checkpoint.fused_tensors import way_to_make
 from vlm.models.checkpoint.layout import read_layout
+from vlm.models.checkpoint.load import load_model
 from vlm.models.checkpoint.renaming import rename
 from vlm.models.vlm import VisionLanguageModel
 
@@ -179,10 +180,15 @@ def test_model_computes_what_the_published_code_computes(entry: Entry, found: Fi
     assert case["kind"] in CHECKS, f"kind {case['kind']!r} is not known; known: {sorted(CHECKS)}"
     model = load_case_model(found.model(entry), case, tmp_path)
     tensors = load_tensors(entry.path.parent, case)
-    facts = facts_of(model, tmp_path, tensors)
+    facts = facts_of(model, tmp_path, tensors, case)
     decision = decide("models/cases", case, **facts)
     if decision is not None and decision.ours == "dropped by option":
         model.encoder.drop_remainder = True
+    if decision is not None and decision.ours == "unscaled":
+        if "out.logits" in tensors:
+            scaled = model(**batch_of(model, tmp_path, tensors)).logits
+            assert not torch.allclose(scaled, tensors["out.logits"], atol=0.1), "the setting makes no difference here"
+        model = load_model(tmp_path, adjust=lambda spec: spec.with_language(rope_scaling=None))
     if decision is not None and decision.ours == "refused":
         counts = rf"{facts['placeholders']} image placeholders .* {facts['features']} image features"
         with pytest.raises(DataError, match=counts):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from golden.conftest import DATA
 from golden.decisions import DECISIONS, OTHER_TEXTS, decide
 from golden.fixtures import Entry, Fixtures, find_fixtures
@@ -14,11 +15,12 @@ from PIL import Image
 
 from vlm.core.errors import DataError
 from vlm.core.sample.chat import IMAGE, TEMPLATES, prompt_text, user_message
-from vlm.core.sample.encode import LLAVA_IMAGE, ImageTokenIds, SampleEncoder, picture_part
+from vlm.core.sample.encode import GROUNDING, LLAVA_IMAGE, ImageTokenIds, SampleEncoder, picture_part
 from vlm.core.sample.encoded import IGNORE, Encoded
 from vlm.core.sample.records import Message, Sample, read_record, text
 from vlm.core.sample.tiling import ImageRule
 from vlm.core.sample.tokenizer import Tokenizer, load_tokenizer
+from vlm.models.answers import left_padded
 from vlm.train.run.stream import make_row
 
 SIZE = 4
@@ -72,7 +74,7 @@ def answers_of(case: dict[str, Any], template: str) -> str:
     if case["conversations"][0]["from"] == "gpt":
         values = values[1:]
     values = [value.strip() if form.strip else value for value in values]
-    return "".join(form.lead + value + form.ends["assistant"] for value in values if value)
+    return "".join(form.lead + value + form.ends["assistant"] for value in values if value or form.ends_empty)
 
 
 def is_legacy(folder: Path) -> bool:
@@ -83,8 +85,10 @@ def is_legacy(folder: Path) -> bool:
 
 def facts_of(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What decisions look at beside the entry: recorded image tokens, and the rule of the tokenizer in `folder`."""
-    context = load_tokenizer(folder).token_id("<IMG_CONTEXT>")
-    return {"image_ids": case.get("input_ids", []).count(context), "legacy": is_legacy(folder)}
+    tokenizer = load_tokenizer(folder)
+    context = tokenizer.token_id("<IMG_CONTEXT>")
+    quotes = tokenizer.specials.keys() - GROUNDING
+    return {"image_ids": case.get("input_ids", []).count(context), "legacy": is_legacy(folder), "specials": quotes}
 
 
 def test_our_fixtures_hold_the_special_cases_that_the_table_decides() -> None:
@@ -110,6 +114,13 @@ def test_ids_and_labels_equal_the_published_ones(entry: Entry, found: Fixtures, 
             encoder_for(case, tokenizer, tokens).encode(sample, max_length=max_length)
         return
     sample, tokens, tiles = sample_of(case, tmp_path)
+    if ours == "put in front":
+        first = next(i for i, turn in enumerate(case["conversations"]) if turn["from"] == "human")
+        turns = [dict(turn) for turn in case["conversations"]]
+        turns[first]["value"] = f"{IMAGE}\n" + turns[first]["value"]
+        wanted, *_ = sample_of({**case, "conversations": turns}, tmp_path)
+        assert sample.messages == wanted.messages
+        return
     encoder = encoder_for(case, tokenizer, tokens)
     encoded = encoder.encode(sample, max_length=None if ours.startswith("not cut") else max_length)
     ids, labels = encoded.input_ids.tolist(), encoded.labels.tolist()
@@ -119,11 +130,28 @@ def test_ids_and_labels_equal_the_published_ones(entry: Entry, found: Fixtures, 
         stand_ins = [f"<img>{'<IMG_CONTEXT>' * (n * tokens)}</img>" for n in tiles]
     else:
         stand_ins = [IMAGE] * len(tiles)
+    if ours == "opening answer left out":
+        opening = next(turn["value"] for turn in case["conversations"] if turn["from"] == "gpt")
+        form = encoder.template
+        opening = form.headers["assistant"] + opening + form.ends["assistant"] + form.tail
+        assert opening in case["prompt"]
+        n = len(tokenizer.encode(opening))
+        at = len(tokenizer.encode(case["prompt"].partition(opening)[0]))
+        case = {
+            **case,
+            "prompt": case["prompt"].replace(opening, "", 1),
+            "input_ids": case["input_ids"][:at] + case["input_ids"][at + n :],
+            "labels": case["labels"][:at] + case["labels"][at + n :],
+        }
+        del case["supervised_text"]
+        ours = ""
     if ours != "placeholders kept":
         assert prompt_text(sample.messages, encoder.template, images=stand_ins) == case["prompt"]
     answers = answers_of(case, encoder.template.name)
 
     if ours == "":
+        if "supervised_text" in case:
+            assert supervised_text(encoded, tokenizer) == case["supervised_text"]
         assert ids == case["input_ids"]
         assert labels == case["labels"]
         assert encoded.truncated == (len(ids) == max_length)
@@ -191,6 +219,24 @@ def test_generation_prompts_equal_the_published_ones(entry: Entry, found: Fixtur
         if encoder.image_tokens.start is None:
             stand_ins = [IMAGE] * len(tiles)
         assert prompt_text(messages, encoder.template, generation_prompt=True, images=stand_ins) == case["prompt"]
+
+
+@pytest.mark.cases("templates/batches")
+def test_batches_of_prompts_equal_the_published_left_padded_ones(entry: Entry, found: Fixtures) -> None:
+    """One image for each question, put in front of it where it has no placeholder."""
+    case = entry.case
+    tokenizer = load_tokenizer(found.tokenizer(entry, case["tokenizer"]))
+    encoder = encoder_for(case, tokenizer, case["num_image_token"])
+    questions = zip(case["questions"], case["num_patches_list"], strict=True)
+    samples = [Sample("b", [user_message(q, [picture_part(picture(n))] if n else [])]) for q, n in questions]
+    strides = case.get("rope_pos_id_stride")
+    rows = [encoder.encode(sample, strides=strides, generation_prompt=True) for sample in samples]
+    ids, mask, positions = left_padded(rows)
+    if "position_ids" in case:
+        assert positions[mask.bool()].tolist() == torch.tensor(case["position_ids"])[mask.bool()].tolist()
+    assert mask.tolist() == case["attention_mask"]
+    assert ids[mask.bool()].tolist() == torch.tensor(case["input_ids"])[mask.bool()].tolist()
+    assert encoder.stop_ids == [case["eos_token_id"]]
 
 
 @pytest.mark.cases("templates/raw_tokenization")

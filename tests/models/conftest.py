@@ -22,6 +22,7 @@ TOKENIZERS = {
     "tiny-internvl2": GOLDEN / "tokenizers" / "internlm2",
     "tiny-internvl-chat-v1-2": GOLDEN / "tokenizers" / "hermes2",
     "tiny-convllava": GOLDEN / "tokenizers" / "llama",
+    "tiny-internvl3": GOLDEN / "tokenizers" / "qwen2",
 }
 
 
@@ -53,6 +54,8 @@ def tiny() -> Callable[..., VisionLanguageModel]:
                     parameter.fill_(0.5)
                 elif name.startswith("language_model") and parameter.dim() == 2:
                     parameter.mul_(6)
+                elif name.endswith("_proj.bias"):  # Qwen2's, zero in a fresh model
+                    parameter.normal_(std=0.5, generator=torch.Generator().manual_seed(2))
         return model.eval()
 
     return make
@@ -98,7 +101,7 @@ def prompt() -> Callable[..., Tensor]:
         ids: list[int] = []
         for part in parts:
             if isinstance(part, int):
-                ids += torch.randint(10, 500, (part,), generator=generator).tolist()
+                ids += torch.randint(10, 300 if context == 337 else 500, (part,), generator=generator).tolist()
             else:
                 ids += [context] * model.tokens_per_tile
         return torch.tensor([ids])

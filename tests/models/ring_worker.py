@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from vlm.models import sequence_parallel as spread
 from vlm.models.attention import BACKENDS, AttentionBackend, ring, sdpa
@@ -65,22 +66,24 @@ def attention(group, kind, lengths, heads, key_heads, dtype=torch.float64) -> fl
 # the whole model ------------------------------------------------------------------------------------------------------
 
 
-def exact_model():
+def exact_model(kind="llama"):
     """The tiny model in float64 throughout, with gains at which every input matters.
 
     transformers' RMSNorm goes through float32 and would turn a difference of 1e-16 into one of 1e-7.
     """
     torch.manual_seed(1)
-    model = make_model(load_preset("tiny-internvl2")).double()
+    model = make_model(load_preset("tiny-internvl2").with_language(kind=kind)).double()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1 and "ls" in name:
                 parameter.fill_(0.5)
+            elif name.endswith("_proj.bias"):  # Qwen2's, zero in a fresh model
+                parameter.normal_(std=0.5)
             elif parameter.dim() == 2 and "embed" not in name:
                 parameter.mul_(4)
     for module in list(model.language_model.modules()):
         for name, child in module.named_children():
-            if isinstance(child, LlamaRMSNorm):
+            if isinstance(child, LlamaRMSNorm | Qwen2RMSNorm):
                 setattr(module, name, nn.RMSNorm(len(child.weight), eps=child.variance_epsilon, dtype=torch.float64))
     return model
 
@@ -145,8 +148,8 @@ PACK = [(9, "image", 6, "image", "image", 5), (7,), (2, "image", "image", 17), (
 EVEN = [(8, "image", 4), (16,)]
 
 
-def scaled():
-    model = exact_model()
+def scaled(kind="llama"):
+    model = exact_model(kind)
     scaling = RopeScaling(kind="dynamic", factor=2.0)
     model.language_model.model.rotary_emb = ExactRotary(16, 1e6, 12, scaling)
     return model
@@ -244,6 +247,9 @@ def cases(size):
         yield f"{kind} model", lambda k=kind: compare(world, k, row(PACK))
         yield f"{kind} model whole numbers", lambda k=kind: compare(world, k, row(PACK, fractional=False))
         yield f"{kind} model scaled rotary", lambda k=kind: compare(world, k, row(PACK, fractional=False), scaled())
+        yield f"{kind} model qwen2", lambda k=kind: compare(world, k, row(PACK), exact_model("qwen2"))
+        scaling = f"{kind} model qwen2 scaled rotary"
+        yield scaling, lambda k=kind: compare(world, k, row(PACK, fractional=False), scaled("qwen2"))
         yield f"{kind} model text only", lambda k=kind: compare(world, k, row([(11,), (30,)]))
         yield f"{kind} model one tile", lambda k=kind: compare(world, k, row([(11, "image", 3), (30,)]))
         yield f"{kind} model no label here", lambda k=kind: only_one_answer(world, k)

@@ -13,7 +13,13 @@ from vlm.models.specs import ConvNextSpec, load_preset
 from vlm.models.vision.convnext import ConvNext
 from vlm.models.vlm import make_model
 
-CHECKPOINTS = ["internvl2-v2pe-tiny", "internvl-chat-v1-2-tiny", "convllava-tiny"]
+CHECKPOINTS = [
+    "internvl2-v2pe-tiny",
+    "internvl-chat-v1-2-tiny",
+    "convllava-tiny",
+    "internvl3-tiny",
+    "internvl3-tiny-hf",
+]
 
 
 def language(width, heads, kv_heads):

@@ -32,16 +32,20 @@ def tokenizers(tmp_path_factory, golden_data):
     turns = [[{"from": "human", "value": f"what is {i}?"}, {"from": "gpt", "value": "a cat"}] for i in range(30)]
     (folder / "t.jsonl").write_text("".join(json.dumps({"conversations": t}) + "\n" for t in turns))
     train_tokenizer(folder / "trained", [folder / "t.jsonl"], vocab_size=320)
-    return {"trained": folder / "trained", "published": golden_data / "tokenizers" / "internlm2"}
+    return {
+        "trained": folder / "trained",
+        "published": golden_data / "tokenizers" / "internlm2",
+        "qwen2": golden_data / "tokenizers" / "qwen2",
+    }
 
 
 @pytest.fixture(scope="module")
 def make(tokenizers, tmp_path_factory):
     """`make(kind, rule=..., system=...)`: (checkpoint of ours, its -hf export)."""
 
-    def build_both(kind="trained", *, rule=None, **changes):
+    def build_both(kind="trained", *, preset="tiny-internvl2", rule=None, **changes):
         folder = tmp_path_factory.mktemp("model")
-        spec = load_preset("tiny-internvl2")
+        spec = load_preset(preset)
         changes["image_rule"] = spec.image_rule.model_copy(update=rule or {})
         model = build(spec.model_copy(update=changes), tokenizer=tokenizers[kind], seed=1)
         with torch.no_grad():
@@ -69,6 +73,7 @@ RULES = {
     "no system text": ("trained", {"system": ""}),
     "another template": ("trained", {"template": "smollm2"}),
     "Hermes": ("trained", {"template": "Hermes-2"}),
+    "InternVL3": ("qwen2", {"preset": "tiny-internvl3"}),
 }
 
 

@@ -120,8 +120,8 @@ def test_a_published_internvl2_becomes_a_model_of_transformers(golden_data, tmp_
         (
             "text_config",
             "model_type",
-            "qwen2",
-            r"text_config: model_type 'qwen2' is not supported\n  expected: 'llama'",
+            "qwen3",
+            r"text_config: model_type 'qwen3' is not supported\n  expected: one of llama, qwen2",
         ),
         ("text_config", "attention_bias", True, "attention_bias True"),
         ("text_config", "head_dim", 99, "head_dim 99"),

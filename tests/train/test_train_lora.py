@@ -21,14 +21,18 @@ SPEC = Lora(
 )
 
 
-def fresh(dtype=torch.float32):
+def fresh(dtype=torch.float32, preset="tiny-internvl2"):
     torch.manual_seed(0)
-    return make_model(load_preset("tiny-internvl2")).eval().to(dtype)
+    model = make_model(load_preset(preset)).eval().to(dtype)
+    for name, parameter in model.named_parameters():
+        if name.startswith("language_model") and name.endswith("_proj.bias"):  # Qwen2's, zero in a fresh model
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model
 
 
-def trained(dtype=torch.float32):
+def trained(dtype=torch.float32, preset="tiny-internvl2"):
     """A model whose adapters are not zero."""
-    model = fresh(dtype)
+    model = fresh(dtype, preset)
     layers = add_adapters(model, SPEC, seed=0)
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:
@@ -100,11 +104,23 @@ def test_adapters_alone_are_saved_small_and_read_again_to_the_same_answer(tmp_pa
     assert not list(tmp_path.glob(".*"))
 
 
-def test_peft_reads_the_adapters(tmp_path):
-    model, _ = trained()
+@pytest.mark.parametrize("preset", ["tiny-internvl2", "tiny-internvl3"])
+def test_peft_reads_the_adapters(preset, tmp_path):
+    model, _ = trained(preset=preset)
     save_adapters(model.state_dict(), SPEC, tmp_path / "adapter")
-    other = peft.PeftModel.from_pretrained(fresh(), tmp_path / "adapter")
+    other = peft.PeftModel.from_pretrained(fresh(preset=preset), tmp_path / "adapter")
     torch.testing.assert_close(answer(other), answer(model))
+
+
+def test_merged_adapters_of_a_qwen2_keep_its_biases(tmp_path):
+    model, layers = trained(preset="tiny-internvl3")
+    assert sum(name.startswith("language_model") for name in layers) == 2 * 7
+    state, plain = merge(model.state_dict(), SPEC), fresh(preset="tiny-internvl3")
+    assert state.keys() == plain.state_dict().keys()
+    biases = [name for name in state if name.endswith("_proj.bias")]
+    assert len(biases) == 2 * 3 and all(torch.equal(state[name], plain.state_dict()[name]) for name in biases)
+    plain.load_state_dict(state)
+    torch.testing.assert_close(answer(plain), answer(model))
 
 
 def test_adapters_of_another_model_are_refused(tmp_path):

@@ -22,6 +22,16 @@ def test_every_published_stage_of_the_three_systems_is_shipped():
     assert {*CONV, *V2PE, *CHAT} <= {*recipe_names()}
 
 
+def test_v2pe_on_internvl3_is_ours_and_holds_the_25_sets_that_do_not_resemble_milebench():
+    ours, base = load_recipe("internvl3-2b-v2pe-32k"), load_recipe("v2pe-32k")
+    names = [entry.file.split("/")[-2] for entry in ours.data]
+    assert (names.count("long_vqa_32k"), names.count("long_mr_32k"), len(names)) == (17, 8, 25)
+    assert all(entry in base.data for entry in ours.data)
+    assert (ours.strides, ours.stride_choices) == ("random", (1, 2, 4, 8, 16, 32, 64, 128, 256))  # 1/256 to 1 a token
+    assert ours.model.preset == "internvl3-2b" and "(ours)" in ours.title and ours.sources[""].startswith("ours")
+    assert training_spec(ours.model, load_preset("internvl3-2b")).template == "internvl2_5"
+
+
 @pytest.fixture
 def empty_home(tmp_path, monkeypatch):
     monkeypatch.setenv("VLM_HOME", str(tmp_path / "nothing"))

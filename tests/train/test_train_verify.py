@@ -68,6 +68,35 @@ torchrun --nnodes=1 --nproc_per_node=2 train/finetune.py --model_name_or_path pr
   --max_seq_length 2048 --num_train_epochs 1 --dynamic_image_size False --bf16 True
 """
 
+SECOND = """
+CARDS=${{CARDS:-{gpus}}}
+ALL=${{ALL:-{samples}}}
+EACH=${{EACH:-4}}
+torchrun --nnodes=1 --nproc_per_node=${{CARDS}} train/finetune.py --model_name_or_path OpenGVLab/{start} \\
+  --conv_style internvl2_5 --use_fast_tokenizer False --force_image_size 448 --max_dynamic_patch {tiles} \\
+  --down_sample_ratio 0.5 --drop_path_rate {drop} --freeze_llm {lora} --freeze_mlp {lora} {more} \\
+  --freeze_backbone True --bf16 True --num_train_epochs 1 --per_device_train_batch_size ${{EACH}} --save_steps 200 \\
+  --save_total_limit 1 --gradient_accumulation_steps $((ALL / EACH / CARDS)) --learning_rate {rate} \\
+  --weight_decay {decay} --warmup_ratio 0.03 --lr_scheduler_type cosine --max_seq_length {length} \\
+  --grad_checkpoint True --group_by_length True --dynamic_image_size True --use_thumbnail True --ps_version v2 \\
+  --deepspeed zero_stage1_config.json
+"""
+FULL = {"gpus": 8, "samples": 128, "lora": False, "more": ""}
+LORA = {"gpus": 2, "samples": 16, "lora": True, "more": "--use_llm_lora 16", "drop": 0.0}
+NEW = {**FULL, "tiles": 12, "drop": 0.0, "length": 16384, "decay": 0.05, "rate": "2e-5"}
+OLD = {"tiles": 6, "drop": 0.1, "length": 8192, "decay": 0.01, "rate": "4e-5"}
+SECOND_RUNS = {
+    "internvl3-1b-finetune": {**NEW, "start": "InternVL3-1B", "rate": "1e-5"},
+    "internvl3-2b-finetune": {**NEW, "start": "InternVL3-2B"},
+    "internvl3-8b-finetune": {**NEW, "start": "InternVL3-8B"},
+    "internvl2_5-1b-finetune": {**OLD, **FULL, "start": "InternVL2_5-1B"},
+    "internvl2_5-2b-finetune": {**OLD, **FULL, "start": "InternVL2_5-2B"},
+    "internvl2_5-8b-finetune": {**OLD, **FULL, "start": "InternVL2_5-8B", "decay": 0.05},
+    "internvl2_5-1b-finetune-lora": {**OLD, **LORA, "start": "InternVL2_5-1B"},
+    "internvl2_5-2b-finetune-lora": {**OLD, **LORA, "start": "InternVL2_5-2B"},
+    "internvl2_5-8b-finetune-lora": {**OLD, **LORA, "start": "InternVL2_5-8B", "decay": 0.05},
+}
+
 README = """
 # Training
 
@@ -167,6 +196,22 @@ def test_the_script_of_the_32k_stage_contradicts_nothing_unexplained(write):
     assert report.unused == ["EACH=1", "STEPS_TO_SUM=32", "TOTAL=1024"] and report.unforwarded == ["STRIDE"]
     assert "--meta_path shell/data/sets.json" in report.dead_paths and "train/finetune.py" in report.dead_paths
     assert "seed" in report.only_ours and "optimizer.lr" not in report.only_ours
+
+
+@pytest.mark.parametrize("name", SECOND_RUNS)
+def test_the_second_fine_tunings_of_internvl3_contradict_nothing_unexplained(name, write):
+    path = write(SECOND.format(**SECOND_RUNS[name]))
+    report = verify(name, path)
+    assert report.contradictions == [] and report.unknown == [] and report.broken == []
+    assert [f.key for f in report.noted] == ["batch.packing"]
+    same = {"optimizer.lr", "optimizer.weight_decay", "batch.samples", "max_length", "trainable", "model.start"}
+    spec = {
+        f"model.spec.{key}" for key in ("template", "vision.drop_path", "image_rule.max_tiles", "projector.version")
+    }
+    assert same | spec | {"zero.stage", "lora.rank"} <= {*report.agree}
+    assert nearest(path) == name
+    faster = write(SECOND.format(**{**SECOND_RUNS[name], "rate": "3e-3"}))
+    assert [f.key for f in verify(name, faster).contradictions] == ["optimizer.lr"]
 
 
 def test_paths_that_are_here_are_not_dead(write):

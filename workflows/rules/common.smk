@@ -19,7 +19,7 @@ STAGES = config["stages"]
 START = config["start"]
 MODELS = config["evaluate"]
 SITE = config.get("site", {})
-SYSTEMS = ["v2pe", "internvl_chat_v1_2", "convllava"]
+SYSTEMS = ["v2pe", "internvl_chat_v1_2", "convllava", "internvl3"]
 FLAGS = {"default": "--stride none", "shuffled": "--stride none --shuffle-images"}
 guards = ExitStack()  # entered by `onstart`, left when Snakemake ends
 

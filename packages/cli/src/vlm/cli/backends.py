@@ -176,8 +176,9 @@ def key_of(variable: str | None, usual: str) -> str | None:
 def check_family(family: str) -> None:
     """Raise UnknownName for a family that no table names; "" is the tables' own."""
     from vlm.core.home import home
-    from vlm.eval.benchmark import load_benchmark, tables
+    from vlm.eval.benchmark import ASKED_LIKE, load_benchmark, tables
 
-    known = {name for bench in tables(home()) for name in load_benchmark(bench, home()).families} if family else {""}
+    named = (load_benchmark(bench, home()).families for bench in tables(home())) if family else ()
+    known = {name for families in named for name in families} | ASKED_LIKE.keys() if family else {""}
     if family not in known:
         raise UnknownName("family", family, known)

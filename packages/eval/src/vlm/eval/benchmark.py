@@ -41,6 +41,11 @@ class FamilyRule(Strict):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+ASKED_LIKE = {"internvl2_5": "internvl2"}
+"""Family -> the one whose rules hold where a table names none of its own: one published evaluator asks both, with the
+same tiles (6; ChartQA 12, DocVQA 18, InfoVQA 24, a frame 1)."""
+
+
 class ItemCounts(Strict):
     """Items per group of the complete download.
 
@@ -140,16 +145,20 @@ class Benchmark(Strict):
         """Return the name of the scorer of a group of items."""
         return self.scorer if isinstance(self.scorer, str) else self.scorer[group]
 
+    def family_rule(self, family: str) -> FamilyRule:
+        """Return what differs for a family: its own rule, else that of the family that it is asked like."""
+        return self.families.get(family) or self.families.get(ASKED_LIKE.get(family, "")) or FamilyRule()
+
     def for_family(self, family: str) -> "Benchmark":
         """Return the table as a model family is asked; unchanged for a family that the table does not name."""
-        own = self.families.get(family, FamilyRule())
+        own = self.family_rule(family)
         generation = own.generation or self.generation
         merged = {"prompt": {**self.prompt, **own.prompt}, "options": {**self.options, **own.options}}
         return self.model_copy(update={**merged, "generation": generation, "scorer": own.scorer or self.scorer})
 
     def image_override(self, family: str) -> dict[str, Any]:
         """Return keys to replace in a family's image rule: `rule.model_copy(update=table.image_override(family))`."""
-        images = self.families.get(family, FamilyRule()).images
+        images = self.family_rule(family).images
         return images.model_dump(exclude_none=True, exclude={"source"}) if images else {}
 
 

@@ -61,13 +61,22 @@ class ExactRotary(nn.Module):
         return tables[0].to(dtype), tables[1].to(dtype)
 
 
-class ExactAttention(LlamaAttention):
-    """Llama's, with q and k rotated in the dtype of the tables (float32) and then cast back, as the published code.
+class ExactForward(nn.Module):
+    """A forward pass for the attention of a Llama or a relative of it, as a base class before theirs.
 
-    Stock transformers rotates in the dtype of the weights: in bfloat16 neighboring image tokens become one.
+    q and k are rotated in the dtype of the tables (float32) and then cast back, as the published code does. Stock
+    transformers rotates in the dtype of the weights: in bfloat16 neighboring image tokens become one.
     """
 
-    def forward(  # type: ignore[override]  # no attention weights are returned
+    def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k, v [B, L, heads, head size] of hidden states [B, L, C]."""
+        q, k, v = (
+            projection(hidden_states).unflatten(-1, (-1, self.head_dim))
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return q, k, v
+
+    def forward(
         self,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
@@ -77,14 +86,17 @@ class ExactAttention(LlamaAttention):
     ) -> tuple[Tensor, None]:
         """hidden_states [B, L, C] -> [B, L, C]; `position_embeddings` from `ExactRotary`."""
         assert position_embeddings is not None
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (p(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for p in projections)
+        q, k, v = (t.transpose(1, 2) for t in self.project(hidden_states))
         q, k = (t.to(v.dtype) for t in apply_rotary_pos_emb(q, k, *position_embeddings))
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
         backend = AttentionInterface().get_interface(self.config._attn_implementation, attend)
         out, _ = backend(self, q, k, v, attention_mask, scaling=self.scaling, **kwargs)
         return self.o_proj(out.flatten(2)), None
+
+
+class ExactAttention(ExactForward, LlamaAttention):
+    """Llama's parameters with the forward pass of `ExactForward`."""
 
 
 def document_positions(cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +106,7 @@ def document_positions(cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     return (torch.arange(len(start), device=start.device) - start)[None], length[None]
 
 
-LANGUAGE_MODELS = {"llama": "vlm.models.language:make_llama"}
+LANGUAGE_MODELS = {"llama": "vlm.models.language:make_llama", "qwen2": "vlm.models.qwen2:make_qwen2"}
 """Kind of a `LanguageSpec` -> the function that makes such a model, as an import string."""
 
 
@@ -139,7 +151,7 @@ def shared_config(spec: LanguageSpec) -> dict[str, Any]:
 def with_exact_parts(model: Any, spec: LanguageSpec, attention: type[nn.Module]) -> Any:
     """Return a model of transformers with our output head, rotary tables and attention.
 
-    `attention(config, layer)` has the parameters of the model's own, and the forward pass of `ExactAttention`.
+    `attention(config, layer)` has the parameters of the model's own, and the forward pass of `ExactForward`.
     """
     model.lm_head = with_parts_of(model.lm_head, LossHead(spec.width, spec.vocab, bias=False, device="meta"))
     head = spec.width // spec.heads

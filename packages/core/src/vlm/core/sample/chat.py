@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vlm.core.errors import DataError, UnknownName
 from vlm.core.sample.records import Medium, Message, Part, split_placeholders, text
@@ -11,6 +11,9 @@ from vlm.core.sample.records import Medium, Message, Part, split_placeholders, t
 IMAGE = "<image>"
 INTERNVL2_SYSTEM = (
     "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+)
+INTERNVL2_5_SYSTEM = (
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 )
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -23,8 +26,7 @@ class Template:
     """A prompt format. A message is `headers[role]`, `lead`, its text, `ends[role]`, `tail`.
 
     `headers`, `ends` and `tail` are markup: their special tokens are recognized, those in a user's text are not. The
-    text of an answer and its end are supervised, the tail never is. A message without content is its header alone
-    (published).
+    text of an answer and its end are supervised, the tail never is.
     """
 
     name: str
@@ -42,12 +44,16 @@ class Template:
     """Move the images of a message to its front, each followed by a newline, and strip the rest (LLaVA)."""
     images_only: bool = False
     """Discard the text of the user (LLaVA's caption template)."""
+    frame: str = "Frame{}: "
+    """Text before each frame of a video; a benchmark's own evaluator writes `Frame1: ` for every family."""
+    ends_empty: bool = False
+    """End a message without content too (InternVL2.5); otherwise it is its header alone (published)."""
 
 
-def _chatml(name: str, system: str, tail: str = "", strip: bool = False) -> Template:
+def _chatml(name: str, system: str, **rules: Any) -> Template:
     roles = ("system", "user", "assistant")
     headers = {role: f"<|im_start|>{role}\n" for role in roles}
-    return Template(name, system, headers, dict.fromkeys(roles, "<|im_end|>"), ("<|im_end|>",), tail=tail, strip=strip)
+    return Template(name, system, headers, dict.fromkeys(roles, "<|im_end|>"), ("<|im_end|>",), **rules)
 
 
 HERMES_2 = _chatml("Hermes-2", "Answer the questions.")
@@ -71,6 +77,8 @@ TEMPLATES: dict[str, Template] = {
         HERMES_2,
         # ... and the one that the published code has had since July 2024, made for InternVL2
         replace(HERMES_2, name="Hermes-2-2024-07", system=INTERNVL2_SYSTEM),
+        # InternVL2.5, 3 and 3.5 alike: unlike the two above, a newline follows every end token
+        _chatml("internvl2_5", INTERNVL2_5_SYSTEM, tail="\n", frame="Frame-{}: ", ends_empty=True),
         LLAVA_V1,
         Template(
             "llava_plain",
@@ -176,7 +184,7 @@ def render(
         answer = role == "assistant"
         spans.append(_markup(form.headers[role]))
         content = [_content_span(piece, answer) for piece in _content(message["content"], form, answer)]
-        if content:
+        if content or form.ends_empty:
             lead, end = _markup(form.lead, answer), _markup(form.ends[role], answer)
             spans += [lead, *content, end, _markup(form.tail)]
     if generation_prompt:

@@ -23,6 +23,8 @@ from vlm.core.sample.tokenizer import Tokenizer, as_tokenizer
 GROUNDING = frozenset({"<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"})
 """Special tokens that count as content: published data and models write them in questions and answers."""
 
+BENCHMARK_FRAME = "Frame{}: "
+
 Strides = float | Sequence[float] | Callable[[int], Sequence[float]] | None
 """Positions per tile: one number, one per image, a function of the number of images, or None for 0, 1, 2, ..."""
 
@@ -147,7 +149,7 @@ class SampleEncoder:
         """
         where = sample.where or sample.id
         spans = render(
-            frames_as_images(sample.messages, self.load_frames, self.segments),
+            frames_as_images(sample.messages, self.load_frames, self.segments, self.template.frame),
             self.template,
             self.system,
             generation_prompt,
@@ -272,14 +274,15 @@ class SampleEncoder:
 
 
 def frames_as_images(
-    messages: Sequence[Message], load: Callable[..., Sequence[Image.Image]], segments: int
+    messages: Sequence[Message], load: Callable[..., Sequence[Image.Image]], segments: int, label: str = BENCHMARK_FRAME
 ) -> list[Message]:
-    """Return messages with each video replaced by `Frame1: <image>` lines (published inference style).
+    """Return messages with each video replaced by lines such as `Frame1: <image>` (published inference style).
 
     Args:
         messages: Messages with or without videos.
         load: `load(path, frames, clip)` returns the RGB frames of a video.
         segments: Frames of a video whose part does not name a number, as benchmarks do.
+        label: Text before a frame of such a video; the evaluators of all families write `Frame1: `.
     """
     expanded: list[Message] = []
     for message in messages:
@@ -290,8 +293,9 @@ def frames_as_images(
                 continue
             following = message["content"][i + 1 : i + 2]
             frames = load(part["path"], part.get("frames", segments), part.get("clip"))
+            mark = BENCHMARK_FRAME if "frames" in part else label
             for k, frame in enumerate(frames, 1):
-                content += [text(f"Frame{k}: "), picture_part(frame, frame=True), text("\n")]
+                content += [text(mark.format(k)), picture_part(frame, frame=True), text("\n")]
             # a record's text after <video> opens with a newline, which then ends the last frame's line
             if following and following[0]["type"] == "text" and following[0]["text"].startswith("\n"):
                 content.pop()

@@ -116,7 +116,8 @@ class SampleMeter(SampleEncoder):
             DataError: See `SampleEncoder.encode`.
             MediaError: A header cannot be read.
         """
-        spans = render(frames_as_images(sample.messages, self.load_frames, self.segments), self.template, self.system)
+        messages = frames_as_images(sample.messages, self.load_frames, self.segments, self.template.frame)
+        spans = render(messages, self.template, self.system)
         tiles, _ = self._images([s.medium for s in spans if s.medium is not None], pixels=False)
         brackets, remaining = int(self.image_tokens.start is not None), iter(tiles)
         text = int(self.tokenizer.add_bos)

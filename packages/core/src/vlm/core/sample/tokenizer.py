@@ -12,7 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.models import BPE
 
 from vlm.core.errors import CheckpointError, VlmError
 from vlm.core.home import read_object
@@ -210,10 +212,17 @@ def _read(path: Path) -> dict[str, Any]:
     return read_object(path, CheckpointError, fix="download the file again") if path.exists() else {}
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder has files that `load_tokenizer` reads."""
+    slow = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+    return slow or any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
+
+
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Load the tokenizer of a model folder: `tokenizer.model` if it is there (as published), else `tokenizer.json`.
 
-    Reads `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` beside it.
+    Without both, `vocab.json` and `merges.txt` are Qwen2's slow tokenizer. Reads `tokenizer_config.json`,
+    `special_tokens_map.json` and `added_tokens.json` beside it.
 
     Raises:
         CheckpointError: Neither file is there, or one cannot be read.
@@ -228,6 +237,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             return SentencePieceTokenizer(model, _added_tokens(folder, config, model), config)
         if spec.is_file():
             return FastTokenizer(_read(spec), config)
+        if (folder / "merges.txt").is_file() and (folder / "vocab.json").is_file():
+            return FastTokenizer(qwen2_spec(folder, config), config)
     except VlmError:
         raise
     except Exception as error:  # both libraries raise bare exceptions, and our reading meets any kind of value
@@ -235,9 +246,35 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise CheckpointError(found, fix="download it again") from error
     raise CheckpointError(
         f"no tokenizer in {folder}",
-        expected="tokenizer.model or tokenizer.json",
+        expected="tokenizer.model, tokenizer.json, or vocab.json and merges.txt",
         fix="download the checkpoint again, or copy the tokenizer files beside its config.json",
     )
+
+
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""The pattern that Qwen2 cuts text with before it merges bytes, from its published tokenizer.json."""
+
+
+def qwen2_spec(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the `tokenizer.json` of a Qwen2 tokenizer that is stored as vocabulary, merges and added tokens."""
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    pairs = (line.partition(" ") for line in lines if line and not line.startswith("#version"))
+    backend = RustTokenizer(BPE(_read(folder / "vocab.json"), [(first, second) for first, _, second in pairs]))
+    backend.normalizer = normalizers.NFC()
+    words = pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior="isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    spec: dict[str, Any] = json.loads(backend.to_str())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    found = {int(i): {**flags, "special": True, **t} for i, t in config.get("added_tokens_decoder", {}).items()}
+    for name, i in _read(folder / "added_tokens.json").items():
+        found.setdefault(i, {**flags, "special": True, "content": name})
+    spec["added_tokens"] = [{**found[i], "id": i} for i in sorted(found)]
+    return spec
 
 
 def _added_tokens(folder: Path, config: dict[str, Any], model: Path) -> dict[str, dict[str, Any]]:

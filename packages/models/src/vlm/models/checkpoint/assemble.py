@@ -24,7 +24,7 @@ from vlm.core.home import new_folder
 from vlm.core.progress import Report, silent
 from vlm.core.sample.tokenizer import load_tokenizer
 from vlm.models.checkpoint.formats import internvl, llava
-from vlm.models.checkpoint.formats.schema import LLAMA
+from vlm.models.checkpoint.formats.schema import QWEN2
 from vlm.models.checkpoint.load import initialized, write_checkpoint
 from vlm.models.checkpoint.renaming import Patterns, prefixed, rename
 from vlm.models.checkpoint.safetensors_io import WeightReader, load_pickle
@@ -49,7 +49,7 @@ PROJECTOR_NAMES: Patterns = {
     **internvl.PROJECTOR,
     **{k.removeprefix("mlp1."): v for k, v in internvl.PROJECTOR.items()},
 }
-LANGUAGE_NAMES: Patterns = prefixed(LLAMA, "", "language_model.")
+LANGUAGE_NAMES: Patterns = prefixed(QWEN2, "", "language_model.")
 
 
 @dataclass(frozen=True)

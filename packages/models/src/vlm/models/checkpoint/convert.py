@@ -16,7 +16,7 @@ from torch import Tensor
 from vlm.core.errors import CheckpointError, ConfigError, HardwareError, UnknownName
 from vlm.core.home import new_folder, resolve, write_atomic, write_json
 from vlm.core.progress import Report, human_bytes, silent
-from vlm.core.sample.tokenizer import load_tokenizer
+from vlm.core.sample.tokenizer import has_tokenizer, load_tokenizer
 from vlm.core.text import printable
 from vlm.models.checkpoint.agreement import check_agreement
 from vlm.models.checkpoint.formats import FORMATS
@@ -24,7 +24,7 @@ from vlm.models.checkpoint.formats.schema import FolderFiles, StoredFacts
 from vlm.models.checkpoint.fused_tensors import forms
 from vlm.models.checkpoint.hf_companions import complete_hf_folder
 from vlm.models.checkpoint.layout import read_layout
-from vlm.models.checkpoint.load import TOKENIZER_FILES, copy_tokenizer
+from vlm.models.checkpoint.load import copy_tokenizer
 from vlm.models.checkpoint.locate import find_checkpoint, read_config
 from vlm.models.checkpoint.losses import losses, model_card, refuse_losses
 from vlm.models.checkpoint.reader import CheckpointReader, Vision
@@ -175,11 +175,6 @@ def stored_dtype(source: CheckpointReader) -> str:
         tensor = source.meta(name)
         counts[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
     return counts.most_common(1)[0][0]
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Return whether a folder holds a tokenizer."""
-    return any((folder / name).exists() for name in TOKENIZER_FILES[:2])
 
 
 def special_ids(folder: Path) -> dict[str, int]:

@@ -91,9 +91,12 @@ def chat_template(template: Template, system: str | None, *, bos: bool) -> str:
     header, end = template.headers, template.ends
     pieces = MEDIA_FIRST if template.images_first else MEDIA_IN_PLACE
     body = "content(message) | trim" if template.strip else "content(message)"
+    condition = "true" if template.ends_empty else "text"
     turns = ""
     for word, role in (("if", "user"), ("elif", "assistant")):
-        turns += f"{{%- {word} message['role'] == '{role}' -%}}{{{{- {quoted(header[role])} -}}}}{{%- if text -%}}"
+        turns += (
+            f"{{%- {word} message['role'] == '{role}' -%}}{{{{- {quoted(header[role])} -}}}}{{%- if {condition} -%}}"
+        )
         turns += f"{{{{- {quoted(template.lead)} + text + {quoted(end[role] + template.tail)} -}}}}{{%- endif -%}}"
     return (
         f"{pieces}\n"

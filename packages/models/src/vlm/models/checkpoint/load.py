@@ -154,6 +154,8 @@ def write_checkpoint(
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -168,7 +170,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     """
     found = [source / n for n in TOKENIZER_FILES if (source / n).exists()]
     if not found:
-        raise CheckpointError(f"no tokenizer in {source}", expected=f"one of {', '.join(TOKENIZER_FILES[:2])}")
+        raise CheckpointError(f"no tokenizer in {source}", expected=f"one of {', '.join(TOKENIZER_FILES[:3])}")
     for file in found:
         shutil.copyfile(file, target / file.name)
 

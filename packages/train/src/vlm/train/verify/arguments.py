@@ -84,10 +84,10 @@ NEUTRAL = {
     "per_device_eval_batch_size", "dataset", "pad2square", "vision_select_layer", "mm_vision_select_layer",
     "mm_use_im_start_end", "mm_use_im_patch_token", "mm_projector_type", "use_thumbnail", "dynamic_max_patch",
     "use_data_resampling", "strict_mode", "replacement", "allow_overflow", "max_buffer_size", "group_by_length",
-    "loss_reduction_all_gather", "min_dynamic_patch", "local_rank", "ddp_find_unused_parameters",
+    "loss_reduction_all_gather", "min_dynamic_patch", "local_rank", "ddp_find_unused_parameters", "use_fast_tokenizer",
 }  # fmt: skip
 """Arguments without a key of ours: logging and loading, or what the loop always does (one loss normalizer for all
-processes; sorting by length inside a step moves no sample to another step)."""
+processes; sorting by length inside a step moves no sample to another step; one tokenizer, that of the weights)."""
 
 
 class Claims:

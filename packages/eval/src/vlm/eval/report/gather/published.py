@@ -1,6 +1,6 @@
-"""The published tables of the three systems, as printed: `vlm/eval/published/*.yaml`.
+"""The published tables of the four systems, as printed: `vlm/eval/published/*.yaml`.
 
-v2pe, internvl, convllava = load_published()
+v2pe, internvl, convllava, internvl2_5 = load_published()
 [column.name for column in v2pe.tables[0].columns]
 """
 
@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from vlm.core.config import Strict, load_yaml, package_tables, parse
 
-ORDER = ("v2pe", "internvl_chat_v1_2", "convllava")
+ORDER = ("v2pe", "internvl_chat_v1_2", "convllava", "internvl2_5")
 """The systems in the order of the report."""
 
 

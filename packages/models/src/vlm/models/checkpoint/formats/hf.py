@@ -1,15 +1,17 @@
-"""The format of transformers' own InternVL (`InternVLForConditionalGeneration`, folders named `-hf`), with a Llama.
+"""The format of transformers' own InternVL (`InternVLForConditionalGeneration`, folders named `-hf`).
 
-It names no chat template: `internlm2-chat`, unless our keys under `vlm` name another.
+It names no chat template: `internvl2_5` with a Qwen2, or where its own ends a turn with a newline; else
+`internlm2-chat`. Our keys under `vlm` may name another.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import CheckpointError
 from vlm.core.sample.tiling import IMAGENET, ImageRule
 from vlm.models.checkpoint.formats import schema
-from vlm.models.checkpoint.formats.schema import LLAMA, CheckpointLayout, FolderFiles, Json, StoredFacts
+from vlm.models.checkpoint.formats.schema import QWEN2, CheckpointLayout, FolderFiles, Json, StoredFacts
 from vlm.models.checkpoint.locate import read_image_processor
 from vlm.models.checkpoint.renaming import Patterns, inverted, prefixed, weight_and_bias, without_layers
 from vlm.models.specs import ImageTokenSpec, InternVitSpec, ModelSpec, UnshuffleSpec
@@ -46,7 +48,7 @@ _PICTURES: Patterns = {
     **prefixed(weight_and_bias(ENCODER), "vision_tower.", ""),
     **prefixed(weight_and_bias(PROJECTOR), "multi_modal_projector.", ""),
 }
-_SAVED: Patterns = {**_PICTURES, **prefixed(LLAMA, "language_model.", "language_model.")}
+_SAVED: Patterns = {**_PICTURES, **prefixed(QWEN2, "language_model.", "language_model.")}
 
 PATTERNS: dict[str, Patterns] = {
     "saved": _SAVED,
@@ -56,11 +58,25 @@ PATTERNS: dict[str, Patterns] = {
         **{
             k if k.startswith("lm_head") else k.replace("model.", "model.language_model.", 1): v
             and f"language_model.{v}"
-            for k, v in LLAMA.items()
+            for k, v in QWEN2.items()
         },
     },
 }
 """Their names -> ours. `saved`: as published and written; `any`: also as in memory since transformers 4.52."""
+
+
+LANGUAGES = ("llama", "qwen2")
+"""`model_type` of a language model that we have."""
+
+CHAT_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json", "processor_config.json")
+END_OF_TURN = re.compile(r"<\|im_end\|>\\{1,2}n")
+"""The end token and an escaped newline, in a chat template or in one inside a JSON file."""
+
+
+def is_newer(folder: Path) -> bool:
+    """Return whether the chat template of a folder is that of InternVL2.5 and later: a newline ends each turn."""
+    files = (folder / name for name in CHAT_FILES)
+    return any(END_OF_TURN.search(file.read_text(encoding="utf-8")) for file in files if file.is_file())
 
 
 def expect(config: Json, where: str, **wanted: Any) -> None:
@@ -84,7 +100,10 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
     """
     vit, llm, where = config["vision_config"], config["text_config"], f"{folder}/config.json"
     expect(config, where, projector_hidden_act="gelu", vision_feature_select_strategy="default")
-    expect(llm, f"{where}: text_config", model_type="llama", attention_bias=False, mlp_bias=False, hidden_act="silu")
+    if (kind := llm.get("model_type", "qwen2")) not in LANGUAGES:
+        expected = f"one of {', '.join(LANGUAGES)}"
+        raise CheckpointError(f"{where}: text_config: model_type {kind!r} is not supported", expected=expected)
+    expect(llm, f"{where}: text_config", attention_bias=False, mlp_bias=False, hidden_act="silu")
     expect(llm, f"{where}: text_config", head_dim=llm["hidden_size"] // llm["num_attention_heads"])
     expect(vit, f"{where}: vision_config", use_mean_pooling=True, use_absolute_position_embeddings=True)
     expect(vit, f"{where}: vision_config", hidden_act="gelu", num_channels=3)
@@ -95,10 +114,11 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
         raise CheckpointError(f"{where}: vision_feature_layer {select!r}", expected="one layer")
     used, size = schema.selected_depth(depth, select), side(vit["image_size"])
     rule = read_image_processor(folder)
-    language = schema.read_llama({"tie_word_embeddings": False, **llm})
-    tied = config.get("tie_word_embeddings", llm.get("tie_word_embeddings", True))
+    language = schema.read_llama({"tie_word_embeddings": False, **llm, "model_type": kind})
+    tied = config.get("tie_word_embeddings", True)  # the class's default
+    newer = kind == "qwen2" or is_newer(folder)
     spec = ModelSpec(
-        family="internvl2",
+        family="internvl2_5" if newer else "internvl2",
         vision=InternVitSpec(
             width=vit["hidden_size"],
             depth=used,
@@ -113,7 +133,9 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
             layer_scale_init=vit.get("layer_scale_init_value", 0.1),
         ),
         projector=UnshuffleSpec(version="v2", ratio=config.get("downsample_ratio", 0.5)),
-        language=language.model_copy(update={"tied": tied}),
+        language=schema.with_stored_head(
+            language.model_copy(update={"tied": tied}), folder, PATTERNS["any"], copies=True
+        ),
         image_rule=ImageRule(
             kind="tiles" if rule.get("crop_to_patches", True) else "square",
             size=rule.get("size", {}).get("height", size),
@@ -123,7 +145,7 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
             std=rule.get("image_std", IMAGENET[1]),
         ),
         image_tokens=ImageTokenSpec(context_id=config["image_token_id"]),
-        template="internlm2-chat",
+        template="internvl2_5" if newer else "internlm2-chat",
     )
     patterns = PATTERNS["any"]
     for prefix in ("", "model."):
@@ -142,11 +164,16 @@ def write(spec: ModelSpec, facts: StoredFacts) -> list[FolderFiles]:
         raise schema.no_place("the token order of pixel unshuffle v1 (column by column)", "hf", "pixel unshuffle v2")
     if vision.qk_norm and vision.norm_eps != 1e-6:
         raise schema.no_place(f"a q/k norm with eps {vision.norm_eps}", "hf", "1e-6, which transformers has built in")
-    rule, scaling = spec.image_rule, spec.language.rope_scaling
-    text = {**schema.write_llama(spec.language), **facts.ids, "model_type": "llama", "attention_bias": False}
-    text["mlp_bias"] = False
+    rule = spec.image_rule
+    scaling = spec.language.rope_scaling if spec.strides is None else None  # the library would scale V2PE's positions
+    text = {**schema.write_llama(spec.language), **facts.ids, "model_type": spec.language.kind}
     del text["rope_scaling"], text["rope_theta"]
-    text["head_dim"] = spec.language.width // spec.language.heads
+    if spec.language.kind == "llama":
+        text |= {"attention_bias": False, "mlp_bias": False, "head_dim": spec.language.width // spec.language.heads}
+    elif spec.language.kind == "qwen2":
+        text["use_sliding_window"] = False
+    else:
+        raise schema.no_place(f"the language model {spec.language.kind}", "hf", "llama or qwen2")
     text["rope_parameters"] = {
         "rope_type": scaling.kind if scaling else "default",
         "rope_theta": spec.language.rope_theta,

@@ -1,14 +1,18 @@
-"""The format of OpenGVLab's InternVL: V2PE and InternVL2 with InternLM2's names, InternVL-Chat-V1-2 with Llama's.
+"""The format of OpenGVLab's InternVL, with the names of InternLM2, Llama or Qwen2 in its language model.
 
-Source: the public configurations and checkpoints of OpenGVLab (InternVL2-2B, V2PE, InternVL-Chat-V1-2).
+InternLM2: InternVL2, V2PE, and InternVL2.5 of 2B and 8B. Llama: InternVL-Chat-V1-2. Qwen2: InternVL2.5 of 1B and 4B,
+InternVL3.
+
+Source: the public configurations and checkpoints of OpenGVLab (InternVL2-2B, V2PE, InternVL-Chat-V1-2, InternVL3-1B).
 """
 
 from pathlib import Path
 
+from vlm.core.errors import CheckpointError
 from vlm.core.sample.chat import get_template
 from vlm.core.sample.tiling import IMAGENET, ImageRule
 from vlm.models.checkpoint.formats import schema
-from vlm.models.checkpoint.formats.schema import LLAMA, CheckpointLayout, FolderFiles, Json, StoredFacts
+from vlm.models.checkpoint.formats.schema import LLAMA, QWEN2, CheckpointLayout, FolderFiles, Json, StoredFacts
 from vlm.models.checkpoint.renaming import Patterns, inverted, prefixed, without_layers
 from vlm.models.specs import ImageTokenSpec, InternVitSpec, ModelSpec, UnshuffleSpec
 
@@ -17,7 +21,8 @@ MODEL_TYPES = ("internvl_chat",)
 
 CONTEXT_FROM_END = 7
 """InternVL appends nine tokens. The context token is the third of nine in InternVL2 and the first new one of seven in
-V1-2: both are row `vocab - 7`, unless tokens were added: the tokenizer beside the weights is asked first."""
+V1-2: both are row `vocab - 7`, and with Qwen2 too (151,667 of 151,674), unless tokens were added: the tokenizer beside
+the weights is asked first."""
 
 ENCODER: Patterns = {
     f"vision_model.{name}": f"encoder.{name}"
@@ -56,20 +61,47 @@ INTERNLM2: Patterns = {
 PATTERNS: dict[str, Patterns] = {
     "internlm2": {**ENCODER, **PROJECTOR, **prefixed(INTERNLM2, "language_model.", "language_model.")},
     "llama": {**ENCODER, **PROJECTOR, **prefixed(LLAMA, "language_model.", "language_model.")},
+    "qwen2": {**ENCODER, **PROJECTOR, **prefixed(QWEN2, "language_model.", "language_model.")},
 }
 """By the language model's family: their names -> ours."""
+
+LANGUAGES = {"InternLM2ForCausalLM": "internlm2", "LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
+"""Architecture in `llm_config` -> key of `PATTERNS`."""
+
+FAMILIES = {"internvl2_5": "internvl2_5", "internlm2-chat": "internvl2", "Hermes-2": "internvl-chat-v1-2"}
+"""Template -> family."""
+
+DEFAULT_TEMPLATES = {"internlm2": "internlm2-chat", "llama": "Hermes-2", "qwen2": "internvl2_5"}
+"""Key of `PATTERNS` -> template of a configuration that names none."""
+
+
+def language_of(llm: Json) -> str:
+    """Return the key of `PATTERNS` for an `llm_config`.
+
+    Raises:
+        CheckpointError: a language model that we do not have, e.g. InternLM3 or Qwen3.
+    """
+    name = (llm.get("architectures") or ["LlamaForCausalLM"])[0]
+    if name not in LANGUAGES:
+        raise CheckpointError(f"llm_config: {name} is not supported", expected=f"one of {', '.join(LANGUAGES)}")
+    return LANGUAGES[name]
 
 
 def read(folder: Path, config: Json) -> CheckpointLayout:
     """Read spec and names from a published `config.json`.
 
     Raises:
-        CheckpointError: a rope scaling that our model does not have.
+        CheckpointError: a language model or a rope scaling that our model does not have.
         KeyError: a key is missing.
     """
     vit, llm = config["vision_config"], config["llm_config"]
-    fused = "InternLM2ForCausalLM" in llm.get("architectures", [])
-    language = schema.read_llama(llm)
+    kind = language_of(llm)
+    language = schema.with_stored_head(
+        schema.read_llama(llm).model_copy(update={"kind": "qwen2" if kind == "qwen2" else "llama"}),
+        folder,
+        PATTERNS[kind],
+    )
+    template = config.get("template") or DEFAULT_TEMPLATES[kind]
     version = config.get("rope_pos_id_version", "default")
     v2pe = version != "default"
     if v2pe:
@@ -77,7 +109,7 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
     depth = vit["num_hidden_layers"]
     used = schema.selected_depth(depth, config.get("select_layer", -1))
     spec = ModelSpec(
-        family="internvl2" if fused else "internvl-chat-v1-2",
+        family=FAMILIES.get(template) or FAMILIES[DEFAULT_TEMPLATES[kind]],
         vision=InternVitSpec(
             width=vit["hidden_size"],
             depth=used,
@@ -104,34 +136,42 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
             std=IMAGENET[1],
         ),
         image_tokens=ImageTokenSpec(context_id=schema.context_id(folder, language.vocab - CONTEXT_FROM_END)),
-        template=config.get("template") or ("internlm2-chat" if fused else "Hermes-2"),
+        template=template,
         strides=config.get("rope_pos_id_stride") if v2pe else None,
         system=config.get("system_message"),
     )
-    patterns = PATTERNS["internlm2" if fused else "llama"]
     return CheckpointLayout(
-        "internvl", spec, without_layers(patterns, "vision_model.encoder.layers", range(used, depth))
+        "internvl", spec, without_layers(PATTERNS[kind], "vision_model.encoder.layers", range(used, depth))
     )
 
 
 def write(spec: ModelSpec, facts: StoredFacts) -> list[FolderFiles]:
-    """Return the folder to write: InternLM2's names for the family `internvl2`, Llama's for any other.
+    """Return the folder to write: Qwen2's names for a Qwen2, else Llama's for InternVL-Chat-V1-2, else InternLM2's.
 
     Raises:
         ConfigError: a part that the format cannot hold.
     """
     vision, projector = schema.intern_parts(spec, "internvl")
-    rule, fused = spec.image_rule, spec.family == "internvl2"
+    rule, kind = spec.image_rule, spec.language.kind
+    if kind not in PATTERNS:
+        raise schema.no_place(f"the language model {kind}", "internvl", "llama, InternLM2 or qwen2")
+    if kind == "llama" and spec.family in ("internvl2", "internvl2_5"):
+        kind = "internlm2"
     if (rule.mean, rule.std) != IMAGENET:
         raise schema.no_place(
             f"the pixel mean {rule.mean}", "internvl", f"{IMAGENET[0]}, which the published code has built in"
         )
     language = {**schema.write_llama(spec.language), **facts.ids, "torch_dtype": facts.dtype}
-    if fused:
+    if kind == "internlm2":
         language |= {"architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "bias": False}
         # the published InternLM2 cannot be built without a scaling; linear by 1 changes nothing
         language["rope_scaling"] = language["rope_scaling"] or {"type": "linear", "factor": 1.0}
         language["attn_implementation"] = "eager" if spec.strides is None else "flash_attention_2"
+    elif kind == "qwen2":
+        language |= {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "attention_dropout": 0.0}
+        language |= {"use_sliding_window": False, "sliding_window": None, "max_window_layers": spec.language.depth}
+        if spec.strides is not None:  # the library would scale V2PE's positions
+            language["rope_scaling"] = None
     else:
         language |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
         language |= {"attention_bias": False, "attention_dropout": 0.0}
@@ -161,7 +201,7 @@ def write(spec: ModelSpec, facts: StoredFacts) -> list[FolderFiles]:
     # always: published loaders have texts of their own for a template
     config["system_message"] = get_template(spec.template).system if spec.system is None else spec.system
     files = {"config.json": config, "preprocessor_config.json": schema.write_image_processor(spec)}
-    return [FolderFiles(inverted(PATTERNS["internlm2" if fused else "llama"]), files)]
+    return [FolderFiles(inverted(PATTERNS[kind]), files)]
 
 
 def write_vision(vision: InternVitSpec) -> Json:

@@ -187,6 +187,8 @@ def write(spec: ModelSpec, facts: StoredFacts) -> list[FolderFiles]:
         raise schema.no_place(f"the image rule {spec.image_rule.kind}", "llava", "pad or crop")
     if spec.image_tokens.context is not None:
         raise schema.no_place(f"the token {spec.image_tokens.context}", "llava", "a placeholder outside the vocabulary")
+    if spec.language.kind != "llama":
+        raise schema.no_place(f"the language model {spec.language.kind}", "llava", "a Llama")
     depth = spec.projector.depth
     config = {
         **schema.write_llama(spec.language),

@@ -4,9 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vlm.core.errors import CheckpointError, ConfigError
-from vlm.core.sample.tokenizer import load_tokenizer
+from vlm.core.sample.tokenizer import has_tokenizer, load_tokenizer
 from vlm.models.checkpoint.renaming import Patterns
+from vlm.models.checkpoint.safetensors_io import WeightReader, has_weights
 from vlm.models.specs import InternVitSpec, LanguageSpec, ModelSpec, RopeScaling, UnshuffleSpec
 
 Json = dict[str, Any]
@@ -27,6 +30,12 @@ LLAMA: Patterns = {
 }  # fmt: skip
 """Names of a Llama, the same in every format; ours begin with `language_model.`."""
 LLAMA["model.layers.{}.self_attn.rotary_emb.inv_freq"] = None  # a constant that older libraries stored
+
+QWEN2: Patterns = {
+    **LLAMA,
+    **{name: name for name in (f"model.layers.{{}}.self_attn.{x}_proj.bias" for x in "qkv")},
+}
+"""Names of a Qwen2: a Llama's, and biases on q, k and v."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +97,10 @@ def no_place(found: str, name: str, expected: str) -> ConfigError:
 
 
 def read_llama(config: Json) -> LanguageSpec:
-    """Return the spec of a Llama or InternLM2 configuration.
+    """Return the spec of a Llama, InternLM2 or Qwen2 configuration; keys that we do not know are ignored.
 
     Raises:
-        CheckpointError: a rope scaling that our model does not have.
+        CheckpointError: a rope scaling or a sliding window, which our model does not have.
         KeyError: a key is missing.
     """
     rope = config.get("rope_parameters") or {}
@@ -100,9 +109,12 @@ def read_llama(config: Json) -> LanguageSpec:
     known = {"linear", "dynamic", "default", "v2pe"}  # the release writes "v2pe" over the scaling: it means none
     if kind not in known:
         raise CheckpointError(f"rope scaling {kind!r} is not supported", expected=f"one of {sorted(known)}")
+    if config.get("use_sliding_window"):
+        raise CheckpointError("use_sliding_window true is not supported", expected="attention to the whole sequence")
     factor = scaling.get("factor", 1.0)
     scaled = kind == "dynamic" or (kind == "linear" and factor != 1.0)  # linear by 1 changes nothing
     return LanguageSpec(
+        kind="qwen2" if config.get("model_type") == "qwen2" else "llama",
         vocab=config["vocab_size"],
         width=config["hidden_size"],
         depth=config["num_hidden_layers"],
@@ -138,6 +150,28 @@ def write_llama(spec: LanguageSpec) -> Json:
     }
 
 
+HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+
+
+def with_stored_head(language: LanguageSpec, folder: Path, patterns: Patterns, *, copies: bool = False) -> LanguageSpec:
+    """Return the spec of an untied model if a tied one is described but an output head of its own is stored.
+
+    Released weights are like that: transformers' class takes a missing `tie_word_embeddings` for true, and then keeps a
+    stored head that differs from the embeddings (`copies`: one that equals them is tied all the same); OpenGVLab's
+    classes read false whatever is written.
+    """
+    if not language.tied or not has_weights(folder):
+        return language
+    reader = WeightReader(folder)
+    stored = {patterns.get(key): reader.read(key) for key in reader.items if patterns.get(key) in (HEAD, EMBEDDING)}
+    if len(stored) < 2:
+        return language
+    head, embedding = stored[HEAD], stored[EMBEDDING]
+    # the first row decides, as a rule
+    same = copies and torch.equal(head[:1], embedding[:1]) and torch.equal(head, embedding)
+    return language if same else language.model_copy(update={"tied": False})
+
+
 def write_image_processor(spec: ModelSpec, **changes: Any) -> Json:
     """Return the configuration of a CLIP image processor with the image size and statistics of the spec."""
     rule = spec.image_rule
@@ -160,7 +194,7 @@ def write_image_processor(spec: ModelSpec, **changes: Any) -> Json:
 
 def context_id(folder: Path, usual: int) -> int:
     """Return the id of `<IMG_CONTEXT>` in the tokenizer of a folder; the usual one where there is none to ask."""
-    if not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+    if not has_tokenizer(folder):
         return usual
     found = load_tokenizer(folder).token_id("<IMG_CONTEXT>")
     return usual if found is None else found
