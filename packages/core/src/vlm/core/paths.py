@@ -1,5 +1,7 @@
 """Relative paths in tables, archives, downloads and manifests, which must stay below their folder."""
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BeforeValidator
@@ -44,3 +46,16 @@ def _inside(path: str) -> str:
 
 
 InsidePath = Annotated[str, BeforeValidator(_inside)]
+
+
+def exists(path: str | Path) -> bool:
+    """Return whether something is there; False for a name that no file can have, where `Path.exists` raises.
+
+    >>> exists("a/" * 5000), exists("a\0b")
+    (False, False)
+    """
+    try:
+        os.stat(path)  # noqa: PTH116  # the one place: Path.exists raises for some names and not for others
+    except (OSError, ValueError):
+        return False
+    return True

@@ -10,8 +10,10 @@ import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from vlm.core.errors import ConfigError, MediaError
+from vlm.core.text import shown
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+MISSING = "check the path, or the media root of the dataset"
 FOLDER_FPS = 3.0
 """Frames per second of a video that is a folder of images (MVBench's TVQA clips)."""
 
@@ -24,7 +26,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             yield image
     except FileNotFoundError as error:
-        raise MediaError(f"no such file: {path}", fix="check the path, or the media root of the dataset") from error
+        raise MediaError(f"no such file: {shown(path)}", fix=MISSING) from error
     except IsADirectoryError as error:
         raise MediaError(f"{path} is a folder", expected="an image file", fix="name the file in it") from error
     except Image.DecompressionBombError as error:
@@ -71,6 +73,29 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return image.size
 
 
+def image_facts(path: str | Path) -> tuple[tuple[int, int], tuple[tuple[str, str], ...]]:
+    """Return (width, height), and (kind, what) of what a viewer shows otherwise; both from the header alone.
+
+    The kinds are `rotated` (EXIF), `transparent` and `float`. The picture is used as published: as it is stored.
+
+    Raises:
+        MediaError: The header cannot be read; the message names the file.
+    """
+    with _opened(path) as image:
+        notes = []
+        try:  # of a PNG without it in the header, getexif of its own class would decode the picture
+            turned = Image.Image.getexif(image).get(0x0112, 1)
+        except Exception:  # noqa: BLE001  # a damaged EXIF block changes no pixel
+            turned = 1
+        if turned in range(2, 9):
+            notes.append(("rotated", f" is stored turned (EXIF orientation {turned})"))
+        if image.has_transparency_data:
+            notes.append(("transparent", f" has transparent parts (mode {image.mode})"))
+        if image.mode.startswith("F"):
+            notes.append(("float", f" has values of mode {image.mode}"))
+        return image.size, tuple(notes)
+
+
 def frame_indices(n_frames: int, fps: float, segments: int, bound: tuple[float, float] | None = None) -> list[int]:
     """Return the index of the middle frame of each of `segments` equal parts of a video.
 
@@ -112,7 +137,7 @@ def load_video(path: str | Path, segments: int, clip: tuple[float, float] | None
             chosen = _chosen(path, getattr(gif, "n_frames", 1), fps, segments, clip)
             return _picked(chosen, ImageSequence.Iterator(gif), _rgb)
     if not path.is_file():
-        raise MediaError(f"no such file: {path}", fix="check the path, or the media root of the dataset")
+        raise MediaError(f"no such file: {shown(path)}", fix=MISSING)
     try:
         import decord
     except ImportError:  # it has no wheel for this machine
