@@ -8,6 +8,7 @@ to be these.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +44,7 @@ TIMED = {
 LASTS = {CONTAINERS[0], CONTAINERS[1], "flv"}
 """Containers whose header announces how long the video lasts; MPEG streams announce nothing."""
 
-WHOLE = 0.95
+WHOLE = 0.97
 """A file with less of the announced frames or time is not whole; headers are often a frame or two off."""
 
 DECODE_SECONDS = 600.0
@@ -140,10 +141,13 @@ def _read_index(path: str | Path, container: Any, stream: Any) -> _Index:
     name, rate, unit = container.format.name, stream.average_rate, stream.time_base
     shown: list[tuple[int, int, bool]] = []  # stamp, stamp to seek, is it a key frame
     packets, end, gap, last_key, is_open = 0, 0.0, False, None, False
+    codec, head = stream.codec_context.codec.canonical_name, stream.codec_context.extradata or b""
+    maybe_closed = name == CONTAINERS[0] and codec == "h264" and len(head) > 4 and head[0] == 1
+    length = (head[4] & 3) + 1 if maybe_closed else 0
     for packet in container.demux():
         if packet.pts is not None:
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-        if packet.stream.index != stream.index or packet.size == 0:
+        if packet.stream.index != stream.index or (packet.size == 0 and packet.pts is None):
             continue
         packets += 1
         if packet.is_discard or packet.pts is None:
@@ -151,31 +155,51 @@ def _read_index(path: str | Path, container: Any, stream: Any) -> _Index:
             continue
         if packet.is_keyframe:
             last_key = packet.pts
+            is_open |= maybe_closed and not _is_closed(bytes(packet), length)
         is_open |= last_key is None or packet.pts < last_key
         shown.append((packet.pts, packet.pts if packet.dts is None else packet.dts, packet.is_keyframe))
-    shown.sort()
+    shown.sort(key=lambda packet: packet[0])
     stamps = [stamp for stamp, _, _ in shown]
     times = np.array(stamps, float) * float(unit or 0)
     span = float(times[-1] - times[0]) if len(times) > 1 else 0.0
     fps = float(rate) if rate else (len(times) - 1) / span if span else 25.0
-    _refuse_short(path, container, stream, packets, end, fps)
-    timed = stream.codec_context.codec.canonical_name in TIMED.get(name, ())
-    exact = timed and bool(shown) and None not in stamps and len(set(stamps)) == len(stamps)
-    mp4 = name == CONTAINERS[0] and stream.codec_context.codec.canonical_name == "h264" and stream.frames == len(stamps)
+    _refuse_short(path, container, stream, packets, end, times)
+    exact = codec in TIMED.get(name, ()) and bool(shown) and None not in stamps and len(set(stamps)) == len(stamps)
+    closed = maybe_closed and not gap and not is_open and stream.frames == len(stamps)
     keys = {place: seek for place, (_, seek, is_key) in enumerate(shown) if is_key}
-    return _Index(stamps, times, keys, fps, exact and 0 in keys, mp4 and not gap and not is_open)
+    return _Index(stamps, times, keys, fps, exact and 0 in keys, closed)
 
 
-def _refuse_short(path: str | Path, container: Any, stream: Any, packets: int, end: float, fps: float) -> None:
-    name = container.format.name
-    found, announced = float(packets), float(stream.frames)
-    if name in LASTS:  # in time: frames before and after an edit list's part are not shown
-        lasts = container.duration / 1e6 if container.duration else 0.0
-        start = container.start_time / 1e6 if container.start_time else 0.0
-        found, announced = (end - start) * fps, lasts * fps
-    if announced - found >= 2 and found < WHOLE * announced:
+def _is_closed(packet: bytes, length: int) -> bool:
+    """Return whether a packet of H.264 restarts decoding: it holds an IDR picture, no mere recovery point.
+
+    Args:
+        packet: Units, each after its length, as MP4 stores them.
+        length: Bytes of a length.
+    """
+    at = 0
+    while at + length < len(packet):
+        if packet[at + length] & 31 == 5:
+            return True
+        at += length + int.from_bytes(packet[at : at + length])
+    return False
+
+
+def _refuse_short(path: str | Path, container: Any, stream: Any, packets: int, end: float, times: np.ndarray) -> None:
+    """Raise MediaError where clearly fewer packets are in the file than its header announces, in number and in time.
+
+    How long the last frame is shown is often not said: without a number, two of the largest gaps may be missing.
+    """
+    number, missing = stream.frames, stream.frames - packets
+    short = bool(number) and packets < WHOLE * number and missing >= 2
+    if container.format.name in LASTS and (short or not number):
+        lasts = (container.duration or 0) / 1e6
+        slack = 0.0 if number or len(times) < 2 else 2 * float(np.diff(times).max())
+        short = end < WHOLE * lasts and lasts - end >= slack  # else an edit list shows a part of the frames
+        number = number or (round(packets * lasts / end) if end else 1)
+    if short:
         raise MediaError(
-            f"{printable(path)} holds {packets} frames of about {round(announced)} that its header announces",
+            f"{printable(path)} holds {packets} frames of about {number} that its header announces",
             expected="a whole file",
             fix="fetch the file again: it was cut short",
         )
@@ -255,7 +279,7 @@ def _picture(frame: Any) -> Image.Image:
 
     graph = av.filter.Graph()
     source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or 1
+        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1)
     )
     chain = [source, graph.add("scale", "flags=bilinear"), graph.add("format", "rgb24"), graph.add("buffersink")]
     graph.link_nodes(*chain).configure()
