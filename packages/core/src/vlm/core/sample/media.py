@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
-from PIL import Image, ImageFile, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, ImageSequence, UnidentifiedImageError
 
 from vlm.core.errors import ConfigError, DataError, MediaError
 from vlm.core.reading import check_regular, is_folder, open_regular
@@ -136,6 +136,9 @@ def _rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image).astype(np.int64)
         if image.mode != "I" or values.max() > 255:
             image = Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8))
+    if image.mode == "LAB":  # Pillow converts it by a color profile alone
+        lab, rgb = (ImageCms.createProfile(name) for name in ("LAB", "sRGB"))
+        return cast("Image.Image", ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB"))
     return image.convert("RGB")
 
 
@@ -180,11 +183,13 @@ def image_facts(path: str | Path) -> tuple[tuple[int, int], tuple[tuple[str, str
         except Exception:  # noqa: BLE001  # a damaged EXIF block changes no pixel
             turned = 1
         if turned in range(2, 9):
-            notes.append(("rotated", f" is stored turned (EXIF orientation {turned})"))
+            notes.append(("rotated", f" is stored turned (EXIF orientation {turned}) and used as it is stored"))
         if image.has_transparency_data:
-            notes.append(("transparent", f" has transparent parts (mode {image.mode})"))
+            notes.append(
+                ("transparent", f" has transparent parts ({image.mode}); the color below them is used, often black")
+            )
         if image.mode.startswith("F"):
-            notes.append(("float", f" has values of mode {image.mode}"))
+            notes.append(("float", f" has floating-point values ({image.mode}), used as 0 to 255"))
         return image.size, tuple(notes)
 
 

@@ -64,7 +64,7 @@ class Sample:
     """One record in memory.
 
     `messages` hold text and media in reading order; `where` is `file:line` for error messages; `meta` holds the other
-    keys of the record.
+    keys of the record, and `unread` names those that nothing reads.
 
     >>> Sample("1", [{"role": "user", "content": [image("cat.png"), text("What is it?")]}]).media
     [{'type': 'image', 'path': 'cat.png'}]
@@ -74,6 +74,7 @@ class Sample:
     messages: list[Message]
     where: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     @property
     def media(self) -> list[Medium]:
@@ -185,7 +186,7 @@ def examine(record: Any, *, root: Path, where: str = "", allow: Collection[Allow
     if not isinstance(record, dict):
         found.fault("json", f"{named(record)}, not an object")
         return found
-    found.unread = [key for key in record if key not in KNOWN]
+    found.unread = [printable(key, 60) for key in record if key not in KNOWN]
     for key in ("images", "videos"):
         if record.get(key):
             found.fault("keys", f"`{key}` is not read; {MEANT[key]}")
@@ -202,7 +203,8 @@ def examine(record: Any, *, root: Path, where: str = "", allow: Collection[Allow
         parts: list[Medium] = [*(image(root / name) for name in images), *(video(root / name, clip) for name in videos)]
         known = KNOWN - {"meta", "metadata", "haystack"}
         meta = {key: value for key, value in record.items() if key not in known}
-        found.sample = Sample(record_id(record) or where, _messages(turns, parts, mark), where, meta)
+        id = record_id(record) or where
+        found.sample = Sample(id, _messages(turns, parts, mark), where, meta, tuple(found.unread))
     return found
 
 
@@ -311,9 +313,9 @@ def _turn(i: int, turn: Any, found: Examined, allow: Collection[Allowed]) -> Non
         found.fault("empty answer" if empty else "empty turn", f"turn {i} ({role}) has no text", fatal=empty)
     if loss is not None and loss not in (0, 1):
         found.fault("turns", f"turn {i}: `loss` is {printable(repr(loss), 40)}, expected 0 or 1")
-    found.unread += [f"turn.{k}" for k in turn if k not in TURN_KEYS and f"turn.{k}" not in found.unread]
-    if loss and role != "gpt":
-        found.unread += ["turn.loss"]
+    unread = [f"turn.{printable(k, 60)}" for k in turn if k not in TURN_KEYS]
+    unread += ["turn.loss"] if loss and role != "gpt" else []
+    found.unread += [key for key in unread if key not in found.unread]
     return None
 
 

@@ -218,6 +218,7 @@ def run_stage(plan: RunPlan, out: Path, me: World, quiet: bool) -> Path:
         for step, data in enumerate(prefetch(stream, first, total), first):
             waited = time.perf_counter() - asked
             ledger.add(step, data.n_samples, data.lost)
+            bar.say(data.notes)
             note = "no usable sample"
             if data.rows:
                 line = one_step(engine, recipe, processor, data, step, total, me)

@@ -24,7 +24,7 @@ from vlm.core.sample.index import LineIndex, Mixture, Shuffle
 from vlm.core.sample.lines import parse_line
 from vlm.core.sample.packing import pack, pack_greedy
 from vlm.core.sample.positions import draw_strides
-from vlm.core.sample.records import Sample, read_record
+from vlm.core.sample.records import MEANT, Sample, read_record
 from vlm.core.text import lines_printable
 from vlm.models.processor import Processor
 from vlm.models.sequence.sharding import LAYOUTS
@@ -87,11 +87,15 @@ class PackedRow:
 
 @dataclass
 class StepData:
-    """Rows of one step, in an order that does not depend on ranks, and the samples that are not used as they are."""
+    """Rows of one step, in an order that does not depend on ranks, and the samples that are not used as they are.
+
+    `notes` are lines for people: a key of a file that nothing reads, the first time that it is met.
+    """
 
     rows: list[PackedRow]
     lost: list[Lost] = field(default_factory=list)
     n_samples: int = 0
+    notes: list[str] = field(default_factory=list)
 
     @property
     def n_dropped(self) -> int:
@@ -114,6 +118,7 @@ class Stream:
         limits = [entry.max_tiles for entry in recipe.data]
         self.processors = [processor if n is None else processor.with_image_rule(max_tiles=n) for n in limits]
         self.grouped: dict[int, list[int]] = {}
+        self.noted: set[tuple[int, str]] = set()
         self.files = [Lines(entry) for entry in recipe.data]
         self.index = Mixture([len(f) for f in self.files], [entry.repeat for entry in recipe.data], recipe.seed)
         if not len(self.index):
@@ -186,6 +191,7 @@ class Stream:
                 stage = "media" if isinstance(error, MediaError) else stage
                 data.lost.append(Lost(name, "dropped", stage, lines_printable(str(error))))
                 continue
+            data.notes += self.notes(number, name, sample)
             if one.n_supervised == 0:
                 data.lost.append(Lost(name, "dropped", "encode", "no supervised token"))
                 continue
@@ -201,6 +207,12 @@ class Stream:
             encoded.append(one)
         data.rows = self.rows(encoded)
         return data
+
+    def notes(self, number: int, name: str, sample: Sample) -> list[str]:
+        """Return a line for each key of a sample that nothing reads, once for each file and key."""
+        new = [key for key in sample.unread if (number, key) not in self.noted]
+        self.noted |= {(number, key) for key in new}
+        return [f"{name}: the key `{key}` is not read{f'; {MEANT[key]}' if key in MEANT else ''}" for key in new]
 
     def rows(self, encoded: list[Encoded]) -> list[PackedRow]:
         """Pack samples into rows."""
