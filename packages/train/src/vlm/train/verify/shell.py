@@ -166,6 +166,7 @@ class ShellReader:
         """Return the words of a command, split where an unquoted variable has blanks."""
         found = []
         for word in raw:
+            word = re.sub(r'"(\$\{\w+\[@\]\})"', r"\1", word)  # each part of an array is a word of its own
             try:
                 found += shlex.split(self.expand(word, used))
             except ValueError:
