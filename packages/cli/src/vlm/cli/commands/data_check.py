@@ -24,6 +24,10 @@ def check(
     preset: Annotated[str | None, typer.Option(help="A shape without weights, instead of --model.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer folder, where the model has none.")] = None,
     root: Annotated[Path | None, typer.Option(help="Where media paths start; default: the file's folder.")] = None,
+    allow_outside: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Folder outside of the root that records may name. Repeatable."),
+    ] = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Tokens of a sample at most.")] = None,
     strides: Annotated[
         list[float] | None, typer.Option(help="Positions per tile; repeat it. Default: the recipe's or the model's.")
@@ -42,7 +46,8 @@ def check(
     from vlm.core.errors import DataError
     from vlm.core.home import resolve, write_atomic
 
-    rules, sources = rules_and_sources(what, model, preset, tokenizer, root, max_length, strides, run)
+    outside = tuple(resolve(folder) for folder in allow_outside or ())
+    rules, sources = rules_and_sources(what, model, preset, tokenizer, root, outside, max_length, strides, run)
     began = time.perf_counter()
     report = collect(rules, sources, check_sources(rules, sources, workers))
     report.seconds = time.perf_counter() - began
@@ -66,6 +71,7 @@ def rules_and_sources(
     preset: str | None,
     tokenizer: Path | None,
     root: Path | None,
+    outside: tuple[Path, ...],
     max_length: int | None,
     strides: list[float] | None,
     run: str | None,
@@ -76,16 +82,19 @@ def rules_and_sources(
     from vlm.core.home import resolve
     from vlm.core.sample.encode import ImageTokenIds
     from vlm.core.sample.measure import Rules
+    from vlm.core.sample.media_root import MediaRoot
 
     recipe: Recipe | None = None
     if what.endswith((".jsonl", ".json")):
         file = resolve(what)
-        sources = [CheckedFile(file.stem, file, resolve(root) if root else file.parent)]
+        sources = [CheckedFile(file.stem, file, MediaRoot(resolve(root) if root else file.parent, outside))]
     else:
         from vlm.train.recipe.recipe import load_recipe
 
         recipe = load_recipe(what, run=run)
-        sources = [CheckedFile(d.name, resolve(d.file), resolve(root or d.root), d.repeat) for d in recipe.data]
+        outside += tuple(resolve(folder) for folder in recipe.allow_outside)
+        roots = [MediaRoot(resolve(root or d.root), outside) for d in recipe.data]
+        sources = [CheckedFile(d.name, resolve(d.file), r, d.repeat) for d, r in zip(recipe.data, roots, strict=True)]
         max_length = max_length or recipe.max_length
     spec, folder = find_spec(recipe, model, preset)
     if folder is None and tokenizer is None:

@@ -17,6 +17,7 @@ from vlm.core.errors import DataError, MediaError
 from vlm.core.sample.index import LineIndex
 from vlm.core.sample.measure import Rules, SampleMeter
 from vlm.core.sample.media import IMAGE_SUFFIXES
+from vlm.core.sample.media_root import MediaRoot
 from vlm.core.sample.records import ROLES, read_record
 
 CHUNK = 500
@@ -26,6 +27,7 @@ ERRORS = {
     "json": "the line is not a JSON object",
     "turns": "roles, order or text of the turns are wrong",
     "placeholders": "placeholders and files differ in number",
+    "outside": "a path leads out of the folder of the media",
     "missing": "an image or video file is missing",
     "unreadable": "the header of an image cannot be read",
     "image cut": "max_length would cut image tokens",
@@ -54,7 +56,7 @@ class CheckedFile(NamedTuple):
 
     name: str
     file: Path
-    root: Path
+    root: Path | MediaRoot
     repeat: float = 1.0
 
 
@@ -114,9 +116,14 @@ def turn_faults(meter: SampleMeter, record: dict[str, Any], files: int) -> tuple
     return marks, faults
 
 
-def file_faults(meter: SampleMeter, files: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield (kind, message) of every file that is missing, unreadable or unfinished."""
+def file_faults(meter: SampleMeter, files: Sequence[str], root: MediaRoot) -> Iterator[tuple[str, str]]:
+    """Yield (kind, message) of every file that is outside, missing, unreadable or unfinished."""
     for file in dict.fromkeys(files):
+        try:
+            root.locate(file)
+        except DataError as error:
+            yield "outside", error.found
+            continue
         try:
             if not meter.header(file)[1]:
                 yield "unfinished", file
@@ -131,7 +138,7 @@ def file_faults(meter: SampleMeter, files: Sequence[str]) -> Iterator[tuple[str,
 
 
 def check_line(
-    meter: SampleMeter, raw: bytes, root: Path, where: str
+    meter: SampleMeter, raw: bytes, root: Path | MediaRoot, where: str
 ) -> tuple[str, bytes, list[int] | None, list[tuple[str, str]]]:
     """Return id, digest of the content, measures (None without any) and (kind, message) faults of one line."""
     try:
@@ -141,13 +148,14 @@ def check_line(
     if not isinstance(record, dict):
         return where, raw, None, [("json", f"a {type(record).__name__}, not an object")]
     content = marshal.dumps([record.get(k) for k in ("conversations", "image", "video", "clip")], 2)
-    files = media_files(record, str(root))
+    gate = root if isinstance(root, MediaRoot) else MediaRoot(root)
+    files = media_files(record, str(gate.folder))
     marks, faults = turn_faults(meter, record, len(files))
-    faults += file_faults(meter, files)
+    faults += file_faults(meter, files, gate)
     row, id = None, str(record.get("id", where))
     try:
-        sample = read_record(record, root=root, where=where)
-        if not any(kind in ("missing", "unreadable") for kind, _ in faults):
+        sample = read_record(record, root=gate, where=where)
+        if not any(kind in ("outside", "missing", "unreadable") for kind, _ in faults):
             measured = meter.measure(sample)
             row = [marks, len(files), *measured]
             faults += limit_faults(meter.rules, measured)

@@ -16,6 +16,7 @@ from vlm.core.ledger import Count, DroppedRecord, SetAccount
 from vlm.core.paths import is_inside
 from vlm.core.sample.measure import header
 from vlm.core.sample.media import load_image, load_video
+from vlm.core.sample.media_root import MediaRoot
 from vlm.core.sample.records import Medium, read_record
 
 BLOCK = 1024
@@ -132,7 +133,8 @@ def _check(row: tuple[str, Any], rule: Records, folder: Path, verify: bool) -> C
             record["image"] = [_twin(root, n) for n in before] if isinstance(before, list) else _twin(root, before)
             corrected = record["image"] != before
     try:
-        media = read_record(record, root=root, where=where).media
+        # links are kept as they are: whoever made them may read where they lead
+        media = read_record(record, root=MediaRoot(root, (Path("/"),)), where=where).media
     except DataError as error:
         return None, DroppedRecord(where, "read", error.found.removeprefix(f"{where}: ")), False
     for medium in media:

@@ -13,6 +13,8 @@ from typing import Any, Literal, NotRequired, TypedDict
 from PIL import Image
 
 from vlm.core.errors import DataError
+from vlm.core.reading import open_regular
+from vlm.core.sample.media_root import MediaRoot
 
 
 class TextPart(TypedDict):
@@ -130,7 +132,7 @@ def split_placeholders(value: str, media: Iterator[Medium], mark: str) -> list[P
     return parts or [text("")]
 
 
-def read_record(record: dict[str, Any], *, root: Path, where: str = "") -> Sample:
+def read_record(record: dict[str, Any], *, root: Path | MediaRoot, where: str = "") -> Sample:
     r"""Return a published record (`conversations`, `image`, `video`, `clip`) as a Sample.
 
     As published: a leading turn that is not the user's is dropped; a single image without a placeholder is put in front
@@ -141,7 +143,7 @@ def read_record(record: dict[str, Any], *, root: Path, where: str = "") -> Sampl
 
     Args:
         record: The parsed JSON; it may hold anything, and is checked.
-        root: Folder that media paths are relative to.
+        root: Folder that media paths are relative to, and must not leave.
         where: `file:line` for error messages; by default the record's id.
 
     Raises:
@@ -167,7 +169,9 @@ def read_record(record: dict[str, Any], *, root: Path, where: str = "") -> Sampl
     if images and videos:
         raise DataError(f"{where}: has both `image` and `video`", expected="one of them")
     mark = "<video>" if videos else "<image>"
-    parts: list[Medium] = [*(image(root / p) for p in images), *(video(root / v, record.get("clip")) for v in videos)]
+    gate = root if isinstance(root, MediaRoot) else MediaRoot(root)
+    files = [gate.locate(name, where) for name in [*images, *videos]]
+    parts: list[Medium] = [video(f, record.get("clip")) if videos else image(f) for f in files]
     turns = [dict(t) for t in turns]
     system = turns.pop(0) if turns[0]["from"] == "system" else None
     if turns and turns[0]["from"] != "human":
@@ -204,7 +208,7 @@ def iter_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     path = Path(path)
     try:
-        f = path.open("rb")
+        f = open_regular(path)
     except FileNotFoundError as error:
         raise DataError(f"no such file: {path}") from error
     with f:
