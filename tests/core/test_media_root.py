@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vlm.core.errors import DataError
-from vlm.core.sample.media_root import MediaRoot
+from vlm.core.media_root import MediaRoot
 from vlm.core.sample.records import read_record
 
 

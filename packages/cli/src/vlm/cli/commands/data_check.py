@@ -80,9 +80,9 @@ def rules_and_sources(
     from vlm.core.check.check import CheckedFile
     from vlm.core.errors import ConfigError
     from vlm.core.home import resolve
+    from vlm.core.media_root import MediaRoot
     from vlm.core.sample.encode import ImageTokenIds
     from vlm.core.sample.measure import Rules
-    from vlm.core.sample.media_root import MediaRoot
 
     recipe: Recipe | None = None
     if what.endswith((".jsonl", ".json")):

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlm.core.errors import DataError, MediaError
+from vlm.core.media_root import MediaRoot
 from vlm.core.sample.index import LineIndex
 from vlm.core.sample.measure import Rules, SampleMeter
 from vlm.core.sample.media import IMAGE_SUFFIXES
-from vlm.core.sample.media_root import MediaRoot
 from vlm.core.sample.records import ROLES, read_record
 
 CHUNK = 500
@@ -128,13 +128,14 @@ def file_faults(meter: SampleMeter, files: Sequence[str], root: MediaRoot) -> It
             if not meter.header(file)[1]:
                 yield "unfinished", file
         except MediaError as error:
-            path = Path(file)
-            if not path.exists():
-                yield "missing", error.found
-            elif path.is_dir() and any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir()):
+            path, kind = Path(file), "unreadable"
+            if error.found.startswith("no such file"):
+                kind = "missing"
+            elif os.path.isdir(path) and any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir()):  # noqa: PTH112
                 continue  # the frames of a video
-            elif path.is_dir() or path.suffix.lower() not in VIDEO_SUFFIXES:
-                yield "unreadable", error.found
+            elif os.path.isfile(path) and path.suffix.lower() in VIDEO_SUFFIXES:  # noqa: PTH113
+                continue
+            yield kind, error.found
 
 
 def check_line(

@@ -13,10 +13,10 @@ from vlm.core.errors import DataError, MediaError
 from vlm.core.fetch.step_schema import Records
 from vlm.core.home import dataset, new_file
 from vlm.core.ledger import Count, DroppedRecord, SetAccount
+from vlm.core.media_root import MediaRoot
 from vlm.core.paths import is_inside
 from vlm.core.sample.measure import header
 from vlm.core.sample.media import load_image, load_video
-from vlm.core.sample.media_root import MediaRoot
 from vlm.core.sample.records import Medium, read_record
 
 BLOCK = 1024

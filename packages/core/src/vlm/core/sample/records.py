@@ -13,8 +13,8 @@ from typing import Any, Literal, NotRequired, TypedDict
 from PIL import Image
 
 from vlm.core.errors import DataError
+from vlm.core.media_root import MediaRoot
 from vlm.core.reading import open_regular
-from vlm.core.sample.media_root import MediaRoot
 
 
 class TextPart(TypedDict):

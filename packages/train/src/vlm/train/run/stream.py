@@ -19,10 +19,10 @@ from torch import Tensor
 
 from vlm.core.errors import ConfigError, DataError, MediaError
 from vlm.core.home import resolve
+from vlm.core.media_root import MediaRoot
 from vlm.core.sample.encode import Strides
 from vlm.core.sample.encoded import Encoded
 from vlm.core.sample.index import LineIndex, Mixture, Shuffle
-from vlm.core.sample.media_root import MediaRoot
 from vlm.core.sample.packing import pack, pack_greedy
 from vlm.core.sample.positions import draw_strides
 from vlm.core.sample.records import Sample, read_record
