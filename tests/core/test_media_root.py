@@ -41,20 +41,18 @@ def test_names_below_the_folder_are_read(name, places):
 def test_an_absolute_path_below_the_folder_is_read(places):
     root = places / "home/dataset/a"
     assert located(str(root / "images/0.png"), root) == str(root / "images/0.png")
-    assert located(f"file://{root}/images/0.png", root) == str(root / "images/0.png")
 
 
 @pytest.mark.parametrize("key", ["image", "video"])
 @pytest.mark.parametrize("name", ["../b/1.png", "../../../beside/2.png", "images/../../b/1.png", "/etc/passwd", ".."])
 def test_names_that_lead_outside_are_errors_that_say_how_to_allow_it(name, key, places):
-    with pytest.raises(DataError, match=r"^t.jsonl:1: .* leads out of .*dataset/a") as error:
+    with pytest.raises(DataError, match=r"^t.jsonl:1: .* leads out of .*dataset/a.*--allow-outside DIR"):
         read_record(record(name, key), root=places / "home/dataset/a", where="t.jsonl:1")
-    assert "--allow-outside DIR" in str(error.value.fix)
 
 
 def test_the_same_absolute_path_is_read_where_its_folder_is_allowed(places):
     root, beside = places / "home/dataset/a", places / "beside"
-    for name in (str(beside / "2.png"), f"file://{beside}/2.png", "../../../beside/2.png"):
+    for name in (str(beside / "2.png"), "../../../beside/2.png"):
         with pytest.raises(DataError, match="leads out"):
             located(name, root)
         assert Path(located(name, root, outside=(beside,))).samefile(beside / "2.png")
@@ -84,20 +82,3 @@ def test_links_between_sets_and_sets_on_other_disks_are_read(places):
     for name in ("b/1.png", "up/b/1.png", "one.png", "big/2.png", "big/more/3.png"):
         assert Path(located(name, root)).is_file()
     assert Path(located("2.png", places / "home/dataset/big")).is_file()  # the folder itself is a link
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("https://example.org/a.png", "is an address"),
-        ("s3://bucket/a.png", "is an address"),
-        ("data:image/png;base64," + "A" * 9999, "in base64"),
-        ("a\0b.png", "no file can be named"),
-        ("\ud800.png", "no file can be named"),
-    ],
-)
-def test_what_is_no_path_is_a_short_error(name, message, places):
-    with pytest.raises(DataError, match=message) as error:
-        located(name, places / "home/dataset/a")
-    assert len(str(error.value)) < 400
-    str(error.value).encode()

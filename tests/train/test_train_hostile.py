@@ -24,7 +24,7 @@ BAD = {
     "page.jpg": "is a web page",
     "list.mp4": "is a playlist",
     "list.m3u8": "is a playlist",
-    "x" * 300: "cannot be decoded: File name too long",
+    "x" * 300: "too long",
 }
 
 

@@ -1,20 +1,16 @@
 """The one gate for paths that are read from a record: where they start, and what outside of it may be read.
 
-MediaRoot(Path("dataset/digits")).locate("images/0.png")
+MediaRoot(Path("dataset/digits")).refusal("../secret.png")    # 'leads out of dataset/digits; ...'
 """
 
 import os
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from vlm.core.errors import DataError
 from vlm.core.home import dataset
 from vlm.core.reading import READ_SECONDS, within
 from vlm.core.text import printable
-
-ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -26,55 +22,39 @@ class MediaRoot:
     and to where a folder directly in it leads: `vlm data organize` links sets with each other, and large sets lie on
     other disks.
 
-    >>> MediaRoot(Path("/data/set")).locate("images/../images/a.png").name
-    'a.png'
+    >>> MediaRoot(Path("/data/set")).refusal("images/../images/a.png") is None
+    True
     """
 
     folder: Path
     outside: tuple[Path, ...] = ()
 
-    def locate(self, name: str, where: str = "") -> Path:
-        """Return the path of the file that a record names.
+    @classmethod
+    def of(cls, root: "Path | MediaRoot") -> "MediaRoot":
+        """Return `root`, or the gate around a folder."""
+        return root if isinstance(root, MediaRoot) else cls(root)
+
+    def refusal(self, name: str) -> str | None:
+        """Return why the file that a record names must not be read, or None.
 
         Args:
-            name: What the record says.
-            where: `file:line` for the error message.
+            name: What the record says; it can be the path of a file (no NUL, no half of a surrogate pair).
 
         Raises:
-            DataError: The name is an address or holds the bytes themselves, leads outside, or is no name of a file.
+            DataError: The disk does not answer.
         """
-        prefix, shown = f"{where}: " if where else "", printable(name, 100)
-        if name.startswith("file://"):
-            name = name.removeprefix("file://")
-        elif name.startswith("data:"):
-            raise DataError(f"{prefix}a file in base64 ({shown})", expected="a path", fix="write it to a file")
-        elif (found := ADDRESS.match(name)) and name[found.end() :].startswith("//"):
-            raise DataError(
-                f"{prefix}{shown} is an address", expected="a path", fix="fetch the file: vlm reads no URLs"
-            )
         path = self.folder / name
-        try:
-            if b"\0" in os.fsencode(name):
-                raise ValueError(name)  # as a half of a surrogate pair is one
-            written = os.path.normpath(path.absolute())
-            if not any(_below(written, os.path.normpath(root.absolute())) for root in (self.folder, *self.outside)):
-                raise self._refused(prefix, shown, "")
+        written = os.path.normpath(path.absolute())
+        how = f"{printable(name, 70)} leads out of {printable(self.folder, 80)}"
+        if any(_below(written, os.path.normpath(root.absolute())) for root in (self.folder, *self.outside)):
             real = within(READ_SECONDS, written, lambda: _real(path))
-            if not any(_below(real, root) for root in self._known()):
-                raise self._refused(prefix, shown, f" by a link to {printable(real)}")
-        except ValueError as error:
-            raise DataError(f"{prefix}no file can be named {shown}", expected="a path", fix="correct it") from error
-        return path
+            if any(_below(real, root) for root in self._known()):
+                return None
+            how += f" by a link to {printable(real, 80)}"
+        return how + "; --allow-outside DIR allows another folder"
 
     def _known(self) -> tuple[str, ...]:
         return tuple(_resolved(str(root)) for root in (self.folder, *self.outside)) + _linked(str(dataset()))
-
-    def _refused(self, prefix: str, shown: str, how: str) -> DataError:
-        return DataError(
-            f"{prefix}{shown} leads out of {self.folder}{how}",
-            expected="a file below the folder of the media",
-            fix="copy the file there, or name its folder: --allow-outside DIR of vlm train and vlm data check",
-        )
 
 
 def _below(path: str, folder: str) -> bool:

@@ -3,17 +3,17 @@
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from vlm.core.reading import open_regular
 from vlm.core.sample.chat import render
 from vlm.core.sample.encode import GROUNDING, ImageTokenIds, Run, SampleEncoder, frames_as_images
-from vlm.core.sample.media import image_size
+from vlm.core.sample.media import image_facts
 from vlm.core.sample.records import Sample
 from vlm.core.sample.tiling import ImageRule
 from vlm.core.sample.tokenizer import load_tokenizer
@@ -32,6 +32,10 @@ class Rules:
     max_length: int | None = None
     max_tiles: int | None = None
     strides: tuple[float | None, ...] = (None,)
+
+    def limited(self, max_tiles: int | None) -> "Rules":
+        """Return the rules of an entry of a recipe that has a limit of tiles for each image, or None for no limit."""
+        return self if max_tiles is None else replace(self, image_rule=self.image_rule.changed(max_tiles=max_tiles))
 
 
 def positions_used(layout: Sequence[tuple[str, int]], tokens_per_tile: int, stride: float | None, brackets: int) -> int:
@@ -100,7 +104,7 @@ class SampleMeter(SampleEncoder):
 
     def read_size(self, path: str | Path) -> tuple[int, int]:
         """Return (width, height) of an image from its header, read once."""
-        return self.header(str(path))[0]
+        return self.header(str(path)).size
 
     def load_frames(self, path: str | Path, segments: int, clip: Any = None) -> list[Image.Image]:
         """Return stand-ins for video frames: each is one tile, whatever it shows."""
@@ -148,17 +152,29 @@ class SampleMeter(SampleEncoder):
         return next((marker for marker in near if marker in text), None)
 
 
-def header(path: str) -> tuple[tuple[int, int], bool]:
-    """Return (width, height) of an image, and whether a JPEG or PNG has its end marker.
+class Header(NamedTuple):
+    """What the first and last bytes of an image say.
+
+    `size` is (width, height); `finished` says that a JPEG or PNG has its end marker; `notes` are (kind, what) of what a
+    viewer shows in another way than the model sees it: `rotated`, `transparent`, `float`.
+    """
+
+    size: tuple[int, int]
+    finished: bool
+    notes: tuple[tuple[str, str], ...]
+
+
+def header(path: str) -> Header:
+    """Return what the header of an image says, and whether a JPEG or PNG has its end marker.
 
     Raises:
         MediaError: The header cannot be read.
     """
-    size = image_size(path)
+    size, notes = image_facts(path)
     with open_regular(path) as file:
         first = file.read(4)
         file.seek(max(0, file.seek(0, os.SEEK_END) - 1024))
         tail = file.read(1024)
     if first[:2] == b"\xff\xd8":
-        return size, b"\xff\xd9" in tail
-    return size, first != b"\x89PNG" or b"IEND" in tail
+        return Header(size, b"\xff\xd9" in tail, notes)
+    return Header(size, first != b"\x89PNG" or b"IEND" in tail, notes)

@@ -15,9 +15,10 @@ from PIL import Image, ImageFile, ImageSequence, UnidentifiedImageError
 from vlm.core.errors import ConfigError, DataError, MediaError
 from vlm.core.reading import check_regular, is_folder, open_regular
 from vlm.core.sample.video import REPLACE, video_frames
-from vlm.core.text import printable
+from vlm.core.text import printable, shown
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+MISSING = "check the path, or the media root of the dataset"
 FOLDER_FPS = 3.0
 """Frames per second of a video that is a folder of images (MVBench's TVQA clips)."""
 
@@ -57,7 +58,7 @@ def opened_image(source: str | Path | bytes, name: str = "") -> Iterator[Image.I
     >>> with opened_image("cat.jpg") as image:    # doctest: +SKIP
     ...     image.size, image.format
     """
-    shown = name or printable("picture" if isinstance(source, bytes) else source)
+    said = name or shown("picture" if isinstance(source, bytes) else source)
     head = b""
     # Pillow warns about half of the size that it refuses; such a scan is a good picture
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -69,18 +70,16 @@ def opened_image(source: str | Path | bytes, name: str = "") -> Iterator[Image.I
     except MediaError:
         raise
     except FileNotFoundError as error:
-        raise MediaError(f"no such file: {shown}", fix="check the path, or the media root of the dataset") from error
+        raise MediaError(f"no such file: {said}", fix=MISSING) from error
     except DataError as error:
         raise MediaError(error.found, expected=error.expected, fix=error.fix) from error
     except Image.DecompressionBombError as error:
-        raise MediaError(f"{shown}: {error}", fix="scale the picture down") from error
+        raise MediaError(f"{said}: {error}", fix="scale the picture down") from error
     except UnidentifiedImageError as error:
-        raise MediaError(
-            f"{shown} {_what(head)}", expected="JPEG, PNG, WebP, GIF, BMP, TIFF, …", fix=REPLACE
-        ) from error
+        raise MediaError(f"{said} {_what(head)}", expected="JPEG, PNG, WebP, GIF, BMP, TIFF, …", fix=REPLACE) from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, RuntimeError, struct.error) as error:
         reason = getattr(error, "strerror", None) or printable(error)
-        raise MediaError(f"{shown} cannot be decoded: {reason}", fix=REPLACE) from error
+        raise MediaError(f"{said} cannot be decoded: {reason}", fix=REPLACE) from error
 
 
 def _parsed(file: IO[bytes], head: bytes) -> Image.Image:
@@ -164,6 +163,29 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     with opened_image(path) as image:
         return image.size
+
+
+def image_facts(path: str | Path) -> tuple[tuple[int, int], tuple[tuple[str, str], ...]]:
+    """Return (width, height), and (kind, what) of what a viewer shows otherwise; both from the header alone.
+
+    The kinds are `rotated` (EXIF), `transparent` and `float`. The picture is used as published: as it is stored.
+
+    Raises:
+        MediaError: The header cannot be read; the message names the file.
+    """
+    with opened_image(path) as image:
+        notes = []
+        try:  # of a PNG without it in the header, getexif of its own class would decode the picture
+            turned = Image.Image.getexif(image).get(0x0112, 1)
+        except Exception:  # noqa: BLE001  # a damaged EXIF block changes no pixel
+            turned = 1
+        if turned in range(2, 9):
+            notes.append(("rotated", f" is stored turned (EXIF orientation {turned})"))
+        if image.has_transparency_data:
+            notes.append(("transparent", f" has transparent parts (mode {image.mode})"))
+        if image.mode.startswith("F"):
+            notes.append(("float", f" has values of mode {image.mode}"))
+        return image.size, tuple(notes)
 
 
 def frame_indices(n_frames: int, fps: float, segments: int, bound: tuple[float, float] | None = None) -> list[int]:

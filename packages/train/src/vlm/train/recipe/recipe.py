@@ -154,6 +154,9 @@ def whole_faults(recipe: dict[str, Any]) -> list[tuple[str, Any]]:
     }  # a difference names its source itself
     if bare := [k for k in numbers(given) if not covered(k, sources if isinstance(sources, dict) else {})]:
         faults.append(("sources", f"numbers without a source: {', '.join(bare)}"))
+    entries = [entry.get("name") for entry in recipe.get("data") or () if isinstance(entry, dict)]
+    if twice := sorted({str(name) for name in entries if entries.count(name) > 1}):
+        faults.append(("data", f"two entries are named {', '.join(twice)}: the ledger could not tell them apart"))
     batch, longest = recipe.get("batch"), recipe.get("max_length")
     if isinstance(batch, dict) and batch.get("packing", "best_fit") != "none":
         room = batch.get("max_tokens")

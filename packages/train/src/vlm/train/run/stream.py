@@ -6,7 +6,6 @@ A step takes the next `batch.samples` samples of the epoch's order, encodes them
 each rank its rows. Samples that cannot be used are listed in the ledger by name, never replaced.
 """
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,15 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlm.core.errors import ConfigError, DataError, MediaError
+from vlm.core.errors import ConfigError, DataError, MediaError, only_vlm_errors
 from vlm.core.home import resolve
 from vlm.core.media_root import MediaRoot
 from vlm.core.sample.encode import Strides
 from vlm.core.sample.encoded import Encoded
 from vlm.core.sample.index import LineIndex, Mixture, Shuffle
+from vlm.core.sample.lines import parse_line
 from vlm.core.sample.packing import pack, pack_greedy
 from vlm.core.sample.positions import draw_strides
 from vlm.core.sample.records import Sample, read_record
+from vlm.core.text import lines_printable
 from vlm.models.processor import Processor
 from vlm.models.sequence.sharding import LAYOUTS
 from vlm.train.recipe.recipe import DataEntry, Recipe
@@ -53,13 +54,14 @@ class Lines:
     def __len__(self) -> int:
         return len(self.index)
 
+    def line(self, i: int) -> int:
+        """Return the number of the line, from 1, that record i is on."""
+        return self.index.line(i)
+
     def __getitem__(self, i: int) -> Sample:
-        where = f"{self.index.path.name}:{i + 1}"
-        try:
-            record = json.loads(self.index[i])
-        except ValueError as error:
-            raise DataError(f"{where}: not JSON: {error}", fix="repair or remove the line") from error
-        return read_record(record, root=self.root, where=where)
+        where = f"{self.index.path.name}:{self.line(i)}"
+        record = parse_line(self.index[i], where)
+        return read_record(record, root=self.root, where=where, allow=self.entry.allow)
 
 
 @dataclass
@@ -171,21 +173,22 @@ class Stream:
         data, encoded = StepData([]), []
         for epoch, number, line in self.picks(step):
             data.n_samples += 1
-            name = f"{self.recipe.data[number].name}:{line + 1}"
+            name = f"{self.recipe.data[number].name}:{self.files[number].line(line)}"
             stage: Stage = "read"
             try:
-                sample = self.files[number][line]
-                stage = "encode"
-                one = self.processors[number].encode(
-                    sample.messages,
-                    strides=self.strides_for(epoch, number, line),
-                    generation_prompt=False,
-                    max_length=self.recipe.max_length,
-                    id=sample.id,
-                )
+                with only_vlm_errors(name):
+                    sample = self.files[number][line]
+                    stage = "encode"
+                    one = self.processors[number].encode(
+                        sample.messages,
+                        strides=self.strides_for(epoch, number, line),
+                        generation_prompt=False,
+                        max_length=self.recipe.max_length,
+                        id=sample.id,
+                    )
             except DataError as error:
                 stage = "media" if isinstance(error, MediaError) else stage
-                data.lost.append(Lost(name, "dropped", stage, str(error)))
+                data.lost.append(Lost(name, "dropped", stage, lines_printable(str(error))))
                 continue
             if one.n_supervised == 0:
                 data.lost.append(Lost(name, "dropped", "encode", "no supervised token"))
