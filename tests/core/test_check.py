@@ -177,6 +177,8 @@ BROKEN = {
     "path        ": record("<image>", "A", image="x" * 300 + ".png"),
     "path         ": record("<image>", "A", image="re\0d.png"),
     "path          ": record("<image>", "A", image="\ud83d.png"),
+    "outside": record("<image>", "A", image="../0.png"),
+    "outside ": record("<image>", "A", image="/etc/passwd"),
     "clip": record("<video>", "A", video="clip", clip="0-2"),
     "clip ": record("<video>", "A", video="clip", clip=[1, 0.5]),
     "clip  ": record("<video>", "A", video="clip", clip=[0, float("nan")]),

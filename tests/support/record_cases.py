@@ -268,6 +268,11 @@ CASES: dict[str, Case] = {
         {i: "clip" for i, clip in enumerate(CLIPS, 1) if i not in (1, 7, 8)},
         decoded={8: "unreadable"},
     ),
+    "outside": Case(
+        [asks(f"../{name}") for name in ("outside.png", "../../../etc/passwd")]
+        + [asks("/etc/passwd"), asks("images/../../tiny/train.jsonl"), asks("images/../images/red.png")],
+        dict.fromkeys((1, 2, 3, 4), "outside"),
+    ),
     "markup": Case(
         [
             asks("images/red.png", id=id)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
+from vlm.core.reading import READ_SECONDS, within
+
 
 def is_inside(path: str) -> bool:
     """Return whether a relative path stays below its folder: not absolute, no `..`, no backslash, no drive.
@@ -51,11 +53,15 @@ InsidePath = Annotated[str, BeforeValidator(_inside)]
 def exists(path: str | Path) -> bool:
     """Return whether something is there; False for a name that no file can have, where `Path.exists` raises.
 
+    Raises:
+        DataError: The disk does not answer.
+
     >>> exists("a/" * 5000), exists("a\0b")
     (False, False)
     """
     try:
-        os.stat(path)  # noqa: PTH116  # the one place: Path.exists raises for some names and not for others
+        # the one place: Path.exists raises for some names and not for others
+        within(READ_SECONDS, str(path), lambda: os.stat(path))  # noqa: PTH116
     except (OSError, ValueError):
         return False
     return True

@@ -34,6 +34,10 @@ def check(
     preset: Annotated[str | None, typer.Option(help="A shape without weights, instead of --model.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer folder, where the model has none.")] = None,
     root: Annotated[Path | None, typer.Option(help="Where media paths start; default: the file's folder.")] = None,
+    allow_outside: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Folder outside of the root that records may name. Repeatable."),
+    ] = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Tokens of a sample at most.")] = None,
     strides: Annotated[
         list[float] | None, typer.Option(help="Positions per tile; repeat it. Default: the recipe's or the model's.")
@@ -61,8 +65,9 @@ def check(
     from vlm.core.errors import DataError
     from vlm.core.home import resolve, write_atomic
 
+    outside = tuple(resolve(folder) for folder in allow_outside or ())
     rules, sources = rules_and_sources(
-        what, model, preset, tokenizer, root, max_length, strides, run, set_ or (), allow or ()
+        what, model, preset, tokenizer, root, outside, max_length, strides, run, set_ or (), allow or ()
     )
     began = time.perf_counter()
     report = collect(rules, sources, check_sources(rules, sources, workers, decode=decode))
@@ -87,6 +92,7 @@ def rules_and_sources(
     preset: str | None,
     tokenizer: Path | None,
     root: Path | None,
+    outside: tuple[Path, ...],
     max_length: int | None,
     strides: list[float] | None,
     run: str | None,
@@ -97,6 +103,7 @@ def rules_and_sources(
     from vlm.core.check.check import CheckedFile
     from vlm.core.errors import ConfigError
     from vlm.core.home import resolve
+    from vlm.core.media_root import MediaRoot
     from vlm.core.sample.encode import ImageTokenIds
     from vlm.core.sample.measure import Rules
 
@@ -104,16 +111,19 @@ def rules_and_sources(
     if what.endswith((".jsonl", ".json")):
         file = resolve(what)
         allowed: tuple[Allowed, ...] = tuple(choice.value for choice in allow)
-        sources = [CheckedFile(file.stem, file, resolve(root) if root else file.parent, allow=allowed)]
+        gate = MediaRoot(resolve(root) if root else file.parent, outside)
+        sources = [CheckedFile(file.stem, file, gate, allow=allowed)]
     else:
         from vlm.train.recipe.recipe import load_recipe
 
         if allow:
             raise ConfigError("--allow with a recipe", expected="`allow` of an entry in the recipe")
         recipe = load_recipe(what, run=run, overrides=tuple(overrides))
+        outside += tuple(resolve(folder) for folder in recipe.allow_outside)
+        roots = [MediaRoot(resolve(root or d.root), outside) for d in recipe.data]
         sources = [
-            CheckedFile(d.name, resolve(d.file), resolve(root or d.root), d.repeat, d.max_tiles, d.allow)
-            for d in recipe.data
+            CheckedFile(d.name, resolve(d.file), gate, d.repeat, d.max_tiles, d.allow)
+            for d, gate in zip(recipe.data, roots, strict=True)
         ]
         max_length = max_length or recipe.max_length
     spec, folder = find_spec(recipe, model, preset)

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlm.core.errors import DataError, MediaError, only_vlm_errors
+from vlm.core.errors import DataError, only_vlm_errors
+from vlm.core.media_root import MediaRoot
 from vlm.core.paths import exists
+from vlm.core.reading import check_regular, is_folder
 from vlm.core.sample.index import LineIndex
 from vlm.core.sample.lines import parse_line
 from vlm.core.sample.measure import Rules, SampleMeter
@@ -32,6 +34,7 @@ ERRORS = {
     "path": "a path that no file can have: a URL, base64, an empty text",
     "clip": "the range of a video is no [start, end]",
     "placeholders": "placeholders and files differ in number",
+    "outside": "a path leads out of the folder of the media",
     "missing": "an image or video file is missing",
     "unreadable": "an image or video cannot be read",
     "image cut": "max_length would cut image tokens",
@@ -68,7 +71,7 @@ class CheckedFile(NamedTuple):
 
     name: str
     file: Path
-    root: Path
+    root: Path | MediaRoot
     repeat: float = 1.0
     max_tiles: int | None = None
     allow: tuple[Allowed, ...] = ()
@@ -136,7 +139,9 @@ def file_faults(meter: SampleMeter, sample: Sample, *, decode: bool) -> Iterator
                     load_video(path, meter.segments, medium["clip"])
                 elif not exists(path):
                     yield "missing", f"no such file: {shown(path)}"
-                elif path.is_dir() and not any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir()):
+                elif not is_folder(path):
+                    check_regular(path)
+                elif not any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir()):
                     yield "unreadable", f"{shown(path)} has no frames"
                 continue
             header = meter.header(str(path))
@@ -145,7 +150,7 @@ def file_faults(meter: SampleMeter, sample: Sample, *, decode: bool) -> Iterator
             elif not header.finished:
                 yield "unfinished", shown(path)
             yield from ((kind, f"{shown(path)}{why}") for kind, why in header.notes)
-        except MediaError as error:
+        except DataError as error:
             yield ("unreadable" if exists(path) else "missing"), error.found
 
 

@@ -13,6 +13,7 @@ from vlm.core.errors import DataError, MediaError, only_vlm_errors
 from vlm.core.fetch.step_schema import Records
 from vlm.core.home import dataset, new_file
 from vlm.core.ledger import Count, DroppedRecord, SetAccount
+from vlm.core.media_root import MediaRoot
 from vlm.core.paths import exists, is_inside
 from vlm.core.sample.lines import BLANK, parse_line
 from vlm.core.sample.measure import header
@@ -144,7 +145,8 @@ def _checked(row: tuple[str, Any], rule: Records, folder: Path, verify: bool) ->
             before = record["image"]
             record["image"] = [_twin(root, n) for n in before] if isinstance(before, list) else _twin(root, before)
             corrected = record["image"] != before
-    media = read_record(record, root=root, where=where, allow=ALLOWED).media
+    # links are kept as they are: whoever made them may read where they lead
+    media = read_record(record, root=MediaRoot(root, (Path("/"),)), where=where, allow=ALLOWED).media
     for medium in media:
         name = os.path.relpath(medium["path"], root)
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import DataError
+from vlm.core.reading import open_regular
 
 BLANK = b" \t\r\n"
 """What a blank line consists of: the blanks of JSON."""
@@ -77,7 +78,7 @@ def iter_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     path = Path(path)
     try:
-        f = path.open("rb")
+        f = open_regular(path)
     except FileNotFoundError as error:
         raise DataError(f"no such file: {path}") from error
     with f:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from vlm.core.reading import open_regular
 from vlm.core.sample.chat import render
 from vlm.core.sample.encode import GROUNDING, ImageTokenIds, Run, SampleEncoder, frames_as_images
 from vlm.core.sample.media import image_facts
@@ -170,11 +171,10 @@ def header(path: str) -> Header:
         MediaError: The header cannot be read.
     """
     size, notes = image_facts(path)
-    file = os.open(path, os.O_RDONLY)
-    try:
-        first, tail = os.pread(file, 4, 0), os.pread(file, 1024, max(0, os.fstat(file).st_size - 1024))
-    finally:
-        os.close(file)
+    with open_regular(path) as file:
+        first = file.read(4)
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1024))
+        tail = file.read(1024)
     if first[:2] == b"\xff\xd8":
         return Header(size, b"\xff\xd9" in tail, notes)
     return Header(size, first != b"\x89PNG" or b"IEND" in tail, notes)

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 from PIL import Image
 
 from vlm.core.errors import DataError, only_vlm_errors
+from vlm.core.media_root import MediaRoot
 from vlm.core.sample.fields import named, no_clip, no_path, whole
 from vlm.core.sample.lines import iter_jsonl as iter_jsonl
 from vlm.core.text import printable
@@ -171,14 +172,14 @@ class Examined:
         return [fault for fault in self.faults if fault.fatal]
 
 
-def examine(record: Any, *, root: Path, where: str = "", allow: Collection[Allowed] = ()) -> Examined:
+def examine(record: Any, *, root: Path | MediaRoot, where: str = "", allow: Collection[Allowed] = ()) -> Examined:
     """Decide what a record in the published form is: the one place that says which records can be used.
 
     `read_record` raises what is fatal here, the check lists everything, training and the builders take the sample.
 
     Args:
         record: The parsed JSON; it may hold anything.
-        root: Folder that media paths are relative to.
+        root: Folder that media paths are relative to, and must not leave.
         where: `file:line`, the sample's id where the record has none.
         allow: What the set may hold on purpose.
     """
@@ -199,8 +200,13 @@ def examine(record: Any, *, root: Path, where: str = "", allow: Collection[Allow
     mark = "<video>" if videos else "<image>"
     if turns:
         _placeholders(record, turns, mark, found, allow)
+    gate = MediaRoot.of(root)
+    if not any(fault.kind == "path" for fault in found.faults):
+        for why in filter(None, map(gate.refusal, found.files)):
+            found.fault("outside", why)
     if not found.fatal:
-        parts: list[Medium] = [*(image(root / name) for name in images), *(video(root / name, clip) for name in videos)]
+        files = [gate.folder / name for name in found.files]
+        parts: list[Medium] = [video(file, clip) if videos else image(file) for file in files]
         known = KNOWN - {"meta", "metadata", "haystack"}
         meta = {key: value for key, value in record.items() if key not in known}
         id = record_id(record) or where
@@ -208,7 +214,7 @@ def examine(record: Any, *, root: Path, where: str = "", allow: Collection[Allow
     return found
 
 
-def read_record(record: Any, *, root: Path, where: str = "", allow: Collection[Allowed] = ()) -> Sample:
+def read_record(record: Any, *, root: Path | MediaRoot, where: str = "", allow: Collection[Allowed] = ()) -> Sample:
     r"""Return a published record (`conversations`, `image`, `video`, `clip`) as a Sample.
 
     As published: a leading turn that is not the user's is dropped; a single file without a placeholder is put in front
@@ -221,7 +227,7 @@ def read_record(record: Any, *, root: Path, where: str = "", allow: Collection[A
 
     Args:
         record: The parsed JSON; it may hold anything, and is checked.
-        root: Folder that media paths are relative to.
+        root: Folder that media paths are relative to, and must not leave.
         where: `file:line` for error messages; by default the record's id.
         allow: What the set may hold on purpose.
 

@@ -194,7 +194,7 @@ def _refuse_short(path: str | Path, container: Any, stream: Any, packets: int, e
     short = bool(number) and packets < WHOLE * number and missing >= 2
     if container.format.name in LASTS and (short or not number):
         lasts = (container.duration or 0) / 1e6
-        slack = 0.0 if number or len(times) < 2 else 2 * float(np.diff(times).max())
+        slack = 0.0 if number else 2 * float(np.diff(times).max(initial=lasts if len(times) < 2 else 0.0))
         short = end < WHOLE * lasts and lasts - end >= slack  # else an edit list shows a part of the frames
         number = number or (round(packets * lasts / end) if end else 1)
     if short:

@@ -63,6 +63,7 @@ class Recipe(Strict):
         keep: checkpoints that stay on disk, at least 1.
         seed: of order, strides, dropout and adapters.
         max_lost: share of the run's samples that may be dropped.
+        allow_outside: folders outside of the roots of `data` that its records may name.
         log: boards beside metrics.jsonl.
         hardware: of the published run.
         differences: from what was published.
@@ -92,6 +93,7 @@ class Recipe(Strict):
     keep: PositiveInt = 2
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     max_lost: Share = 0.01
+    allow_outside: tuple[str, ...] = ()
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
     hardware: Hardware | None = None
     differences: tuple[Difference, ...] = ()
@@ -126,7 +128,17 @@ class Recipe(Strict):
     @property
     def digest(self) -> str:
         """The sha256 of everything that changes the numbers (titles, sources, limits and saving do not)."""
-        habits = {"title", "sources", "save_every", "keep", "max_lost", "log", "hardware", "differences"}
+        habits = {
+            "title",
+            "sources",
+            "save_every",
+            "keep",
+            "max_lost",
+            "allow_outside",
+            "log",
+            "hardware",
+            "differences",
+        }
         kept = self.model_dump(mode="json", exclude=habits)
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 

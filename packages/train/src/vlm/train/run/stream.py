@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vlm.core.errors import ConfigError, DataError, MediaError, only_vlm_errors
 from vlm.core.home import resolve
+from vlm.core.media_root import MediaRoot
 from vlm.core.sample.encode import Strides
 from vlm.core.sample.encoded import Encoded
 from vlm.core.sample.index import LineIndex, Mixture, Shuffle
@@ -35,10 +36,13 @@ from vlm.train.run.metrics import Lost, Stage
 
 
 class Lines:
-    """Records of one entry of a recipe, read when asked for. Raises DataError where their count is wrong."""
+    """Records of one entry of a recipe, read when asked for. Raises DataError where their count is wrong.
 
-    def __init__(self, entry: DataEntry):
-        self.entry, self.root = entry, resolve(entry.root)
+    `outside` are folders outside of the entry's root that its records may name.
+    """
+
+    def __init__(self, entry: DataEntry, outside: Sequence[str] = ()):
+        self.entry, self.root = entry, MediaRoot(resolve(entry.root), tuple(resolve(folder) for folder in outside))
         self.index = LineIndex(resolve(entry.file))
         if entry.count is not None and len(self) != entry.count:
             raise DataError(
@@ -119,7 +123,7 @@ class Stream:
         self.processors = [processor if n is None else processor.with_image_rule(max_tiles=n) for n in limits]
         self.grouped: dict[int, list[int]] = {}
         self.noted: set[tuple[int, str]] = set()
-        self.files = [Lines(entry) for entry in recipe.data]
+        self.files = [Lines(entry, recipe.allow_outside) for entry in recipe.data]
         self.index = Mixture([len(f) for f in self.files], [entry.repeat for entry in recipe.data], recipe.seed)
         if not len(self.index):
             raise DataError("the training mixture is empty", expected="at least one record")
