@@ -239,5 +239,5 @@ def test_paths_and_marks() -> None:
         inside(Path("/d"), "/etc/passwd", "w")
     with pytest.raises(DataError, match="1 <image> placeholders but 2 media"):
         user("<image> x", [Path("/a"), Path("/b")], "w")
-    with pytest.raises(DataError, match="no image"):
+    with pytest.raises(DataError, match="1 <image> placeholders but 0 media"):
         user("<image> x", [], "w")
