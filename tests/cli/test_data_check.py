@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vlm.cli.commands.data import app
+from vlm.cli.options import TrainOptions
 from vlm.core.errors import ConfigError, DataError, VlmError
 from vlm.models.specs import load_preset
 
@@ -234,3 +235,23 @@ def test_a_ledger_that_does_not_close_fails(stage):
 def test_a_folder_without_a_run_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("VLM_HOME", str(tmp_path))
     assert "no training run" in str(run("ledger", "runs/none").exception)
+
+
+def test_files_outside_are_faults_until_their_folder_is_allowed(home, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    Image.new("RGB", (60, 60)).save(outside / "a.png")
+    write(home / "dataset/tiny/train.jsonl", [record(i, str(outside / "a.png")) for i in range(6)])
+    words = ["check", str(home / "mine.yaml")]
+    refused = run(*words)
+    assert isinstance(refused.exception, DataError) and "6 of 6 samples cannot be used" in str(refused.exception)
+    assert "leads out of" in refused.stderr and "--allow-outside" in refused.stderr
+    assert run(*words, "--allow-outside", outside).exit_code == 0
+    recipe = json.loads((home / "mine.yaml").read_text())
+    (home / "mine.yaml").write_text(json.dumps({**recipe, "allow_outside": [str(outside)]}))
+    assert run(*words).exit_code == 0
+
+
+def test_train_and_launch_pass_allowed_folders_on():
+    options = TrainOptions(recipe="r", set_=["steps=3"], allow_outside=[Path("/a b"), Path("c")])
+    assert options.overrides == ("steps=3", 'allow_outside=["/a b", "c"]')
+    assert options.words() == ["--recipe", "r", "--set", "steps=3", "--allow-outside", "/a b", "--allow-outside", "c"]

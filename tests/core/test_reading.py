@@ -1,6 +1,7 @@
 """Files that are no files, and disks that do not answer, are errors at once or in time; nothing blocks."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from PIL import Image
 
 from vlm.core import reading
 from vlm.core.config import load_yaml
-from vlm.core.errors import DataError, MediaError
+from vlm.core.errors import DataError, MediaError, Preempted
 from vlm.core.fetch.archive import extract
 from vlm.core.home import read_json
 from vlm.core.reading import check_regular, is_folder, open_regular, within
@@ -154,6 +155,22 @@ def test_what_a_task_raises_is_raised_and_a_forked_process_has_its_own_thread():
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def test_signals_are_answered_while_a_read_hangs():
+    def stop(*_):
+        raise Preempted("stop")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    began = time.monotonic()
+    try:
+        with pytest.raises(Preempted):
+            within(30, "disk", lambda: time.sleep(3))
+        assert time.monotonic() - began < 2
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert within(5, "x", lambda: 7) == 7
 
 
 def test_a_thread_that_ends_takes_its_reader_along():

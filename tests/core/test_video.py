@@ -119,22 +119,39 @@ TURN = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
 """Degrees clockwise -> the matrix in the header of an MP4 track."""
 
 
+def turn(path, degrees):
+    """Write into an MP4 that its track is to be turned clockwise."""
+    raw = bytearray(path.read_bytes())
+    a, b, c, d = (value << 16 for value in TURN[degrees])
+    struct.pack_into(">9i", raw, raw.index(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(raw)
+
+
 @pytest.mark.parametrize("degrees", TURN)
 @pytest.mark.parametrize("name", ["h264-closed.mp4", "hevc.mp4", "av1.mp4", "mpeg4.mp4"])
 def test_a_turned_video_is_shown_upright(name, degrees, tmp_path, reader):
     dark_left = np.full((8, 48, 64, 3), 200, np.uint8)
     dark_left[:, :, :32] = 0
     path = make(tmp_path, name, dark_left)
-    raw = bytearray(path.read_bytes())
-    a, b, c, d = (value << 16 for value in TURN[degrees])
-    struct.pack_into(">9i", raw, raw.index(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    path.write_bytes(raw)
+    turn(path, degrees)
     picture = load_video(path, 1)[0]
     assert picture.size == ((64, 48) if degrees == 180 else (48, 64))
     gray = np.asarray(picture.convert("L")).astype(int)
     halves = {90: (gray[:32], gray[32:]), 180: (gray[:, 32:], gray[:, :32]), 270: (gray[32:], gray[:32])}
     dark, bright = halves[degrees]
     assert dark.mean() < 20 < 80 < bright.mean()
+
+
+@pytest.mark.parametrize("degrees", TURN)
+def test_a_turned_square_is_shown_upright(degrees, tmp_path, reader):
+    top = np.full((8, 64, 64, 3), 200, np.uint8)
+    top[:, :32] = 0
+    options = FILES["h264-closed.mp4"][1]
+    path = write_video(tmp_path / "square.mp4", top, (64, 64), codec="libx264", options=options)
+    turn(path, degrees)
+    gray = np.asarray(load_video(path, 1)[0].convert("L"))
+    dark = {90: gray[:, 32:], 180: gray[32:], 270: gray[:, :32]}[degrees]
+    assert dark.mean() < 20 < 80 < gray.mean()
 
 
 @pytest.mark.parametrize("params", ["colormatrix=bt709:range=tv", "colormatrix=smpte170m", "range=pc"])

@@ -4,6 +4,7 @@ MediaRoot(Path("dataset/digits")).refusal("../secret.png")    # 'leads out of da
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -43,30 +44,32 @@ class MediaRoot:
         Raises:
             DataError: The disk does not answer.
         """
-        path = self.folder / name
-        written = os.path.normpath(path.absolute())
+        path = os.path.join(_absolute(self.folder), name)  # noqa: PTH118  # called for each file of a set
         how = f"{printable(name, 70)} leads out of {printable(self.folder, 80)}"
-        if any(_below(written, os.path.normpath(root.absolute())) for root in (self.folder, *self.outside)):
-            real = within(READ_SECONDS, written, lambda: _real(path))
-            if any(_below(real, root) for root in self._known()):
+        if _below(os.path.normpath(path), map(_absolute, (self.folder, *self.outside))):
+            real = within(READ_SECONDS, path, lambda: _real(path))
+            if _below(real, (_resolved(_absolute(root)) for root in (self.folder, *self.outside))):
+                return None
+            if _below(real, _linked(str(dataset()))):
                 return None
             how += f" by a link to {printable(real, 80)}"
         return how + "; --allow-outside DIR allows another folder"
 
-    def _known(self) -> tuple[str, ...]:
-        return tuple(_resolved(str(root)) for root in (self.folder, *self.outside)) + _linked(str(dataset()))
+
+def _below(path: str, folders: Iterable[str]) -> bool:
+    return any(path == folder or path.startswith(folder.rstrip("/") + "/") for folder in folders)
 
 
-def _below(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip("/") + "/")
+def _absolute(folder: Path) -> str:
+    return os.path.normpath(folder if folder.is_absolute() else Path.cwd() / folder)
 
 
-def _real(path: Path) -> str:
+def _real(path: str) -> str:
     """Return the path without symbolic links; those of its folder are followed once in a process."""
-    path = path.absolute()
-    if path.name == "..":
+    folder, name = os.path.split(path)
+    if name in ("", ".", ".."):
         return os.path.realpath(path)
-    real = os.path.join(_resolved(str(path.parent)), path.name)  # noqa: PTH118
+    real = os.path.join(_resolved(folder), name)  # noqa: PTH118
     return os.path.realpath(real) if os.path.islink(real) else real  # noqa: PTH114
 
 

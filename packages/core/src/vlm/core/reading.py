@@ -19,7 +19,8 @@ from vlm.core.text import printable
 READ_SECONDS = 60.0
 """Longest wait for one read: a disk answers in milliseconds, a network file system that fails over in seconds."""
 
-BUFFER = 1 << 16
+HEAD, BUFFER = 1 << 16, 1 << 18
+"""Bytes that are read when a file is opened, and later at a time."""
 
 KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -100,7 +101,7 @@ class _TimedFile(io.RawIOBase):
         super().__init__()
         self.name = str(path)
         self._file, self._at = -1, 0
-        self._file, self._size = within(READ_SECONDS, self.name, lambda: _opened(path))
+        self._file, self._size, self._head = within(READ_SECONDS, self.name, lambda: _opened(path))
 
     def readable(self) -> bool:
         return True
@@ -121,7 +122,7 @@ class _TimedFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         n, at = len(buffer), self._at
         try:
-            data = within(READ_SECONDS, self.name, lambda: os.pread(self._file, n, at))
+            data = self._head[at : at + n] or within(READ_SECONDS, self.name, lambda: os.pread(self._file, n, at))
         except OSError:
             raise
         except BaseException:
@@ -138,17 +139,17 @@ class _TimedFile(io.RawIOBase):
         super().close()
 
 
-def _opened(path: str | Path) -> tuple[int, int]:
-    """Return the descriptor and the size of a regular file."""
+def _opened(path: str | Path) -> tuple[int, int, bytes]:
+    """Return the descriptor, the size and the first bytes of a regular file."""
     _refuse(path, os.stat(path).st_mode)  # noqa: PTH116  # opening a device can already do something
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(file)
         _refuse(path, status.st_mode)  # it may be another file by now
+        return file, status.st_size, os.pread(file, HEAD, 0)
     except BaseException:
         os.close(file)
         raise
-    return file, status.st_size
 
 
 def _refuse(path: str | Path, mode: int) -> None:

@@ -1,7 +1,6 @@
 """Tokens, tiles and labels of a sample, counted from image headers, exactly as the encoder makes them."""
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -10,7 +9,6 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from vlm.core.reading import open_regular
 from vlm.core.sample.chat import render
 from vlm.core.sample.encode import GROUNDING, ImageTokenIds, Run, SampleEncoder, frames_as_images
 from vlm.core.sample.media import image_facts
@@ -170,11 +168,4 @@ def header(path: str) -> Header:
     Raises:
         MediaError: The header cannot be read.
     """
-    size, notes = image_facts(path)
-    with open_regular(path) as file:
-        first = file.read(4)
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 1024))
-        tail = file.read(1024)
-    if first[:2] == b"\xff\xd8":
-        return Header(size, b"\xff\xd9" in tail, notes)
-    return Header(size, first != b"\x89PNG" or b"IEND" in tail, notes)
+    return Header(*image_facts(path))

@@ -1,6 +1,7 @@
 """Images and videos decoded to RGB: the one door through which every picture and video is opened."""
 
 import io
+import os
 import struct
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -168,10 +169,11 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return image.size
 
 
-def image_facts(path: str | Path) -> tuple[tuple[int, int], tuple[tuple[str, str], ...]]:
-    """Return (width, height), and (kind, what) of what a viewer shows otherwise; both from the header alone.
+def image_facts(path: str | Path) -> tuple[tuple[int, int], bool, tuple[tuple[str, str], ...]]:
+    """Return (width, height), whether it is whole, and what a viewer shows otherwise, without decoding.
 
-    The kinds are `rotated` (EXIF), `transparent` and `float`. The picture is used as published: as it is stored.
+    A JPEG or PNG without its end marker is not whole. What is shown otherwise is (kind, words): `rotated` (EXIF),
+    `transparent`, `float`. The picture is used as published: as it is stored.
 
     Raises:
         MediaError: The header cannot be read; the message names the file.
@@ -190,7 +192,18 @@ def image_facts(path: str | Path) -> tuple[tuple[int, int], tuple[tuple[str, str
             )
         if image.mode.startswith("F"):
             notes.append(("float", f" has floating-point values ({image.mode}), used as 0 to 255"))
-        return image.size, tuple(notes)
+        return image.size, _is_finished(image.fp), tuple(notes)
+
+
+def _is_finished(file: Any) -> bool:
+    """Return whether a JPEG or PNG has its end marker; True for other files."""
+    file.seek(0)
+    first = file.read(4)
+    file.seek(max(0, file.seek(0, os.SEEK_END) - 1024))
+    tail = file.read(1024)
+    if first[:2] == b"\xff\xd8":
+        return b"\xff\xd9" in tail
+    return first != b"\x89PNG" or b"IEND" in tail
 
 
 def frame_indices(n_frames: int, fps: float, segments: int, bound: tuple[float, float] | None = None) -> list[int]:

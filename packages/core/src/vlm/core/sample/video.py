@@ -68,7 +68,7 @@ class _Index(NamedTuple):
 
     `times` of the shown frames in seconds, ascending; `stamps` the same in units of the stream. `keys` maps the place
     of each key frame in that list to the stamp to seek. `exact`: the list is that of the decoded frames. `closed`: no
-    frame after a key frame needs one before it, and none is left out.
+    frame after a key frame needs one before it, and none is left out. `shape`: height, width and colors as stored.
     """
 
     stamps: list[int]
@@ -77,6 +77,7 @@ class _Index(NamedTuple):
     fps: float
     exact: bool
     closed: bool
+    shape: tuple[int, int, int]
 
 
 def video_frames(path: str | Path, choose: Choose) -> list[Image.Image]:
@@ -167,7 +168,7 @@ def _read_index(path: str | Path, container: Any, stream: Any) -> _Index:
     exact = codec in TIMED.get(name, ()) and bool(shown) and None not in stamps and len(set(stamps)) == len(stamps)
     closed = maybe_closed and not gap and not is_open and stream.frames == len(stamps)
     keys = {place: seek for place, (_, seek, is_key) in enumerate(shown) if is_key}
-    return _Index(stamps, times, keys, fps, exact and 0 in keys, closed)
+    return _Index(stamps, times, keys, fps, exact and 0 in keys, closed, (stream.height, stream.width, 3))
 
 
 def _is_closed(packet: bytes, length: int) -> bool:
@@ -219,7 +220,10 @@ def _by_decord(path: str | Path, index: _Index, chosen: list[int]) -> list[Image
         times = reader.get_frame_timestamp(range(len(reader)))[:, 0]
         if np.abs((times - times[0]) - (index.times - index.times[0])).max() > 0.25 / index.fps:
             return None
-        return [Image.fromarray(frame) for frame in reader.get_batch(chosen).asnumpy()]
+        frames = reader.get_batch(chosen).asnumpy()
+        if frames.shape[1:] != index.shape:  # a turned video
+            return None
+        return [Image.fromarray(frame) for frame in frames]
 
     try:
         return within(DECODE_SECONDS, str(path), read)
