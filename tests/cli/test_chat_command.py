@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from vlm.cli import main as command
-from vlm.cli.commands.chat import file_names, split_words
+from vlm.cli.commands.chat import file_names, note_pictures, split_words
 from vlm.core.errors import ConfigError
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "internlm2"
@@ -247,3 +247,14 @@ def test_a_conversation_in_a_terminal(files, checkpoint):
         os.close(terminal.screen)
     kept = json.loads((files / "kept.json").read_text())
     assert [m["role"] for m in kept] == ["user", "assistant"] and kept[1]["content"][0]["text"] == answer.strip()
+
+
+def test_a_picture_that_a_viewer_shows_otherwise_is_said_in_one_line(files, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (9, 9)).save(files / "phone.jpg", exif=exif)
+    Image.new("RGBA", (9, 9)).save(files / "logo.png")
+    note_pictures([files / name for name in ("good.png", "phone.jpg", "logo.png")])
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "phone.jpg is stored turned (EXIF orientation 6)" in said[0]
+    assert "logo.png has transparent parts" in said[1]

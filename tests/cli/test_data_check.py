@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vlm.cli.commands.data import app
+from vlm.cli.options import TrainOptions
 from vlm.core.errors import CheckpointError, ConfigError, DataError, VlmError
 from vlm.models.checkpoint.assemble import with_tokenizer
 from vlm.models.specs import load_preset
@@ -91,6 +92,48 @@ def test_faults_are_listed_and_the_exit_code_says_so(home):
         assert line in done.output
     kinds = [(p["line"], p["kind"]) for p in json.loads((home / "out.json").read_text())["problems"]]
     assert kinds == [(2, "placeholders"), (3, "missing"), (4, "placeholders")]
+
+
+def test_markup_and_escapes_in_ids_and_names_are_shown_as_text(home):
+    ids = ["[/bold]", "[red]x[/red]", "\x1b]0;PWN\x07", "[link=http://e]k[/link]"]
+    lines = [{**record(0, "0.png"), "id": id} for id in ids]
+    lines += [{**record(0, "[/nope].png"), "id": "[/oops]"}, {**record(0, "\x1b[2J.png"), "id": "a", "[/key]": 1}]
+    write(home / "dataset/tiny/train.jsonl", lines)
+    done = run("check", "dataset/tiny/train.jsonl", "--model", "tiny", "--json", "out.json", "--workers", 1)
+    assert isinstance(done.exception, DataError) and "2 of 6 samples" in str(done.exception), done.output
+    assert "\x1b]0" not in done.output and "\x1b[2J" not in done.output
+    for shown in ("[/bold]", "[red]x[/red]", "[/oops]", "[/key]", "\\x1b[2J.png"):
+        assert shown in done.output
+    assert json.loads((home / "out.json").read_text())["unread"] == {"train": {"[/key]": 1}}
+
+
+def test_keys_that_nothing_reads_are_named_once_with_what_is_meant(home):
+    lines = [{**record(i, f"{i}.png"), "weight": 2, "source": "web"} for i in range(6)]
+    lines[0]["conversations"][1]["weight"] = 0
+    write(home / "dataset/tiny/train.jsonl", lines)
+    done = run("check", "dataset/tiny/train.jsonl", "--model", "tiny")
+    assert done.exit_code == 0, done.output
+    assert done.output.count("source") == 1 and "samples have no weight" in done.output
+    assert "write `loss: 0` on an answer" in done.output
+
+
+def test_what_a_file_may_hold_on_purpose_is_allowed_by_name(home):
+    quoting = {"id": 1, "conversations": [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "Yes."}]}
+    write(home / "dataset/tiny/train.jsonl", [quoting])
+    line = ("check", "dataset/tiny/train.jsonl", "--model", "tiny")
+    assert isinstance(run(*line).exception, DataError)
+    assert run(*line, "--allow", "quoted-placeholders").exit_code == 0
+    assert isinstance(run("check", home / "mine.yaml", "--allow", "empty-answers").exception, ConfigError)
+
+
+def test_damage_behind_a_good_header_needs_decode(home):
+    path = home / "dataset/tiny/3.png"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IDAT") + 8] ^= 0xFF
+    path.write_bytes(content)
+    assert run("check", home / "mine.yaml", "--workers", 1).exit_code == 0
+    done = run("check", home / "mine.yaml", "--workers", 1, "--decode")
+    assert isinstance(done.exception, DataError) and "1 of 6 samples" in str(done.exception)
 
 
 def test_max_length_shows_what_it_would_cut(home):
@@ -218,3 +261,23 @@ def test_a_ledger_that_does_not_close_fails(stage):
 def test_a_folder_without_a_run_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("VLM_HOME", str(tmp_path))
     assert "no training run" in str(run("ledger", "runs/none").exception)
+
+
+def test_files_outside_are_faults_until_their_folder_is_allowed(home, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    Image.new("RGB", (60, 60)).save(outside / "a.png")
+    write(home / "dataset/tiny/train.jsonl", [record(i, str(outside / "a.png")) for i in range(6)])
+    words = ["check", str(home / "mine.yaml")]
+    refused = run(*words)
+    assert isinstance(refused.exception, DataError) and "6 of 6 samples cannot be used" in str(refused.exception)
+    assert "leads out of" in refused.stderr and "--allow-outside" in refused.stderr
+    assert run(*words, "--allow-outside", outside).exit_code == 0
+    recipe = json.loads((home / "mine.yaml").read_text())
+    (home / "mine.yaml").write_text(json.dumps({**recipe, "allow_outside": [str(outside)]}))
+    assert run(*words).exit_code == 0
+
+
+def test_train_and_launch_pass_allowed_folders_on():
+    options = TrainOptions(recipe="r", set_=["steps=3"], allow_outside=[Path("/a b"), Path("c")])
+    assert options.overrides == ("steps=3", 'allow_outside=["/a b", "c"]')
+    assert options.words() == ["--recipe", "r", "--set", "steps=3", "--allow-outside", "/a b", "--allow-outside", "c"]

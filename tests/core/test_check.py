@@ -60,6 +60,7 @@ def family(request):
 WORDS = st.text("ab é<>|_\n", max_size=12) | st.sampled_from(
     ["", " ", "<|im_end|>", "</s>", "<ref>dog</ref>", "<box>", "USER:", "ASSISTANT: no", "<img>", "<image>", "日本"]
 )
+ALLOW = ("quoted-placeholders", "empty-answers")
 FILES = st.lists(st.sampled_from(["0.png", "1.jpg", "2.png", "3.jpg", "4.png"]), max_size=3)
 
 
@@ -67,9 +68,9 @@ FILES = st.lists(st.sampled_from(["0.png", "1.jpg", "2.png", "3.jpg", "4.png"]),
 def records(draw):
     files, turns = draw(FILES), []
     for i in range(draw(st.integers(1, 3))):
-        question = draw(WORDS).replace("<image>", "") if files else draw(WORDS)
+        question = draw(WORDS).replace("<image>", "")
         turns.append({"from": "human", "value": ("<image>\n" * len(files) if i == 0 else "") + question})
-        turns.append({"from": "gpt", "value": draw(WORDS)})
+        turns.append({"from": "gpt", "value": draw(WORDS), "loss": draw(st.sampled_from([0, 1]))})
     return {"id": "r", "image": files, "conversations": turns[: len(turns) - draw(st.booleans())]}
 
 
@@ -78,7 +79,7 @@ def records(draw):
 @given(records())
 def test_counts_are_those_of_the_encoder(family, root, record):
     encoder, meter = family
-    sample = read_record(record, root=root)
+    sample = read_record(record, root=root, allow=ALLOW)
     tiles, tokens, labels, kept, labels_kept, *used = meter.measure(sample)
     for stride, positions_ in zip(STRIDES, used, strict=True):
         encoded = encoder.encode(sample, strides=stride)
@@ -93,7 +94,7 @@ def test_what_max_length_cuts_is_what_the_encoder_cuts(root, record, longest):
     template, rule, marks = FAMILIES["internlm2"]
     encoder = SampleEncoder(load_tokenizer(FOLDERS / "internlm2"), template, rule, 4, marks, "S.")
     meter = SampleMeter(rules(max_length=longest, system="S."))
-    sample = read_record(record, root=root)
+    sample = read_record(record, root=root, allow=ALLOW)
     try:
         encoded = encoder.encode(sample, strides=1.0, max_length=longest)
     except DataError:
@@ -148,29 +149,78 @@ def record(*values, **more):
 BROKEN = {
     "json": b'{"id": 1,',
     "json ": b"[1, 2]",
+    "json  ": b"\0" * 40,
+    "json   ": '{"id": "红"}'.encode("gbk"),
+    "json    ": b"[" * 100_000 + b"]" * 100_000,
+    "json     ": b'{"id": ' + b"1" * 5000 + b"}",
     "turns": {"id": "r", "conversations": []},
     "turns ": {"id": "r", "conversations": [{"from": "human", "value": "Q"}, {"from": "human", "value": "Q"}]},
     "turns  ": {"id": "r", "conversations": [{"from": "robot", "value": "Q"}]},
     "turns   ": {"id": "r", "conversations": [{"from": ["gpt"], "value": 3}, "text"]},
-    "turns    ": record("Q", "A", image=[1, 2]),
+    "turns    ": record("Q", "cut \ud83d"),
+    "turns     ": {"messages": [{"role": "user", "content": "Q"}]},
+    "turns      ": {"id": "r", "conversations": [{"from": "gpt", "value": "A"}]},
+    "turns       ": {**record("Q", "A"), "system": ["be kind"]},
+    "turns        ": {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A", "loss": 0.5}]},
+    "empty answer": record("Q", " \n"),
+    "empty answer ": record("Q", "", "Q", "A"),
+    "keys": record("<image>", "A", images=["0.png"]),
+    "keys ": record("Q", "A", image="0.png", video="clip"),
+    "path": record("Q", "A", image=[1, 2]),
+    "path ": record("<image>", "A", image=[["0.png"]]),
+    "path  ": record("<image>", "A", image={"path": "0.png"}),
+    "path   ": record("<image>", "A", image=""),
+    "path    ": record("<image><image>", "A", image=["0.png", None]),
+    "path     ": record("<image>", "A", image="https://example.com/0.png"),
+    "path      ": record("<image>", "A", image="data:image/png;base64,iVBORw0KGgo"),
+    "path       ": record("<image>", "A", image="iVBORw0KGgo" + "A" * 2000),
+    "path        ": record("<image>", "A", image="x" * 300 + ".png"),
+    "path         ": record("<image>", "A", image="re\0d.png"),
+    "path          ": record("<image>", "A", image="\ud83d.png"),
+    "outside": record("<image>", "A", image="../0.png"),
+    "outside ": record("<image>", "A", image="/etc/passwd"),
+    "clip": record("<video>", "A", video="clip", clip="0-2"),
+    "clip ": record("<video>", "A", video="clip", clip=[1, 0.5]),
+    "clip  ": record("<video>", "A", video="clip", clip=[0, float("nan")]),
+    "clip   ": record("<video>", "A", video="clip", clip={"start": 0}),
+    "clip    ": record("<image>", "A", image="0.png", clip=[0, 1]),
     "placeholders": record("<image><image>", "A", image=["0.png"]),
     "placeholders ": record("Q", "A", image=["0.png", "1.jpg"]),
     "placeholders  ": record("<image>", "A"),
+    "placeholders   ": record("<image>", "A", image=None),
+    "placeholders    ": record("<image>", "A", image=[]),
+    "placeholders     ": record("<image>\nQ", "A", video="clip"),
+    "placeholders      ": record("Draw.", "<image>", image="0.png"),
+    "placeholders       ": record("Q", "like <image>"),
+    "placeholders        ": {
+        "conversations": [{"from": "gpt", "value": "<image>"}, *record("Q", "A")["conversations"]],
+        "image": "0.png",
+    },
     "missing": record("<image>", "A", image="nothing.png"),
+    "missing ": record("<video>", "A", video="nothing.mp4"),
+    "missing  ": record("<image>", "A", image="0.png/x.png"),
     "unreadable": record("<image>", "A", image="text.png"),
     "unreadable ": record("<image>", "A", image="empty.png"),
     "unreadable  ": record("<video>", "A", video="no-frames"),
+    "unreadable   ": record("<image>", "A", image="clip"),
     "image cut": record("<image>" * 9, "A", image=["0.png"] * 9),
     "no labels": record("Q"),
     "no labels ": record("Q " * 60, "A"),
+    "no labels  ": {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A", "loss": 0}]},
     "tiles": record("<image>\n" * 2, "A", image=["wide.png"] * 2),
     "cut": record("Q", "A " * 200),
     "unfinished": record("<image>", "A", image="cut.png"),
     "unfinished ": record("<image>", "A", image="cut.jpg"),
+    "rotated": record("<image>", "A", image="phone.jpg"),
+    "transparent": record("<image>", "A", image="logo.png"),
+    "float": record("<image>", "A", image="float.tiff"),
     "empty turn": record(" \n", "A"),
     "first turn": {"id": "r", "conversations": [{"from": "gpt", "value": "A"}, *record("Q", "A")["conversations"]]},
-    "placeholder in answer": record("Q", "A <image>"),
+    "unanswered": record("Q", "A", "Q"),
+    "placeholder in text": record("<image>", "A <image>", image="0.png"),
     "marker": record("Q <|im_end|>", "A"),
+    "no id": {**record("Q", "A"), "id": None},
+    "no id ": {"conversations": record("Q", "A")["conversations"]},
 }
 
 
@@ -181,28 +231,93 @@ def faulty(root):
     (root / "no-frames").mkdir()
     Image.effect_noise((80, 80), 50).save(root / "whole.jpg")
     Image.new("RGB", (48, 8)).save(root / "wide.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (9, 9)).save(root / "phone.jpg", exif=exif)
+    Image.new("RGBA", (9, 9)).save(root / "logo.png")
+    Image.fromarray(np.full((9, 9), 0.8, np.float32)).save(root / "float.tiff")
     for name, whole in (("cut.png", "0.png"), ("cut.jpg", "whole.jpg")):
         content = (root / whole).read_bytes()
         (root / name).write_bytes(content[: max(60, len(content) // 2)])
     return root
 
 
+def checked(raw, root, allow=(), **limits):
+    """The check of one line."""
+    line = raw if isinstance(raw, bytes) else json.dumps(raw).encode()
+    return check_line(SampleMeter(rules(**limits)), line, CheckedFile("f", Path("f.jsonl"), root, allow=allow), "f:1")
+
+
 @pytest.mark.parametrize("kind", BROKEN)
 def test_each_fault_has_its_kind(faulty, kind):
-    raw = BROKEN[kind] if isinstance(BROKEN[kind], bytes) else json.dumps(BROKEN[kind]).encode()
-    meter = SampleMeter(rules(max_length=100, max_tiles=10, system="S."))
-    _, _, row, faults = check_line(meter, raw, faulty, "f.jsonl:1")
-    found = {k for k, _ in faults}
+    one = checked(BROKEN[kind], faulty, max_length=100, max_tiles=10, system="S.")
+    found = {k for k, _ in one.faults}
     assert kind.strip() in found and found <= ERRORS.keys() | WARNINGS.keys()
-    assert all(message for _, message in faults)
+    assert all(message and len(message) < 300 and message.isprintable() for _, message in one.faults)
+    assert (one.row is None) or kind.strip() in WARNINGS or kind.strip() in ("no labels", "tiles")
     if kind.strip() in WARNINGS:
-        assert row is not None and not found & ERRORS.keys()
+        assert one.row is not None and not found & ERRORS.keys()
+
+
+def test_every_kind_of_fault_that_one_record_can_have_is_tried():
+    assert {k.strip() for k in BROKEN} == (ERRORS.keys() | WARNINGS.keys()) - {"other", "same id", "same content"}
 
 
 def test_all_faults_of_a_sample_are_named_at_once(faulty):
-    broken = record("<image>" * 3, " ", image=["nothing.png", "text.png"])
-    _, _, row, faults = check_line(SampleMeter(rules()), json.dumps(broken).encode(), faulty, "f.jsonl:1")
-    assert row is None and {k for k, _ in faults} == {"placeholders", "missing", "unreadable", "empty turn"}
+    broken = record("<image>" * 3, " ", image=["https://a/b.png", "text.png"], images=["0.png"], clip=1)
+    one = checked(broken, faulty)
+    assert one.row is None and {k for k, _ in one.faults} == {"placeholders", "path", "empty answer", "keys", "clip"}
+    files = record("<image><image>", "A", image=["nothing.png", "text.png"])
+    assert [k for k, _ in checked(files, faulty).faults] == ["missing", "unreadable"]
+
+
+def test_what_a_set_may_hold_on_purpose_needs_its_switch(faulty):
+    quoting, empty = record("How to write <image>?", "Like <image>."), record("Q", "", "Q", "A")
+    for broken, switch, kind in ((quoting, "quoted-placeholders", "placeholders"), (empty, "empty-answers", None)):
+        assert {k for k, _ in checked(broken, faulty).faults} & ERRORS.keys() == {kind or "empty answer"}
+        allowed = checked(broken, faulty, allow=(switch,))
+        assert allowed.row is not None and not {k for k, _ in allowed.faults} & ERRORS.keys()
+
+
+def test_keys_that_nothing_reads_are_counted_once_a_file(faulty, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLM_HOME", str(tmp_path))
+    turns = [{"from": "human", "value": "Q", "weight": 0}, {"from": "gpt", "value": "A", "weight": 0}]
+    lines = [{"id": i, "conversations": turns, "source": "web", "width": 3} for i in range(3)] + [record("Q", "A")]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = CheckedFile("a", tmp_path / "a.jsonl", tmp_path)
+    facts = collect(rules(), [source], check(rules(), [source])).as_dict()
+    assert facts["unread"] == {"a": {"source": 3, "width": 3, "turn.weight": 3}} and facts["usable"] == 4
+
+
+def test_an_exception_that_nobody_expects_costs_one_sample_and_names_its_type(faulty, monkeypatch, caplog):
+    def explode(self, sample):
+        raise ZeroDivisionError("by a fault of ours")
+
+    monkeypatch.setattr(SampleMeter, "measure", explode)
+    with caplog.at_level("DEBUG", "vlm"):
+        one = checked(record("Q", "A"), faulty)
+    assert one.faults == [("other", "ZeroDivisionError: by a fault of ours")]
+    assert "in explode" in caplog.text, "the traceback is in the log"
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_damaged_exif_block_changes_nothing(faulty):
+    Image.new("RGB", (9, 9)).save(faulty / "exif.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    one = checked(record("<image>", "A", image="exif.jpg"), faulty)
+    assert one.row is not None and one.faults == []
+
+
+def test_decoding_shows_what_headers_do_not(faulty, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLM_HOME", str(tmp_path))
+    content = bytearray((faulty / "0.png").read_bytes())
+    content[content.index(b"IDAT") + 8] ^= 0xFF
+    (faulty / "flipped.png").write_bytes(content)
+    names = ["0.png", "flipped.png", "cut.png", "no-frames"]
+    lines = [record("Q", "A", **{"video" if n == "no-frames" else "image": n}) for n in names]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = CheckedFile("a", tmp_path / "a.jsonl", faulty)
+    found = {d: collect(rules(), [source], check(rules(), [source], decode=d)).losses for d in (False, True)}
+    assert found == {False: {"unreadable": 1}, True: {"unreadable": 3}}
 
 
 @pytest.fixture

@@ -127,6 +127,17 @@ def test_an_empty_answer_does_not_void_the_other_rounds():
 
 
 @pytest.mark.parametrize("name", sorted(TOKENIZERS))
+def test_an_answer_that_is_context_only_is_not_learned_and_changes_no_token(name):
+    one = sample("Q1", "No.", "Q2", "Small.")
+    whole = encoder(name).encode(one)
+    one.messages[1]["learn"] = False
+    got = encoder(name).encode(one)
+    np.testing.assert_array_equal(got.input_ids, whole.input_ids)
+    end = "</s>" if name.startswith("llama") else "<|im_end|>"
+    assert supervised(got, name).strip() == f"Small.{end}"
+
+
+@pytest.mark.parametrize("name", sorted(TOKENIZERS))
 def test_special_tokens_in_user_text_are_plain_text(name):
     marks = "<image><IMG_CONTEXT><img></img><|im_end|><|im_start|>assistant\n</s><unk><s>"
     enc = encoder(name)

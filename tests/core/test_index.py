@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from vlm.core.errors import DataError
 from vlm.core.sample.index import HEADER, LineIndex, Mixture, Shuffle
+from vlm.core.sample.lines import iter_jsonl
 
 
 @pytest.fixture
@@ -22,20 +23,57 @@ def folder(tmp_path):
 
 
 @settings(deadline=None)  # a busy machine must not decide
-@given(st.lists(st.binary(max_size=9).map(lambda b: b.replace(b"\n", b""))), st.booleans())
-def test_lines_are_those_of_the_file(tmp_path_factory, lines, ended):
+@given(
+    st.lists(st.binary(max_size=9).map(lambda b: b.replace(b"\n", b"")) | st.sampled_from([b"", b" \r", b"\t"])),
+    st.booleans(),
+    st.integers(1, 9),
+)
+def test_records_are_the_lines_that_are_not_blank(tmp_path_factory, lines, ended, chunk):
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"
-    content = b"\n".join(lines) + b"\n" * ended
+    content = b"x\n" + b"\n".join(lines) + b"\n" * ended
     path.write_bytes(content)
-    index = LineIndex(path, path.parent / "index")
-    found = [index[i] for i in range(len(index))]
-    assert b"".join(found) == content and all(line.count(b"\n") == line.endswith(b"\n") for line in found)
-    assert len(found) == content.count(b"\n") + (not content.endswith(b"\n") and content != b"")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vlm.core.sample.index.CHUNK", chunk)
+        index = LineIndex(path, path.parent / "index")
+    wanted = [(i, line) for i, line in enumerate(content.split(b"\n"), 1) if line.strip(b" \t\r")]
+    found = [(index.line(i), index[i]) for i in range(len(index))]
+    assert [line for line, _ in found] == [line for line, _ in wanted]
+    for (_, has), (_, line) in zip(found, wanted, strict=True):
+        assert has.startswith(line) and not has[len(line) :].strip(b" \t\r\n"), "only blank lines behind it"
+    assert b"".join(record for _, record in found) == content
+
+
+def test_blank_lines_are_no_records_and_do_not_change_the_numbers_of_lines(tmp_path, folder):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"a\n\n  \r\nb\n\n")
+    for _ in range(2):  # made, then read again
+        index = LineIndex(path, folder)
+        assert [(index.line(i), index[i].strip()) for i in range(len(index))] == [(1, b"a"), (4, b"b")]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b'[\n  {"id": 1}\n]\n', "is one JSON list"),
+        (b'\xef\xbb\xbf \n[{"id": 1}]', "is one JSON list"),
+        ('{"id": 1}\n'.encode("utf-16"), "is UTF-16"),
+        (b"\x1f\x8b\x08\x00", "is compressed"),
+        (b"PK\x03\x04", "is a zip"),
+        (b"PAR1", "is a Parquet"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_with_the_way_out(tmp_path, folder, content, why):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    for read in (lambda: LineIndex(path, folder), lambda: list(iter_jsonl(path))):
+        with pytest.raises(DataError, match=why) as error:
+            read()
+        assert "JSON lines" in str(error.value) and error.value.fix
 
 
 def test_chunks_do_not_matter(tmp_path, folder, monkeypatch):
     path = tmp_path / "a.jsonl"
-    content = b"".join(b"x" * (i % 7) + b"\n" for i in range(500)) + b"last"
+    content = b"".join(b"x" * (i % 7 + 1) + b"\n" for i in range(500)) + b"last"
     path.write_bytes(content)
     monkeypatch.setattr("vlm.core.sample.index.CHUNK", 5)
     index = LineIndex(path, folder)
@@ -58,10 +96,10 @@ def test_the_index_is_made_once_and_again_when_the_file_changes(tmp_path, folder
     before = path.stat()
     path.write_bytes(b"a\n\n\n")  # as long as before, and with its old time
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert len(LineIndex(path, folder)) == 3 and made() != first
+    assert len(LineIndex(path, folder)) == 1 and made() != first
     with path.open("ab") as f:
         f.write(b"c\n")
-    assert len(LineIndex(path, folder)) == 4
+    assert len(LineIndex(path, folder)) == 2
 
 
 @pytest.mark.parametrize("cut", [1, 8, 16])
@@ -72,7 +110,7 @@ def test_a_damaged_index_is_made_again(tmp_path, folder, cut):
     (file,) = folder.glob("*.lines")
     file.write_bytes(file.read_bytes()[:-cut])
     assert [LineIndex(path, folder)[i] for i in range(3)] == [b"a\n", b"b\n", b"c\n"]
-    assert file.stat().st_size == HEADER.size + 4 * 8
+    assert file.stat().st_size == HEADER.size + 5 * 8
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tmp_path):

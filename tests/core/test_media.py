@@ -1,17 +1,22 @@
 """Pictures and videos of every kind become RGB, or an error that names the file."""
 
+import gzip
+import io
+import os
+import socket
 import struct
 import subprocess
 import sys
+import warnings
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from support.videos import write_video
 from vlm.core.errors import ConfigError, MediaError
-from vlm.core.sample import media
 from vlm.core.sample.media import frame_indices, image_size, load_image, load_video
 
 
@@ -136,10 +141,11 @@ def test_random_damage_never_shows_a_traceback(tmp_path):
 
 
 @pytest.mark.parametrize("reader", ["decord", "av"])
-def test_video_frames_are_the_chosen_ones_with_either_reader(clip, reader):
-    load = load_video if reader == "decord" else media._with_av
-    assert brightness(load(clip, 4, None)) == frame_indices(20, 10, 4) == [2, 7, 12, 16]
-    assert brightness(load(clip, 2, (1.0, 1.5))) == frame_indices(20, 10, 2, (1.0, 1.5)) == [11, 13]
+def test_video_frames_are_the_chosen_ones_with_either_reader(clip, reader, monkeypatch):
+    if reader == "av":
+        monkeypatch.setitem(sys.modules, "decord", None)
+    assert brightness(load_video(clip, 4)) == frame_indices(20, 10, 4) == [2, 7, 12, 16]
+    assert brightness(load_video(clip, 2, (1.0, 1.5))) == frame_indices(20, 10, 2, (1.0, 1.5)) == [11, 13]
 
 
 def test_gif_and_folder_give_the_same_frames_as_a_video(tmp_path):
@@ -220,3 +226,101 @@ def test_damage_that_kills_a_reader_does_not_kill_the_process(tmp_path, clip):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].endswith("codec.mkv holds a video of an unknown codec")
+
+
+def other_files() -> dict[str, tuple[bytes, str]]:
+    """Files that are named like pictures and are none: content, and what the error calls it."""
+    picture = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(picture, "PNG")
+    return {
+        "page.jpg": (b"\n<!DOCTYPE html><html>not found", "is a web page"),
+        "pointer.jpg": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "is a Git LFS pointer"),
+        "packed.jpg": (gzip.compress(picture.getvalue()), "is compressed with gzip"),
+        "archive.png": (b"PK\x03\x04" + bytes(60), "is a zip archive"),
+        "drawing.svg": (
+            b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
+            "is an SVG",
+        ),
+        "paper.png": (b"%PDF-1.7\n", "is a PDF"),
+        "phone.heic": (struct.pack(">I4s4s", 24, b"ftyp", b"heic") + bytes(60), "is HEIC"),
+        "zero.png": (huge_png(0), "is not an image"),
+    }
+
+
+@pytest.mark.parametrize("name", other_files())
+def test_what_is_no_picture_is_called_what_it_is(name, tmp_path):
+    content, message = other_files()[name]
+    (tmp_path / name).write_bytes(content)
+    for read in (load_image, image_size):
+        with pytest.raises(MediaError, match=message) as error:
+            read(tmp_path / name)
+        assert name in error.value.found and error.value.fix
+
+
+def test_postscript_starts_no_other_program(tmp_path, monkeypatch):
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    for name, content in (
+        ("a.jpg", script),
+        ("b.eps", b"\xc5\xd0\xd3\xc6" + struct.pack("<6I", 30, 9, 0, 0, 0, 0) + script),
+    ):
+        (tmp_path / name).write_bytes(content)
+        for read in (load_image, lambda path: load_video(path, 2)):
+            with pytest.raises(MediaError):
+                read(tmp_path / name)
+    assert not (tmp_path / "started").exists()
+
+
+PLAYLISTS = {
+    "local.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nOUTSIDE\n#EXT-X-ENDLIST\n",
+    "file.mp4": "#EXTM3U\n#EXTINF:9,\nfile://OUTSIDE\n#EXT-X-ENDLIST\n",
+    "key.mp4": '#EXTM3U\n#EXT-X-KEY:METHOD=AES-128,URI="http://SERVER/key"\n#EXTINF:9,\nhttp://SERVER/a.ts\n',
+    "concat.m3u8": "#EXTM3U\n#EXTINF:9,\nconcat:http://SERVER/a|file://OUTSIDE\n#EXT-X-ENDLIST\n",
+    "list.ffconcat": "ffconcat version 1.0\noption safe 0\nfile OUTSIDE\n",
+    "list.mkv": "ffconcat version 1.0\nfile http://SERVER/c.ts\n",
+    "dash.mpd": '<?xml version="1.0"?><MPD><Period><BaseURL>http://SERVER/d.mp4</BaseURL></Period></MPD>',
+    "stream.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 18998 RTP/AVP 96\n",
+    "ref.mov": "[reference]\nRef1=http://SERVER/ref\n",
+    "asx.wmv": '<ASX version="3.0"><ENTRY><REF HREF="http://SERVER/asx"/></ENTRY></ASX>',
+    "blank.mp4": "\n \n#EXTM3U\n#EXTINF:9,\nfile://OUTSIDE\n",
+}
+
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+@pytest.mark.parametrize("reader", ["decord", "av"])
+def test_a_playlist_opens_no_file_and_no_connection(name, reader, tmp_path, clip, monkeypatch):
+    if reader == "av":
+        monkeypatch.setitem(sys.modules, "decord", None)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        (tmp_path / name).write_text(PLAYLISTS[name].replace("OUTSIDE", str(clip)).replace("SERVER", address))
+        with pytest.raises(MediaError, match=r"is a playlist|cannot be decoded"):
+            load_video(tmp_path / name, 2)
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+@pytest.mark.parametrize("after_pixels", [False, True])
+@pytest.mark.parametrize("texts", [1, 80])
+def test_a_png_with_more_text_than_pillow_reads_is_a_good_picture(texts, after_pixels, tmp_path):
+    about = PngInfo()
+    for k in range(texts):
+        about.add_text(f"k{k}", "x" * (2_000_000 if texts == 1 else 900_000), zip=True)
+    Image.new("RGB", (9, 7), "red").save(tmp_path / "a.png", pnginfo=about)
+    if after_pixels:
+        raw = (tmp_path / "a.png").read_bytes()
+        first, last = raw.index(b"zTXt") - 4, raw.index(b"IDAT") - 4
+        (tmp_path / "a.png").write_bytes(raw[:first] + raw[last:-12] + raw[first:last] + raw[-12:])
+    assert image_size(tmp_path / "a.png") == (9, 7)
+    assert load_image(tmp_path / "a.png").getcolors() == [(63, (255, 0, 0))]
+
+
+def test_a_scan_of_100_megapixels_is_read_without_a_warning(tmp_path):
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "scan.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert image_size(tmp_path / "scan.png") == (10_000, 10_000)

@@ -237,7 +237,7 @@ def test_paths_and_marks() -> None:
     assert inside(Path("/d"), "data/chartqa/a b/1.png", "w") == Path("/d/a b/1.png")
     with pytest.raises(DataError):
         inside(Path("/d"), "/etc/passwd", "w")
-    with pytest.raises(DataError, match="1 <image> marks but 2 images"):
+    with pytest.raises(DataError, match="1 <image> placeholders but 2 media"):
         user("<image> x", [Path("/a"), Path("/b")], "w")
-    with pytest.raises(DataError, match="no image"):
+    with pytest.raises(DataError, match="1 <image> placeholders but 0 media"):
         user("<image> x", [], "w")

@@ -98,7 +98,7 @@ def edited(folder: Path, change) -> Path:
     ("change", "message"),
     [
         (lambda rows: rows[1].update(id=rows[0]["id"]), r"gqa_16_32.jsonl:2: id 'gqa/0' was used before"),
-        (lambda rows: rows[0]["image"].append("x.png"), r"jsonl:1: 3 <image> marks but 4 images"),
+        (lambda rows: rows[0]["image"].append("x.png"), r"jsonl:1: 3 <image> placeholders but 4 media"),
         (lambda rows: rows[0]["image"].__setitem__(0, "no.png"), r"jsonl:1: image .*paste/gqa/val/no.png is missing"),
         (lambda rows: rows[0]["image"].__setitem__(0, "../../x.png"), r"jsonl:1: image path"),
         (lambda rows: rows[0]["image"].__setitem__(0, 7), r"jsonl:1: image 7"),

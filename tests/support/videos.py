@@ -1,24 +1,50 @@
-"""Short videos whose frames differ in brightness."""
+"""Short videos whose frames differ in brightness, or are given pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 
 
-def write_video(path: Path, brightness: Sequence[int], size: tuple[int, int] = (32, 32), rate: int = 10) -> Path:
-    """Write an MPEG-4 video of `size` (width, height) with one gray frame for each value.
+def write_video(
+    path: Path,
+    frames: Sequence[int | np.ndarray],
+    size: tuple[int, int] = (32, 32),
+    rate: int = 10,
+    *,
+    codec: str = "mpeg4",
+    options: Mapping[str, str] | None = None,
+    container: Mapping[str, str] | None = None,
+    times: Sequence[int] | None = None,
+) -> Path:
+    """Write a video of `size` (width, height) with a frame for each value: its brightness, or its RGB picture.
 
     Without values the file has a header alone.
+
+    Args:
+        path: The file; its suffix names the container.
+        frames: Brightness or picture of each frame.
+        size: In pixels.
+        rate: Frames a second.
+        codec: An encoder of FFmpeg.
+        options: Of the encoder.
+        container: Options of the container.
+        times: When each frame is shown, in thousandths of a second; by default at `rate`.
     """
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=rate)
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        container.start_encoding()
-        for value in brightness:
-            gray = np.full((size[1], size[0], 3), value, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(gray, format="rgb24")))
-        if brightness:
-            container.mux(stream.encode())
+    with av.open(str(path), "w", options=dict(container or {})) as output:
+        stream = output.add_stream(codec, rate=rate, options=dict(options or {}))
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        unit = Fraction(1, 1000) if times else Fraction(1, rate)
+        stream.codec_context.time_base = unit
+        output.start_encoding()
+        for k, value in enumerate(frames):
+            picture = value if isinstance(value, np.ndarray) else np.full((size[1], size[0], 3), value, np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = times[k] if times else k, unit
+            output.mux(stream.encode(frame))
+        if len(frames):
+            output.mux(stream.encode())
     return path

@@ -8,11 +8,14 @@ import pytest
 
 from vlm.core.check.check import ERRORS, CheckedFile, check
 from vlm.core.check.report import collect
-from vlm.core.errors import DataError
+from vlm.core.errors import ConfigError, DataError
 from vlm.core.home import resolve
 from vlm.core.sample.encode import ImageTokenIds
 from vlm.core.sample.measure import Rules
 from vlm.models import load_processor
+from vlm.models.checkpoint.layout import read_layout
+from vlm.models.processor import Processor
+from vlm.train.recipe.recipe import training_spec
 from vlm.train.run import checkpoint
 from vlm.train.run.loop import train
 from vlm.train.run.metrics import Ledger, Log, read_account
@@ -199,3 +202,76 @@ def test_the_first_label_of_a_document_has_no_predecessor_and_no_weight():
     ids = np.arange(6)
     row = PackedRow(ids, ids, np.full(6, 0.5, np.float32), ids, np.array([0, 2, 6], np.int32), None, ["a", "b"])
     assert row.weight == 0.5 * 4
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.spec={image_rule: {max_tiles: 1}, system: Short.}",
+        "model.spec={template: Hermes-2-2024-07}",
+        "data=[{name: t, file: dataset/tiny/train.jsonl, root: dataset/tiny, max_tiles: 1}]",
+        "data=[{name: t, file: dataset/tiny/train.jsonl, root: dataset/tiny, max_tiles: 2},"
+        " {name: u, file: dataset/tiny/train.jsonl, root: dataset/tiny}]",
+        "max_length=200",
+        "batch.max_tiles=2",
+    ],
+)
+def test_the_check_of_a_recipe_counts_what_training_counts(recipe, recipe_file, override):
+    """The rules come from the recipe: changes of the model's spec, limits of an entry, --set."""
+    from vlm.cli.commands.data_check import rules_and_sources
+
+    rules, sources = rules_and_sources(str(recipe_file), *[None] * 4, (), *[None] * 3, overrides=[override])
+    facts = collect(rules, sources, check(rules, sources)).as_dict()
+    made = recipe(override, f"batch.samples={facts['lines']}")
+    spec = training_spec(made.model, read_layout(resolve(made.model.start)).spec)
+    step = Stream(made, Processor(spec, resolve(made.model.start))).step(0)
+    kept, tiles = (facts["columns"].index(name) for name in ("tokens_kept", "tiles"))
+    bad = {(p["source"], p["line"]) for p in facts["problems"] if p["kind"] in ERRORS}
+    rows = [r for name, rows in facts["rows"].items() for r in rows if (name, r[0]) not in bad]
+    assert sum(row[kept] for row in rows) == sum(len(row.input_ids) for row in step.rows) > 0
+    assert sum(row[tiles] for row in rows) == sum(0 if r.pixels is None else len(r.pixels) for r in step.rows)
+    assert facts["lines"] == step.n_samples and sum(facts["losses"].values()) == step.n_dropped
+
+
+def test_entries_of_one_name_are_refused(recipe):
+    entry = {"name": "x", "file": "dataset/tiny/train.jsonl", "root": "dataset/tiny"}
+    with pytest.raises(ConfigError, match="two entries are named x"):
+        recipe(data=[entry, entry])
+
+
+def test_the_switches_of_an_entry_leave_the_digest_of_older_runs_alone(recipe):
+    entry = {"name": "x", "file": "dataset/tiny/train.jsonl", "root": "dataset/tiny"}
+    plain, allowing = recipe(data=[entry]), recipe(data=[{**entry, "allow": ["empty-answers"]}])
+    assert "allow" not in plain.model_dump(mode="json")["data"][0] and plain.digest != allowing.digest
+
+
+def test_a_key_that_nothing_reads_is_said_once_a_file(home, records, recipe, processor):
+    lines = [{**r, "source": "web"} for r in records]
+    lines[0]["conversations"][1]["weight"] = 0
+    (home / "dataset/tiny/keys.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
+    entry = {"name": "keys", "file": "dataset/tiny/keys.jsonl", "root": "dataset/tiny"}
+    stream = Stream(recipe("batch.samples=24", data=[entry]), processor)
+    notes = sorted(note.split(": ", 1)[1] for note in [*stream.step(0).notes, *stream.step(1).notes])
+    assert notes == [
+        "the key `source` is not read",
+        "the key `turn.weight` is not read; write `loss: 0` on an answer that is not to be learned",
+    ]
+
+
+def test_an_exception_that_nobody_expects_is_one_entry_of_the_ledger(recipe, processor, tmp_path, monkeypatch, caplog):
+    encode = Processor.encode
+
+    def explode(self, messages, **how):
+        if how["id"] == "s3":
+            raise RecursionError("by a fault of ours \ud83d\x1b[31m")
+        return encode(self, messages, **how)
+
+    monkeypatch.setattr(Processor, "encode", explode)
+    stream, ledger = Stream(recipe("batch.samples=24"), processor), Ledger(tmp_path)
+    with caplog.at_level("DEBUG", "vlm"):
+        data = stream.step(0)
+    ledger.add(0, data.n_samples, data.lost)
+    (entry,) = ledger.log.read()
+    assert entry["id"] == "tiny:4" and "RecursionError: by a fault of ours \\ud83d\\x1b[31m" in entry["reason"]
+    assert ledger.counts == {"in": 24, "used": 23, "dropped": 1, "truncated": 0, "replaced": 0}
+    assert "in explode" in caplog.text, "the traceback is in the log"

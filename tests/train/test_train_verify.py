@@ -318,3 +318,54 @@ def test_the_command_ends_with_2_only_for_what_no_difference_explains(write):
     assert (finding["key"], finding["ours"], finding["theirs"]) == ("optimizer.warmup", 0.03, 0.3)
     assert run(good).exit_code == 0
     assert isinstance(run("convllava-stage2").exception, ConfigError)
+
+
+PLAIN = """#!/bin/bash
+LR=${LR:-2e-5}
+ARGS=(
+  --learning_rate $LR
+  --num_train_epochs 1
+)
+deepspeed llava/train/train.py \\
+    --deepspeed zero3.json \\
+    --per_device_train_batch_size=16 \\
+    --weight_decay 0. \\
+    --warmup_ratio 0.03 \\
+    "${ARGS[@]}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        (PLAIN.replace("\n", "\r\n").encode(), "CR LF"),
+        (b"\xef\xbb\xbf" + PLAIN.encode(), "byte-order mark"),
+        (PLAIN.encode("utf-16"), "UTF-16"),
+        (PLAIN.replace("\n", "\r\n").encode("utf-16"), "CR LF"),
+    ],
+)
+def test_a_script_saved_on_windows_has_the_same_verdict_and_a_line_of_its_own(tmp_path, raw, why):
+    (tmp_path / "a.sh").write_text(PLAIN)
+    (tmp_path / "b.sh").write_bytes(raw)
+    plain, saved = read_script(tmp_path / "a.sh"), read_script(tmp_path / "b.sh")
+    assert plain.broken == [] and any(why in line for line in saved.broken)
+    for key in ("variables", "unforwarded", "idle", "runner", "program", "launch", "flags", "repeated"):
+        assert getattr(saved, key) == getattr(plain, key)
+    assert saved.flags["warmup_ratio"] == "0.03" and saved.flags["learning_rate"] == "2e-5"
+
+
+@pytest.mark.parametrize("end", [" \\\\", ""])
+def test_a_comment_in_a_continued_command_ends_it_as_bash_does(tmp_path, end):
+    line = "    --weight_decay 0. \\\n"
+    (tmp_path / "a.sh").write_text(
+        PLAIN.replace(line, f"{line}    # --mm_projector_lr 2e-5{end.replace(chr(92) * 2, chr(92))}\n")
+    )
+    script = read_script(tmp_path / "a.sh")
+    assert "line 11: the comment ends the command there; bash drops the lines below it" in script.broken
+    assert script.flags["weight_decay"] == "0." and "warmup_ratio" not in script.flags
+
+
+def test_an_empty_script_is_refused(tmp_path):
+    (tmp_path / "a.sh").write_text("")
+    with pytest.raises(ConfigError, match="no command starts"):
+        read_script(tmp_path / "a.sh")

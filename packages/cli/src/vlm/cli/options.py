@@ -7,6 +7,7 @@ def chat(words: Words, placement: PlacementOptions) -> None:   # takes --device,
 """
 
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
@@ -113,6 +114,10 @@ class TrainOptions:
         Path | None, typer.Option(help="Folder of the run; stages go to RUN/train/RECIPE. Default: runs/<first word>.")
     ] = None
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: optimizer.lr=1e-4.")] = None
+    allow_outside: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Folder outside of the sets that records may name. Repeatable."),
+    ] = None
     published: Annotated[
         bool, typer.Option("--published", help="Do as the published scripts did wherever the recipe differs.")
     ] = False
@@ -126,7 +131,14 @@ class TrainOptions:
         """Return the options that choose a run, as they are typed."""
         words = ["--recipe", self.recipe, *(["--run", str(self.run)] if self.run else [])]
         words += [word for override in self.set_ or () for word in ("--set", override)]
+        words += [word for folder in self.allow_outside or () for word in ("--allow-outside", str(folder))]
         return words + ["--published"] * self.published
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """Return what the options change in the recipe, as `key=value`."""
+        folders = json.dumps([str(folder) for folder in self.allow_outside or ()])
+        return (*(self.set_ or ()), *([f"allow_outside={folders}"] if self.allow_outside else []))
 
     def words(self) -> list[str]:
         """Return all options, as they are typed."""

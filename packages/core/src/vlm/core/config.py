@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vlm.core.errors import ConfigError, UnknownName
+from vlm.core.reading import check_regular
 from vlm.core.text import printable
 
 
@@ -56,6 +57,7 @@ def load_yaml(path: Path) -> Any:
     Raises:
         ConfigError: The file is missing, or is not valid YAML; the message names file and line.
     """
+    check_regular(path)
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -15,7 +15,12 @@ Each prints without a traceback. Anything else is our bug and shows one. Ctrl-C 
 """
 
 import difflib
-from collections.abc import Iterable
+import logging
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from vlm.core.text import lines_printable, printable
 
 
 class VlmError(Exception):
@@ -125,3 +130,30 @@ class Preempted(VlmError):
     """
 
     exit_code = 0
+
+
+@contextmanager
+def only_vlm_errors(where: str) -> Iterator[None]:
+    """Turn whatever one foreign record or file makes a library raise into a DataError that names its type.
+
+    Put it around the work on one sample: a VlmError passes as it is, anything else costs this sample and not the run.
+    There is no list of expected exceptions. The traceback goes to the log (`vlm`, level debug) and is the cause of the
+    error, so that a fault of ours can be found.
+
+    Args:
+        where: The sample, for the message.
+
+    >>> with only_vlm_errors("train.jsonl:3"):    # doctest: +SKIP
+    ...     int("x")
+    DataError: train.jsonl:3: ValueError: invalid literal for int() with base 10: 'x'
+    """
+    try:
+        yield
+    except VlmError:
+        raise
+    except Exception as error:
+        logging.getLogger("vlm").debug("%s: %s", where, lines_printable("".join(traceback.format_exception(error))))
+        raise DataError(
+            f"{where}: {type(error).__name__}: {printable(error)}",
+            fix="repair or remove the record; if it is a good one, report this",
+        ) from error

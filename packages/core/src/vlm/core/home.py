@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vlm.core.errors import DataError, LockedError, VlmError
+from vlm.core.reading import check_regular
 from vlm.core.text import printable
 
 
@@ -141,6 +142,7 @@ def read_json(path: Path, *, fix: str | None = None) -> Any:
     Raises:
         DataError: The file is missing, cannot be read, or is not JSON; the message names it.
     """
+    check_regular(path)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:

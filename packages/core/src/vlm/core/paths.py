@@ -1,8 +1,12 @@
 """Relative paths in tables, archives, downloads and manifests, which must stay below their folder."""
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BeforeValidator
+
+from vlm.core.reading import READ_SECONDS, within
 
 
 def is_inside(path: str) -> bool:
@@ -44,3 +48,20 @@ def _inside(path: str) -> str:
 
 
 InsidePath = Annotated[str, BeforeValidator(_inside)]
+
+
+def exists(path: str | Path) -> bool:
+    """Return whether something is there; False for a name that no file can have, where `Path.exists` raises.
+
+    Raises:
+        DataError: The disk does not answer.
+
+    >>> exists("a/" * 5000), exists("a\0b")
+    (False, False)
+    """
+    try:
+        # the one place: Path.exists raises for some names and not for others
+        within(READ_SECONDS, str(path), lambda: os.stat(path))  # noqa: PTH116
+    except (OSError, ValueError):
+        return False
+    return True

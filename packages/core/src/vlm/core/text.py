@@ -32,3 +32,22 @@ def printable(text: object, limit: int = 200) -> str:
     return "".join(
         c.encode("unicode_escape").decode("ascii") if unicodedata.category(c) in _HIDDEN else c for c in said
     )
+
+
+def lines_printable(text: str, limit: int = 400) -> str:
+    r"""Return a message of several lines with each of them made safe to show, at most `limit` characters long.
+
+    >>> lines_printable("red \x1b[31m\n  fix: repaint")
+    'red \\x1b[31m\n  fix: repaint'
+    """
+    return "\n".join(printable(line, limit) for line in text.split("\n"))
+
+
+def shown(path: object, limit: int = 200) -> str:
+    """Return a path safe to show; in quotes where blanks at its ends or around a `/` would not be seen.
+
+    >>> shown("a/b.png"), shown("a/ b.png")
+    ('a/b.png', "'a/ b.png'")
+    """
+    said = printable(path, limit)
+    return repr(said) if any(part != part.strip() for part in said.split("/")) else said

@@ -15,12 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlm.core.config import parse
 from vlm.core.errors import ConfigError
 from vlm.core.sample.encode import ImageTokenIds, SampleEncoder, Strides
 from vlm.core.sample.encoded import Encoded
 from vlm.core.sample.records import Message, Sample
-from vlm.core.sample.tiling import ImageRule
 from vlm.core.sample.tokenizer import load_tokenizer
 from vlm.models.checkpoint.agreement import check_agreement
 from vlm.models.checkpoint.layout import read_layout
@@ -125,7 +123,7 @@ class Processor:
 
     def with_image_rule(self, **changes: object) -> "Processor":
         """Return a processor with another image rule, e.g. `with_image_rule(max_tiles=24)`. Raises ConfigError."""
-        rule = parse({**self.spec.image_rule.model_dump(), **changes}, ImageRule, where="image rule")
+        rule = self.spec.image_rule.changed(**changes)
         other = copy(self)
         other.spec = self.spec.model_copy(update={"image_rule": rule})
         other.encoder = other.make_encoder()

@@ -81,6 +81,7 @@ def chat(
     )
     images = [f for f in files if f.suffix.lower() not in VIDEOS]
     videos = [f for f in files if f.suffix.lower() in VIDEOS]
+    note_pictures(images)
     if question is not None:
         say(session, question, images, videos, settings)
     else:
@@ -128,6 +129,16 @@ def load_session(path: Path, **settings: Any) -> "ChatSession":
         from vlm.models import ChatSession
 
         return ChatSession(path, progress=lambda done, total: bar.update(task, completed=done, total=total), **settings)
+
+
+def note_pictures(paths: list[Path]) -> None:
+    """Say in a line each what a viewer shows otherwise than the model sees it: turned, transparent, float."""
+    from vlm.core.sample.measure import header
+    from vlm.core.text import shown
+
+    for path in paths:
+        for _, what in header(str(path)).notes:
+            typer.secho(f"note: {shown(path)}{what}", fg="yellow", err=True)
 
 
 def say(
@@ -201,6 +212,7 @@ class ChatShell:
         paths = file_names(rest, "/image FILE...")
         for path in paths:  # a broken file fails now, not at the question
             load_image(path)
+        note_pictures(paths)
         self.images += paths
 
     def add_video(self, rest: str) -> None:

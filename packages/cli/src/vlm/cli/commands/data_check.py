@@ -3,6 +3,8 @@
 import json
 import os
 import time
+from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +14,18 @@ if TYPE_CHECKING:
     from vlm.core.check.check import CheckedFile
     from vlm.core.check.report import CheckReport
     from vlm.core.sample.measure import Rules
+    from vlm.core.sample.records import Allowed
     from vlm.models.specs import ModelSpec
     from vlm.train.recipe.recipe import Recipe
 
 SHOWN = 20
+
+
+class AllowOption(StrEnum):
+    """What the records of a file may hold on purpose."""
+
+    quoted_placeholders = "quoted-placeholders"
+    empty_answers = "empty-answers"
 
 
 def check(
@@ -24,16 +34,29 @@ def check(
     preset: Annotated[str | None, typer.Option(help="A shape without weights, instead of --model.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer folder, where the model has none.")] = None,
     root: Annotated[Path | None, typer.Option(help="Where media paths start; default: the file's folder.")] = None,
+    allow_outside: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Folder outside of the root that records may name. Repeatable."),
+    ] = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Tokens of a sample at most.")] = None,
     strides: Annotated[
         list[float] | None, typer.Option(help="Positions per tile; repeat it. Default: the recipe's or the model's.")
     ] = None,
     run: Annotated[str | None, typer.Option(help="Replaces {run} in a recipe's paths.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a key of a recipe: max_length=4096.")
+    ] = None,
+    allow: Annotated[
+        list[AllowOption] | None, typer.Option(help="What a file may hold on purpose; of a recipe: `data[].allow`.")
+    ] = None,
+    decode: Annotated[
+        bool, typer.Option("--decode", help="Decode pictures and videos: slow, finds all that training would drop.")
+    ] = False,
     json_out: Annotated[Path | None, typer.Option("--json", help="Everything, each sample included.")] = None,
     png: Annotated[Path | None, typer.Option(help="The histogram of tokens.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
 ) -> None:
-    """Count what every sample costs and would lose, from image headers alone. Exit 3 if a sample cannot be used.
+    """Count what every sample costs and would lose, from image headers. Exit 3 if a sample cannot be used.
 
     Example: vlm data check quickstart-v2pe-sft --json check.json --png tokens.png
     """
@@ -42,9 +65,12 @@ def check(
     from vlm.core.errors import DataError
     from vlm.core.home import resolve, write_atomic
 
-    rules, sources = rules_and_sources(what, model, preset, tokenizer, root, max_length, strides, run)
+    outside = tuple(resolve(folder) for folder in allow_outside or ())
+    rules, sources = rules_and_sources(
+        what, model, preset, tokenizer, root, outside, max_length, strides, run, set_ or (), allow or ()
+    )
     began = time.perf_counter()
-    report = collect(rules, sources, check_sources(rules, sources, workers))
+    report = collect(rules, sources, check_sources(rules, sources, workers, decode=decode))
     report.seconds = time.perf_counter() - began
     show_report(report)
     if json_out:
@@ -66,28 +92,45 @@ def rules_and_sources(
     preset: str | None,
     tokenizer: Path | None,
     root: Path | None,
+    outside: tuple[Path, ...],
     max_length: int | None,
     strides: list[float] | None,
     run: str | None,
+    overrides: Sequence[str] = (),
+    allow: Sequence["AllowOption"] = (),
 ) -> "tuple[Rules, list[CheckedFile]]":
     """Return the counting rules and the sources of a recipe or of a file."""
     from vlm.core.check.check import CheckedFile
     from vlm.core.errors import ConfigError
     from vlm.core.home import resolve
+    from vlm.core.media_root import MediaRoot
     from vlm.core.sample.encode import ImageTokenIds
     from vlm.core.sample.measure import Rules
 
     recipe: Recipe | None = None
     if what.endswith((".jsonl", ".json")):
         file = resolve(what)
-        sources = [CheckedFile(file.stem, file, resolve(root) if root else file.parent)]
+        allowed: tuple[Allowed, ...] = tuple(choice.value for choice in allow)
+        gate = MediaRoot(resolve(root) if root else file.parent, outside)
+        sources = [CheckedFile(file.stem, file, gate, allow=allowed)]
     else:
         from vlm.train.recipe.recipe import load_recipe
 
-        recipe = load_recipe(what, run=run)
-        sources = [CheckedFile(d.name, resolve(d.file), resolve(root or d.root), d.repeat) for d in recipe.data]
+        if allow:
+            raise ConfigError("--allow with a recipe", expected="`allow` of an entry in the recipe")
+        recipe = load_recipe(what, run=run, overrides=tuple(overrides))
+        outside += tuple(resolve(folder) for folder in recipe.allow_outside)
+        roots = [MediaRoot(resolve(root or d.root), outside) for d in recipe.data]
+        sources = [
+            CheckedFile(d.name, resolve(d.file), gate, d.repeat, d.max_tiles, d.allow)
+            for d, gate in zip(recipe.data, roots, strict=True)
+        ]
         max_length = max_length or recipe.max_length
     spec, folder = find_spec(recipe, model, preset, tokenizer)
+    if recipe is not None:
+        from vlm.train.recipe.recipe import training_spec
+
+        spec = training_spec(recipe.model, spec)
     if folder is None and tokenizer is None:
         raise ConfigError("no tokenizer to count with", expected="--model CHECKPOINT, or --preset with --tokenizer")
     wanted: tuple[float | None, ...] = tuple(strides or ())
@@ -160,9 +203,12 @@ def read_checkpoint(name: str, tokenizer: Path | None) -> "tuple[ModelSpec, Path
 def show_report(report: "CheckReport") -> None:
     """Print tables and a histogram."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from vlm.core.check.check import ERRORS, WARNINGS
+    from vlm.core.sample.records import MEANT
+    from vlm.core.text import printable
 
     console = Console(stderr=True)
     facts = report.as_dict(samples=False)
@@ -192,18 +238,25 @@ def show_report(report: "CheckReport") -> None:
     table = Table("longest samples", "tokens", "tiles", "files", "labels kept")
     for w in facts["worst"][:5]:
         numbers = (f"{w[k]:,}" for k in ("tokens", "tiles", "files", "labels_kept"))
-        table.add_row(f"{w['source']}:{w['line']} {w['id']}", *numbers)
+        table.add_row(escape(printable(f"{w['source']}:{w['line']} {w['id']}")), *numbers)
     console.print(table)
+    if facts["unread"]:
+        table = Table("key", "records", "file", "", title="keys that nothing reads", title_justify="left")
+        for name, keys in facts["unread"].items():
+            for key, n in keys.items():
+                table.add_row(escape(printable(key, 60)), f"{n:,}", escape(printable(name)), MEANT.get(key, ""))
+        console.print(table)
     if facts["faults"]:
         table = Table("fault", "samples", "", "for example", title="faults", title_justify="left")
         for kind, n in facts["faults"].items():
             first = next(f for f in report.faults if f.kind == kind)
             color = "red" if kind in ERRORS else "yellow"
             where = f"{first.source}:{first.line}: {first.message}"
-            table.add_row(f"[{color}]{kind}", f"{n:,}", {**ERRORS, **WARNINGS}[kind], where)
+            table.add_row(f"[{color}]{kind}", f"{n:,}", {**ERRORS, **WARNINGS}[kind], escape(printable(where)))
         console.print(table)
     for fault in report.errors[:SHOWN]:
-        console.print(f"  {fault.source}:{fault.line} ({fault.id}): {fault.kind}: {fault.message}", markup=False)
+        line = f"  {fault.source}:{fault.line} ({fault.id}): {fault.kind}: {fault.message}"
+        console.print(printable(line, 1000), markup=False, highlight=False)
     if len(report.errors) > SHOWN:
         console.print(f"  … and {len(report.errors) - SHOWN:,} more")
 

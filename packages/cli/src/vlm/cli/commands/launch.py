@@ -43,7 +43,7 @@ def launch(
     if launcher == "auto":
         launcher = "srun" if inside or (nodes > 1 and shutil.which("srun")) else "torchrun" if nodes > 1 else "vlm"
     run = str(options.run) if options.run else None
-    recipe = load_recipe(options.recipe, run=run, overrides=tuple(options.set_ or ()), published=options.published)
+    recipe = load_recipe(options.recipe, run=run, overrides=options.overrides, published=options.published)
     command, env = launch_line(
         options.words(), nodes=nodes, gpus_per_node=gpus_per_node, launcher=launcher, inside=inside
     )

@@ -37,7 +37,7 @@ def train(
     from vlm.train.recipe.recipe import load_recipe
 
     run = str(options.run) if options.run else None
-    recipe = load_recipe(options.recipe, run=run, overrides=tuple(options.set_ or ()), published=options.published)
+    recipe = load_recipe(options.recipe, run=run, overrides=options.overrides, published=options.published)
     out = resolve(run or f"runs/{recipe.name.split('-')[0]}") / "train" / recipe.name
     adopt(processes)
     plan = None

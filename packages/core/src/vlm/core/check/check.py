@@ -1,9 +1,8 @@
-"""Costs and faults of every sample of a file, from image headers alone: nothing is decoded."""
+"""Costs and faults of every sample of a file, from image headers alone: nothing is decoded unless it is asked for."""
 
 import hashlib
-import json
 import marshal
-import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -13,49 +12,69 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlm.core.errors import DataError, MediaError
+from vlm.core.errors import DataError, only_vlm_errors
+from vlm.core.media_root import MediaRoot
+from vlm.core.paths import exists
+from vlm.core.reading import check_regular, is_folder
 from vlm.core.sample.index import LineIndex
+from vlm.core.sample.lines import parse_line
 from vlm.core.sample.measure import Rules, SampleMeter
-from vlm.core.sample.media import IMAGE_SUFFIXES
-from vlm.core.sample.records import ROLES, read_record
+from vlm.core.sample.media import IMAGE_SUFFIXES, load_image, load_video
+from vlm.core.sample.records import Allowed, Examined, Sample, examine, record_id
+from vlm.core.text import lines_printable, shown
 
 CHUNK = 500
 """Lines in one task of a worker."""
 
 ERRORS = {
-    "json": "the line is not a JSON object",
+    "json": "the line is not a JSON object in UTF-8",
     "turns": "roles, order or text of the turns are wrong",
+    "empty answer": "an answer has no text",
+    "keys": "a key that names files is not read",
+    "path": "a path that no file can have: a URL, base64, an empty text",
+    "clip": "the range of a video is no [start, end]",
     "placeholders": "placeholders and files differ in number",
+    "outside": "a path leads out of the folder of the media",
     "missing": "an image or video file is missing",
-    "unreadable": "the header of an image cannot be read",
+    "unreadable": "an image or video cannot be read",
     "image cut": "max_length would cut image tokens",
     "no labels": "nothing is left to learn",
     "tiles": "more tiles than a row may hold",
+    "other": "a fault without a name of its own; its message begins with the type",
 }
 """Faults that make a sample unusable for training."""
 
 WARNINGS = {
     "cut": "max_length cuts the end of an answer",
     "unfinished": "a JPEG or PNG without its end marker: cut short?",
+    "rotated": "EXIF says that the picture is stored turned; it is used as it is stored (as published)",
+    "transparent": "hidden parts show the color below them, often black (as published)",
+    "float": "values that are no bytes are cut to 0 ... 255 (as published)",
     "empty turn": "a turn without text",
     "first turn": "a leading turn that is not the user's is left out (as published)",
-    "placeholder in answer": "<image> or <video> in an answer stays text",
+    "unanswered": "the last question has no answer",
+    "placeholder in text": "<image> or <video> that belongs to no file stays text",
     "marker": "text holds a marker of the template or a special token; it stays text",
+    "no id": "the record has no id; messages name its line",
     "same id": "the id of an earlier sample",
     "same content": "turns and files of an earlier sample",
 }
 
-VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv"}
 COLUMNS = ("line", "placeholders", "files", "tiles", "tokens", "labels", "tokens_kept", "labels_kept")
 
 
 class CheckedFile(NamedTuple):
-    """An annotation file, the folder its media paths start from, and how often an epoch repeats it."""
+    """An annotation file, the folder its media paths start from, and how often an epoch repeats it.
+
+    `max_tiles` replaces that of the image rule; `allow` is what the set may hold on purpose.
+    """
 
     name: str
     file: Path
-    root: Path
+    root: Path | MediaRoot
     repeat: float = 1.0
+    max_tiles: int | None = None
+    allow: tuple[Allowed, ...] = ()
 
 
 class SampleFault(NamedTuple):
@@ -70,93 +89,101 @@ class SampleFault(NamedTuple):
 
 @dataclass
 class CheckedLines:
-    """Measures and faults of some lines of a file. `rows`: int64 [measured samples, COLUMNS and one per stride]."""
+    """Measures and faults of some records of a file. `rows`: int64 [measured samples, COLUMNS and one per stride].
+
+    `numbers`, `ids` and `digests` have one entry for each record; `unread` counts the keys that nothing reads.
+    """
 
     rows: np.ndarray
-    lines: int = 0
+    numbers: list[int] = field(default_factory=list)
+    unread: Counter[str] = field(default_factory=Counter)
     ids: list[str] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     faults: list[SampleFault] = field(default_factory=list)
     opened: int = 0
 
 
-def media_files(record: dict[str, Any], root: str) -> list[str]:
-    """Return the paths of the files that a record names."""
-    images = record.get("image") or []
-    names = [images] if isinstance(images, str) else [*images] if isinstance(images, list) else []
-    return [os.path.join(root, name) for name in [*names, record.get("video")] if isinstance(name, str) and name]  # noqa: PTH118
+class CheckedRecord(NamedTuple):
+    """What is known of one record; `row` is None where it could not be measured, `faults` are (kind, message)."""
+
+    id: str
+    digest: bytes
+    row: list[int] | None
+    faults: list[tuple[str, str]]
+    unread: Sequence[str] = ()
 
 
-def turn_faults(meter: SampleMeter, record: dict[str, Any], files: int) -> tuple[int, list[tuple[str, str]]]:
-    """Return the placeholders in the user's turns, and (kind, message) of each fault of the texts."""
-    faults: list[tuple[str, str]] = []
-    turns, mark = record.get("conversations"), "<video>" if record.get("video") else "<image>"
-    marks, texts = 0, []
-    for i, turn in enumerate(turns if isinstance(turns, list) else []):
-        role, text = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
-        if str(role) not in ROLES or not isinstance(text, str):
-            faults.append(("turns", f"turn {i}: from {role!r} with a value of type {type(text).__name__}"))
+def text_faults(meter: SampleMeter, record: dict[str, Any], found: Examined) -> Iterator[tuple[str, str]]:
+    """Yield (kind, message) of a missing id, and of each marker in the texts of a record."""
+    if not record_id(record):
+        yield "no id", "no `id`"
+    turns = record.get("conversations")
+    texts = [t.get("value") if isinstance(t, dict) else None for t in turns] if isinstance(turns, list) else []
+    if meter.marker_in("\n".join(text for text in texts if isinstance(text, str))):
+        for i, text in enumerate(texts):
+            if isinstance(text, str) and (marker := meter.marker_in(text)):
+                yield "marker", f"turn {i}: {marker}"
+
+
+def file_faults(meter: SampleMeter, sample: Sample, *, decode: bool) -> Iterator[tuple[str, str]]:
+    """Yield (kind, message) of every file that is missing, unreadable, unfinished, or not what it looks like."""
+    seen = set()
+    for medium in sample.media:
+        path = Path(medium["path"])
+        if path in seen:
             continue
-        texts.append((i, text))
-        if i == 0 and role == "gpt":
-            faults.append(("first turn", "turn 0 is from 'gpt'"))
-        if not text or text.isspace():
-            faults.append(("empty turn", f"turn {i} ({role})"))
-        if role == "human":
-            marks += text.count(mark)
-        elif "<image>" in text or "<video>" in text:
-            faults.append(("placeholder in answer", f"turn {i} ({role})"))
-    if meter.marker_in("\n".join(text for _, text in texts)):
-        found = ((i, meter.marker_in(text)) for i, text in texts)
-        faults += [("marker", f"turn {i}: {marker}") for i, marker in found if marker]
-    if marks != files and not (marks == 0 and files == 1):
-        faults.append(("placeholders", f"{marks} {mark} placeholders but {files} files"))
-    return marks, faults
-
-
-def file_faults(meter: SampleMeter, files: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield (kind, message) of every file that is missing, unreadable or unfinished."""
-    for file in dict.fromkeys(files):
+        seen.add(path)
         try:
-            if not meter.header(file)[1]:
-                yield "unfinished", file
-        except MediaError as error:
-            path = Path(file)
-            if not path.exists():
-                yield "missing", error.found
-            elif path.is_dir() and any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir()):
-                continue  # the frames of a video
-            elif path.is_dir() or path.suffix.lower() not in VIDEO_SUFFIXES:
-                yield "unreadable", error.found
+            if medium["type"] == "video":
+                if decode:
+                    load_video(path, meter.segments, medium["clip"])
+                elif not exists(path):
+                    yield "missing", f"no such file: {shown(path)}"
+                elif not is_folder(path):
+                    check_regular(path)
+                elif not any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir()):
+                    yield "unreadable", f"{shown(path)} has no frames"
+                continue
+            header = meter.header(str(path))
+            if decode:
+                load_image(path)
+            elif not header.finished:
+                yield "unfinished", shown(path)
+            yield from ((kind, f"{shown(path)}{why}") for kind, why in header.notes)
+        except DataError as error:
+            yield ("unreadable" if exists(path) else "missing"), error.found
 
 
 def check_line(
-    meter: SampleMeter, raw: bytes, root: Path, where: str
-) -> tuple[str, bytes, list[int] | None, list[tuple[str, str]]]:
-    """Return id, digest of the content, measures (None without any) and (kind, message) faults of one line."""
+    meter: SampleMeter, raw: bytes, source: CheckedFile, where: str, *, decode: bool = False
+) -> CheckedRecord:
+    """Check one record: whatever its bytes are, the result is its measures or a fault with a name."""
+    bare = f"{where}: "
     try:
-        record = json.loads(raw)
-    except ValueError as error:
-        return where, raw, None, [("json", str(error))]
-    if not isinstance(record, dict):
-        return where, raw, None, [("json", f"a {type(record).__name__}, not an object")]
-    content = marshal.dumps([record.get(k) for k in ("conversations", "image", "video", "clip")], 2)
-    files = media_files(record, str(root))
-    marks, faults = turn_faults(meter, record, len(files))
-    faults += file_faults(meter, files)
-    row, id = None, str(record.get("id", where))
-    try:
-        sample = read_record(record, root=root, where=where)
-        if not any(kind in ("missing", "unreadable") for kind, _ in faults):
-            measured = meter.measure(sample)
-            row = [marks, len(files), *measured]
-            faults += limit_faults(meter.rules, measured)
+        record = parse_line(raw, where)
     except DataError as error:
-        if "truncation would cut image tokens" in error.found:
-            faults.append(("image cut", error.found.removeprefix(f"{where}: ")))
-        elif not any(kind in ERRORS for kind, _ in faults):
-            faults.append(("turns", error.found.removeprefix(f"{where}: ")))
-    return id, hashlib.blake2b(content, digest_size=8).digest(), row, faults
+        return CheckedRecord(where, raw, None, [("json", error.found.removeprefix(bare))])
+    id, digest, row = where, hashlib.blake2b(raw, digest_size=8).digest(), None
+    found, faults = Examined(), list[tuple[str, str]]()
+    try:
+        with only_vlm_errors(where):
+            found = examine(record, root=source.root, where=where, allow=source.allow)
+            faults += [fault[:2] for fault in found.faults]
+            if isinstance(record, dict):
+                id = record_id(record) or where
+                content = marshal.dumps([record.get(k) for k in ("conversations", "image", "video", "clip")], 2)
+                digest = hashlib.blake2b(content, digest_size=8).digest()
+                faults += text_faults(meter, record, found)
+            if found.sample is not None:
+                faults += file_faults(meter, found.sample, decode=decode)
+                if not any(kind in ERRORS for kind, _ in faults):
+                    measured = meter.measure(found.sample)
+                    row = [found.placeholders, len(found.files), *measured]
+                    faults += limit_faults(meter.rules, measured)
+    except DataError as error:
+        cut = "truncation would cut image tokens" in error.found
+        faults.append(("image cut" if cut else "other", error.found.removeprefix(bare)))
+    return CheckedRecord(id, digest, row, [(kind, lines_printable(message)) for kind, message in faults], found.unread)
 
 
 def limit_faults(rules: Rules, measured: Sequence[int]) -> Iterator[tuple[str, str]]:
@@ -170,17 +197,20 @@ def limit_faults(rules: Rules, measured: Sequence[int]) -> Iterator[tuple[str, s
         yield "tiles", f"{tiles} tiles, a row may hold {rules.max_tiles}"
 
 
-def check_lines(meter: SampleMeter, source: CheckedFile, first: int, last: int) -> CheckedLines:
-    """Check lines `first` to `last` (from 0, exclusive) of a file."""
+def check_lines(meter: SampleMeter, source: CheckedFile, first: int, last: int, *, decode: bool) -> CheckedLines:
+    """Check records `first` to `last` (from 0, exclusive) of a file."""
     index, rows = LineIndex(source.file), []
-    found, before = CheckedLines(np.empty(0), last - first), meter.header.cache_info().misses
+    found, before = CheckedLines(np.empty(0)), meter.header.cache_info().misses
     for i in range(first, last):
-        id, digest, row, faults = check_line(meter, index[i], source.root, f"{source.file.name}:{i + 1}")
-        found.ids.append(id)
-        found.digests.append(digest)
-        found.faults += [SampleFault(source.name, i + 1, id, kind, message) for kind, message in faults]
-        if row is not None:
-            rows.append([i + 1, *row])
+        line = index.line(i)
+        one = check_line(meter, index[i], source, f"{source.file.name}:{line}", decode=decode)
+        found.numbers.append(line)
+        found.ids.append(one.id)
+        found.digests.append(one.digest)
+        found.unread.update(set(one.unread))
+        found.faults += [SampleFault(source.name, line, one.id, kind, message) for kind, message in one.faults]
+        if one.row is not None:
+            rows.append([line, *one.row])
     width = len(COLUMNS) + len(meter.rules.strides)
     found.rows = np.array(rows, np.int64).reshape(-1, width)
     found.opened = meter.header.cache_info().misses - before
@@ -192,31 +222,32 @@ def _meter(rules: Rules) -> SampleMeter:
     return SampleMeter(rules)
 
 
-def _in_worker(rules: Rules, source: CheckedFile, first: int, last: int) -> CheckedLines:
-    return check_lines(_meter(rules), source, first, last)
+def _in_worker(rules: Rules, source: CheckedFile, first: int, last: int, decode: bool) -> CheckedLines:
+    return check_lines(_meter(rules), source, first, last, decode=decode)
 
 
-def check(rules: Rules, sources: Sequence[CheckedFile], workers: int = 1) -> Iterator[tuple[CheckedFile, CheckedLines]]:
+def check(
+    rules: Rules, sources: Sequence[CheckedFile], workers: int = 1, *, decode: bool = False
+) -> Iterator[tuple[CheckedFile, CheckedLines]]:
     """Yield measures and faults, chunk by chunk and in order; the result does not depend on the number of workers.
 
     Args:
         rules: Tokenizer, template, image rule and limits.
         sources: The files to check.
         workers: Processes.
+        decode: Decode every picture and video, as training does: that shows damage behind a good header.
     """
     tasks = [
-        (source, first, min(first + CHUNK, n))
+        (limited, source, first, min(first + CHUNK, n), decode)
         for source in sources
-        for n in [len(LineIndex(source.file))]
+        for limited, n in [(rules.limited(source.max_tiles), len(LineIndex(source.file)))]
         for first in range(0, n, CHUNK)
     ]
     if workers <= 1 or len(tasks) == 1:
-        meter = SampleMeter(rules)
+        _meter.cache_clear()  # what is known of files holds for one check
         for task in tasks:
-            yield task[0], check_lines(meter, *task)
+            yield task[1], _in_worker(*task)
         return
     with ProcessPoolExecutor(workers) as pool:
-        for task, found in zip(
-            tasks, pool.map(_in_worker, [rules] * len(tasks), *zip(*tasks, strict=True)), strict=True
-        ):
-            yield task[0], found
+        for task, found in zip(tasks, pool.map(_in_worker, *zip(*tasks, strict=True)), strict=True):
+            yield task[1], found

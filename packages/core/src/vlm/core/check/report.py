@@ -1,5 +1,6 @@
 """The result of a check: totals, shares, a histogram, the longest samples, duplicates."""
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,18 @@ from vlm.core.sample.measure import Rules
 
 @dataclass
 class CheckReport:
-    """Everything that a check found. `rows`: one array per file; the caller sets `seconds`."""
+    """Everything that a check found. The caller sets `seconds`.
+
+    `rows` has one array for each file, `lines` the line numbers of its records and `ids` their ids; `unread` counts the
+    keys that nothing reads.
+    """
 
     rules: Rules
     sources: Sequence[CheckedFile]
     rows: dict[str, np.ndarray]
-    lines: dict[str, int]
+    lines: dict[str, list[int]]
     ids: dict[str, list[str]]
+    unread: dict[str, Counter[str]]
     faults: list[SampleFault]
     opened: int
     seconds: float = 0.0
@@ -29,25 +35,34 @@ class CheckReport:
         """Faults of samples that cannot be used."""
         return [fault for fault in self.faults if fault.kind in ERRORS]
 
+    @property
+    def losses(self) -> Counter[str]:
+        """Samples that cannot be used, each once, under its first fault: with `usable` they are all records."""
+        first = {(fault.source, fault.line): fault.kind for fault in reversed(self.errors)}
+        return Counter(first.values())
+
     def as_dict(self, samples: bool = True) -> dict[str, Any]:
         """Return the report for JSON; `samples=False` leaves out the row of each sample."""
         names = [*COLUMNS, *(f"positions_{'arange' if s is None else f'{s:g}'}" for s in self.rules.strides)]
         everything = np.concatenate(list(self.rows.values()))
         column = dict(zip(names, everything.T, strict=True))
         tokens = {s.name: int(self.rows[s.name][:, names.index("tokens_kept")].sum()) for s in self.sources}
-        epoch = {s.name: (self.lines[s.name] * s.repeat, tokens[s.name] * s.repeat) for s in self.sources}
+        count = {name: len(numbers) for name, numbers in self.lines.items()}
+        epoch = {s.name: (count[s.name] * s.repeat, tokens[s.name] * s.repeat) for s in self.sources}
         totals = [max(1.0, sum(values)) for values in zip(*epoch.values(), strict=True)]
-        unusable = {(fault.source, fault.line) for fault in self.errors}
+        losses = self.losses
         result: dict[str, Any] = {
-            "lines": sum(self.lines.values()),
-            "usable": sum(self.lines.values()) - len(unusable),
+            "lines": sum(count.values()),
+            "usable": sum(count.values()) - losses.total(),
+            "losses": dict(losses.most_common()),
             "max_length": self.rules.max_length,
             "faults": dict(Counter(fault.kind for fault in self.faults).most_common()),
+            "unread": {name: dict(keys.most_common()) for name, keys in self.unread.items() if keys},
             "sources": [
                 {
                     "name": s.name,
                     "file": str(s.file),
-                    "lines": self.lines[s.name],
+                    "lines": count[s.name],
                     "repeat": s.repeat,
                     "share_of_samples": epoch[s.name][0] / totals[0],
                     "share_of_tokens": epoch[s.name][1] / totals[1],
@@ -75,8 +90,8 @@ class CheckReport:
         for source in self.sources:
             rows = self.rows[source.name]
             if i < len(rows):
-                line = int(rows[i, 0])
-                return {"source": source.name, "id": self.ids[source.name][line - 1]} | {
+                at = bisect_left(self.lines[source.name], int(rows[i, 0]))
+                return {"source": source.name, "id": self.ids[source.name][at]} | {
                     name: int(value) for name, value in zip(names, rows[i], strict=True)
                 }
             i -= len(rows)
@@ -112,22 +127,25 @@ def collect(
     """Collect what `check` yields into a report, with duplicates: ids within a file, contents within all files."""
     rows: dict[str, list[np.ndarray]] = {source.name: [] for source in sources}
     ids: dict[str, list[str]] = {source.name: [] for source in sources}
+    lines: dict[str, list[int]] = {source.name: [] for source in sources}
+    unread: dict[str, Counter[str]] = {source.name: Counter() for source in sources}
     faults: list[SampleFault] = []
     seen: dict[tuple[str, str] | bytes, str] = {}
     opened = 0
     for source, found in results:
-        first = len(ids[source.name])
         faults += found.faults
-        for offset, (id, digest) in enumerate(zip(found.ids, found.digests, strict=True)):
-            where = f"{source.name}:{first + offset + 1}"
+        for line, id, digest in zip(found.numbers, found.ids, found.digests, strict=True):
+            where = f"{source.name}:{line}"
             for kind, key in (("same id", (source.name, id)), ("same content", digest)):
                 if key in seen:
-                    faults.append(SampleFault(source.name, first + offset + 1, id, kind, f"as {seen[key]}"))
+                    faults.append(SampleFault(source.name, line, id, kind, f"as {seen[key]}"))
                 else:
                     seen[key] = where
         rows[source.name].append(found.rows)
         ids[source.name] += found.ids
+        lines[source.name] += found.numbers
+        unread[source.name] += found.unread
         opened += found.opened
     empty = np.empty((0, len(COLUMNS) + len(rules.strides)), np.int64)
     joined = {name: np.concatenate([empty, *parts]) for name, parts in rows.items()}
-    return CheckReport(rules, sources, joined, {name: len(known) for name, known in ids.items()}, ids, faults, opened)
+    return CheckReport(rules, sources, joined, lines, ids, unread, faults, opened)

@@ -27,6 +27,7 @@ from typing import IO, Any
 from vlm.core.errors import FetchError
 from vlm.core.home import beside
 from vlm.core.paths import is_control, is_inside
+from vlm.core.reading import check_regular
 
 RATIO, FREE = 200, 100_000_000
 """An archive may unpack to 200 times its size plus 100 MB: photographs reach 1, text 20, a bomb millions."""
@@ -137,6 +138,8 @@ def extract(parts: Path | Sequence[Path], members: dict[str, str], into: Path) -
     """
     parts = [parts] if isinstance(parts, Path) else list(parts)
     name = parts[0].name
+    for part in parts:
+        check_regular(part)
     found: set[str] = set()
     unused = set(members)
     try:

@@ -7,13 +7,13 @@ import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from vlm.core.errors import ConfigError, DataError, MediaError
 from vlm.core.fetch.step_schema import Jpeg, MiddleFrame, Parquet
 from vlm.core.home import new_file
 from vlm.core.ledger import DroppedRecord, SetAccount
-from vlm.core.sample.media import load_image, load_video
+from vlm.core.sample.media import load_image, load_video, opened_image
 
 QUALITY = 95
 """JPEG quality of converted pictures (alibaba/conv-llava docs/Data.md asks for .jpg; LLaVA's script uses 95)."""
@@ -62,12 +62,12 @@ def to_pictures(rule: Parquet, folder: Path) -> SetAccount:
         for row, data in enumerate(_column(path, rule.column)):
             number += 1
             try:
-                with Image.open(io.BytesIO(data)) as image:
+                with opened_image(data, "it") as image:
                     suffix = {"JPEG": "jpg"}.get(str(image.format), str(image.format).lower())
                     image.load()
-            except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+            except MediaError as error:
                 where = f"{path.relative_to(folder)}:{row}"
-                outcome.losses.append(DroppedRecord(where, "convert", f"no picture: {error}"))
+                outcome.losses.append(DroppedRecord(where, "convert", f"no picture: {error.found}"))
                 continue
             target = folder / rule.into / f"{number:08d}.{suffix}"
             if not (target.is_file() and target.stat().st_size == len(data)):

@@ -9,20 +9,25 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vlm.core.errors import DataError, MediaError
+from vlm.core.errors import DataError, MediaError, only_vlm_errors
 from vlm.core.fetch.step_schema import Records
 from vlm.core.home import dataset, new_file
 from vlm.core.ledger import Count, DroppedRecord, SetAccount
-from vlm.core.paths import is_inside
+from vlm.core.media_root import MediaRoot
+from vlm.core.paths import exists, is_inside
+from vlm.core.sample.lines import BLANK, parse_line
 from vlm.core.sample.measure import header
 from vlm.core.sample.media import load_image, load_video
-from vlm.core.sample.records import Medium, read_record
+from vlm.core.sample.records import Allowed, Medium, read_record
 
 BLOCK = 1024
 """Records checked at a time."""
 
 LONGEST = 1 << 26
 """Most characters of an element of a JSON list: of a malformed list the rest is not read into memory."""
+
+ALLOWED: tuple[Allowed, ...] = ("quoted-placeholders", "empty-answers")
+"""What is left to the recipe that trains on the set."""
 
 Checked = tuple[dict[str, Any] | None, DroppedRecord | None, bool]
 """(the record to write, what is wrong with it, whether a path was corrected)"""
@@ -112,18 +117,27 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield (`file:line`, object) of JSONL; a line that is not JSON gives the error instead."""
     with path.open("rb") as f:
         for number, line in enumerate(f, 1):
-            if line.strip():
+            if line.strip(BLANK):
                 try:
-                    yield f"{path.name}:{number}", json.loads(line)
-                except ValueError as error:
+                    yield f"{path.name}:{number}", parse_line(line, f"{path.name}:{number}")
+                except DataError as error:
                     yield f"{path.name}:{number}", error
 
 
 def _check(row: tuple[str, Any], rule: Records, folder: Path, verify: bool) -> Checked:
+    where = row[0]
+    try:
+        with only_vlm_errors(where):
+            return _checked(row, rule, folder, verify)
+    except DataError as error:
+        return None, DroppedRecord(where, "read", error.found.removeprefix(f"{where}: ")), False
+
+
+def _checked(row: tuple[str, Any], rule: Records, folder: Path, verify: bool) -> Checked:
     where, record = row
     root = folder / rule.images
-    if isinstance(record, ValueError):
-        return None, DroppedRecord(where, "read", f"not JSON: {record}"), False
+    if isinstance(record, DataError):
+        raise record
     corrected = False
     if isinstance(record, dict):
         record = {"id": where.replace(":", "-"), **record}
@@ -131,10 +145,8 @@ def _check(row: tuple[str, Any], rule: Records, folder: Path, verify: bool) -> C
             before = record["image"]
             record["image"] = [_twin(root, n) for n in before] if isinstance(before, list) else _twin(root, before)
             corrected = record["image"] != before
-    try:
-        media = read_record(record, root=root, where=where).media
-    except DataError as error:
-        return None, DroppedRecord(where, "read", error.found.removeprefix(f"{where}: ")), False
+    # links are kept as they are: whoever made them may read where they lead
+    media = read_record(record, root=MediaRoot(root, (Path("/"),)), where=where, allow=ALLOWED).media
     for medium in media:
         name = os.path.relpath(medium["path"], root)
         try:
@@ -151,7 +163,7 @@ def _twin(root: Path, name: Any) -> Any:
     if not isinstance(name, str) or name.endswith(".jpg"):
         return name
     twin = str(Path(name).with_suffix(".jpg"))
-    return twin if (root / twin).exists() else name
+    return twin if exists(root / twin) else name
 
 
 def _look(medium: Medium, verify: bool) -> None:
@@ -160,9 +172,9 @@ def _look(medium: Medium, verify: bool) -> None:
     if medium["type"] == "video":
         if verify:
             load_video(path, 1, medium["clip"])
-        elif not Path(path).exists():
+        elif not exists(path):
             raise MediaError(f"no such file: {path}")
     elif verify:
         load_image(path)
-    elif not header(path)[1]:
+    elif not header(path).finished:
         raise MediaError(f"{path} is cut short: it has no end marker")

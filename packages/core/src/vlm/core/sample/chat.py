@@ -182,10 +182,11 @@ def render(
     for message in messages:
         role = message["role"]
         answer = role == "assistant"
+        learned = answer and message.get("learn", True)
         spans.append(_markup(form.headers[role]))
-        content = [_content_span(piece, answer) for piece in _content(message["content"], form, answer)]
+        content = [_content_span(piece, learned) for piece in _content(message["content"], form, answer)]
         if content or form.ends_empty:
-            lead, end = _markup(form.lead, answer), _markup(form.ends[role], answer)
+            lead, end = _markup(form.lead, learned), _markup(form.ends[role], learned)
             spans += [lead, *content, end, _markup(form.tail)]
     if generation_prompt:
         spans.append(_markup(form.headers["assistant"]))

@@ -299,7 +299,7 @@ def frames_as_images(
             # a record's text after <video> opens with a newline, which then ends the last frame's line
             if following and following[0]["type"] == "text" and following[0]["text"].startswith("\n"):
                 content.pop()
-        expanded.append({"role": message["role"], "content": content})
+        expanded.append({**message, "content": content})
     return expanded
 
 

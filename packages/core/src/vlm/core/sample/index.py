@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import struct
 import tempfile
 import weakref
@@ -9,22 +10,26 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 from filelock import FileLock
 
 from vlm.core.errors import DataError
 from vlm.core.home import home, new_file
+from vlm.core.sample.lines import BLANK, HEAD, refuse_other_forms
 
-MAGIC = b"vlmline2"
+MAGIC = b"vlmline3"
 STAMP = struct.Struct("<8sQQ16s")
 HEADER = struct.Struct("<8sQQ16s32s")
-"""A stamp and the sha256 of the content; the offsets follow."""
+"""A stamp and the sha256 of the content; the numbers follow."""
 EDGE = 1 << 16
 CHUNK = 1 << 22
 IN_MEMORY = 1 << 20
 """Up to this many items a permutation is a table; beyond, it is computed item by item."""
+END = 1 << 63
+"""Set in the last number of an index, which is how many blank lines it holds."""
+IS_BLANK = np.isin(np.arange(256, dtype=np.uint8), np.frombuffer(BLANK, np.uint8))
 
 
 def stamp(path: Path) -> bytes:
@@ -37,39 +42,58 @@ def stamp(path: Path) -> bytes:
     return STAMP.pack(MAGIC, status.st_size, status.st_mtime_ns, digest.digest())
 
 
-class LineIndex:
-    """`index[i]` is line i of a file, as bytes; `len(index)` is the number of lines.
+class IndexedLines(NamedTuple):
+    """What an index holds, mapped into memory.
 
-    The offset of each line is in a file of 8 bytes a line below `folder` (default: `$VLM_HOME/.index`). It is built
+    - `digest`: sha256 of the data file
+    - `offsets`: of the records and of the end, uint64 [records + 1]
+    - `blanks`: for each blank line the number of records before it
+    """
+
+    digest: str
+    offsets: np.ndarray
+    blanks: np.ndarray
+
+
+class LineIndex:
+    """`index[i]` is record i of a file, as bytes: a line that is not blank; `len(index)` is the number of records.
+
+    The offset of each is in a file of 8 bytes a line below `folder` (default: `$VLM_HOME/.index`). It is built
     once in one pass, mapped into memory and shared by all processes; `digest` is the sha256 of the content, from the
-    same pass. When size, time or the edges of the data file change, both are made again, under a lock, and appear
-    in one piece. Where `folder` cannot be written, each process
-    has a temporary file.
+    same pass. When size, time or the edges of the data file change, both are made again, under a lock, and appear in
+    one piece. Where `folder` cannot be written, each process has a temporary file.
 
     >>> index = LineIndex(Path("dataset/easy-vqa/train.jsonl"))   # doctest: +SKIP
     >>> json.loads(index[0])                                      # doctest: +SKIP
 
     Raises:
-        DataError: The file is missing, or changes while it is read.
+        DataError: The file is missing, is not JSON lines, or changes while it is read.
     """
 
     def __init__(self, path: Path, folder: Path | None = None):
         self.path = Path(path)
         if not self.path.is_file():
             raise DataError(f"no such file: {self.path}", fix="`vlm plan RECIPE` shows the line that fetches it")
+        with self.path.open("rb") as f:
+            refuse_other_forms(self.path, f.read(HEAD))
         name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:24]
         folder = home() / ".index" if folder is None else folder
         try:
-            self.digest, self._offsets = shared_offsets(self.path, folder / f"{name}.lines")
+            found = shared_offsets(self.path, folder / f"{name}.lines")
         except OSError:  # a folder that is read-only or full
             with tempfile.TemporaryFile() as f:
                 write_offsets(self.path, f, stamp(self.path))
-                self.digest, self._offsets = mapped(f)
+                found = mapped(f)
+        self.digest, self._offsets, self._blanks = found
         self._file = os.open(self.path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
+
+    def line(self, i: int) -> int:
+        """Return the number of the line, from 1, that record i is on."""
+        return i + 1 + int(np.searchsorted(self._blanks, i, side="right"))
 
     def __getitem__(self, i: int) -> bytes:
         if not 0 <= i < len(self):
@@ -79,11 +103,8 @@ class LineIndex:
         return os.pread(self._file, end - begin, begin)
 
 
-def shared_offsets(path: Path, file: Path) -> tuple[str, np.ndarray]:
-    """Return the digest, and the offsets of the lines and of the end, uint64 [lines + 1], mapped from `file`.
-
-    `file` is made when it is missing or does not belong to the current content of `path`.
-    """
+def shared_offsets(path: Path, file: Path) -> IndexedLines:
+    """Return what `mapped` reads from `file`; it is made when it is missing or does not belong to `path` as it is."""
     found = read_offsets(file, stamp(path))
     if found is not None:
         return found
@@ -98,43 +119,69 @@ def shared_offsets(path: Path, file: Path) -> tuple[str, np.ndarray]:
             return mapped(f)
 
 
-def mapped(file: IO[bytes]) -> tuple[str, np.ndarray]:
-    """Return the digest and the offsets of an open file that `write_offsets` wrote."""
+def mapped(file: IO[bytes]) -> IndexedLines:
+    """Return what `write_offsets` wrote. Raises ValueError where the file is cut."""
     file.seek(STAMP.size)
-    return file.read(HEADER.size - STAMP.size).hex(), np.memmap(file, "<u8", "r", HEADER.size)
+    digest = file.read(HEADER.size - STAMP.size).hex()
+    numbers = np.memmap(file, "<u8", "r", HEADER.size)
+    blanks = int(numbers[-1]) - END
+    if not 0 <= blanks <= len(numbers) - 2:
+        raise ValueError("no index")
+    return IndexedLines(digest, numbers[: len(numbers) - 1 - blanks], numbers[len(numbers) - 1 - blanks : -1])
 
 
-def read_offsets(file: Path, wanted: bytes) -> tuple[str, np.ndarray] | None:
-    """Return the digest and the offsets in a file; None when it is missing, cut, or made for another content."""
+def read_offsets(file: Path, wanted: bytes) -> IndexedLines | None:
+    """Return what `mapped` reads; None when the file is missing, cut, or made for another content than `wanted`."""
     try:
         with file.open("rb") as f:
-            size = f.seek(0, os.SEEK_END)
-            f.seek(0)
-            if f.read(STAMP.size) != wanted or size <= HEADER.size or (size - HEADER.size) % 8:
+            if f.read(STAMP.size) != wanted or (f.seek(0, os.SEEK_END) - HEADER.size) % 8:
                 return None
-            digest, offsets = mapped(f)
-    except FileNotFoundError:
+            found = mapped(f)
+    except (FileNotFoundError, ValueError):
         return None
-    return (digest, offsets) if offsets[-1] == STAMP.unpack(wanted)[1] else None
+    return found if found.offsets[-1] == STAMP.unpack(wanted)[1] else None
 
 
 def write_offsets(path: Path, out: IO[bytes], before: bytes) -> None:
-    """Write digest and offsets of the lines of `path` in one pass, with a chunk of the file in memory at a time.
+    """Write digest and offsets of the records of `path` in one pass, with a chunk of the file in memory at a time.
+
+    A blank line is no record: it belongs to the bytes of the record before it, and its place is noted.
 
     Raises:
         DataError: The file changes while it is read: its stamp is no longer `before`.
     """
-    out.write(before.ljust(HEADER.size + 8, b"\0"))
-    content, at, last = hashlib.sha256(), 0, 0
-    with path.open("rb") as source:
+    out.write(before.ljust(HEADER.size, b"\0"))
+    content = hashlib.sha256()
+    records = read = begin = n_blanks = 0
+    filled = False  # the open line, which begins at `begin`, is not blank so far
+    with path.open("rb") as source, tempfile.TemporaryFile() as blanks:
         while chunk := source.read(CHUNK):
-            ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")).astype("<u8") + (at + 1)
-            out.write(ends.tobytes())
             content.update(chunk)
-            last = int(ends[-1]) if len(ends) else last
-            at += len(chunk)
-    if at != last:  # the last line has no end
-        out.write(at.to_bytes(8, "little"))
+            data = np.frombuffer(chunk, np.uint8)
+            ends = np.flatnonzero(data == ord("\n"))
+            starts = np.concatenate([[0], ends + 1])
+            starts = starts[starts < len(data)]
+            full = ~IS_BLANK[data[starts]]
+            if not full.all():  # only then look at more than the first byte of each line
+                full = np.logical_or.reduceat(~IS_BLANK[data], starts)
+            full[0] |= filled
+            places = (starts + read).astype("<u8")
+            places[0] = begin
+            ended = full[: len(ends)]
+            out.write(places[: len(ends)][ended].tobytes())
+            noted = records + np.cumsum(ended)[~ended]
+            blanks.write(noted.astype("<u8").tobytes())
+            n_blanks += len(noted)
+            records += int(ended.sum())
+            read += len(data)
+            is_open = len(starts) > len(ends)
+            begin, filled = (int(places[-1]), bool(full[-1])) if is_open else (read, False)
+        if filled:  # the last line has no end
+            out.write(begin.to_bytes(8, "little"))
+        out.write(read.to_bytes(8, "little"))
+        blanks.seek(0)
+        shutil.copyfileobj(blanks, out)
+    out.write((END + n_blanks).to_bytes(8, "little"))
     out.seek(STAMP.size)
     out.write(content.digest())
     out.flush()

@@ -1,18 +1,17 @@
 """Tokens, tiles and labels of a sample, counted from image headers, exactly as the encoder makes them."""
 
 import math
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from vlm.core.sample.chat import render
 from vlm.core.sample.encode import GROUNDING, ImageTokenIds, Run, SampleEncoder, frames_as_images
-from vlm.core.sample.media import image_size
+from vlm.core.sample.media import image_facts
 from vlm.core.sample.records import Sample
 from vlm.core.sample.tiling import ImageRule
 from vlm.core.sample.tokenizer import load_tokenizer
@@ -32,6 +31,10 @@ class Rules:
     max_tiles: int | None = None
     strides: tuple[float | None, ...] = (None,)
     max_positions: int | None = None
+
+    def limited(self, max_tiles: int | None) -> "Rules":
+        """Return the rules of an entry of a recipe that has a limit of tiles for each image, or None for no limit."""
+        return self if max_tiles is None else replace(self, image_rule=self.image_rule.changed(max_tiles=max_tiles))
 
 
 def positions_used(layout: Sequence[tuple[str, int]], tokens_per_tile: int, stride: float | None, brackets: int) -> int:
@@ -100,7 +103,7 @@ class SampleMeter(SampleEncoder):
 
     def read_size(self, path: str | Path) -> tuple[int, int]:
         """Return (width, height) of an image from its header, read once."""
-        return self.header(str(path))[0]
+        return self.header(str(path)).size
 
     def load_frames(self, path: str | Path, segments: int, clip: Any = None) -> list[Image.Image]:
         """Return stand-ins for video frames: each is one tile, whatever it shows."""
@@ -149,18 +152,22 @@ class SampleMeter(SampleEncoder):
         return next((marker for marker in near if marker in text), None)
 
 
-def header(path: str) -> tuple[tuple[int, int], bool]:
-    """Return (width, height) of an image, and whether a JPEG or PNG has its end marker.
+class Header(NamedTuple):
+    """What the first and last bytes of an image say.
+
+    `size` is (width, height); `finished` says that a JPEG or PNG has its end marker; `notes` are (kind, what) of what a
+    viewer shows in another way than the model sees it: `rotated`, `transparent`, `float`.
+    """
+
+    size: tuple[int, int]
+    finished: bool
+    notes: tuple[tuple[str, str], ...]
+
+
+def header(path: str) -> Header:
+    """Return what the header of an image says, and whether a JPEG or PNG has its end marker.
 
     Raises:
         MediaError: The header cannot be read.
     """
-    size = image_size(path)
-    file = os.open(path, os.O_RDONLY)
-    try:
-        first, tail = os.pread(file, 4, 0), os.pread(file, 1024, max(0, os.fstat(file).st_size - 1024))
-    finally:
-        os.close(file)
-    if first[:2] == b"\xff\xd8":
-        return size, b"\xff\xd9" in tail
-    return size, first != b"\x89PNG" or b"IEND" in tail
+    return Header(*image_facts(path))

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
-from vlm.core.config import Strict
+from vlm.core.config import Strict, parse
 from vlm.core.errors import ConfigError, DataError
 
 Channel = Annotated[float, Field(allow_inf_nan=False)]
@@ -171,8 +171,18 @@ class ImageRule(Strict):
             raise ValueError(f"resize `fast` with kind `{self.kind}`: it is for `tiles` and `square`")
         return self
 
+    def changed(self, **changes: object) -> "ImageRule":
+        """Return the rule with other values, e.g. `rule.changed(max_tiles=24)`. Raises ConfigError."""
+        return parse({**self.model_dump(), **changes}, ImageRule, where="image rule")
+
     def plan(self, width: int, height: int) -> TilePlan:
-        """Return the tile plan of an image of that size in pixels; one box for kinds other than `tiles`."""
+        """Return the tile plan of an image of that size in pixels; one box for kinds other than `tiles`.
+
+        Raises:
+            DataError: The rule cannot cut an image of that size.
+        """
+        if self.kind == "crop":
+            cropped_from(width, height, self.size)
         if self.kind != "tiles":
             return TilePlan((1, 1), ((0, 0, self.size, self.size),), (self.size, self.size), False, self.size)
         return plan_tiles(width, height, self.min_tiles, self.max_tiles, self.size, self.thumbnail)
@@ -231,19 +241,29 @@ def padded_square(image: Image.Image, size: int, mean: Color) -> Image.Image:
     return _square(narrow, size)
 
 
+def cropped_from(width: int, height: int, size: int) -> tuple[int, int]:
+    """Return the (width, height) to which an image is resized before its middle is cut out.
+
+    Raises:
+        DataError: It would have more pixels than Pillow reads.
+    """
+    short = min(width, height)
+    wide, high = (int(size * edge / short) for edge in (width, height))
+    if wide * high > (Image.MAX_IMAGE_PIXELS or 0):
+        raise DataError(
+            f"an image of {width}x{height} pixels would be resized to {wide}x{high}, then cropped",
+            expected=f"at most {Image.MAX_IMAGE_PIXELS:,} pixels",
+            fix="crop the picture, or pad it instead (image rule `pad`)",
+        )
+    return wide, high
+
+
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """Return the middle `size` x `size` pixels after resizing the shortest edge to `size` (CLIP's processor).
 
     Raises:
         DataError: The resized image would have more pixels than Pillow reads.
     """
-    short = min(image.size)
-    width, height = (int(size * edge / short) for edge in image.size)
-    if width * height > (Image.MAX_IMAGE_PIXELS or 0):
-        raise DataError(
-            f"an image of {image.width}x{image.height} pixels would be resized to {width}x{height}, then cropped",
-            expected=f"at most {Image.MAX_IMAGE_PIXELS:,} pixels",
-            fix="crop the picture, or pad it instead (image rule `pad`)",
-        )
+    width, height = cropped_from(*image.size, size)
     left, top = (width - size) // 2, (height - size) // 2
     return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm.core.errors import ConfigError, DataError
+from vlm.core.errors import ConfigError, DataError, only_vlm_errors
 from vlm.core.home import write_atomic, write_json
 from vlm.core.sample.records import iter_jsonl
 from vlm.core.synth.haystack import QUESTION, SHORTLY
@@ -85,8 +85,9 @@ def record_texts(path: Path) -> Iterator[str]:
         turns = record.get("conversations")
         if not isinstance(turns, list):
             raise DataError(f"{path}:{line}: no `conversations`", fix="name other files with --benchmark-text")
-        for turn in turns:
-            yield turn["value"].replace("<image>", "").replace("<video>", "")
+        with only_vlm_errors(f"{path}:{line}"):
+            texts = [turn["value"].replace("<image>", "").replace("<video>", "") for turn in turns]
+        yield from texts
 
 
 def file_texts(path: Path) -> Iterator[str]:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from vlm.core.errors import ConfigError, FetchError, UnknownName, VlmError
 from vlm.core.sample.encode import frames_as_images
-from vlm.core.sample.media import load_image, load_video
+from vlm.core.sample.media import load_image, load_video, opened_image
 from vlm.core.sample.records import Message
 from vlm.eval.backends.base import BackendReply, Refused, Stopped, TooLong, text_with_placeholders
 from vlm.eval.backends.endpoint import Endpoint, Nonsense, Unanswered, content_of
@@ -254,7 +254,7 @@ def image_bytes(path: str | Path) -> tuple[str, bytes]:
         MediaError: The file is missing or cannot be decoded.
     """
     picture = load_image(path)  # the whole file is decoded: a damaged one is an error of this item, not of the server
-    with Image.open(path) as image:
+    with opened_image(path) as image:
         plain = image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L") and "transparency" not in image.info
         if plain and getattr(image, "n_frames", 1) == 1 and image.getexif().get(ORIENTATION, 1) == 1:
             return str(image.format).lower(), Path(path).read_bytes()

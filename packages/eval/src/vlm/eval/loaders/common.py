@@ -23,7 +23,8 @@ from typing import Any, Protocol
 
 from vlm.core.errors import DataError
 from vlm.core.home import read_json
-from vlm.core.sample.records import Message, image, split_placeholders, text
+from vlm.core.sample.chat import IMAGE, user_message
+from vlm.core.sample.records import Message, image
 from vlm.eval.benchmark import Benchmark
 
 CountTokens = Callable[[str], int]
@@ -179,14 +180,8 @@ def user(question: str, images: list[Path], where: str) -> list[Message]:
     Raises:
         DataError: The number of marks is neither 0 nor the number of images.
     """
-    marks = question.count("<image>")
-    if not images:
-        if marks:
-            raise DataError(f"{where}: {marks} <image> marks but no image", expected="as many images as marks")
-        return [{"role": "user", "content": [text(question)]}]
-    if marks == 0:
-        question = "<image>\n" * len(images) + question
-    elif marks != len(images):
-        raise DataError(f"{where}: {marks} <image> marks but {len(images)} images", expected="as many as images")
-    parts = split_placeholders(question, iter([image(path) for path in images]), "<image>")
-    return [{"role": "user", "content": parts}]
+    if not images and IMAGE in question:
+        raise DataError(
+            f"{where}: {question.count(IMAGE)} {IMAGE} placeholders but 0 media", expected="one placeholder for each"
+        )
+    return [user_message(question, [image(path) for path in images], where=where)]

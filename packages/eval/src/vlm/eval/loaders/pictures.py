@@ -10,8 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlm.core.errors import DataError
+from vlm.core.errors import DataError, MediaError
 from vlm.core.home import write_atomic
+from vlm.core.sample.media import opened_image
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "2x": lambda picture: picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.BILINEAR),
@@ -33,17 +34,18 @@ def picture_file(folder: Path, data: bytes, where: str, change: str = "") -> Pat
         DataError: `data` is no image, or the folder cannot be written.
     """
     try:
-        picture = Image.open(BytesIO(data))
-        kind = "png" if change else str(picture.format).lower()
-        path = folder.absolute() / "images" / f"{hashlib.sha256(data).hexdigest()[:32]}{change and '-'}{change}.{kind}"
-        if path.is_file():
-            return path
-        if change:
-            changed = BytesIO()
-            CHANGES[change](picture).save(changed, format="PNG", compress_level=1)
-            data = changed.getvalue()
-    except OSError as error:
-        raise DataError(f"{where}: not an image: {error}", fix="fetch the file again") from error
+        with opened_image(data, "it") as picture:
+            kind = "png" if change else str(picture.format).lower()
+            name = f"{hashlib.sha256(data).hexdigest()[:32]}{change and '-'}{change}.{kind}"
+            path = folder.absolute() / "images" / name
+            if path.is_file():
+                return path
+            if change:
+                changed = BytesIO()
+                CHANGES[change](picture).save(changed, format="PNG", compress_level=1)
+                data = changed.getvalue()
+    except MediaError as error:
+        raise DataError(f"{where}: not an image: {error.found}", fix="fetch the file again") from error
     try:
         write_atomic(path, data)
     except OSError as error:

@@ -64,6 +64,7 @@ class Recipe(Strict):
         seed: of order, strides, dropout and adapters.
         max_lost: share of the run's samples that may be dropped.
         sample_seconds: longest wait for one sample; then it is dropped, as one that cannot be read.
+        allow_outside: folders outside of the roots of `data` that its records may name.
         log: boards beside metrics.jsonl.
         hardware: of the published run.
         differences: from what was published.
@@ -94,6 +95,7 @@ class Recipe(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     max_lost: Share = 0.01
     sample_seconds: AboveZero = 300.0
+    allow_outside: tuple[str, ...] = ()
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
     hardware: Hardware | None = None
     differences: tuple[Difference, ...] = ()
@@ -152,6 +154,7 @@ class Recipe(Strict):
             "keep",
             "max_lost",
             "sample_seconds",
+            "allow_outside",
             "log",
             "hardware",
             "differences",
@@ -171,6 +174,9 @@ def whole_faults(recipe: dict[str, Any]) -> list[tuple[str, Any]]:
     }  # a difference names its source itself
     if bare := [k for k in numbers(given) if not covered(k, sources if isinstance(sources, dict) else {})]:
         faults.append(("sources", f"numbers without a source: {', '.join(bare)}"))
+    entries = [entry.get("name") for entry in recipe.get("data") or () if isinstance(entry, dict)]
+    if twice := sorted({str(name) for name in entries if entries.count(name) > 1}):
+        faults.append(("data", f"two entries are named {', '.join(twice)}: the ledger could not tell them apart"))
     batch, longest = recipe.get("batch"), recipe.get("max_length")
     if isinstance(batch, dict) and batch.get("packing", "best_fit") != "none":
         room = batch.get("max_tokens")

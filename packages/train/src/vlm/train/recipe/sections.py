@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from vlm.core.config import Strict
+from vlm.core.sample.records import Allowed
 
 AtLeastZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """0 or more; neither infinite nor NaN."""
@@ -26,6 +27,8 @@ class DataEntry(Strict):
         repeat: how often an epoch contains it (0.5: half of it).
         count: its number of records, checked before the run.
         max_tiles: tiles of an image, where the set has a limit of its own.
+        allow: what its records may hold on purpose: `quoted-placeholders` (texts without files that quote `<image>` or
+            `<video>`), `empty-answers` (as published, such a turn is its header alone).
     """
 
     name: str
@@ -34,6 +37,8 @@ class DataEntry(Strict):
     repeat: AtLeastZero = 1.0
     count: NonNegativeInt | None = None
     max_tiles: PositiveInt | None = None
+    # left out where it is empty: runs from before it have the same digest
+    allow: Annotated[tuple[Allowed, ...], Field(exclude_if=lambda value: not value)] = ()
 
 
 class Model(Strict):

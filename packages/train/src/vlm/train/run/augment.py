@@ -24,6 +24,6 @@ def compress(tiles: np.ndarray, quality: tuple[int, int], rng: random.Random) ->
     for i, tile in enumerate(tiles):
         with io.BytesIO() as file:
             Image.fromarray(tile).save(file, format="JPEG", quality=rng.randint(*quality))
-            with Image.open(file) as image:
+            with Image.open(file, formats=["JPEG"]) as image:
                 done[i] = np.asarray(image.convert("RGB"))
     return done

@@ -4,21 +4,22 @@ Published samplers also sort by length inside a global batch; that moves no samp
 dealt to processes by length anyway.
 """
 
-import json
 from collections.abc import Iterable
 
 import numpy as np
 
+from vlm.core.errors import DataError
 from vlm.core.sample.index import Shuffle
+from vlm.core.sample.lines import parse_line
 
 
 def has_media(record: bytes) -> bool:
     """Return whether a line of an annotation file names an image or a video; False for a broken line."""
     try:
-        found = json.loads(record)
-    except ValueError:
+        found = parse_line(record, "")
+    except DataError:
         return False
-    return isinstance(found, dict) and any(found.get(key) for key in ("image", "images", "video"))
+    return isinstance(found, dict) and any(found.get(key) for key in ("image", "video"))
 
 
 def modality_order(media: Iterable[bool], samples: int, *key: int) -> np.ndarray:

@@ -172,6 +172,7 @@ def run_stage(plan: RunPlan, out: Path, me: World, quiet: bool, begun: Begun | N
             if begun is not None and record is None:
                 record = begun.write(first).model_dump(mode="json")
             ledger.add(step, data.n_samples, data.lost)
+            bar.say(data.notes)
             note = "no usable sample"
             if data.rows:
                 line = one_step(engine, recipe, processor, data, step, total, me)

@@ -5,7 +5,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
@@ -218,6 +218,12 @@ class ProgressBar:
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
+
+    def say(self, lines: Sequence[str]) -> None:
+        """Print lines above the bar; nothing unless it is visible."""
+        if not self.progress.disable:
+            for line in lines:
+                self.progress.console.print(line, markup=False, highlight=False)
 
     def update(self, step: int, note: str) -> None:
         """Show the number of steps done, and a note beside the bar."""

@@ -6,7 +6,6 @@ A step takes the next `batch.samples` samples of the epoch's order, encodes them
 each rank its rows. Samples that cannot be used are listed in the ledger by name, never replaced.
 """
 
-import json
 import random
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -17,14 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlm.core.errors import ConfigError, DataError, MediaError
+from vlm.core.errors import ConfigError, DataError, MediaError, only_vlm_errors
 from vlm.core.home import resolve
+from vlm.core.media_root import MediaRoot
 from vlm.core.sample.encode import Strides
 from vlm.core.sample.encoded import Encoded
 from vlm.core.sample.index import LineIndex, Mixture, Shuffle
+from vlm.core.sample.lines import parse_line
 from vlm.core.sample.packing import pack, pack_greedy
 from vlm.core.sample.positions import draw_strides
-from vlm.core.sample.records import Sample, read_record
+from vlm.core.sample.records import MEANT, Sample, read_record
+from vlm.core.text import lines_printable
 from vlm.models.processor import Processor
 from vlm.models.sequence.sharding import LAYOUTS
 from vlm.train.recipe.recipe import DataEntry, Recipe
@@ -35,10 +37,13 @@ from vlm.train.run.waiting import Overdue, within
 
 
 class Lines:
-    """Records of one entry of a recipe, read when asked for. Raises DataError where their count is wrong."""
+    """Records of one entry of a recipe, read when asked for. Raises DataError where their count is wrong.
 
-    def __init__(self, entry: DataEntry):
-        self.entry, self.root = entry, resolve(entry.root)
+    `outside` are folders outside of the entry's root that its records may name.
+    """
+
+    def __init__(self, entry: DataEntry, outside: Sequence[str] = ()):
+        self.entry, self.root = entry, MediaRoot(resolve(entry.root), tuple(resolve(folder) for folder in outside))
         self.index = LineIndex(resolve(entry.file))
         if entry.count is not None and len(self) != entry.count:
             raise DataError(
@@ -50,13 +55,14 @@ class Lines:
     def __len__(self) -> int:
         return len(self.index)
 
+    def line(self, i: int) -> int:
+        """Return the number of the line, from 1, that record i is on."""
+        return self.index.line(i)
+
     def __getitem__(self, i: int) -> Sample:
-        where = f"{self.index.path.name}:{i + 1}"
-        try:
-            record = json.loads(self.index[i])
-        except ValueError as error:
-            raise DataError(f"{where}: not JSON: {error}", fix="repair or remove the line") from error
-        return read_record(record, root=self.root, where=where)
+        where = f"{self.index.path.name}:{self.line(i)}"
+        record = parse_line(self.index[i], where)
+        return read_record(record, root=self.root, where=where, allow=self.entry.allow)
 
 
 @dataclass
@@ -89,12 +95,14 @@ class StepData:
     """Rows of one step, in an order that does not depend on ranks, and the samples that are not used as they are.
 
     `late` names those that took too long here; other processes may have been in time.
+    `notes` are lines for people: a key of a file that nothing reads, the first time that it is met.
     """
 
     rows: list[PackedRow]
     lost: list[Lost] = field(default_factory=list)
     n_samples: int = 0
     late: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def n_dropped(self) -> int:
@@ -117,7 +125,8 @@ class Stream:
         limits = [entry.max_tiles for entry in recipe.data]
         self.processors = [processor if n is None else processor.with_image_rule(max_tiles=n) for n in limits]
         self.grouped: dict[int, list[int]] = {}
-        self.files = [Lines(entry) for entry in recipe.data]
+        self.noted: set[tuple[int, str]] = set()
+        self.files = [Lines(entry, recipe.allow_outside) for entry in recipe.data]
         self.index = Mixture([len(f) for f in self.files], [entry.repeat for entry in recipe.data], recipe.seed)
         if not len(self.index):
             raise DataError("the training mixture is empty", expected="at least one record")
@@ -161,7 +170,7 @@ class Stream:
 
     def name(self, number: int, line: int) -> str:
         """Return what the ledger calls a sample."""
-        return f"{self.recipe.data[number].name}:{line + 1}"
+        return f"{self.recipe.data[number].name}:{self.files[number].line(line)}"
 
     def strides_for(self, epoch: int, number: int, line: int) -> Strides:
         """Return the strides of a sample's images; random ones depend on (seed, epoch, sample) alone."""
@@ -189,23 +198,25 @@ class Stream:
             try:
                 if name in skip:
                     raise Overdue(f"not made within {limit:g} s by another process")
-                sample = within(limit, partial(self.files[number].__getitem__, line))
-                stage = "encode"
-                encode = partial(
-                    self.processors[number].encode,
-                    sample.messages,
-                    strides=self.strides_for(epoch, number, line),
-                    generation_prompt=False,
-                    max_length=self.recipe.max_length,
-                    id=sample.id,
-                )
-                one = within(limit, encode)
+                with only_vlm_errors(name):
+                    sample = within(limit, partial(self.files[number].__getitem__, line))
+                    stage = "encode"
+                    encode = partial(
+                        self.processors[number].encode,
+                        sample.messages,
+                        strides=self.strides_for(epoch, number, line),
+                        generation_prompt=False,
+                        max_length=self.recipe.max_length,
+                        id=sample.id,
+                    )
+                    one = within(limit, encode)
             except DataError as error:
                 if isinstance(error, Overdue):
                     data.late.add(name)
                 stage = "media" if isinstance(error, MediaError) else stage
-                data.lost.append(Lost(name, "dropped", stage, str(error)))
+                data.lost.append(Lost(name, "dropped", stage, lines_printable(str(error))))
                 continue
+            data.notes += self.notes(number, name, sample)
             if one.n_supervised == 0:
                 data.lost.append(Lost(name, "dropped", "encode", "no supervised token"))
                 continue
@@ -221,6 +232,12 @@ class Stream:
             encoded.append(one)
         data.rows = self.rows(encoded)
         return data
+
+    def notes(self, number: int, name: str, sample: Sample) -> list[str]:
+        """Return a line for each key of a sample that nothing reads, once for each file and key."""
+        new = [key for key in sample.unread if (number, key) not in self.noted]
+        self.noted |= {(number, key) for key in new}
+        return [f"{name}: the key `{key}` is not read{f'; {MEANT[key]}' if key in MEANT else ''}" for key in new]
 
     def rows(self, encoded: list[Encoded]) -> list[PackedRow]:
         """Pack samples into rows."""

@@ -9,6 +9,7 @@ import ast
 import operator
 import re
 import shlex
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,6 +166,7 @@ class ShellReader:
         """Return the words of a command, split where an unquoted variable has blanks."""
         found = []
         for word in raw:
+            word = re.sub(r'"(\$\{\w+\[@\]\})"', r"\1", word)  # each part of an array is a word of its own
             try:
                 found += shlex.split(self.expand(word, used))
             except ValueError:
@@ -245,19 +247,41 @@ def options(words: list[str]) -> tuple[dict[str, str], list[str]]:
     return found, repeated
 
 
+def script_text(raw: bytes, broken: list[str]) -> str:
+    """Return the text of a script as bash should see it; what bash itself stumbles over is added to `broken`."""
+    if raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        broken.append("the file is UTF-16, which bash cannot run: save it as UTF-8")
+        text = raw.decode("utf-16", "replace")
+    else:
+        text = raw.decode("utf-8", "replace")
+    if text.startswith("\ufeff"):
+        broken.append("a byte-order mark stands before #!, and bash takes it for a part of the first command")
+        text = text.removeprefix("\ufeff")
+    if "\r\n" in text:
+        broken.append("lines end with CR LF (saved on Windows), and bash takes the CR for a part of the last word")
+    return text.replace("\r\n", "\n")
+
+
 def read_script(path: Path) -> Script:
     """Read a script. Raises ConfigError where there is no such file, or it starts no Python program."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no such file: {path}")
-    text, shell = path.read_text(encoding="utf-8", errors="replace"), ShellReader(path)
-    for i, line in enumerate(text.splitlines(), 1):
+    shell = ShellReader(path)
+    text = script_text(path.read_bytes(), shell.script.broken)
+    continued = False
+    for i, line in enumerate(text.split("\n"), 1):
         if re.search(r"\\[ \t]+$", line):
             shell.script.broken.append(f"line {i}: a blank after the backslash ends the command there")
+        comment = line.lstrip().startswith("#")
+        if continued and comment:
+            shell.script.broken.append(f"line {i}: the comment ends the command there; bash drops the lines below it")
+        continued = line.endswith("\\") and not comment
+    text = re.sub(r"(?m)^([ \t]*#.*?)\\+$", r"\1", text)  # a comment has no continuation
     raw: list[str] = []
     held: list[str] = []  # the words before an array whose parts are being read
     array = skip = False
-    for match in TOKEN.finditer(re.sub(r"\\\r?\n", "", text) + "\n"):
+    for match in TOKEN.finditer(re.sub(r"\\\n", "", text) + "\n"):
         kind, token = match.lastgroup, match[0]
         if kind == "bracket" and token == "(" and raw and raw[-1].endswith("="):
             held, raw, array = raw, [], True

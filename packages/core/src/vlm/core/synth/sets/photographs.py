@@ -7,6 +7,7 @@ from PIL import Image
 
 from vlm.core.config import Strict, load_yaml, parse
 from vlm.core.errors import DataError
+from vlm.core.sample.media import opened_image
 from vlm.core.synth.vqa_records import vqa_record, write_jsonl
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def organize_photographs(sources: dict[str, Path], out: Path, options: "Organize
         path = sources[photograph.source] / photograph.file
         if not path.is_file():
             raise DataError(f"{path} is missing", fix=f"vlm download {photograph.source}")
-        with Image.open(path) as opened:
+        with opened_image(path) as opened:
             rgba = opened.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
         picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)

@@ -69,7 +69,9 @@ def sheet(report: Report) -> bytes:
     """Return all figures below each other, as one PNG."""
     from PIL import Image
 
-    parts = [Image.open(io.BytesIO(data)).convert("RGB") for data in figure_files(report, "png").values()]
+    parts = [
+        Image.open(io.BytesIO(data), formats=["PNG"]).convert("RGB") for data in figure_files(report, "png").values()
+    ]
     size = (max((p.width for p in parts), default=1), sum(p.height for p in parts) or 1)
     whole, top = Image.new("RGB", size, "white"), 0
     for part in parts:
