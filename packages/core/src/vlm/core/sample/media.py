@@ -187,7 +187,7 @@ def image_facts(path: str | Path) -> tuple[tuple[int, int], bool, tuple[tuple[st
             notes.append(("transparent", f" has transparent parts (mode {image.mode})"))
         if image.mode.startswith("F"):
             notes.append(("float", f" has values of mode {image.mode}"))
-        return image.size, _is_finished(image.fp), tuple(notes)
+        return image.size, _is_finished(image.fp), tuple(notes)  # type: ignore[attr-defined]  # of an open file
 
 
 def _is_finished(file: Any) -> bool:
