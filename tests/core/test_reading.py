@@ -143,6 +143,24 @@ def test_a_process_ends_although_a_read_hangs():
     assert (done.returncode, done.stdout) == (0, "disk did not answer for 0.1 s\n")
 
 
+def test_a_process_that_was_suspended_has_not_waited():
+    code = """if True:
+        import time
+        from vlm.core.reading import within
+        print("here", flush=True)
+        print(within(3.5, "disk", lambda: [time.sleep(0.1) for _ in range(9)][0]))
+    """
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout.readline() == "here\n"
+        child.send_signal(signal.SIGSTOP)
+        time.sleep(5)
+        child.send_signal(signal.SIGCONT)
+        assert child.communicate(timeout=60)[0] == "None\n"
+    finally:
+        child.kill()
+
+
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_what_a_task_raises_is_raised_and_a_forked_process_has_its_own_thread():
     with pytest.raises(ZeroDivisionError):
