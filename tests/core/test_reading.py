@@ -145,18 +145,22 @@ def test_a_process_ends_although_a_read_hangs():
 
 def test_a_process_that_was_suspended_has_not_waited():
     code = """if True:
-        import time
+        import os, signal, time
         from vlm.core.reading import within
-        print("here", flush=True)
-        print(within(3.5, "disk", lambda: [time.sleep(0.1) for _ in range(9)][0]))
+        def read():
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            for _ in range(9):
+                time.sleep(0.1)
+            return "read"
+        print(within(3.5, "disk", read))
     """
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
-        assert child.stdout.readline() == "here\n"
-        child.send_signal(signal.SIGSTOP)
-        time.sleep(5)
+        os.waitpid(child.pid, os.WUNTRACED)
+        time.sleep(4)
         child.send_signal(signal.SIGCONT)
-        assert child.communicate(timeout=60)[0] == "None\n"
+        assert child.communicate(timeout=60)[0] == "read\n"
     finally:
         child.kill()
 
