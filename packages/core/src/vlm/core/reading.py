@@ -10,6 +10,7 @@ import queue
 import stat
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -18,6 +19,9 @@ from vlm.core.text import printable
 
 READ_SECONDS = 60.0
 """Longest wait for one read: a disk answers in milliseconds, a network file system that fails over in seconds."""
+
+LOOK = 1.0
+"""Seconds are counted look by look, not by the clock: a process that was suspended meanwhile has not waited."""
 
 HEAD, BUFFER = 1 << 16, 1 << 18
 """Bytes that are read when a file is opened, and later at a time."""
@@ -78,17 +82,21 @@ def within(seconds: float, what: str, task: Callable[[], T]) -> T:
     if worker is None or worker.process != os.getpid():  # a forked process has no threads
         worker = _mine.worker = _Worker()
     worker.work.put(task)
-    try:
-        good, value = worker.results.get(timeout=seconds)
-    except BaseException as error:
-        _mine.worker = None
-        if isinstance(error, queue.Empty):
-            raise DataError(
-                f"{printable(what)} did not answer for {seconds:g} s",
-                expected="a disk that can be read",
-                fix="look at the disk or the network mount, then rerun the command",
-            ) from error
-        raise
+    answer, waited = None, 0.0
+    _mine.worker = None  # until it has answered: after a signal it is left behind
+    while answer is None and waited < seconds:
+        look = min(LOOK, seconds - waited)
+        with suppress(queue.Empty):
+            answer = worker.results.get(timeout=look)
+        waited += look
+    if answer is None:
+        raise DataError(
+            f"{printable(what)} did not answer for {seconds:g} s",
+            expected="a disk that can be read",
+            fix="look at the disk or the network mount, then rerun the command",
+        )
+    _mine.worker = worker
+    good, value = answer
     if not good:
         raise value
     return cast("T", value)
