@@ -77,7 +77,9 @@ def disk_errors(folder: Path) -> Iterator[None]:
             fix = "a file name is one that this disk cannot hold; set VLM_HOME to another disk or a shorter path"
         else:
             raise
-        raise FetchError(f"cannot write below {folder}: {error.strerror}", fix=fix) from error
+        named = error.filename if isinstance(error.filename, str) else ""
+        other = f" ({printable(named)})" if named and not Path(named).is_relative_to(folder) else ""
+        raise FetchError(f"cannot write below {folder}: {error.strerror}{other}", fix=fix) from error
 
 
 def fetch_url(
