@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies_environment, proxy_bypass
 
 import httpx
 
@@ -207,7 +207,7 @@ def proxy_of(url: str) -> str | None:
     if is_loopback(url):
         return None
     parts, proxies = urlsplit(url), getproxies_environment()
-    if proxy_bypass_environment(parts.hostname or "", proxies):
+    if proxy_bypass(parts.hostname or "", proxies):
         return None
     kind = next((kind for kind in (parts.scheme, "all") if proxies.get(kind)), None)
     if kind is None:

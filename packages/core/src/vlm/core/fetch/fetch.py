@@ -171,7 +171,7 @@ def _commits(folder: Path) -> dict[str, str]:
     manifest, left = read_manifest(folder), folder / PARTIAL / "source.json"
     sources = manifest["source"] if manifest else read_json(left) if left.is_file() else []
     described = [s for s in sources if isinstance(s, dict)] if isinstance(sources, list) else []
-    found = {s.get("repo"): s.get("revision") for s in described if s.get("kind") == "hub"}
+    found = {str(s.get("repo")): s.get("revision") for s in described if s.get("kind") == "hub"}
     return {repo: commit for repo, commit in found.items() if isinstance(commit, str) and COMMIT.fullmatch(commit)}
 
 
