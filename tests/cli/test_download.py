@@ -57,7 +57,7 @@ def test_a_dry_run_writes_nothing_then_a_download_is_complete_and_the_next_a_no_
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["hubby"], 2, "--revision COMMIT"),
+        (["hubby", "--locked"], 2, "--revision COMMIT"),
         (["hand"], 4, "ask Ada"),
         (["tinny"], 2, "did you mean tiny"),
         ([], 2, "vlm download --all quickstart"),
@@ -102,9 +102,9 @@ def test_of_several_downloads_the_others_go_on_and_the_failed_are_named_at_the_e
         "and of unknown size: gone, hubby",
         "license CC0: gone, hand, hubby, tiny",
         "by hand: hand",
-        "not pinned, one at a time with --revision: hubby",
+        "not pinned, the newest commit is taken and noted: hubby",
     ]
-    done = vlm("download", "gone", "tiny", "hubby", *vlm.catalogue)
+    done = vlm("download", "gone", "tiny", "hubby", "--locked", *vlm.catalogue)
     assert done.returncode == 4, done.stderr
     assert "2 of 3 were not fetched" in done.stderr
     assert "no such file" in done.stderr
@@ -125,6 +125,12 @@ def test_a_recipe_and_a_benchmark_bring_their_data_and_what_it_needs(vlm):
     )
     assert names.index("llava-instruct") < names.index("convllava-stage3")
     assert next(row for row in rows if row["name"] == "ocr-vqa")["by_hand"]
+    rows = json.loads(vlm("download", "--recipe", "internvl-chat-v1-2-sft", "--dry-run", "--json").stdout)
+    parts = {"InternViT-6B-448px-V1-2", "Nous-Hermes-2-Yi-34B", "InternVL-Chat-V1-2"}
+    assert parts <= {row["name"] for row in rows}  # encoder and projector, language model, tokenizer
+    summed = vlm("download", "--recipe", "convllava-stage1", "--dry-run").stdout
+    assert "vicuna-7b-v1.5: fetch" in summed and "LAION-CLIP-ConvNeXt-Large-512: fetch" in summed
+    assert "the newest commit of lmsys/vicuna-7b-v1.5" in summed and "\ntotal: about " in summed
     long = json.loads(vlm("download", "--benchmark", "MM-NIAH-long-1m", "--dry-run", "--json").stdout)
     assert [row["name"] for row in long] == ["V2PE-Data", "MM-NIAH", "MM-NIAH-long"]
     assert len(json.loads(vlm("download", "--benchmark", "all", "--dry-run", "--json").stdout)) >= 25

@@ -209,7 +209,7 @@ def test_manual_built_and_unpinned_entries_say_what_to_do_instead():
         fetch(Entry(**known, source={"kind": "built", "command": "vlm data organize x"}))
     hub = Entry(**known, source={"kind": "hub", "repo": "org/model", "revision": None})
     with pytest.raises(ConfigError, match="a branch moves") as error:
-        fetch(hub)
+        fetch(hub, pinned_only=True)
     assert "--revision" in error.value.fix
     assert isinstance(pinned(hub, COMMIT)[0], HubSource)
     assert pinned(hub, COMMIT)[0].revision == COMMIT

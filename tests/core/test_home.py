@@ -1,8 +1,13 @@
 """The lock of a folder."""
 
+import errno
+import fcntl
 import json
 import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -32,3 +37,35 @@ def test_a_held_folder_is_refused_and_free_again_afterwards(tmp_path):
         pass
     with locked(tmp_path, "vlm eval"):
         assert json.loads((tmp_path / ".lock.json").read_text())["purpose"] == "vlm eval"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_held_by_a_file_that_a_killed_holder_does_not_keep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with locked(tmp_path, "vlm train"):
+        with pytest.raises(LockedError, match='"vlm train"') as error, locked(tmp_path, "vlm eval"):
+            pass
+        assert ".lock.soft" in (error.value.fix or "")
+    with locked(tmp_path, "vlm eval"):
+        pass
+    code = "import fcntl, os, sys; from pathlib import Path; from vlm.core.home import locked\n"
+    code += f"def no(*_): raise OSError({number}, 'no')\nfcntl.flock = no\n"
+    code += "held = locked(Path(sys.argv[1]), 'killed')\nheld.__enter__()\nos.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == -9
+    assert (tmp_path / ".lock.soft").exists()
+    with locked(tmp_path, "vlm train", wait=5):
+        pass
+
+
+def test_another_error_of_the_disk_is_not_taken_for_a_held_folder(tmp_path: Path, monkeypatch) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", broken)
+    with pytest.raises(OSError, match="Input/output"), locked(tmp_path, "vlm train"):
+        pass

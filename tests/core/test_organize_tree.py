@@ -12,7 +12,7 @@ from PIL import Image
 
 from support import organize_world as world
 from support.videos import write_video
-from vlm.core.errors import DataError, UnknownName
+from vlm.core.errors import DataError, FetchError, UnknownName
 from vlm.core.fetch.installed import entry_state
 from vlm.core.fetch.manifest import files_below
 from vlm.core.home import dataset
@@ -211,3 +211,63 @@ def test_pictures_in_parquet_files_and_middle_frames_of_videos_become_files():
     shutil.rmtree(folder / "frames")
     assert organize("set", catalogue={"set": entry}) == "organised"
     assert (folder / "frames/clip.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ({"a.txt": b"one"}, {"a.txt": b"two!"}),
+        ({"a.txt": b"one"}, {"a.txt": b"two"}),
+        ({"a": b"one"}, {"a/b": b"two"}),
+        ({"a/b": b"one"}, {"a": b"two"}),
+        ({"x/a": b"1"}, {"notes.json": b"other"}),
+        ({"x/a": b"1"}, {"1.zip": b"itself"}),
+    ],
+)
+def test_two_archives_with_different_files_for_one_path_are_refused_and_nothing_is_replaced(one, two):
+    folder = downloaded("set", {"1.zip": zip_bytes(one), "2.zip": zip_bytes(two), "notes.json": b"[]"})
+    before = {name: path.read_bytes() for path, name in files_below(folder)}
+    entry = entry_of("set", [{"unpack": {"archives": "*.zip"}}])
+    for _ in range(2):
+        with pytest.raises(FetchError, match="nothing was replaced") as error:
+            organize("set", catalogue={"set": entry})
+        assert "{stem}" in error.value.fix
+        assert {**before, **one}.items() <= {n: p.read_bytes() for p, n in files_below(folder)}.items()
+    apart = entry_of("set", [{"unpack": {"archives": "*.zip", "into": "{stem}"}}])
+    assert organize("set", catalogue={"set": apart}) == "organised"
+    assert {(folder / "2" / name).read_bytes() for name in two} == set(two.values())
+
+
+def test_two_archives_with_one_and_the_same_file_are_both_unpacked():
+    both = {"1.zip": zip_bytes({"README": b"r", "a": b"1"}), "2.zip": zip_bytes({"README": b"r", "b": b"2"})}
+    folder = downloaded("set", both)
+    assert organize("set", catalogue={"set": entry_of("set", [{"unpack": {"archives": "*.zip"}}])}) == "organised"
+    assert {(folder / name).read_bytes() for name in ("README", "a", "b")} == {b"r", b"1", b"2"}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"unpack": {"archives": "*.zip"}},
+        {"unpack": {"archives": "*.zip", "into": "images"}},
+        {"jpeg": {"folder": "images"}},
+        {"records": {"from": "r.json", "to": "images/r.jsonl"}},
+        {"middle_frame": {"videos": "*.mp4", "into": "images"}},
+        {"parquet": {"files": "*.parquet", "into": "images/x"}},
+    ],
+)
+def test_no_step_writes_through_a_link_into_another_set(step, tmp_path):
+    other = downloaded("other", {"images/1.png": picture(1, "PNG")})
+    archive = zip_bytes({"images/1.png": b"EVIL", "images/new": b"EVIL"})
+    folder = downloaded("set", {"a.zip": archive, "r.json": b"[]", "v.mp4": b"", "p.parquet": b""})
+    before = {name: path.read_bytes() for path, name in files_below(other)}
+    link = {"link": {"from": "other/images", "to": "images"}}
+    with pytest.raises(FetchError, match="leads into another set"):
+        organize("set", catalogue={"set": entry_of("set", [link, step])})
+    assert {name: path.read_bytes() for path, name in files_below(other)} == before
+    if "unpack" in step:  # a person's link to another disk is followed
+        (folder / "images").unlink()
+        (tmp_path / "disk").mkdir()
+        (folder / "images").symlink_to(tmp_path / "disk")
+        assert organize("set", catalogue={"set": entry_of("set", [step])}) == "organised"
+        assert list((tmp_path / "disk").rglob("new"))

@@ -229,10 +229,11 @@ def test_a_refusal_is_typed_in_the_results_and_not_scored(server: Server, pope: 
 
 
 def test_a_bad_request_is_that_items_error_and_shows_no_key(server: Server) -> None:
-    server.say = lambda body, n: (422, {}, b"no such field; key secret")
+    bad = (422, {}, b"no such field; key secret")
+    server.say = lambda body, n: bad if question(body) == "Hello?" else (200, {}, chat("yes"))
     with pytest.raises(Unanswered, match=r"HTTP 422: no such field; key \*\*\*"):
         ask(server, key="secret")
-    assert len(server.asked) == 1
+    assert [question(body) for body in server.asked] == ["Hello?", "Say yes."]
     server.say = lambda body, n: (401, {}, b"bad key")
     with pytest.raises(ServerDown, match="HTTP 401"):
         ask(server)

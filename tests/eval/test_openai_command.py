@@ -9,7 +9,7 @@ import pytest
 
 from support import openai_server as fake
 from vlm.cli.commands.eval import evaluate
-from vlm.core.errors import ConfigError, DataError, FetchError
+from vlm.core.errors import ConfigError, FetchError
 
 server, Server = fake.server, fake.Server
 
@@ -61,5 +61,5 @@ def test_the_command_says_what_to_do_when_the_server_dies(server: Server, home: 
     with pytest.raises(FetchError, match="run the same command: the answers so far are kept"):
         evaluate(["pope"], backend="openai", base_url=server.url, mini=True, limit=4)
     server.say = lambda body, n: (422, {}, b"never")
-    with pytest.raises(DataError, match="none of 4 items was answered"):
+    with pytest.raises(FetchError, match="refuses every question: HTTP 422: never"):
         evaluate(["pope"], backend="openai", base_url=server.url, mini=True, limit=4, concurrency=1)

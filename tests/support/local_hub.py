@@ -8,11 +8,47 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 CONTENT = bytes(range(256)) * 4000
 SHA = hashlib.sha256(CONTENT).hexdigest()
 COMMIT = "a" * 40
 HUB_FILES = {"config.json": b'{"a": 1}\n', "weights/model.bin": CONTENT}
+REVISIONS = [f"/api/models/org/model/revision/{name}" for name in (COMMIT, "main")]
+
+PAGE = b"<!DOCTYPE html><title>Log in</title>"
+JSON = {"Content-Type": "application/json"}
+FAULTS = {
+    "401": (401, JSON | {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}, b"{}"),
+    "bad token": (401, JSON | {"X-Error-Message": "Invalid credentials in Authorization header"}, b"{}"),
+    "gated": (403, JSON | {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to org/model is restricted"}, b"{}"),
+    "gated files": (403, JSON | {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"}, b"{}"),
+    "disabled": (
+        403,
+        JSON | {"X-Error-Code": "DisabledRepo", "X-Error-Message": "Access to this resource is disabled."},
+        b"{}",
+    ),
+    "proxy 403": (403, {"Content-Type": "text/html"}, PAGE),
+    "proxy 407": (407, {"Content-Type": "text/html"}, PAGE),
+    "404": (404, {"X-Error-Code": "RepoNotFound"}, b""),
+    "plain 404": (404, {}, b"nothing here"),
+    "429": (429, JSON, b'{"error": "We had to rate limit your IP"}'),
+    "500": (500, {}, b"oops"),
+    "503": (503, {}, b"busy"),
+    "page": (200, {"Content-Type": "text/html"}, PAGE),
+    "empty": (200, JSON, b"{}"),
+    "list": (200, JSON, b"[]"),
+    "deep": (200, JSON, b"[" * 100_000),
+    "no json": (200, JSON, b"\xff\xfe"),
+}
+"""Fault -> (status, headers, body) of every answer of the hub's API."""
+
+
+def lfs(name: str) -> dict[str, object]:
+    """What the hub's tree says of a large file."""
+    content = HUB_FILES[name]
+    known = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+    return {"lfs": known} if name.endswith(".bin") else {}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -54,12 +90,23 @@ class Handler(BaseHTTPRequestHandler):
             self.send_from(CONTENT, start)
 
     def hub(self, start: int) -> None:
-        name = self.path.split(f"/resolve/{COMMIT}/")[-1]
-        if self.path.startswith("/api/") and COMMIT not in self.path:
+        """The hub's protocol; `server.fault` chooses what goes wrong, as hubs, mirrors and proxies do it."""
+        name = unquote(self.path).split(f"/resolve/{COMMIT}/")[-1]
+        fault, api = self.server.fault, self.path.startswith("/api/")
+        self.server.tokens.append(self.headers.get("Authorization"))
+        if fault in FAULTS and api != (fault == "gated files"):
+            status, headers, body = FAULTS[fault]
+            self.reply(status, headers, body)
+        elif api and "/revision/" in self.path and COMMIT not in self.path and "/revision/main" not in self.path:
             self.reply(404, {"X-Error-Code": "RevisionNotFound"}, b"")
-        elif self.path.startswith("/api/models/org/model/revision/"):
+        elif self.path.startswith("/api/models/org/model/tree/"):
+            tree = [
+                {"type": "file", "path": n, "size": len(c), "oid": "0" * 40, **lfs(n)} for n, c in HUB_FILES.items()
+            ]
+            self.reply(200, {"Content-Type": "application/json"}, json.dumps(tree).encode())
+        elif self.path.split("?")[0] in ("/api/models/org/model", *REVISIONS):
             siblings = [{"rfilename": n, "size": len(c)} for n, c in HUB_FILES.items()]
-            body = {
+            known = {
                 "id": "org/model",
                 "sha": COMMIT,
                 "siblings": siblings,
@@ -67,18 +114,34 @@ class Handler(BaseHTTPRequestHandler):
                 "downloads": 0,
                 "tags": [],
             }
-            self.reply(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
-        elif self.path.startswith("/api/models/org/model/tree/"):
-            tree = [{"type": "file", "path": n, "size": len(c), "oid": "0" * 40} for n, c in HUB_FILES.items()]
-            self.reply(200, {"Content-Type": "application/json"}, json.dumps(tree).encode())
+            self.reply(200, {"Content-Type": "application/json"}, json.dumps(known).encode())
+        elif api:
+            self.reply(404, {"X-Error-Code": "RepoNotFound"}, b"")
         elif name in HUB_FILES:
             content = HUB_FILES[name]
             etag = hashlib.sha256(content).hexdigest()
             wrong = bytes(len(content)) if self.server.damaged else content
             headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
-            self.send_from(wrong, start, pause=self.server.pause, headers=headers)
+            if name.endswith(".bin"):
+                headers |= {"X-Linked-ETag": f'"{etag}"', "X-Linked-Size": str(len(content))}
+            if fault == "short" and self.command == "GET" and name.endswith(".bin"):
+                wrong = wrong[: len(wrong) // 2]
+            if fault == "endless" and self.command == "GET" and name.endswith(".bin"):
+                self.endless(headers)
+            else:
+                self.send_from(wrong, min(start, len(wrong)), pause=self.server.pause, headers=headers)
         else:
             self.reply(404, {"X-Error-Code": "EntryNotFound"}, b"")
+
+    def endless(self, headers: dict[str, str]) -> None:
+        """A body without an end, at most 400 MB."""
+        self.send_response(200)
+        for name, value in {**headers, "Transfer-Encoding": "chunked"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        for _ in range(400):
+            self.wfile.write(b"100000\r\n" + bytes(1 << 20) + b"\r\n")
+            time.sleep(0.02)
 
     def send_from(self, content: bytes, start: int, stop: int | None = None, pause: float = 0.0, headers=None) -> None:
         self.send_response(206 if start else 200)
@@ -116,6 +179,7 @@ def serving() -> Iterator[Server]:
     """The server on a free port, with `url`, `asked`, `damaged`, and `etags` and `files` by path."""
     server = Server(("127.0.0.1", 0), Handler)
     server.asked, server.damaged, server.files, server.etags, server.pause = [], False, {}, {}, 0.0
+    server.fault, server.tokens = "", []
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     try:

@@ -77,6 +77,28 @@ def test_one_task_a_node_is_an_error_and_not_a_world_of_two():
     assert right["RANK"] == "5" and right["WORLD_SIZE"] == "8"
 
 
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"RANK": "3"},
+        {"RANK": "0"},
+        {"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"},
+        {"RANK": "x", "WORLD_SIZE": "2"},
+        {"RANK": "", "WORLD_SIZE": ""},
+        {"RANK": "0", "WORLD_SIZE": "2"},
+        {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h"},
+    ],
+)
+def test_a_rank_that_is_left_in_the_shell_is_refused_with_what_to_unset(left):
+    with pytest.raises(ConfigError, match="RANK=") as error:
+        adopt(env=dict(left))
+    assert "unset RANK" in error.value.fix
+    with pytest.raises(ConfigError, match="1 processes were started"):
+        adopt(2, env={"RANK": "0", "WORLD_SIZE": "1"})
+    adopt(env={"RANK": "0", "WORLD_SIZE": "1"})
+    adopt(2, env={"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"})
+
+
 def test_outside_of_slurm_nothing_changes():
     env = {"HOME": "/"}
     adopt(4, env=env)

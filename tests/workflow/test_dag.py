@@ -20,6 +20,7 @@ from support.workflow_dag import HEAD, ROOT, SHELL, copy_workflow, printed_jobs
 from vlm.cli.main import VERBS
 from vlm.cli.show.dag import gpu_hours_of
 from vlm.cli.workflow.estimate import estimate_dag
+from vlm.cli.workflow.guards import one_process
 from vlm.cli.workflow.jobs import planned_jobs
 from vlm.core.errors import VlmError
 from vlm.train.recipe.recipe import load_recipe
@@ -244,3 +245,10 @@ def test_reproduce_names_the_profiles_when_one_is_unknown(checkout: Path) -> Non
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "local, slurm" in done.stderr
+
+
+@pytest.mark.parametrize(("site", "gres"), [({"gpu": "h100"}, "gpu:h100:8"), ({"gpu": ""}, "gpu:8"), ({}, "gpu:8")])
+def test_a_cluster_without_gpu_types_is_asked_for_a_number(site: dict[str, str], gres: str) -> None:
+    found = one_process({"launcher": "srun", **site}, lambda wildcards: 8)
+    assert found["gres"](None) == gres
+    assert one_process({"launcher": "srun", **site}, lambda wildcards: 0)["gres"](None) is None

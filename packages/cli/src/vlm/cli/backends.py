@@ -151,6 +151,8 @@ def run_one(
         whole = False  # the other processes hang in a sample: the launcher ends them
         raise stop.error from stop
     finally:
+        if note := getattr(backend, "note", ""):
+            typer.echo(f"{asked.name}: {note}", err=True)
         if whole and isinstance(backend, RingBackend):
             backend.end()
 

@@ -40,12 +40,15 @@ def find_entries(catalogue: dict[str, Entry], names: list[str] | None, choice: "
 
 
 def _entries_of_recipe(name: str, catalogue: dict[str, Entry]) -> list[Entry]:
-    """Return the entries whose folders hold the start weights and the data of a recipe."""
+    """Return the entries that hold the start weights of a recipe, or the parts they are made from, and its data."""
     from vlm.train.recipe.recipe import load_recipe  # a tenth of a second that other commands need not pay
 
     recipe = load_recipe(name)
+    start = recipe.model.start
     weights = [
-        e for e in catalogue.values() if e.kind == "weights" and f"{recipe.model.start}/".startswith(f"{e.folder}/")
+        e
+        for e in catalogue.values()
+        if e.kind == "weights" and (f"{start}/".startswith(f"{e.folder}/") or Path(start).name in e.groups)
     ]
     data = [entry for data in recipe.data if (entry := find_file(data.file, catalogue))]
     return weights + data

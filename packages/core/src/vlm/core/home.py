@@ -4,6 +4,7 @@ with locked(runs() / "stage1", "vlm train"):
     write_json(runs() / "stage1" / "summary.json", {"steps": 20})
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from vlm.core.errors import DataError, LockedError, VlmError
 from vlm.core.reading import check_regular
@@ -190,11 +191,31 @@ def _holder_of(note: Path, seconds: float = 1.0) -> str:
         time.sleep(0.01)
 
 
+NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""Errors of a file system (Lustre without `-o flock`, some NFS and FUSE) on which the kernel locks no file."""
+
+
+def _lock(folder: Path, wait: float) -> BaseFileLock:
+    """Return the lock of a folder, held. Raises Timeout when another process holds it."""
+    lock: BaseFileLock = FileLock(folder / ".lock", fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=wait)
+    except Timeout:
+        raise
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_FLOCK:
+            raise
+        lock = SoftFileLock(folder / ".lock.soft")  # a file that names its holder; one of this machine is known as dead
+        lock.acquire(timeout=wait)
+    return lock
+
+
 @contextmanager
 def locked(folder: Path, purpose: str, *, wait: float = 0) -> Iterator[None]:
     """Hold a folder for this process; the kernel releases it when the process ends, however it ends.
 
-    Temporary files of `write_atomic` that a killed holder left in the folder are removed.
+    Where the file system has no locks, a file names the holder instead; what a killed one left on another machine must
+    be removed by hand. Temporary files of `write_atomic` that a killed holder left in the folder are removed.
 
     Args:
         folder: It is made if it is missing.
@@ -207,12 +228,14 @@ def locked(folder: Path, purpose: str, *, wait: float = 0) -> Iterator[None]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     holder = folder / ".lock.json"
-    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=wait)
+        lock = _lock(folder, wait)
     except Timeout as error:
+        soft = folder / ".lock.soft"
+        killed = f", or remove {soft} if it was killed" if soft.exists() else ""
         raise LockedError(
-            f"{folder} is in use by {_holder_of(holder)}", fix="wait for it, stop it, or choose another directory"
+            f"{folder} is in use by {_holder_of(holder)}",
+            fix=f"wait for it, stop it{killed}, or choose another directory",
         ) from error
     try:
         for left in folder.glob(".*.[0-9]*.tmp"):

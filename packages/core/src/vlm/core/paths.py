@@ -22,14 +22,14 @@ def is_inside(path: str) -> bool:
 def is_control(path: str) -> bool:
     """Return whether a path names a file or folder in which this program keeps its own state, at any depth.
 
-    Such names (`.vlm-*`, `.partial`, `.lock`, `.lock.json`) are never accepted from an archive or a download: the
+    Such names (`.vlm-*`, `.partial`, `.lock`, `.lock.*`) are never accepted from an archive or a download: the
     program would obey them later. Upper and lower case are the same, as on the disks of Windows and macOS.
 
     >>> is_control("a/.vlm-manifest.json"), is_control(".partial/install.json"), is_control("a/b.png")
     (True, True, False)
     """
     parts = path.lower().split("/")
-    return any(part.startswith(".vlm-") or part in (".partial", ".lock", ".lock.json") for part in parts)
+    return any(part.startswith((".vlm-", ".lock.")) or part in (".partial", ".lock") for part in parts)
 
 
 def is_data(path: str) -> bool:

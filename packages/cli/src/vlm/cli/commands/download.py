@@ -29,8 +29,12 @@ def download(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and fetch nothing.")] = False,
     revision: Annotated[
-        str | None, typer.Option(help="Commit of a hub repository that the catalogue does not pin.")
+        str | None,
+        typer.Option(help="Commit or branch of a hub repository. Default: the catalogue's, else its newest."),
     ] = None,
+    locked: Annotated[
+        bool, typer.Option("--locked", help="Refuse what neither the catalogue nor --revision pins to a commit.")
+    ] = False,
     find_links: Annotated[
         Path | None, typer.Option(help="Folder of wheels to use instead of the package index.")
     ] = None,
@@ -67,6 +71,8 @@ def download(
                         outcome = fetch(
                             entry,
                             revision=revision,
+                            pinned_only=locked,
+                            say=lambda line: typer.echo(line, err=as_json),
                             find_links=find_links,
                             verify=verify,
                             jobs=jobs,
@@ -118,10 +124,9 @@ def _action(entry: Entry, outcome: str, revision: str | None) -> str:
     hand = " ".join(f"by hand: {source.instructions}" for source in entry.by_hand())
     if outcome == "by hand" or not entry.automatic:
         return hand or "nothing to do"
-    if repos := _unpinned(entry, revision):
-        return f"needs --revision (a commit of {repos[0]})" + (f"; {hand}" if hand else "")
     verb = {"partial": "continue fetching", "damaged": "repair"}.get(outcome, "fetch")
-    return f"{verb} {human_size(entry)} to {entry.folder} ({entry.license})" + (f"; {hand}" if hand else "")
+    newest = f", the newest commit of {', '.join(repos)}" if (repos := _unpinned(entry, revision)) else ""
+    return f"{verb} {human_size(entry)} to {entry.folder} ({entry.license}){newest}" + (f"; {hand}" if hand else "")
 
 
 def _unpinned(entry: Entry, revision: str | None) -> list[str]:
@@ -148,7 +153,7 @@ def _sum(entries: list[Entry], revision: str | None) -> str:
     if by_hand := [entry.name for entry in left if entry.by_hand()]:
         lines.append(f"by hand: {', '.join(by_hand)}")
     if needing := [entry.name for entry in left if _unpinned(entry, revision)]:
-        lines.append(f"not pinned, one at a time with --revision: {', '.join(needing)}")
+        lines.append(f"not pinned, the newest commit is taken and noted: {', '.join(needing)}")
     return "\n".join(lines) + "\n"
 
 

@@ -129,7 +129,8 @@ def by_hand(entries: Iterable[Entry]) -> list[str]:
             lines.append(f"{e.name}, into {e.folder}: {source.instructions}{mirror}")
         open_ = [s.repo for s in e.source if isinstance(s, HubSource) and not s.revision]
         lines += [
-            f"{e.name}: choose a commit of {repo} on the hub: vlm download {e.name} --revision COMMIT" for repo in open_
+            f"{e.name}: the newest commit of {repo} is taken; for another: vlm download {e.name} --revision COMMIT"
+            for repo in open_
         ]
     return lines
 

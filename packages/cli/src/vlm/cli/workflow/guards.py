@@ -77,8 +77,9 @@ def one_process(site: dict[str, Any], gpus: Callable[[Any], int]) -> Resources:
     """Return the resources of a job of one process, with `gpus(wildcards)` GPUs on one node; {} without a site."""
     if not site:
         return {}
+    kind = f"gpu:{site['gpu']}" if site.get("gpu") else "gpu"  # many clusters name no types
     return {
-        "gres": lambda w: f"gpu:{site['gpu']}:{gpus(w)}" if gpus(w) else None,
+        "gres": lambda w: f"{kind}:{gpus(w)}" if gpus(w) else None,
         "mem_mb": lambda w: int(site["mem_mb_per_gpu"]) * gpus(w) or int(site["mem_mb"]),
         "cpus_per_task": lambda w: int(site["cpus_per_gpu"]) * gpus(w) or 1,
         "slurm_partition": lambda w: site["gpu_partition"] if gpus(w) else site["cpu_partition"],

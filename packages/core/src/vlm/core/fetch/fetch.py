@@ -11,14 +11,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from vlm.core.errors import ConfigError, FetchError
 from vlm.core.fetch.archive import extract
 from vlm.core.fetch.catalogue import BuiltSource, Entry, HubSource, PackageSource, Source, UrlSource
-from vlm.core.fetch.hub import fetch_hub
+from vlm.core.fetch.hub import COMMIT, fetch_hub, resolve_commit
 from vlm.core.fetch.manifest import (
     PARTIAL,
     count_records,
@@ -37,13 +39,23 @@ Staged = list[tuple[Path, str]]
 """(file in the staging folder, its name below the entry's folder)"""
 
 
-def pinned(entry: Entry, revision: str | None = None) -> tuple[Source, ...]:
+def pinned(
+    entry: Entry,
+    revision: str | None = None,
+    *,
+    known: Mapping[str, str] = MappingProxyType({}),
+    resolve: Callable[[HubSource], str] | None = None,
+) -> tuple[Source, ...]:
     """Return the automatic sources of an entry with every hub source pinned to a commit.
 
-    `revision` is for the sources that the catalogue does not pin, or for the only one.
+    Args:
+        entry: The entry.
+        revision: For the sources that the catalogue does not pin, or for the only one.
+        known: Repository -> commit that an earlier download took.
+        resolve: Returns the commit of a source that nothing pins; None refuses such a source.
 
     Raises:
-        ConfigError: A hub source has no revision and none is given, or one is given where none is needed.
+        ConfigError: A hub source has no commit, or a revision is given where none is needed.
     """
     hubs = [s for s in entry.source if isinstance(s, HubSource)]
     if revision and not hubs:
@@ -51,38 +63,54 @@ def pinned(entry: Entry, revision: str | None = None) -> tuple[Source, ...]:
     open_ones = [s for s in hubs if s.revision is None] or hubs[: len(hubs) == 1]
     if revision and len(open_ones) != 1:
         raise ConfigError(f"{entry.name} comes from {len(hubs)} repositories", fix="pin them in --catalogue FILE")
-    for source in hubs:
-        if not (revision or source.revision):
-            raise ConfigError(
-                f"the catalogue has no revision of {source.repo}",
-                expected="a commit: a branch moves, and tomorrow's weights or data would differ from today's",
-                fix=f"take the commit from the repository's history: vlm download {entry.name} --revision COMMIT",
-            )
-    return tuple(
-        s.model_copy(update={"revision": revision}) if revision and s in open_ones else s for s in entry.automatic
-    )
+
+    def pin(source: Source) -> Source:
+        if not isinstance(source, HubSource):
+            return source
+        given = revision if revision and source in open_ones else None
+        chosen = given or source.revision
+        if chosen is None or not COMMIT.fullmatch(chosen):
+            before = None if given else known.get(source.repo)
+            if before is None and resolve is None:
+                raise ConfigError(
+                    f"the catalogue has no revision of {source.repo}",
+                    expected="a commit: a branch moves, and tomorrow's weights or data would differ from today's",
+                    fix=f"leave out --locked, or take one from its history: "
+                    f"vlm download {entry.name} --revision COMMIT --locked",
+                )
+            chosen = before or resolve(source.model_copy(update={"revision": chosen}))  # type: ignore[misc]
+        return source.model_copy(update={"revision": chosen})
+
+    return tuple(pin(source) for source in entry.automatic)
 
 
 def fetch(
     entry: Entry,
     *,
     revision: str | None = None,
+    pinned_only: bool = False,
     find_links: Path | None = None,
     verify: bool = False,
     jobs: int = 4,
     patience: Patience = Patience(),
     report: Report = silent,
+    say: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Download the automatic sources of an entry and write its manifest; do nothing when it is complete already.
 
+    A hub repository that nothing pins is taken at the newest commit of its main branch; the manifest holds the commit,
+    and from then on it is the one that counts.
+
     Args:
         entry: The catalogue entry.
-        revision: Commit of a hub source that the catalogue does not pin.
+        revision: Commit, branch or tag of a hub source that the catalogue does not pin.
+        pinned_only: Refuse a source without a commit.
         find_links: Folder of wheels to use instead of the package index.
         verify: Compare the checksums of the files that are here, not only their sizes.
         jobs: Files to download at a time.
         patience: How often to try again, and how long to wait.
         report: Called with the bytes done and in total.
+        say: Called with each commit that was chosen here, in words.
 
     Returns:
         "present" or "fetched". What is left to do by hand is `entry.by_hand()`.
@@ -99,12 +127,15 @@ def fetch(
         refuse_by_hand(entry)
         return "present"
     folder = entry.path
-    manifest = read_manifest(folder)
-    if revision is None and manifest:  # what is here was pinned when it was fetched
-        known = manifest["source"] if isinstance(manifest["source"], list) else []
-        before = {s.get("repo"): s.get("revision") for s in known if isinstance(s, dict) and s.get("kind") == "hub"}
-        revision = next((before.get(s.repo) for s in entry.source if isinstance(s, HubSource) and not s.revision), None)
-    sources = pinned(entry, revision)
+
+    def newest(source: HubSource) -> str:
+        commit = resolve_commit(source)
+        branch = source.revision or "its main branch"
+        say(f"{entry.name}: {source.repo} is not pinned in the catalogue; taken: commit {commit} ({branch})")
+        return commit
+
+    with disk_errors(folder):
+        sources = pinned(entry, revision, known=_commits(folder), resolve=None if pinned_only else newest)
     for source in sources:
         if isinstance(source, UrlSource):
             refuse_name(source.target, source.url)
@@ -133,6 +164,15 @@ def fetch(
                     raise FetchError(f"{entry.name}: {name} has {found} records", expected=str(expected))
             install(folder, staged, name=entry.name, source=described)
     return "fetched"
+
+
+def _commits(folder: Path) -> dict[str, str]:
+    """Return the commits of an earlier download, finished or not: repository -> commit."""
+    manifest, left = read_manifest(folder), folder / PARTIAL / "source.json"
+    sources = manifest["source"] if manifest else read_json(left) if left.is_file() else []
+    described = [s for s in sources if isinstance(s, dict)] if isinstance(sources, list) else []
+    found = {str(s.get("repo")): s.get("revision") for s in described if s.get("kind") == "hub"}
+    return {repo: commit for repo, commit in found.items() if isinstance(commit, str) and COMMIT.fullmatch(commit)}
 
 
 def refuse_by_hand(entry: Entry) -> None:

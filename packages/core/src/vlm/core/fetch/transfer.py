@@ -1,6 +1,8 @@
 """One file over the network: ranged resume, retries with back-off, size and checksum verified.
 
-fetch_url("https://example.org/a.zip", Path("a.zip"), sha256="fcb5...")
+    fetch_url("https://example.org/a.zip", Path("a.zip"), sha256="fcb5...")
+
+No more bytes are read than the catalogue or the server announced, without either `LARGEST`.
 """
 
 import errno
@@ -17,25 +19,40 @@ import httpx
 
 from vlm.core.errors import FetchError
 from vlm.core.fetch.manifest import sha256_of
-from vlm.core.progress import Report, silent
+from vlm.core.net import exchange, network_fix, open_client, reason_of, retry_after
+from vlm.core.progress import Report, human_bytes, silent
 from vlm.core.retry import Backoff
+from vlm.core.text import printable
 
 BUSY = {408, 425, 429, 500, 502, 503, 504}
 """HTTP statuses worth another try."""
+
+LARGEST = 1 << 38
+"""Most bytes (275 GB) of a file whose size neither the catalogue nor the server announces."""
+
+PROGRESS = 1 << 16
+"""New bytes after which an attempt counts as progress: a server that sends a few each time is given up."""
+
+PAGES = (b"<!doctype html", b"<html")
+PAGE_NAMES = (".html", ".htm", ".xhtml")
+"""How a web page starts, and the names of files that are meant to be one."""
 
 
 @dataclass(frozen=True)
 class Patience:
     """When to give up on a download.
 
-    `tries`: attempts in a row without a new byte. After k of them the pause is `backoff`·2^k seconds, at most
-    `longest`. `timeout` is the longest wait in seconds for a single answer.
+    `tries`: attempts in a row without progress (64 KiB). After k of them the pause is `backoff`·2^k seconds, at most
+    `longest`. `timeout` is the longest wait in seconds for an answer to begin and for the next bytes. An attempt that
+    brings less than `slowest` bytes a second, over `window` seconds, ends.
     """
 
     tries: int = 6
     backoff: float = 1.0
     longest: float = 60.0
     timeout: float = 30.0
+    slowest: float = 1000.0
+    window: float = 60.0
 
 
 class _Again(Exception):
@@ -60,7 +77,9 @@ def disk_errors(folder: Path) -> Iterator[None]:
             fix = "a file name is one that this disk cannot hold; set VLM_HOME to another disk or a shorter path"
         else:
             raise
-        raise FetchError(f"cannot write below {folder}: {error.strerror}", fix=fix) from error
+        named = error.filename if isinstance(error.filename, str) else ""
+        other = f" ({printable(named)})" if named and not Path(named).is_relative_to(folder) else ""
+        raise FetchError(f"cannot write below {folder}: {error.strerror}{other}", fix=fix) from error
 
 
 def fetch_url(
@@ -130,57 +149,129 @@ def _copy(url: str, part: Path) -> None:
 def _download(url: str, part: Path, size: int | None, patience: Patience, report: Report) -> None:
     # after k failures in a row the pause is `backoff`·2^k; `Backoff` halves its first one after progress
     best, retry = _length(part), Backoff(patience.tries, 2 * patience.backoff, patience.longest)
-    with httpx.Client(follow_redirects=True, timeout=patience.timeout) as client:
+    if size is not None and best > size:  # of an earlier entry
+        part.unlink()
+        best = 0
+    with open_client(url, follow_redirects=True, timeout=patience.timeout) as client:
         while size is None or _length(part) != size:
             wait, why = 0.0, f"cut off at {_length(part)} of {size} bytes"
+            fix = "check the network and the proxy settings, then rerun the same command"
             try:
-                _attempt(client, url, part, size, report)
+                _attempt(client, url, part, size, patience, report)
                 if size is None or _length(part) >= size:
                     return
             except _Again as again:
                 wait, why = again.wait, str(again)
-            except httpx.TransportError as error:
-                why = f"{type(error).__name__}: {error}"
             except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects) as error:
                 raise FetchError(f"{url}: {error}", fix="correct the address in the catalogue entry") from error
-            more, best = _length(part) > best, max(best, _length(part))  # a new byte is progress
+            except httpx.TransportError as error:
+                why, fix = reason_of(error, url), network_fix(error, url)
+            more = _length(part) >= best + PROGRESS
+            best = max(best, _length(part)) if more else best
             if not retry.again(asked=wait, progress=more):
                 raise FetchError(
                     f"{url}: {why} ({retry.failures} tries)",
                     expected="a reachable server",
-                    fix="check the network and the proxy settings, then rerun the same command: it resumes here",
+                    fix=f"{fix}: it resumes here",
                 )
 
 
-def _attempt(client: httpx.Client, url: str, part: Path, size: int | None, report: Report) -> None:
+def _attempt(client: httpx.Client, url: str, part: Path, size: int | None, patience: Patience, report: Report) -> None:
     have, note = _length(part), part.with_name(f"{part.name}.etag")
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     if have and note.exists():
         headers["If-Range"] = note.read_text()  # the server sends the whole file if it is another one now
-    with client.stream("GET", url, headers=headers) as response:
+    with exchange(client, "GET", url, seconds=2 * patience.timeout, headers=headers) as (response, watch):
         status = response.status_code
-        if status == 416:  # our part is longer than the file: start over
+        if status == 416 and have:  # our part is longer than the file: start over
             part.unlink()
             raise _Again("the server refused to continue")
         if status in BUSY:
-            after = response.headers.get("Retry-After", "")
-            raise _Again(f"the server answered {status}", float(after) if after.isdigit() else 0.0)
+            raise _Again(f"the server answered {status}", retry_after(response) or 0.0)
         if status not in (200, 206):
-            fix = "log in or accept the license on its page" if status in (401, 403) else "check the address"
-            raise FetchError(f"{url}: the server answered {status}", expected="200", fix=fix)
-        resumed = status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        done = have if resumed else 0
+            raise _refused(url, status)
+        if status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            part.unlink(missing_ok=True)  # bytes of another place: the next attempt asks for the whole file
+            raise _Again("the server sent another part than was asked for")
+        done = have if status == 206 else 0
         length = response.headers.get("Content-Length", "")
-        total = size or (done + int(length) if length.isdigit() else None)
+        announced = done + int(length) if length.isascii() and length.isdigit() else None
+        limit = _limit(url, part, done, size, announced)
+        _refuse_encoding(url, response, size)
         note.unlink(missing_ok=True)
-        if (tag := response.headers.get("ETag", "")).startswith('"'):  # a weak tag does not identify the bytes
+        tag = response.headers.get("ETag", "")
+        if tag.startswith('"') and tag.isascii() and tag.isprintable():  # a weak tag does not identify the bytes
             note.write_text(tag)
-        with part.open("ab" if resumed else "wb") as f:
+        due = done + patience.slowest * patience.window
+        watch.more(patience.window)
+        with part.open("ab" if status == 206 else "wb") as f:
             for chunk in response.iter_raw():
-                f.write(chunk)
+                if done == 0:
+                    _refuse_page(url, chunk)
+                f.write(chunk[: limit - done])
                 f.flush()
                 done += len(chunk)
-                report(done, total)
+                if done > limit:
+                    part.unlink()
+                    raise _too_much(url, limit)
+                if done >= due:
+                    due = done + patience.slowest * patience.window
+                    watch.more(patience.window)
+                report(done, size or announced)
+
+
+def _refused(url: str, status: int) -> FetchError:
+    fixes = {
+        401: "log in or accept the license on its page, then fetch the file in a browser",
+        403: "log in or accept the license on its page; a proxy may refuse the address too",
+        407: "the proxy wants a name and a password: http://NAME:PASSWORD@HOST:PORT",
+    }
+    fix = fixes.get(status, "check the address")
+    return FetchError(f"{url}: the server answered {status}", expected="200", fix=fix)
+
+
+def _limit(url: str, part: Path, done: int, size: int | None, announced: int | None) -> int:
+    """Return the most bytes to write. Raises FetchError when more are announced than expected, or than the disk has."""
+    if size is not None and announced is not None and announced > size:
+        raise _too_much(url, size)
+    limit = size if size is not None else announced if announced is not None else LARGEST
+    free = shutil.disk_usage(part.parent).free
+    if (size is not None or announced is not None) and limit - done > free:
+        raise FetchError(
+            f"{url} has {human_bytes(limit)}, and {part.parent} has {human_bytes(free)} left",
+            fix="free some space or set VLM_HOME to another disk, then rerun the same command: it resumes here",
+        )
+    return limit
+
+
+def _too_much(url: str, limit: int) -> FetchError:
+    return FetchError(
+        f"{url}: the server sends more than {limit} bytes",
+        expected=f"{limit} bytes",
+        fix="rerun the same command; if the error persists, the publisher replaced the file",
+    )
+
+
+def _refuse_encoding(url: str, response: httpx.Response, size: int | None) -> None:
+    """Refuse bytes that a server compressed unasked: nothing would tell them from the file's own."""
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding in ("", "identity") or size is not None or urlsplit(url).path.endswith((".gz", ".tgz")):
+        return  # a known size is checked; some servers call a .gz file itself compressed
+    raise FetchError(
+        f"{url}: the server compresses the file ({printable(encoding, 40)}) although it was not asked to",
+        expected="the file as it is",
+        fix="fetch it in a browser, or give its size and sha256 in the catalogue entry",
+    )
+
+
+def _refuse_page(url: str, start: bytes) -> None:
+    """Refuse a web page (a login, a notice of a proxy) that comes with status 200 in place of a file."""
+    if start.lstrip()[:14].lower().startswith(PAGES) and not urlsplit(url).path.lower().endswith(PAGE_NAMES):
+        raise FetchError(
+            f"{url} leads to a web page, not to the file",
+            expected="the file itself",
+            fix="open the address in a browser (a login, a license, a proxy's notice), then rerun the same command",
+        )
 
 
 def _length(path: Path) -> int:

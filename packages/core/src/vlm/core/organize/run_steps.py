@@ -6,8 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vlm.core.errors import FetchError
 from vlm.core.fetch.archive import extract
-from vlm.core.fetch.manifest import read_if_whole, refuse_name
+from vlm.core.fetch.manifest import read_if_whole, read_manifest, refuse_name, sha256_of
 from vlm.core.fetch.step_schema import Link, Step, Unpack
 from vlm.core.home import dataset, write_json
 from vlm.core.ledger import Count, SetAccount
@@ -46,6 +47,9 @@ def run_step(step: Step, folder: Path, scratch: Path, *, verify: bool = False) -
 
 
 def _run(step: Step, folder: Path, scratch: Path, verify: bool) -> SetAccount:
+    written = {"jpeg": "folder", "middle_frame": "into", "parquet": "into", "records": "to"}.get(step.kind)
+    if written and (target := getattr(step.rule, written)):
+        _refuse_other_set(folder, target)
     if step.unpack:
         return unpack(step.unpack, folder, scratch)
     if step.link:
@@ -60,12 +64,35 @@ def _run(step: Step, folder: Path, scratch: Path, verify: bool) -> SetAccount:
     return convert_records(step.records, folder, verify=verify)
 
 
+def _refuse_other_set(folder: Path, target: str) -> None:
+    """Check that nothing is written into another set through a link that a `link` step made.
+
+    A link that leads out of `dataset/` is a person's own, to another disk, and is followed.
+
+    Raises:
+        FetchError: `target` is in another set.
+    """
+    real = (folder / target).resolve()
+    if real.is_relative_to(dataset().resolve()) and not real.is_relative_to(folder.resolve()):
+        raise FetchError(
+            f"{folder.name}: {target} leads into another set, {real}; nothing was written there",
+            expected="a path of this set alone",
+            fix=f"remove the link on the way to {folder / target}, or do not use this archive or entry",
+        )
+
+
 def unpack(rule: Unpack, folder: Path, scratch: Path) -> SetAccount:
-    """Run an `Unpack` step. An archive is read to its end before any of its files appears in the tree."""
+    """Run an `Unpack` step. An archive is read to its end before any of its files appears in the tree.
+
+    Raises:
+        FetchError: An archive is damaged or unsafe, two have different files for one path, one would replace a file
+            that was downloaded, or a path leads into another set.
+    """
     archives = sorted(path for path in folder.glob(rule.archives) if path.is_file())
     if not archives:
         return SetAccount(missing=[rule.archives])
-    outcome = SetAccount()
+    outcome, manifest = SetAccount(), read_manifest(folder)
+    fetched = set(manifest["files"]) if manifest else set()
     for number, parts in enumerate([archives] if rule.parts else [[path] for path in archives]):
         listing = scratch / f"{number}.json"
         found = read_if_whole(listing)
@@ -81,10 +108,25 @@ def unpack(rule: Unpack, folder: Path, scratch: Path) -> SetAccount:
                 refuse_name(path, parts[0].name)
             staged = scratch / str(number) / name
             if staged.exists():
-                (folder / target).parent.mkdir(parents=True, exist_ok=True)
-                staged.replace(folder / target)
+                _place(staged, folder, target, parts[0].name, taken=target in outcome.files or target in fetched)
             outcome.files[target] = (folder / target).stat().st_size
     return outcome
+
+
+def _place(staged: Path, folder: Path, target: str, archive: str, *, taken: bool) -> None:
+    """Move an unpacked file to its place; one that is `taken` must hold the same bytes."""
+    path = folder / target
+    _refuse_other_set(folder, target)
+    blocked = path.is_dir() or any(p.is_file() for p in path.parents if p != folder and p.is_relative_to(folder))
+    if blocked or (taken and path.is_file() and sha256_of(path) != sha256_of(staged)):
+        raise FetchError(
+            f"{archive}: its file for {target} differs from what another archive or the download has there; "
+            "nothing was replaced",
+            expected="one file for each path",
+            fix="unpack the archives into folders of their own (`into: {stem}`), or leave one out",
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged.replace(path)
 
 
 def link(rule: Link, folder: Path) -> SetAccount:

@@ -10,9 +10,11 @@ The server applies its own chat template, system text and image rule. Its weight
 
 import base64
 import math
+import re
 import threading
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from queue import SimpleQueue
@@ -24,7 +26,9 @@ from vlm.core.errors import ConfigError, FetchError, UnknownName, VlmError
 from vlm.core.sample.encode import frames_as_images
 from vlm.core.sample.media import load_image, load_video, opened_image
 from vlm.core.sample.records import Message
+from vlm.core.text import printable
 from vlm.eval.backends.base import BackendReply, Refused, Stopped, TooLong, text_with_placeholders
+from vlm.eval.backends.dialect import FILTERED, TOO_LONG, words_of
 from vlm.eval.backends.endpoint import Endpoint, Nonsense, Unanswered, content_of
 from vlm.eval.keys import content_key
 from vlm.eval.loaders.common import approximate_tokens
@@ -32,34 +36,53 @@ from vlm.eval.loaders.common import approximate_tokens
 FRAMES = 8
 """Frames taken from a video when the benchmark names no number."""
 
-HOPELESS = (401, 403, 404, 429)
-"""HTTP codes (after all attempts) that every other question would get too."""
+HOPELESS = {
+    401: "give the server's key: export VLM_API_KEY=…, or name its variable with --api-key-env",
+    402: "the account of this key has no credit",
+    403: "the key, the country or a proxy is not allowed to use this model",
+    404: "check --base-url (it ends in /v1) and --model",
+    407: "the proxy wants a name and a password: http://NAME:PASSWORD@HOST:PORT",
+    429: "the limit of this key is reached: wait, or send less with --rate and --concurrency",
+}
+"""HTTP codes (after all attempts) that every other question would get too -> what to do."""
+
+SAME = 5
+"""Refusals alike, without any answer, that are taken for everybody's when a greeting is refused in other words."""
 
 IDENTITY = ("id", "created", "root", "parent", "owned_by", "max_model_len")
 """Keys of a model in `/models` that distinguish it from others."""
-
-TOO_LONG = ("context_length_exceeded", "maximum context length", "context length", "too many tokens", "max_model_len")
-FILTERED = ("content_filter", "content_policy_violation", "content management policy")
-"""Words of servers that refuse a question (HTTP 400) for its length or for its content."""
 
 ORIENTATION = 0x0112
 """EXIF tag of a photograph's rotation."""
 
 
 class ServerDown(Stopped):
-    """The server does not answer. The answers so far are kept."""
+    """The server does not answer, or refuses every question. The answers so far are kept."""
 
     def __init__(self, endpoint: Endpoint, failure: Unanswered):
-        fix = "when it answers again, rerun the same command: the answers so far are kept"
-        super().__init__(FetchError(f"{endpoint.url} does not answer: {failure.found}", fix=fix))
+        kept = "rerun the same command: the answers so far are kept"
+        if isinstance(failure, Nonsense):
+            found, fix = "sends no answers", f"check that --base-url is a chat server's, up to /v1, then {kept}"
+        elif failure.status is not None and 400 <= failure.status < 500 and failure.status not in (*HOPELESS, 408):
+            found, fix = "refuses every question", f"correct what it names, then {kept}"
+        else:
+            found, fix = (
+                "does not answer",
+                HOPELESS.get(failure.status or 0, "when it answers again") + f"; then {kept}",
+            )
+        super().__init__(FetchError(f"{endpoint.url} {found}: {failure.found}", fix=fix))
 
 
 @dataclass(frozen=True)
 class ServerReply:
-    """A reply of the server: its text, stripped, and whether it ended before the budget."""
+    """A reply of the server: its text, stripped, and whether it ended before the budget.
+
+    `note` says which settings the model refused, so that it answered without them.
+    """
 
     text: str
     finished: bool
+    note: str = ""
 
 
 @dataclass
@@ -95,6 +118,9 @@ class OpenAIBackend:
 
     def __init__(self, endpoint: Endpoint, model: str | None = None, *, family: str = "", concurrency: int = 8):
         self.endpoint, self.family, self.concurrency = endpoint, family, concurrency
+        self._failures: Counter[str] = Counter()
+        self._answered, self._lock = False, threading.Lock()
+        self._hopeless: Unanswered | None = None
         try:
             card = _card(endpoint, model)
         except Unanswered as error:
@@ -102,6 +128,11 @@ class OpenAIBackend:
         self.model = card["id"]
         self.fingerprint = content_key(base_url=endpoint.url, **card)
         self.settings = {"backend": "openai", "base_url": endpoint.url, "model": self.model, "temperature": 0}
+
+    @property
+    def note(self) -> str:
+        """Which settings the model refused, so that its answers were made without them; empty without any."""
+        return self.endpoint.dialect.note
 
     def count_tokens(self, text: str) -> int:
         """Estimate tokens at four characters each: the server's tokenizer is not known."""
@@ -134,6 +165,8 @@ class OpenAIBackend:
         """
         todo = [request for request in encoded if request.outcome is None]
         self._at_once(todo, max_new_tokens)
+        if self._hopeless is not None:
+            raise ServerDown(self.endpoint, self._hopeless) from self._hopeless
         for failure in [r.outcome for r in todo if isinstance(r.outcome, Unanswered)]:
             self._check_alive(failure)
         return [_reply(request) for request in encoded]
@@ -156,13 +189,47 @@ class OpenAIBackend:
 
     def _work(self, waiting: "SimpleQueue[Request | None]", max_new_tokens: int) -> None:
         while request := waiting.get():
-            request.outcome = self._ask(request, max_new_tokens)
+            if self._hopeless is not None:
+                request.outcome = self._hopeless
+                continue
+            try:
+                request.outcome = self._ask(request, max_new_tokens)
+            except Exception as error:  # noqa: BLE001 (a thread that ends would leave its question without an outcome)
+                request.outcome = Unanswered(printable(f"{type(error).__name__}: {error}"))
+            self._count(request)
+
+    def _count(self, request: Request) -> None:
+        """Note an outcome. Until the first answer, find out whether a refusal is everybody's before it is recorded."""
+        failure = request.outcome
+        with self._lock:
+            if not isinstance(failure, Unanswered):
+                self._answered = True
+            if self._answered or not isinstance(failure, Unanswered) or not _is_refusal(failure):
+                return
+            self._failures[_sign(failure)] += 1
+            pictures = any(part.get("type") == "image_url" for m in request.messages for part in m["content"])
+            other = self.endpoint.fault(self._greeting(picture=pictures))
+            if other is None:
+                self._answered = True  # the server answers: it is the question's own fault
+            elif _sign(other) == _sign(failure) or self._failures[_sign(failure)] >= SAME:
+                self._hopeless = failure
+
+    def _greeting(self, *, picture: bool) -> dict[str, Any]:
+        """Return a question that any server answers, with a small picture or without."""
+        content: list[dict[str, Any]] = [{"type": "text", "text": "Say yes."}]
+        if picture:
+            content.insert(0, _image_url(_png(Image.new("RGB", (64, 64)))))
+        message = {"role": "user", "content": content if picture else "Say yes."}
+        return {"model": self.model, "messages": [message], "max_tokens": 16, "temperature": 0}
 
     def _ask(self, request: Request, max_new_tokens: int) -> ServerReply | VlmError:
         limits = {"max_tokens": max_new_tokens, "temperature": self.settings["temperature"]}
         body = {"model": self.model, "messages": request.messages, **limits}
         try:
-            return self.endpoint.chat(body, _read_reply)
+            reply = self.endpoint.chat(body, _read_reply)
+            # half of a surrogate pair, which JSON can name, cannot be written to a file
+            text = reply.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return replace(reply, text=text, note=self.endpoint.dialect.note)
         except Refused as error:
             return error
         except Unanswered as error:
@@ -170,12 +237,21 @@ class OpenAIBackend:
 
     def _check_alive(self, failure: Unanswered) -> None:
         """Raise ServerDown unless the server still answers another question: then this one is at fault."""
-        bad_request = failure.final and failure.status in range(400, 500) and failure.status not in HOPELESS
-        if isinstance(failure, Nonsense) or bad_request:
+        if _is_refusal(failure):
             return
-        greeting = {"model": self.model, "messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 1}
-        if failure.status in HOPELESS or not self.endpoint.answers(greeting):
+        if failure.status in HOPELESS or self.endpoint.fault(self._greeting(picture=False)):
             raise ServerDown(self.endpoint, failure) from failure
+
+
+def _is_refusal(failure: Unanswered) -> bool:
+    """Return whether the server is there, and does not answer this question."""
+    refused = failure.final and failure.status in range(400, 500) and failure.status not in HOPELESS
+    return isinstance(failure, Nonsense) or refused
+
+
+def _sign(failure: Unanswered) -> str:
+    """Return an error without its numbers, which differ from question to question."""
+    return re.sub(r"\d+", "#", failure.found)
 
 
 def _reply(request: Request) -> ServerReply:
@@ -194,11 +270,11 @@ def _read_reply(answer: Any) -> ServerReply:
 
 
 def _refusal(error: Unanswered) -> Refused | None:
-    """Recognize a refusal that came as HTTP 400, or as 413: the question is too large to be sent."""
-    text = error.body.lower()
-    if error.status == 413 or (error.status == 400 and any(words in text for words in TOO_LONG)):
+    """Recognize a refusal that came as an error: of a question that is too large or too long, or for its content."""
+    text = words_of(error.body)
+    if error.status == 413 or (error.status in (400, 422, 500) and TOO_LONG.search(text)):
         return TooLong(error.found)
-    if error.status == 400 and any(words in text for words in FILTERED):
+    if error.status in (400, 403, 422) and FILTERED.search(text):
         return Refused(f"content filter of the server: {error.found}")
     return None
 
@@ -219,7 +295,7 @@ def _card(endpoint: Endpoint, model: str | None) -> dict[str, Any]:
         raise UnknownName("model", model, by_name, fix=f"{endpoint.url}/models lists them all")
     card = {key: by_name[model][key] for key in IDENTITY if key in by_name.get(model, {})}
     created = card.get("created")
-    if isinstance(created, int | float) and abs(created - now.timestamp()) < 60:
+    if isinstance(created, int | float) and now.timestamp() - 60 < created < now.timestamp() + 60:
         del card["created"]
     return {"id": model, **card}
 

@@ -124,7 +124,7 @@ def _checked(replies: Sequence[BackendReply], expected: int) -> Sequence[Backend
 
 def _outcome(task: Task, encoded: Any, reply: BackendReply) -> Outcome:
     kind: Kind = "ok" if reply.finished else "truncated"
-    outcome = Outcome(task.key, task.item.id, kind, completion=reply.text)
+    outcome = Outcome(task.key, task.item.id, kind, completion=reply.text, detail=getattr(reply, "note", ""))
     if isinstance(encoded, Encoded):
         return replace(outcome, tokens=len(encoded), max_position=float(encoded.position_ids.max()))
     return outcome

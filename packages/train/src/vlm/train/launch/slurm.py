@@ -80,11 +80,14 @@ def adopt(processes: int | None = None, env: MutableMapping[str, str] = os.envir
         env: the environment.
 
     Raises:
-        ConfigError: srun started another number of tasks.
+        ConfigError: srun started another number of tasks, or the variables of a launcher that has ended are left in
+            the shell.
     """
     found = describe(env)
     size = found.get("WORLD_SIZE") or env.get("WORLD_SIZE")
-    for name, expected in ((EXPECT, env.get(EXPECT)), ("--processes", str(processes) if processes and found else None)):
+    _refuse_leftovers(env)
+    typed = str(processes) if processes and (found or "RANK" in env) else None
+    for name, expected in ((EXPECT, env.get(EXPECT)), ("--processes", typed)):
         if expected is not None and size is not None and size != expected:
             raise ConfigError(
                 f"{size} processes were started",
@@ -92,6 +95,21 @@ def adopt(processes: int | None = None, env: MutableMapping[str, str] = os.envir
                 fix="`vlm launch`, or srun --nodes=N --ntasks-per-node=G: a bare srun starts one on each node",
             )
     env.update(found)
+
+
+def _refuse_leftovers(env: MutableMapping[str, str]) -> None:
+    """Check that RANK came with the rest of what a launcher sets: alone it would make a rank that writes nothing."""
+    if "RANK" not in env:
+        return
+    rank, size = env["RANK"], env.get("WORLD_SIZE", "")
+    whole = rank.isdecimal() and size.isdecimal() and int(rank) < int(size)
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if whole and int(size) > 1 and not env.get(name)]
+    if not whole or missing:
+        raise ConfigError(
+            f"RANK={rank} with WORLD_SIZE={size or '(not set)'}" + "".join(f" without {name}" for name in missing),
+            expected="all that a launcher sets (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or none of it",
+            fix="unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT, then rerun the same command",
+        )
 
 
 @contextmanager
