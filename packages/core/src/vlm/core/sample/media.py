@@ -192,7 +192,7 @@ def image_facts(path: str | Path) -> tuple[tuple[int, int], bool, tuple[tuple[st
             )
         if image.mode.startswith("F"):
             notes.append(("float", f" has floating-point values ({image.mode}), used as 0 to 255"))
-        return image.size, _is_finished(image.fp), tuple(notes)
+        return image.size, _is_finished(cast("Any", image).fp), tuple(notes)
 
 
 def _is_finished(file: Any) -> bool:
