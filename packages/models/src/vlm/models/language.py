@@ -68,6 +68,15 @@ class ExactForward(nn.Module):
     transformers rotates in the dtype of the weights: in bfloat16 neighboring image tokens become one.
     """
 
+    config: Any
+    head_dim: int
+    scaling: float
+    layer_idx: int
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    o_proj: nn.Linear
+
     def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k, v [B, L, heads, head size] of hidden states [B, L, C]."""
         q, k, v = (
@@ -95,7 +104,7 @@ class ExactForward(nn.Module):
         return self.o_proj(out.flatten(2)), None
 
 
-class ExactAttention(ExactForward, LlamaAttention):
+class ExactAttention(ExactForward, LlamaAttention):  # type: ignore[misc]  # no attention weights are returned
     """Llama's parameters with the forward pass of `ExactForward`."""
 
 
