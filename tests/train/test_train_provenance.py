@@ -208,6 +208,14 @@ def test_samples_that_do_not_fill_the_last_step_are_named_everywhere(recipe, rec
     assert "6 of 24 samples" in " ".join(shown.output.split()), shown.output
 
 
+def test_a_stage_that_goes_on_has_no_summary_of_its_earlier_end(out, recipe, monkeypatch):
+    shutil.rmtree(out / "model")
+    monkeypatch.setattr("vlm.train.run.loop.export", lambda *_: (_ for _ in ()).throw(DataError("stopped")))
+    with pytest.raises(DataError, match="stopped"):
+        train(recipe(*SHORT), out, quiet=True)
+    assert not (out / "summary.json").exists() and read_account(out).open == []
+
+
 @pytest.mark.parametrize("epochs,size,expected", [(1, 6, 0), (2, 7, 6), (1, 48, 0), (0.5, 5, 2), (1, 1, 0)])
 def test_unseen_is_what_is_left_of_the_epochs(recipe, epochs, size, expected):
     asked = recipe("steps=null", f"epochs={epochs}", f"batch.samples={size}", "batch.max_tokens=512")

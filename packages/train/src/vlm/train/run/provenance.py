@@ -87,8 +87,9 @@ class Begun:
         return self.now.model_copy(update={"earlier": earlier})
 
     def write(self, first: int) -> RunRecord:
-        """Write recipe.json if it would say something new; return its content."""
+        """Write recipe.json if it would say something new, and remove the summary of an earlier end; return it."""
         record = self.record(first)
+        (self.out / "summary.json").unlink(missing_ok=True)
         if record != self.before:
             if first and self.before and self.before.threads:
                 told(self.before, self.now)
