@@ -24,9 +24,7 @@ class Log:
 
     def cut(self, steps: int) -> None:
         """Keep the lines of steps before `steps`."""
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] < steps]
-        write_atomic(self.path, b"".join(kept))
+        write_atomic(self.path, b"".join(line for line in self._whole_lines() if json.loads(line)["step"] < steps))
 
     def write(self, **values: Any) -> None:
         """Append a line of these keys and values."""
@@ -35,8 +33,14 @@ class Log:
 
     def read(self) -> list[dict[str, Any]]:
         """Return all whole lines; none where there is no file."""
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith(b"\n")]
+        return [json.loads(line) for line in self._whole_lines()]
+
+    def _whole_lines(self) -> list[bytes]:
+        """Return the lines that end with a newline: a kill can tear the last one."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as f:
+            return [line for line in f if line.endswith(b"\n")]
 
 
 Stage = Literal["read", "media", "encode", "pack"]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlm.core.errors import ConfigError
+from vlm.core.home import split_lines
 
 TOKEN = re.compile(
     r"""(?P<space>(?:[ \t]|\\\r?\n)+)|(?P<comment>\#[^\n]*)|(?P<end>\r?\n|;;|;|&&|\|\||\||&(?![>\d]))
@@ -251,7 +252,7 @@ def read_script(path: Path) -> Script:
     if not path.is_file():
         raise ConfigError(f"no such file: {path}")
     text, shell = path.read_text(encoding="utf-8", errors="replace"), ShellReader(path)
-    for i, line in enumerate(text.splitlines(), 1):
+    for i, line in enumerate(split_lines(text), 1):
         if re.search(r"\\[ \t]+$", line):
             shell.script.broken.append(f"line {i}: a blank after the backslash ends the command there")
     raw: list[str] = []
