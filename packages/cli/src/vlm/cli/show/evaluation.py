@@ -52,6 +52,10 @@ def show_evaluation(summary: "Summary", target: Path) -> None:
     console.print("outcomes: " + ", ".join(f"{kind} {n}" for kind, n in summary["outcomes"].items()))
     if empty := summary.get("empty_answers"):
         console.print(f"{empty} of the answers are empty: scored as published, wrong in the strict column")
+    if unread := summary.get("unreadable_answers"):
+        console.print(f"{unread} of the answers cannot be read: wrong in the strict column")
+    if silent := summary["outcomes"].get("unanswered"):
+        console.print(f"{silent} replies hold no answer: not scored; `--max-new-tokens N` gives a model more tokens")
     if summary["data"]["mini"]:
         console.print("miniature data: not comparable with published numbers")
     console.print(f"results: {target / 'results.jsonl'}", soft_wrap=True)

@@ -73,6 +73,16 @@ def answer_text(reply: str) -> str:
     return text.strip()
 
 
+def says(text: str, phrase: str) -> bool:
+    """Tell whether a text contains a phrase as whole words, other than after `not` or beside an `or`."""
+    word = re.escape(phrase)
+    found = list(re.finditer(rf"(?<!\w){word}(?!\w)", text))
+    denied = re.compile(
+        rf"(?:\bnot|\bisn't|\bnor|\bneither)\s+(?:an?\s+|the\s+)?{word}(?!\w)|(?<!\w){word}\s+or\s|\bor\s+{word}(?!\w)"
+    )
+    return len(found) > len(denied.findall(text))
+
+
 def _last_box(text: str) -> str | None:
     """Return the content of the last box whose braces close."""
     for match in reversed(list(BOX.finditer(text))):

@@ -30,6 +30,7 @@ class Variant(TypedDict, total=False):
     stride: float | None
     positions: str
     tiles: int | None
+    max_new_tokens: int
     shuffle_images: bool
 
 
@@ -96,7 +97,8 @@ class SummaryHead(TypedDict):
 class Summary(SummaryHead):
     """A summary.json. `metrics` are by the published rule, `strict_metrics` by the corrected one, the headline first.
 
-    `outcomes` counts items by kind; `judge` is there for tables with a judge.
+    `outcomes` counts items by kind, `unreadable_answers` those in which the strict rule reads nothing; `judge` is there
+    for tables with a judge.
 
     >>> summary = run_evaluation(table, backend, out, Options(), data=folder)  # doctest: +SKIP
     >>> summary["metrics"][0]["value"], summary["outcomes"]  # doctest: +SKIP
@@ -110,6 +112,7 @@ class Summary(SummaryHead):
     published: list[PublishedValue]
     outcomes: dict[str, int]
     empty_answers: int
+    unreadable_answers: NotRequired[int]
     provenance: DecodeFacts
     judge: NotRequired[JudgeSummary]
 
