@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from vlm.eval.measures.reply import answer_text, letters_alone
+from vlm.eval.measures.short import announced_tail
 from vlm.eval.measures.text import has_words, strip_marks
 
 _MARK = r"[\s\"'“”‘’(\[*:：,，]*"
@@ -41,7 +42,8 @@ ALTERNATIVE = re.compile(
     r"([A-Z]{1,2})(?![A-Za-z0-9_'’])(?! (?:is|are|was) (?:wrong|incorrect|not))"
 )
 CHANGED = re.compile(
-    r"(?:^|[.!?;,\n—-])\s*(?:no,? )?(?:wait|actually|correction|on second thought|scratch that|sorry|hmm)[,.:!\s—-]+",
+    r"(?:^|[.!?;,\n—-]|\bno,?)\s*(?:no,? )?"
+    r"(?:wait|actually|correction|on second thought|scratch that|sorry|hmm)[,.:!\s—-]+",
     re.IGNORECASE,
 )
 CONCLUDED = re.compile(
@@ -83,7 +85,8 @@ def read_label(reply: str, options: Sequence[str]) -> str:
     named = _named(said, labels)
     if named is not None:
         return named
-    return _by_text(clean, texts)
+    announced = normal_text(announced_tail(said))
+    return (announced and _by_text(announced, texts)) or _by_text(clean, texts)
 
 
 def _named(said: str, labels: Collection[str]) -> str | None:
@@ -92,6 +95,9 @@ def _named(said: str, labels: Collection[str]) -> str | None:
     approved = [m for m in APPROVED.finditer(said) if m[1] in labels and not _is_rejected(said, m.start(1), m.end(1))]
     if announced or approved:
         last = max([*announced, *approved], key=lambda m: m.start(1))
+        later = [kept for m in CHANGED.finditer(said, last.end()) if (kept := _kept(said[m.end() :], labels))]
+        if later:
+            return later[-1].pop() if len(later[-1]) == 1 else ""
         return "" if _joined(said, last.end(1), last[1].upper(), labels) else last[1].upper()
     start = SMALL.match(said)
     if start and (first := str(start[1] or start[2] or start[3]).upper()) in labels:

@@ -45,6 +45,12 @@ FROM, UNTIL = 1500, 2100
 """Whole numbers of four digits that may be years."""
 
 
+def announced_tail(said: str) -> str:
+    """Return what follows the last announcement (`the answer is`, `答案是`), "" without one."""
+    announced = list(ANNOUNCED.finditer(said))
+    return said[announced[-1].end() :].strip() if announced else ""
+
+
 def short_answers(reply: str) -> list[str]:
     """List what may be the short answer of a reply, the whole reply first.
 
@@ -52,9 +58,7 @@ def short_answers(reply: str) -> list[str]:
     """
     said = answer_text(reply)
     found = [said]
-    announced = list(ANNOUNCED.finditer(said))
-    if announced:
-        tail = said[announced[-1].end() :].strip()
+    if tail := announced_tail(said):
         found += [tail, *_heads(tail)]
     else:
         sentences = [part for part in SENTENCE.split(said) if part.strip()]

@@ -146,7 +146,11 @@ def _result_row(benchmark: Benchmark, task: Task, outcome: Outcome, verdict: Ver
     }
     if verdict:
         row["judge"] = asdict(verdict)
-    unreadable = strict.value is not None and strict.extracted in NOT_READ and not _says_nothing(outcome)
+    unreadable = (
+        strict.value is not None
+        and (strict.extracted in NOT_READ or strict.extracted.startswith("no box "))
+        and not _says_nothing(outcome)
+    )
     return row, not unreadable
 
 

@@ -9,6 +9,7 @@ from typing import TypedDict
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.measures.reply import answer_text, says
 from vlm.eval.measures.rows import Answers, Metric, ResultRow, plain
+from vlm.eval.measures.short import same_answer
 from vlm.eval.measures.text import Compat
 from vlm.eval.scorers.choice import option_post_process, read_letter
 from vlm.eval.scorers.scorer import Scorer, by_fields, takes
@@ -93,9 +94,13 @@ def _normal(text: str) -> list[float | str]:
 def mmmu_open_eval(gold: str | Sequence[str], response: str, *, compat: Compat = "upstream") -> bool:
     """Return whether a reference equals a number of the reply, or is inside one of its texts.
 
-    fixed: of the reply without reasoning and markup, and a text must be whole words.
+    fixed: of the reply without reasoning and markup, and a text must be whole words; or its short answer
+    is a reference.
     """
-    response = answer_text(response) if compat == "fixed" else response
+    if compat == "fixed":
+        if any(same_answer(response, answer) for answer in ([gold] if isinstance(gold, str) else gold)):
+            return True
+        response = answer_text(response)
     inside = says if compat == "fixed" else contains
     answers = [part for answer in ([gold] if isinstance(gold, str) else gold) for part in _normal(answer)]
     for part in mmmu_open_parse(response):

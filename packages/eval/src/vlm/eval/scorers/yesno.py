@@ -34,7 +34,8 @@ IDIOM = re.compile(
 UNSURE = re.compile(
     r"not (?:\w+ )?(?:sure|certain|clear|possible|enough|able)|\bunsure|(?:don't|do not|didn't|did not) know"
     r"|(?:can't|cannot|can not|couldn't|could not|unable to)(?: \w+)? (?:tell|determine|say|see (?:the|an) image"
-    r"|view|answer|judge|decide|be determined|identify|help|assist)|n't (?:sure|certain|clear|possible|enough|help|view)"
+    r"|view|answer|judge|decide|be determined|identify|help|assist)"
+    r"|n't (?:sure|certain|clear|possible|enough|help|view)"
     r"|no (?:way to|information|image|picture|idea|answer)|hard to (?:say|tell)|unclear|impossible to"
 )
 BOTH = re.compile(r"\byes\b,?\s*(?:and|or|/|&)\s*\bno\b|\bno\b,?\s*(?:and|or|/|&)\s*\byes\b")

@@ -1,0 +1,44 @@
+"""The strict rules agree with a careful reader: fifty replies in ten styles for each, written and read by hand.
+
+A file of `strict/` names a rule, its arguments for the reply and the reference, and the replies of each style with what
+a person who reads them says: [reply, expected] or [reply, reference, expected].
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vlm.eval.scorers import SCORERS
+
+FILES = sorted((Path(__file__).parent / "strict").glob("*.yaml"))
+RULES: dict[str, dict[str, Any]] = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in FILES}
+CASES = [
+    pytest.param(name, case, id=f"{name}-{style}-{number}")
+    for name, rule in RULES.items()
+    for style, cases in rule["cases"].items()
+    for number, case in enumerate(cases)
+]
+
+
+def read(rule: dict[str, Any], case: list[Any]) -> Any:
+    """What the strict rule makes of a reply."""
+    reply, *reference, _ = case
+    given = {rule["reply"]: reply, **({rule["reference"]: reference[0]} if reference else {})}
+    found = SCORERS[rule["rule"]](**given, **rule.get("inputs", {}), compat="fixed")
+    return found[rule["result"]] if "result" in rule else found
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_a_strict_rule_reads_as_a_person_does(name: str, case: list[Any]) -> None:
+    assert read(RULES[name], case) == (pytest.approx(case[-1]) if isinstance(case[-1], float) else case[-1])
+
+
+def test_each_rule_has_fifty_replies_in_ten_styles() -> None:
+    assert len(RULES) >= 10
+    for name, rule in RULES.items():
+        assert len(rule["cases"]) == 10 and all(len(cases) == 5 for cases in rule["cases"].values()), name
+        replies = [tuple(map(str, case)) for cases in rule["cases"].values() for case in cases]
+        assert len(set(replies)) == 50, name
+        assert len({repr(case[-1]) for cases in rule["cases"].values() for case in cases}) > 1, name
