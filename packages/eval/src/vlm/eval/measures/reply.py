@@ -104,7 +104,7 @@ class Mention(NamedTuple):
     letter: str
 
 
-ALONE = re.compile(r"(?<![A-Za-z0-9_'’°\\])(?<![A-Z]\.)([A-Z]{1,2})(?![A-Za-z0-9_'’])(?!-\w)(?!\.[A-Z]\b)")
+ALONE = re.compile(r"(?<![A-Za-z0-9_'’°\\])(?<![A-Z]\.)(?<![Nn]/)([A-Z]{1,2})(?![A-Za-z0-9_'’])(?!-\w)(?!\.[A-Z]\b)")
 SENTENCE_START = re.compile(r"(?:^|[.!?:;。！？：；\n\"“(\[-])\s*$")
 NO_NOUN = re.compile(
     r"\s+(?:is|was|are|has|had|does|did|do|would|will|can|could|should|seems?|looks?|appears?|fits?|matches|because|"

@@ -35,7 +35,7 @@ class SampleRow:
     """The small part of a results row that tables need; `offset` is where its line starts in the file, in bytes.
 
     `tokens` and `max_position`: length of the prompt and its last position, where they were recorded. Rows of one
-    `cluster` are not independent (questions on one page).
+    `cluster` are not independent (questions on one page). `added_option`: an option that the published loader drops.
     """
 
     id: str
@@ -49,6 +49,7 @@ class SampleRow:
     max_position: float | None
     cluster: str
     offset: int
+    added_option: bool = False
 
 
 class Who(TypedDict):
@@ -247,4 +248,5 @@ def _sample_row(row: dict[str, Any], offset: int) -> SampleRow:
         max_position=finite(row.get("max_position", meta.get("max_position"))),
         cluster=str(meta.get("cluster", f"id {row['id']}")),
         offset=offset,
+        added_option=bool(meta.get("published_without")),
     )
