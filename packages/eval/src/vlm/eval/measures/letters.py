@@ -7,19 +7,19 @@ read_label("A or B", ["cat", "dog"])                                            
 import re
 from collections.abc import Collection, Sequence
 
-from vlm.eval.measures.reply import answer_text, letters_alone
+from vlm.eval.measures.reply import answer_text, ends, letters_alone
 from vlm.eval.measures.short import announced_tail
 from vlm.eval.measures.text import has_words, strip_marks
 
-_MARK = r"[\s\"'“”‘’(\[*:：,，]*"
+_MARK = r"[\s\"'“”‘’(\[*:：,，]{0,6}"
 ANNOUNCED = re.compile(
-    r"(?:(?<!if )(?<!whether )\b(?:(?:final|correct|right|best|my|the) )*(?:answer|choice|option|solution)s?"
+    r"(?:(?<!if )(?<!whether )\b(?:(?:final|correct|right|best|my|the) ){0,4}(?:answer|choice|option|solution)s?"
     r"(?: (?:is|are|must be|should be|would be|will be|to (?:this|the) question is|here is)|\s*[:：=])"
     r"|\b(?:i|we)(?:'d|'ll| would| will)? (?:choose|select|pick|go with|say|opt for|answer)"
     r"|答案(?:应该|应当|应)?(?:是|为|选)?|正确(?:选项|答案)(?:是|为)?|故?(?:应)?选择?(?:项)?|答[:：]|答えは|정답은)"
     + _MARK
     + r"(?:(?:clearly|probably|likely|therefore|most likely|thus|simply|indeed|definitely|still|option|choice|letter"
-    r"|the option|选项|项)" + _MARK + r")*([A-Za-z]{1,2})(?![A-Za-z0-9_'’]|-\w)",
+    r"|the option|选项|项)" + _MARK + r"){0,4}([A-Za-z]{1,2})(?![A-Za-z0-9_'’]|-\w)",
     re.IGNORECASE,
 )
 APPROVED = re.compile(
@@ -49,6 +49,7 @@ CHANGED = re.compile(
 CONCLUDED = re.compile(
     r"(?:^|[.!?。\n]\s*|, )(?:so|thus|hence|therefore|overall|in conclusion|所以|因此)[, ，]*", re.IGNORECASE
 )
+QUESTION = re.compile(r"[^.!?\n]{1,300}\?")
 SMALL = re.compile(r"\W*([A-Za-z]{1,2})\W*$|\W*([A-Za-z]{1,2})(?:[.):,：]|\s*[-–—]\s)|\(([A-Za-z]{1,2})\)")
 """A letter of any case: the whole reply, at its start before a mark, in brackets."""
 
@@ -75,7 +76,7 @@ def read_label(reply: str, options: Sequence[str]) -> str:
         reply: The raw reply.
         options: Texts in the order of their labels; "" where a text is not known.
     """
-    said = answer_text(reply)
+    said = ends(answer_text(reply))
     clean, texts = normal_text(said), [normal_text(option) for option in options]
     labels = {label(i) for i in range(len(texts))}
     if clean and texts.count(clean) == 1 and clean.upper() not in labels:
@@ -133,9 +134,12 @@ def _counts(match: re.Match[str], labels: Collection[str], said: str) -> bool:
 
 
 def _kept(text: str, labels: Collection[str]) -> set[str]:
-    """Return the labels that stand alone and are not rejected."""
-    found = letters_alone(text, labels)
-    return {m.letter for m in found if not _is_rejected(text, m.place, m.place + len(m.letter))}
+    """Return the labels that stand alone and are not rejected; those of questions only where there are no others."""
+    for part in (QUESTION.sub(" ", text), text):
+        found = letters_alone(part, labels)
+        if kept := {m.letter for m in found if not _is_rejected(part, m.place, m.place + len(m.letter))}:
+            return kept
+    return set()
 
 
 def _is_rejected(text: str, start: int, end: int) -> bool:

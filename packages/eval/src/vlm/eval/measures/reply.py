@@ -56,6 +56,11 @@ def why_unanswered(reply: str | None, finished: bool = True) -> str:
     return "" if reply.strip() or finished else "the token budget ended before the first word of an answer"
 
 
+def ends(text: str, most: int = 3000) -> str:
+    """Return a long text as its beginning and its end: an answer stands at one of them, and the work stays small."""
+    return text if len(text) <= most else f"{text[: most // 2]}\n{text[-most // 2 :]}"
+
+
 def answer_text(reply: str) -> str:
     r"""Return the answer without reasoning, tags, LaTeX and Markdown; of `\boxed{...}` the content of the last one.
 
@@ -85,7 +90,7 @@ def says(text: str, phrase: str) -> bool:
 
 def _last_box(text: str) -> str | None:
     """Return the content of the last box whose braces close."""
-    for match in reversed(list(BOX.finditer(text))):
+    for match in reversed(list(BOX.finditer(text))[-20:]):
         depth = 1
         for place in range(match.end(), min(len(text), match.end() + 2000)):
             depth += {"{": 1, "}": -1}.get(text[place], 0)
@@ -121,7 +126,11 @@ def letters_alone(text: str, labels: Collection[str]) -> list[Mention]:
     """List the capital labels of options that stand alone, in order, without the article A and the pronoun I."""
     found = []
     for match in ALONE.finditer(text):
-        letter, before, after = match[1], text[: match.start()], text[match.end() :]
+        letter, before, after = (
+            match[1],
+            text[max(0, match.start() - 20) : match.start()],
+            text[match.end() : match.end() + 30],
+        )
         if letter in labels and not (letter in ("A", "I") and _is_word(letter, before, after)):
             found.append(Mention(match.start(), letter))
     return found

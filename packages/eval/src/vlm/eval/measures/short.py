@@ -6,7 +6,7 @@ same_answer("63 or 64", "63")                         # False: two answers are n
 
 import re
 
-from vlm.eval.measures.reply import answer_text
+from vlm.eval.measures.reply import answer_text, ends
 from vlm.eval.measures.text import ARTICLES, VQA_NUMBERS, vqa_normalize
 
 _IS = r"(?:is|are|was|were|would be|should be|must be|equals|reads|says|shows)"
@@ -24,7 +24,8 @@ COPULA = re.compile(
 )
 SENTENCE = re.compile(r"(?<=[^\s.])[.!?](?=\s+\S)|[。！？](?=.)|\n+")
 REASON = re.compile(
-    r"\s*[,;(—–-]*\s*\b(?:because|since|as (?:the|it|can|shown|seen)|which|according to|based on|due to|given)\b.*",
+    r"\s{0,3}[,;(—–-]{0,3}\s{0,3}"
+    r"\b(?:because|since|as (?:the|it|can|shown|seen)|which|according to|based on|due to|given)\b.*",
     re.I | re.S,
 )
 HEDGE = re.compile(
@@ -36,7 +37,9 @@ VAGUE = re.compile(
 YES_NO = re.compile(r"(yes|no)\b[,.;:]?\s", re.IGNORECASE)
 OUTER = " \t\n\r.,;:!?\"'“”‘’*`()[]。，！？；："
 NUMBER = re.compile(
-    r"([-+]?)\s*(?:[$€£¥]\s*)?(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:e([-+]?\d{1,3}))?", re.I
+    r"([-+]?)\s*(?:[$€£¥]\s*)?(\d{1,3}(?:[, \u00a0\u202f]\d{3})+(?![\d,])(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
+    r"(?:e([-+]?\d{1,3}))?",
+    re.I,
 )
 UNIT = re.compile(r"\s*(?:[°℃]?\s?[A-Za-z²³/]{1,14}\.?(?:\s[a-z]{1,14}){0,2})?$")
 PERCENT = re.compile(r"\s*(?:%|percent\b|per cent\b|个?百分)", re.IGNORECASE)
@@ -56,7 +59,7 @@ def short_answers(reply: str) -> list[str]:
 
     An announced answer excludes all others but the whole; so does a first sentence with an alternative after it.
     """
-    said = answer_text(reply)
+    said = ends(answer_text(reply))
     found = [said]
     if tail := announced_tail(said):
         found += [tail, *_heads(tail)]
@@ -97,7 +100,8 @@ def amount(text: str) -> tuple[float, bool] | None:
     rest = rest[percent.end() :] if percent else rest
     if SCALE.match(rest) or not UNIT.match(rest):
         return None
-    return float(f"{match[1]}{match[2].replace(',', '')}e{match[3] or 0}"), percent is not None
+    digits = re.sub(r"[^0-9.]", "", match[2])
+    return float(f"{match[1]}{digits}e{match[3] or 0}"), percent is not None
 
 
 def normal(text: str) -> str:
@@ -105,7 +109,7 @@ def normal(text: str) -> str:
     found = amount(text)
     if found is not None and NUMBER.fullmatch(text.replace("−", "-").strip().rstrip("%").strip()):
         return f"{found[0]:.12g}"
-    plain = text.replace("−", "-").strip()
+    plain = re.sub(r"\s*,\s*", ", ", text.replace("−", "-").strip())
     if found is not None and plain.lower() in VQA_NUMBERS:
         return f"{found[0]:.12g}"
     return vqa_normalize(plain) or plain.lower()

@@ -76,7 +76,8 @@ def box_reader(score: str, form: re.Pattern[str] = BOX) -> Reader:
     """Take the value from the key `score`; in fixed mode say which box was read, or why none was."""
 
     def reader(item: Item, completion: str, result: Any, compat: Compat) -> Reading:
-        read = read_form(completion, form) if compat == "fixed" else completion.strip()
+        form_read = read_form(completion, form) if compat == "fixed" else ""
+        read = form_read if form_read.startswith("no box ") else completion.strip()
         return Reading(read, float(result[score]))
 
     return reader

@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from vlm.eval.benchmark import Benchmark
-from vlm.eval.measures.reply import answer_text, letters_alone
+from vlm.eval.measures.reply import answer_text, ends, letters_alone
 from vlm.eval.measures.rows import Answers, Metric, ResultRow
 from vlm.eval.measures.text import Compat
 from vlm.eval.scorers.scorer import Scorer, takes
@@ -46,7 +46,7 @@ def judge_grade(reply: str, *, compat: Compat = "upstream") -> float:
     Raises:
         ValueError: It begins with something else.
     """
-    said = answer_text(reply).strip(" |\n\t\"'")
+    said = ends(answer_text(reply)).strip(" |\n\t\"'")
     label = LABELED.match(said)
     match = GRADE.match(said, label.end() if label else 0)
     if match is None or ANOTHER.match(said, match.end()):
@@ -70,7 +70,7 @@ def judge_letter(reply: str, letters: Collection[str]) -> str | None:
     >>> [judge_letter(reply, "ABZ") for reply in ("Answer: B", "(b)", "Both", "A or B", "A dog", "Z")]
     ['B', 'B', None, None, None, 'Z']
     """
-    said = answer_text(reply).strip(" |\n\t\"'")
+    said = ends(answer_text(reply)).strip(" |\n\t\"'")
     alone = {mention.letter for mention in letters_alone(said, letters)}
     if HEDGES.search(said):
         return None

@@ -44,8 +44,8 @@ def mathvista_normalize(
         ValueError, TypeError: A question to choose from has no choices (as published).
     """
     if compat == "fixed":
-        found = _read(str(extraction), choices, question_type, answer_type, precision, answer)
-        return {"prediction": found, "true_false": found is not None and found == answer}
+        read = _read(str(extraction), choices, question_type, answer_type, precision, answer)
+        return {"prediction": read, "true_false": read is not None and read == answer}
     found: Any = extraction
     if question_type == "multi_choice":
         found = _choice(str(extraction).strip() if isinstance(extraction, str) else str(extraction), choices)

@@ -7,7 +7,7 @@ from operator import contains
 from typing import TypedDict
 
 from vlm.eval.benchmark import Benchmark
-from vlm.eval.measures.reply import answer_text, says
+from vlm.eval.measures.reply import answer_text, ends, says
 from vlm.eval.measures.rows import Answers, Metric, ResultRow, plain
 from vlm.eval.measures.short import same_answer
 from vlm.eval.measures.text import Compat
@@ -100,7 +100,7 @@ def mmmu_open_eval(gold: str | Sequence[str], response: str, *, compat: Compat =
     if compat == "fixed":
         if any(same_answer(response, answer) for answer in ([gold] if isinstance(gold, str) else gold)):
             return True
-        response = answer_text(response)
+        response = ends(answer_text(response))
     inside = says if compat == "fixed" else contains
     answers = [part for answer in ([gold] if isinstance(gold, str) else gold) for part in _normal(answer)]
     for part in mmmu_open_parse(response):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.measures.letters import read_label
-from vlm.eval.measures.reply import answer_text, says
+from vlm.eval.measures.reply import answer_text, ends, says
 from vlm.eval.measures.rows import Answers, Metric, Parts, ResultRow, bounds_of, by_group, plain
 from vlm.eval.measures.stats import Array, ratio, replicates
 from vlm.eval.measures.text import MMNIAH_NUMBERS, Compat, has_words, vqa_normalize
@@ -77,13 +77,14 @@ def mmniah_counting(answer: Sequence[int], response: str, *, compat: Compat = "u
 def _counts(response: str) -> list[int | None] | None:
     """Read a list of counts, None for an entry that is no count; None without a list."""
     said = answer_text(response.replace("\\[", "[").replace("\\]", "]"))
+    said = re.sub(r"^\((.*)\)$", r"\1", ends(said))
     lists = re.findall(r"\[([^\[\]]*)\]", said)
     bare = re.fullmatch(r"(?:\D{0,60}?(?:is|are|be|:|是|为)\s*)?([-\d.,、\s]*\d(?:\s*,?\s*and\s+-?\d+)?)\D?", said)
     if not lists and not bare:
         return None
     inside = str(lists[-1] if lists else bare and bare[1])
     entries = [entry for entry in re.split(r"[\s,、\"']+|\band\b", inside) if entry]
-    return [int(float(entry)) if re.fullmatch(r"-?\d{1,9}(?:\.0*)?", entry) else None for entry in entries]
+    return [int(float(entry)) if re.fullmatch(r"[-+]?\d{1,9}(?:\.0*)?", entry) else None for entry in entries]
 
 
 def mmniah_text(answer: str, response: str, *, compat: Compat = "upstream") -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vlm.eval.benchmark import Benchmark
-from vlm.eval.measures.reply import answer_text
+from vlm.eval.measures.reply import answer_text, ends
 from vlm.eval.measures.rows import Answers, Metric, ResultRow, bounds_of, plain
 from vlm.eval.measures.stats import Array, Interval, wilson
 from vlm.eval.measures.text import Compat
@@ -55,7 +55,7 @@ def yes_or_no(reply: str, truth: bool = False) -> str:
         reply: The raw reply.
         truth: Whether true and false mean yes and no.
     """
-    said = " ".join(answer_text(reply).lower().replace("’", "'").split())
+    said = " ".join(ends(answer_text(reply)).lower().replace("’", "'").split())
     if truth:
         said = re.sub(r"\bfalse\b", "no", re.sub(r"\btrue\b", "yes", said))
     if BOTH.search(said):
@@ -78,7 +78,7 @@ def _by_words(said: str) -> str:
     words = re.findall(r"[a-z']+", UNSURE.sub(" ", said))
     yes = any(word in AFFIRMED for word in words)
     denied = any(word in DENIED for word in words)
-    no = denied or (not unsure and any(word == "not" or word.endswith("n't") for word in words))
+    no = denied or (not unsure and any(word in ("not", "cannot") or word.endswith("n't") for word in words))
     if yes != no:
         return "yes" if yes else "no"
     if not (yes or no) and (chinese := re.sub(r"[^\u4e00-\u9fff]", "", said)):
