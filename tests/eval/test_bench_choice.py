@@ -18,6 +18,7 @@ from vlm.eval.loaders.pictures import picture_file
 from vlm.eval.mini import make_mini
 from vlm.eval.run.score import score_item
 from vlm.eval.run.submission import write_submission
+from vlm.eval.scorers import SCORERS
 
 CIRCULAR = ["MMBench-dev-en", "MMBench-dev-cn", "CCBench"]
 SCORED = ["ScienceQA", "SEED-I", *CIRCULAR, "MMMU"]
@@ -269,3 +270,45 @@ def test_the_submission_of_mmbench_has_the_columns_its_server_takes(name: str, c
     assert lines[0][columns.index("A")] == items[0].meta["options"]["A"]
     before = path.read_bytes()
     assert write_submission(table, rows, tmp_path).read_bytes() == before
+
+
+def test_an_image_cell_that_is_the_index_of_another_row_is_followed(tmp_path: Path) -> None:
+    table = load_benchmark("MMBench-dev-en")
+    folder = make_mini("MMBench-dev-en", tmp_path / "m", n=6)
+    usual = [item.messages for item in load_items(table, folder)]
+    indices = [item.id for item in load_items(table, folder)]
+
+    def by_index(rows: pd.DataFrame) -> None:
+        first = {str(int(index) % 1_000_000): image for index, image in zip(rows["index"], rows["image"], strict=True)}
+        assert len(first) == 6
+        cells = zip(rows["index"], rows["image"], strict=True)
+        rows["image"] = [image if int(i) < 1_000_000 else str(int(i) % 1_000_000) for i, image in cells]
+
+    change_tsv(folder / table.options["file"], by_index)
+    items = load_items(table, folder)
+    assert [item.id for item in items] == indices and [item.messages for item in items] == usual
+
+
+@pytest.mark.parametrize("cell", ["9999", "77777777", "0"])
+def test_an_image_cell_that_is_the_index_of_no_picture_says_so(cell: str, tmp_path: Path) -> None:
+    """Four digits are also valid base64; the first row naming itself is a circle."""
+    folder = make_mini("MMBench-dev-en", tmp_path / "m", n=1)
+    table = load_benchmark("MMBench-dev-en")
+    change_tsv(folder / table.options["file"], lambda rows: rows.__setitem__("image", [cell, *rows["image"][1:]]))
+    with pytest.raises(DataError, match=rf"the image is the index {cell}") as error:
+        load_items(table, folder)
+    assert "does not help" in str(error.value.fix)
+
+
+@pytest.mark.parametrize("text", ["None", "NaN", "nan", "NA", "N/A", "null"])
+def test_an_option_that_pandas_reads_away_is_an_option_and_is_marked(text: str, tmp_path: Path) -> None:
+    table = load_benchmark("MMBench-dev-en")
+    folder = make_mini("MMBench-dev-en", tmp_path / "m", n=2)
+    change_tsv(folder / table.options["file"], lambda rows: rows.__setitem__("B", [text, *rows["B"][1:]]))
+    changed, *others = load_items(table, folder)
+    assert changed.meta["options"]["B"] == text and changed.meta["published_without"] == ["B"]
+    assert f"B. {text}\n" in changed.messages[0]["content"][-1]["text"]
+    assert changed.meta["row"]["B"] is None  # the submission file is as published
+    assert all("published_without" not in item.meta for item in others)
+    for reply in ("B", text, f"The answer is {text}."):
+        assert SCORERS["vlmevalkit_can_infer"](reply, changed.meta["options"], compat="fixed") == "B"

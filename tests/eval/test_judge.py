@@ -1,14 +1,14 @@
 """Judges against a real HTTP server: grades, extraction, options, the cache, retries, and every way of failing."""
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support.judge_server import JudgeServer as Server
+from support.judge_server import math, vet
 from vlm.cli.backends import make_judge as _judge
 from vlm.cli.options import JudgeOptions
 from vlm.core.errors import ConfigError
@@ -22,56 +22,12 @@ from vlm.eval.run.score import score_item
 MMVET, MATH = load_benchmark("MM-Vet"), load_benchmark("MathVista")
 
 
-class Server:
-    """An OpenAI-compatible endpoint; `replies` are (status, content or raw body), the last one is repeated."""
-
-    def __init__(self) -> None:
-        self.replies: list[tuple[int, Any]] = [(200, "0.8")]
-        self.asked: list[dict[str, Any]] = []
-        self.headers: list[str | None] = []
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                server.asked.append({**body, "path": self.path})
-                server.headers.append(self.headers["Authorization"])
-                status, content = server.replies[0] if len(server.replies) == 1 else server.replies.pop(0)
-                message = {"choices": [{"message": {"role": "assistant", "content": content}}]}
-                data = content if isinstance(content, bytes) else json.dumps(message).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def judge(self, cache: Path, **settings: Any) -> Judge:
-        return Judge(self.url, "judge-1", cache=cache, wait=0.001, **settings)
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
     found = Server()
     yield found
     found.http.shutdown()
     found.http.server_close()
-
-
-def vet(gold: str = "a red circle") -> Item:
-    return Item("v1_0", [], gold, "all", {"question": "What is in the\npicture?", "capability": ["rec"]})
-
-
-def math(choices: list[str] | None = None, form: str = "text", gold: str = "Bo") -> Item:
-    kind = "multi_choice" if choices else "free_form"
-    meta = {"choices": choices, "question_type": kind, "answer_type": form, "precision": 1.0}
-    message = {"role": "user", "content": [{"type": "image", "path": "x"}, {"type": "text", "text": "Which bar?"}]}
-    return Item("1", [message], gold, "testmini", meta)
 
 
 def test_a_grade_is_asked_once_sent_with_the_key_and_kept_by_content(server: Server, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_a_model_that_never_returns_anything_ends_with_an_error_that_says_so(tmp
 
 
 def test_empty_answers_are_counted_and_said_and_score_nothing(tmp_path):
-    summary = evaluate(tmp_path, backend=Faulty({"id3": fake.Reply("", True), "id4": fake.Reply(" \n", False)}))
+    summary = evaluate(tmp_path, backend=Faulty({"id3": fake.Reply("", True), "id4": fake.Reply(" \n", True)}))
     found = rows(tmp_path / "out")
     assert summary["empty_answers"] == 2
     assert all(found[id_]["why"].startswith("the model returned an empty answer · ") for id_ in ("id3", "id4"))

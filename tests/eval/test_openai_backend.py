@@ -180,7 +180,6 @@ GARBAGE = [
     (b"{}", "no chat completion"),
     (b'{"choices": []}', "no chat completion"),
     (b'{"choices": [{"message": {}}]}', "no chat completion"),
-    (chat(None), "no chat completion"),
     (chat(5), "no chat completion"),
     (b"[1]", "no chat completion"),
     (b"\xff\xfe\x00", "no chat completion"),

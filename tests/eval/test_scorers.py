@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from text_tables import table_distance, table_words
 
+from vlm.eval.measures.letters import label
+from vlm.eval.measures.letters import read_label as first_label
 from vlm.eval.measures.rouge import lcs_words, rouge_l
 from vlm.eval.measures.text import contractions
 from vlm.eval.scorers import SCORERS
-from vlm.eval.scorers.milebench import first_label, label
 from vlm.eval.scorers.mmniah import cells
 from vlm.eval.scorers.vqa import anls
 

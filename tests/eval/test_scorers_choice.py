@@ -164,7 +164,7 @@ def test_boxes_that_are_no_areas_overlap_nothing_in_fixed_mode() -> None:
         ("b", CAT_DOG, "B"),
         ("**B**", CAT_DOG, "B"),
         ("A cat sat there", {"A": "dog", "B": "cat"}, "B"),  # the article is no letter
-        ("Ｂ", CAT_DOG, ""),
+        ("Ｂ", CAT_DOG, "B"),
         ("", {}, ""),
     ],
 )

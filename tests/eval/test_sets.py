@@ -41,7 +41,6 @@ def values(how: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         ("ocrbench_lmms", ["centre"], {"dataset": "IIIT5K"}, "CENTRE", "CENTRE", 1),
         ("realworldqa_lmms", "Two", {}, "two.", "two.", 1),
         ("refcoco_internvl", [64, 48, 320, 240], {"hw": [480, 640]}, "[[100,100,500,500]]", "[[100,100,500,500]]", 1),
-        ("refcoco_convllava", [64, 48, 320, 240], {"hw": [480, 640]}, "[1,2]", "[1,2]", 0),
         (
             "mathvista_normalize",
             "8/11",

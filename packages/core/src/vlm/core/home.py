@@ -179,6 +179,19 @@ def read_object(path: Path, error: type[VlmError] = DataError, *, fix: str | Non
     return value
 
 
+def split_lines(text: str) -> list[str]:
+    r"""Return the lines of a text in a line format (JSONL, TSV, lists of names), which end at `\n` or `\r\n`.
+
+    `str.splitlines` also ends a line at U+2028, U+0085, a form feed, a lone carriage return and others, which may occur
+    inside a cell and, most of them, unescaped inside a JSON string.
+
+    >>> split_lines('{"reply": "a\u2028b"}\n{"reply": "c"}\n')
+    ['{"reply": "a\u2028b"}', '{"reply": "c"}']
+    """
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines if lines[-1] else lines[:-1]
+
+
 def _holder_of(note: Path, seconds: float = 1.0) -> str:
     """Return what the holder of a lock wrote about itself; it may have taken the lock this very moment."""
     until = time.monotonic() + seconds

@@ -59,6 +59,10 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Results go to OUT/NAME/BENCH/VARIANT/.")] = Path("runs/eval"),
     name: Annotated[str | None, typer.Option(help="Name of the model in results. Default: from its path.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N items; reported as such.")] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="Token budget of every answer, for models that reason first. Default: the benchmark's."),
+    ] = None,
     shuffle_images: Annotated[bool, typer.Option(help="Blind control: images of other questions.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of --shuffle-images.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Items asked at once; does not change answers.")] = 8,
@@ -123,6 +127,7 @@ def evaluate(
     settings: dict[str, Any] = {
         "positions": positions,
         "tiles": tiles,
+        "max_new_tokens": max_new_tokens,
         "shuffle_images": shuffle_images,
         "seed": seed,
         "limit": limit,

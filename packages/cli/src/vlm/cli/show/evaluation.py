@@ -54,6 +54,10 @@ def show_evaluation(summary: "Summary", target: Path) -> None:
         console.print(f"{empty} of the answers are empty: scored as published, wrong in the strict column")
     if beyond := summary.get("beyond_positions"):
         console.print(f"{beyond} prompts reach beyond the positions that the model was trained for")
+    if unread := summary.get("unreadable_answers"):
+        console.print(f"{unread} of the answers cannot be read: wrong in the strict column")
+    if silent := summary["outcomes"].get("unanswered"):
+        console.print(f"{silent} replies hold no answer: not scored; `--max-new-tokens N` gives a model more tokens")
     if summary["data"]["mini"]:
         console.print("miniature data: not comparable with published numbers")
     console.print(f"results: {target / 'results.jsonl'}", soft_wrap=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import HardwareError, VlmError
-from vlm.core.home import locked, write_atomic
+from vlm.core.home import locked, split_lines, write_atomic
 
 PATIENCE = 120.0
 """Seconds that canceled jobs have to end (Slurm's KillWait is 30 by default)."""
@@ -41,7 +41,7 @@ def slurm(*command: str) -> str:
 
 def strays(folder: Path) -> list[str]:
     """Return the numbers of this user's jobs that Snakemake submitted from `folder` (their comment is `rule_…`)."""
-    lines = (line.split("|", 2) for line in slurm("squeue", "--me", "--noheader", "--format=%i|%k|%Z").splitlines())
+    lines = (line.split("|", 2) for line in split_lines(slurm("squeue", "--me", "--noheader", "--format=%i|%k|%Z")))
     here = str(folder.resolve())
     return [number for number, comment, where in lines if where == here and comment.startswith("rule_")]
 

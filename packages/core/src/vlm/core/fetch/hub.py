@@ -13,6 +13,7 @@ from vlm.core.errors import FetchError, VlmError
 from vlm.core.fetch.archive import target_of
 from vlm.core.fetch.catalogue import HubSource
 from vlm.core.fetch.manifest import files_below, refuse_name, sha256_of
+from vlm.core.home import split_lines
 from vlm.core.net import is_loopback, network_fix, reason_of, refuse_proxies
 from vlm.core.progress import Report, bytes_below
 from vlm.core.text import printable
@@ -234,7 +235,7 @@ def _is_damaged(source: HubSource, path: Path, name: str, note: Path) -> bool:
     The note has it in its second line for large files. A damaged file is removed, so that the next run fetches it
     again.
     """
-    lines = note.read_text().splitlines() if note.exists() else []
+    lines = split_lines(note.read_text()) if note.exists() else []
     announced = {line for line in lines[1:2] if re.fullmatch("[0-9a-f]{64}", line)}
     known = source.known.get(name)
     if known and known.sha256:

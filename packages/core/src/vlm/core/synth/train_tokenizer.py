@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import ConfigError, DataError, only_vlm_errors
-from vlm.core.home import write_atomic, write_json
+from vlm.core.home import split_lines, write_atomic, write_json
 from vlm.core.sample.records import iter_jsonl
 from vlm.core.synth.haystack import QUESTION, SHORTLY
 from vlm.core.synth.sentences import SENTENCES
@@ -102,7 +102,7 @@ def file_texts(path: Path) -> Iterator[str]:
         return
     try:
         text = path.read_text(encoding="utf-8")
-        yield from _strings(json.loads(text)) if path.suffix == ".json" else text.splitlines()
+        yield from _strings(json.loads(text)) if path.suffix == ".json" else split_lines(text)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
 

@@ -27,6 +27,10 @@ class Refused(DataError):
     """A question that is not answered on purpose; its outcome is `refused`."""
 
 
+class NoAnswer(DataError):
+    """A reply that holds no answer, such as reasoning without an end; its outcome is `unanswered`."""
+
+
 class TooLong(Refused):
     """A prompt longer than the limit in force."""
 

@@ -270,13 +270,15 @@ def _cards(answer: Any) -> list[dict[str, Any]]:
 
 
 def content_of(answer: Any) -> str:
-    """Return the text of a chat completion.
+    """Return the text of a chat completion; text parts are joined.
 
     Raises:
         LookupError: The answer has no message.
         TypeError: Its content is no text.
     """
     content = answer["choices"][0]["message"]["content"]
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content if part.get("type", "text") in ("text", "output_text"))
     if not isinstance(content, str):
         raise TypeError(f"content is {content!r}")
     return content

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -23,7 +24,7 @@ from vlm.eval.backends.endpoint import Endpoint, Nonsense, Unanswered, content_o
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.keys import content_key
 from vlm.eval.loaders.common import Item
-from vlm.eval.scorers.judged import judge_grade
+from vlm.eval.scorers.judged import is_number, judge_extraction, judge_letter, read_grade
 from vlm.eval.scorers.mmbench import vlmevalkit_can_infer
 
 Kind = Literal["judged", "rule", "not judged", "down", "nonsense"]
@@ -40,6 +41,9 @@ ENDED = ("not judged", "down", "nonsense")
 
 PATIENCE = 3
 """Items in a row without an answer of the judge, after which the others are not sent."""
+
+ASKED = 2
+"""Times that a judge is asked for an answer that can be read; after that the reply is not judged."""
 
 SETTINGS: dict[str, Any] = {"temperature": 0, "max_tokens": 64}
 """Decoding settings of every request to a judge."""
@@ -68,10 +72,13 @@ class Verdict:
 class Judge:
     """A judge behind an OpenAI-compatible endpoint.
 
+    An answer is kept as the judge gave it: when the rules that read it change, it is read again, and asked for again
+    only where it has no meaning any more.
+
     Args:
         url: Address up to `/v1`.
         model: The model's name there.
-        cache: Folder of answers, one file for each model, settings and prompt; failures are not kept.
+        cache: Folder of answers, one file for each model, settings and prompt; nonsense and failures are not kept.
         key: As in `Endpoint`.
         attempts: As in `Endpoint`.
         wait: As in `Endpoint`.
@@ -107,26 +114,22 @@ class Judge:
         if self._down >= PATIENCE:
             return Verdict("down", detail=f"not sent: the judge did not answer {PATIENCE} items in a row")
         body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], **SETTINGS}
+        verdict = Verdict("nonsense")
         try:
-            reply, meaning = self.endpoint.chat(body, lambda answer: _meaning(answer, read))
+            for _ in range(ASKED):
+                reply = self.endpoint.chat(body, content_of)
+                if (meaning := read(reply)) is not None:
+                    verdict = Verdict("judged", meaning)
+                    write_json(path, {"model": self.model, "prompt": prompt, "reply": reply})
+                    break
+                verdict = Verdict("nonsense", detail=f"the judge said {reply[:100]!r}")
         except Nonsense as error:
             verdict = Verdict("nonsense", detail=error.found)
         except Unanswered as error:
             verdict = Verdict("down", detail=error.found)
-        else:
-            verdict = Verdict("judged", meaning)
-            write_json(path, {"model": self.model, "prompt": prompt, "reply": reply})
         with self._lock:
             self._down = self._down + 1 if verdict.kind == "down" else 0
         return verdict
-
-
-def _meaning(answer: Any, read: Read) -> tuple[str, str]:
-    """Return the judge's words and their meaning. Raises Nonsense when they have none."""
-    reply = content_of(answer)
-    if (meaning := read(reply)) is None:
-        raise Nonsense(f"the judge said {reply[:100]!r}")
-    return reply, meaning
 
 
 def _cached(path: Path, read: Read) -> str | None:
@@ -197,35 +200,16 @@ def judge_summary(benchmark: Benchmark, verdicts: Sequence[Verdict | None], judg
 
 def _grade(item: Item, completion: str) -> tuple[str, Read] | None:
     cells = [" ".join(text.split()) for text in (item.meta["question"], item.gold, completion)]
-
-    def read(reply: str) -> str | None:
-        try:
-            return str(judge_grade(reply))
-        except ValueError:
-            return None
-
-    return " | ".join(cells) + " | ", read
+    return " | ".join(cells) + " | ", read_grade
 
 
 def _extract(item: Item, completion: str) -> tuple[str, Read] | None:
-    choices, form = item.meta["choices"] or [], item.meta["answer_type"]
     choose = item.meta["question_type"] == "multi_choice"
-    number = not choose and form in ("integer", "float")
-    if completion == "" or (choose and completion in choices) or (number and _is_number(completion)):
+    choices = (item.meta["choices"] or []) if choose else []
+    number = not choose and item.meta["answer_type"] in ("integer", "float")
+    if completion == "" or completion in choices or (number and is_number(completion)):
         return None
-
-    def read(reply: str) -> str | None:
-        lines = reply.strip().splitlines()
-        if not lines or len(lines[0]) > 200:
-            return None
-        found = lines[0].strip().removeprefix("Extracted answer:").strip()
-        if found.rstrip(".").lower() in ("none", "n/a"):
-            return ""
-        letters = [chr(65 + i) for i in range(len(choices))]
-        if choose and found not in choices and found.strip("() .")[:1] not in letters:
-            return None
-        return None if number and not _is_number(found) else found
-
+    read = partial(judge_extraction, choices=choices, number=number)
     return f"\n{question_of(item)}\n\nResponse: {completion}\n\nExtracted answer: ", read
 
 
@@ -233,11 +217,7 @@ def _choose(item: Item, completion: str) -> tuple[str, Read] | None:
     options = item.meta["options"]
     if vlmevalkit_can_infer(completion, options):
         return None
-
-    def read(reply: str) -> str | None:
-        letter = reply.strip().strip("()*.: ")[:1]
-        return letter if letter in options or letter == "Z" else None
-
+    read = partial(judge_letter, letters={*options, "Z"})
     return f"\n{question_of(item)}\n\nAnswer: {completion}\n\nLetter (Z for none): ", read
 
 
@@ -245,13 +225,6 @@ def question_of(item: Item) -> str:
     """Return the text of the question, without images."""
     parts = [part for message in item.messages for part in message["content"] if message["role"] == "user"]
     return "".join(part["text"] for part in parts if part["type"] == "text").strip()
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return bool(text.strip()) and float(text) == float(text)
-    except ValueError:
-        return False
 
 
 REQUESTS: dict[str, Callable[[Item, str], tuple[str, Read] | None]] = {

@@ -27,7 +27,7 @@ from vlm.core.sample.encode import frames_as_images
 from vlm.core.sample.media import load_image, load_video, opened_image
 from vlm.core.sample.records import Message
 from vlm.core.text import printable
-from vlm.eval.backends.base import BackendReply, Refused, Stopped, TooLong, text_with_placeholders
+from vlm.eval.backends.base import BackendReply, NoAnswer, Refused, Stopped, TooLong, text_with_placeholders
 from vlm.eval.backends.dialect import FILTERED, TOO_LONG, words_of
 from vlm.eval.backends.endpoint import Endpoint, Nonsense, Unanswered, content_of
 from vlm.eval.keys import content_key
@@ -230,7 +230,7 @@ class OpenAIBackend:
             # half of a surrogate pair, which JSON can name, cannot be written to a file
             text = reply.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             return replace(reply, text=text, note=self.endpoint.dialect.note)
-        except Refused as error:
+        except (NoAnswer, Refused) as error:
             return error
         except Unanswered as error:
             return _refusal(error) or error
@@ -261,11 +261,20 @@ def _reply(request: Request) -> ServerReply:
 
 
 def _read_reply(answer: Any) -> ServerReply:
-    """Read a chat completion. Raises Refused, or an error that `Endpoint` turns into Nonsense."""
+    """Read a chat completion. Raises Refused, NoAnswer, or an error that `Endpoint` turns into Nonsense.
+
+    A whole answer without content is not asked again: at temperature 0 it would be the same.
+    """
     choice = answer["choices"][0]
-    reason, refusal = choice.get("finish_reason"), choice["message"].get("refusal")
+    reason = choice.get("finish_reason")
+    message = choice["message"] if "message" in choice or not reason else {}
+    refusal = message.get("refusal")
     if reason == "content_filter" or refusal:
         raise Refused(f"content filter of the server: {refusal or reason}")
+    if message.get("content") is None and (reason or "role" in message):
+        thought = message.get("reasoning_content") or message.get("reasoning")
+        what = "reasoning without an answer" if thought else "no content"
+        raise NoAnswer(f"the server sent {what} (finish_reason {reason})")
     return ServerReply(content_of(answer).strip(), reason != "length")
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,8 +82,10 @@ def load_seed(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens |
 def load_mmbench(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
     """Load a TSV with base64 images; rows with the same index modulo 1,000,000 are one circular set (`meta["set"]`).
 
-    Read by pandas as published, so that a cell such as `None` or `NA` is an option that does not exist. `meta["row"]`
-    holds the columns of the submission file. Source: the published evaluator.
+    The image of a rotated copy may be the index of another row, as VLMEvalKit writes it. Other cells than options are
+    read by pandas as published, where `None` and `NA` are empty. An option with such a text is an option;
+    `meta["published_without"]` lists the letters that the published loader drops. `meta["row"]` holds the columns of
+    the submission file. Source: the published evaluator.
     """
     import pandas as pd
 
@@ -91,13 +94,17 @@ def load_mmbench(benchmark: Benchmark, folder: Path, *, count_tokens: CountToken
         raise DataError(f"no such file: {path}", fix=f"`vlm download {benchmark.name}` fetches the benchmark")
     try:
         table = pd.read_csv(path, sep="\t", dtype=str)
+        raw = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, usecols=lambda name: name in LETTERS)
     except ValueError as error:  # pandas' parser errors, and text that is not UTF-8
         raise DataError(f"{path}: not a table: {error}", fix="fetch the file again") from error
     sizes: Counter[str] = Counter()
-    for row, cells in enumerate(table.to_dict(orient="records"), 2):
+    pictures = dict(zip(table["index"], table["image"], strict=True)) if {"index", "image"} <= {*table.columns} else {}
+    texts = raw.to_dict(orient="records") or [{}] * len(table)
+    for row, (cells, options_of) in enumerate(zip(table.to_dict(orient="records"), texts, strict=True), 2):
         where = f"{path}:{row}"
         record: dict[str, Any] = {str(k): v for k, v in cells.items() if not (isinstance(v, float) and math.isnan(v))}
-        index, picture = get(record, "index", str, where), get(record, "image", str, where)
+        index = get(record, "index", str, where)
+        picture = _picture(get(record, "image", str, where), pictures, where)
         try:
             number, data = int(index), base64.b64decode(picture, validate=True)
         except ValueError as error:
@@ -107,19 +114,41 @@ def load_mmbench(benchmark: Benchmark, folder: Path, *, count_tokens: CountToken
         gold = get(record, "answer", str, where) if scored else None
         if gold is not None and gold not in tuple(LETTERS):
             raise DataError(f"{where}: answer {gold!r}", expected=f"one of {', '.join(LETTERS)}")
-        options = {letter: record[letter] for letter in LETTERS if letter in record}
+        options = {letter: str(options_of[letter]) for letter in LETTERS if options_of.get(letter)}
+        dropped = [letter for letter in options if letter not in record]
         asked = get(record, "question", str, where)
         prompt = choice_question(asked, options, benchmark.prompt["suffix"], record.get("hint", ""))
         image = picture_file(folder, data, where)
         kept = {name: record.get(name) for name in table.columns if name not in benchmark.options["dropped"]}
         circular = str(number % ROTATION)
         sizes[circular] += 1
-        meta = {"cluster": circular, "set": circular, "options": options, "row": kept}
+        meta: dict[str, Any] = {"cluster": circular, "set": circular, "options": options, "row": kept}
+        meta |= {"published_without": dropped} if dropped else {}
         item = Item(index, user(prompt, [image], where), gold, benchmark.options["split"], meta)
         items.add(item, where=where, images=[image], needs_answer=scored)
     for item in items.items:
         item.meta["set_size"] = sizes[item.meta["set"]]
     return items.finish(benchmark, folder)
+
+
+def _picture(cell: str, pictures: Mapping[Any, Any], where: str) -> str:
+    """Return the base64 text of an image cell; one that holds the index of another row is followed to that row.
+
+    Raises:
+        DataError: No row with a picture has that index.
+    """
+    seen: list[str] = []
+    while re.fullmatch(r"\d{1,12}", cell):
+        seen.append(cell)
+        other = pictures.get(cell)
+        if not isinstance(other, str) or other in seen:
+            raise DataError(
+                f"{where}: the image is the index {cell}, and no row of that index has a picture",
+                expected="base64, or the index of a row with a picture",
+                fix="add that row, or put the picture into this one; fetching the file again does not help",
+            )
+        cell = other
+    return cell
 
 
 LOADERS = {"mmbench": load_mmbench, "scienceqa": load_scienceqa, "seed": load_seed}

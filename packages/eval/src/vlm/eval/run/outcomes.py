@@ -17,11 +17,12 @@ from typing import Literal, Self
 
 from vlm.core.errors import DataError
 
-Kind = Literal["ok", "truncated", "oom", "error", "refused"]
+Kind = Literal["ok", "truncated", "unanswered", "oom", "error", "refused"]
 
 KINDS: dict[Kind, str] = {
     "ok": "answered, with a stop token",
     "truncated": "answered, but the token budget ended before a stop token; scored as it is",
+    "unanswered": "a reply without an answer: reasoning without an end, or no text; not scored",
     "oom": "out of memory even when run alone; not scored",
     "error": "an exception, named in `why`; not scored",
     "refused": "longer than the model or the --max-length limit; never run, not scored",

@@ -72,12 +72,21 @@ def select_items(
     return chosen[:limit]
 
 
-def plan_tasks(benchmark: Benchmark, backend: Backend, items: Sequence[Item]) -> list[Task]:
-    """Return a task for each item. Files are read only to hash them."""
+def plan_tasks(
+    benchmark: Benchmark, backend: Backend, items: Sequence[Item], max_new_tokens: int | None = None
+) -> list[Task]:
+    """Return a task for each item. Files are read only to hash them.
+
+    Args:
+        benchmark: The table.
+        backend: The model.
+        items: The items to run.
+        max_new_tokens: Token budget of every answer in place of the benchmark's.
+    """
     tasks, generation = [], benchmark.generation
     for item in items:
         budget = item.meta.get("max_new_tokens", generation.by_group.get(item.group, generation.max_new_tokens))
-        limits = {"max_new_tokens": int(budget), "min_new_tokens": generation.min_new_tokens}
+        limits = {"max_new_tokens": int(max_new_tokens or budget), "min_new_tokens": generation.min_new_tokens}
         key = content_key(
             weights=backend.fingerprint,
             prompt=backend.prompt(item.messages),

@@ -22,6 +22,9 @@ from vlm.eval.run.summary import MetricRow, PublishedValue, Summary, SummaryHead
 
 SAID_NOTHING = "the model returned an empty answer"
 
+NOT_READ = ("", "unknown", "other")
+"""What a strict rule extracts from a reply that it cannot read."""
+
 
 class AnswerSource(Protocol):
     """What answered the items: a backend, or saved predictions."""
@@ -76,7 +79,8 @@ def write_results(
     """
     outcomes = [known[task.key] for task in tasks]
     verdicts = judge_all(benchmark, [(t.item, o.completion) for t, o in zip(tasks, outcomes, strict=True)], judge)
-    rows = [_result_row(benchmark, *row) for row in zip(tasks, outcomes, verdicts, strict=True)]
+    read = [_result_row(benchmark, *row) for row in zip(tasks, outcomes, verdicts, strict=True)]
+    rows = [row for row, _ in read]
     lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
     write_atomic(out_dir / "results.jsonl", "".join(lines))
     counts = Counter(row["outcome"] for row in rows)
@@ -91,6 +95,7 @@ def write_results(
         "published": [cast(PublishedValue, p.model_dump(mode="json")) for p in benchmark.published],
         "outcomes": {kind: counts[kind] for kind in sorted(counts)},
         "empty_answers": sum(_says_nothing(outcome) for outcome in outcomes),
+        "unreadable_answers": sum(not readable for _, readable in read),
         "provenance": {"weights": source.fingerprint, "scorers": scorer_hash(), "decode": source.settings},
     }
     limit = getattr(source, "max_positions", None)
@@ -105,15 +110,18 @@ def write_results(
     write_json(out_dir / "summary.json", summary)
     if not counts["ok"] and not counts["truncated"]:
         reasons = Counter(row["why"] for row in rows)
+        again = "fix the cause, then rerun the same command with --retry-failed"
+        more = "give the model more tokens, --max-new-tokens N, or a longer context"
         raise DataError(
             f"none of {len(rows)} items was answered; most often: {reasons.most_common(1)[0][0]}",
-            fix=f"see {out_dir / 'results.jsonl'}; fix the cause, then rerun the same command with --retry-failed",
+            fix=f"see {out_dir / 'results.jsonl'}; {more if counts['unanswered'] > len(rows) / 2 else again}",
         )
     write_submission(benchmark, rows, out_dir)
     return summary
 
 
-def _result_row(benchmark: Benchmark, task: Task, outcome: Outcome, verdict: Verdict | None) -> ResultRow:
+def _result_row(benchmark: Benchmark, task: Task, outcome: Outcome, verdict: Verdict | None) -> tuple[ResultRow, bool]:
+    """Return the row of an item, and whether the strict rule can read its reply; a missing or empty one counts so."""
     item = task.item
     judgement = {"judge": asdict(verdict)} if verdict else {}
     score = score_item(benchmark, item, outcome.completion, "upstream", verdict)
@@ -141,7 +149,12 @@ def _result_row(benchmark: Benchmark, task: Task, outcome: Outcome, verdict: Ver
     }
     if verdict:
         row["judge"] = asdict(verdict)
-    return row
+    unreadable = (
+        strict.value is not None
+        and (strict.extracted in NOT_READ or strict.extracted.startswith("no box "))
+        and not _says_nothing(outcome)
+    )
+    return row, not unreadable
 
 
 def _says_nothing(outcome: Outcome) -> bool:

@@ -42,13 +42,16 @@ Progress = Callable[[int, int, float | None], None]
 
 
 class Options(Strict):
-    """How to run an evaluation. `stride`, `positions`, `tiles` and `shuffle_images` make a variant.
+    """How to run an evaluation.
+
+    `stride`, `positions`, `tiles`, `max_new_tokens` and `shuffle_images` make a variant.
 
     Attributes:
         name: The model's name in results.
         stride: V2PE stride of every image; None is one position per token.
         positions: "exact", or "float32" as published.
         tiles: Tile budget per image; None is the benchmark's own.
+        max_new_tokens: Token budget of every answer; None is the benchmark's own. For models that reason first.
         shuffle_images: Run the blind control: exchange the images between questions.
         seed: Seed of the blind control.
         limit: Run the first items only; None: all.
@@ -64,6 +67,7 @@ class Options(Strict):
     stride: float | None = Field(None, gt=0, le=4096)
     positions: str = Field("exact", pattern="^(exact|float32)$")
     tiles: int | None = Field(None, ge=1)
+    max_new_tokens: int | None = Field(None, ge=1)
     shuffle_images: bool = False
     seed: int = 0
     limit: int | None = Field(None, ge=1)
@@ -74,12 +78,13 @@ class Options(Strict):
     @property
     def variant(self) -> Variant:
         """The settings that distinguish results of one model on one benchmark."""
-        return {
+        own: Variant = {
             "stride": self.stride,
             "positions": self.positions,
             "tiles": self.tiles,
             "shuffle_images": self.shuffle_images,
         }
+        return {**own, "max_new_tokens": self.max_new_tokens} if self.max_new_tokens else own
 
     @property
     def folder(self) -> str:
@@ -87,6 +92,7 @@ class Options(Strict):
         parts = [f"stride{self.stride:g}"] if self.stride is not None else []
         parts += ["float32"] if self.positions == "float32" else []
         parts += [f"tiles{self.tiles}"] if self.tiles else []
+        parts += [f"tokens{self.max_new_tokens}"] if self.max_new_tokens else []
         parts += ["shuffled", *([f"seed{self.seed}"] if self.seed else [])] if self.shuffle_images else []
         return "-".join(parts) or "default"
 
@@ -129,9 +135,13 @@ def run_evaluation(
         raise ConfigError(f"shard {shard}/{n_shards}", expected=f"a number from 0 to {n_shards - 1}, then the count")
     started = time.monotonic()
     benchmark = benchmark.for_family(backend.family)
+    if options.max_new_tokens and benchmark.teacher_forced:
+        raise ConfigError(
+            f"a token budget for {benchmark.name}", expected="none: its answers are given, and none is generated"
+        )
     items = load_items(benchmark, data, count_tokens=backend.count_tokens)
     chosen = select_items(items, limit=options.limit, shuffle_images=options.shuffle_images, seed=options.seed)
-    tasks = plan_tasks(benchmark, backend, chosen)
+    tasks = plan_tasks(benchmark, backend, chosen, options.max_new_tokens)
     work = out_dir if n_shards == 1 else out_dir / "shards" / f"{shard}-of-{n_shards}"
     with locked(work, f"vlm eval {benchmark.name}"):
         known = read_outcomes(_logs(out_dir), keep=lambda o: not (options.retry_failed and o.outcome in RETRY))

@@ -79,8 +79,8 @@ def score_item(
 def aggregate(benchmark: Benchmark, rows: Sequence[ResultRow], compat: Compat = "upstream") -> list[Metric]:
     """Compute the metrics of a benchmark, the headline first, from rows of results.jsonl.
 
-    `score` is averaged in upstream mode, `strict_score` in fixed mode. Rows without an answer (oom, error, refused) are
-    in `n_total` and in no mean. A metric that cannot be computed has the value None and a note.
+    `score` is averaged in upstream mode, `strict_score` in fixed mode. Rows without an answer (unanswered, oom, error,
+    refused) are in `n_total` and in no mean. A metric that cannot be computed has the value None and a note.
 
     Raises:
         UnknownName: The table names no known aggregate.

@@ -1,6 +1,7 @@
 """Files for evaluation servers: every reply in the format that the server of a benchmark takes.
 
-A question without an answer (oom, error, refused) has an empty reply: servers want every id, and nothing is guessed.
+A question without an answer (unanswered, oom, error, refused) has an empty reply: servers want every id, and nothing
+is guessed.
 """
 
 import json

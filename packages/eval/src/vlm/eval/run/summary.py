@@ -30,6 +30,7 @@ class Variant(TypedDict, total=False):
     stride: float | None
     positions: str
     tiles: int | None
+    max_new_tokens: int
     shuffle_images: bool
 
 
@@ -96,8 +97,9 @@ class SummaryHead(TypedDict):
 class Summary(SummaryHead):
     """A summary.json. `metrics` are by the published rule, `strict_metrics` by the corrected one, the headline first.
 
-    `outcomes` counts items by kind; `beyond_positions` those whose prompt reaches positions that the model was not
-    trained for; `judge` is there for tables with a judge.
+    `outcomes` counts items by kind, `unreadable_answers` those in which the strict rule reads nothing,
+    `beyond_positions` those whose prompt reaches positions that the model was not trained for; `judge` is there for
+    tables with a judge.
 
     >>> summary = run_evaluation(table, backend, out, Options(), data=folder)  # doctest: +SKIP
     >>> summary["metrics"][0]["value"], summary["outcomes"]  # doctest: +SKIP
@@ -112,6 +114,7 @@ class Summary(SummaryHead):
     outcomes: dict[str, int]
     empty_answers: int
     beyond_positions: NotRequired[int]
+    unreadable_answers: NotRequired[int]
     provenance: DecodeFacts
     judge: NotRequired[JudgeSummary]
 

@@ -35,7 +35,7 @@ class SampleRow:
     """The small part of a results row that tables need; `offset` is where its line starts in the file, in bytes.
 
     `tokens` and `max_position`: length of the prompt and its last position, where they were recorded. Rows of one
-    `cluster` are not independent (questions on one page).
+    `cluster` are not independent (questions on one page). `added_option`: an option that the published loader drops.
     """
 
     id: str
@@ -49,6 +49,7 @@ class SampleRow:
     max_position: float | None
     cluster: str
     offset: int
+    added_option: bool = False
 
 
 class Who(TypedDict):
@@ -101,6 +102,7 @@ class Evaluation:
         parts = [f"stride {stride:g}" if stride is not None else "plain positions"]
         parts += ["float32 positions"] if v.get("positions") == "float32" else []
         parts += [f"{v['tiles']} tiles"] if v.get("tiles") else []
+        parts += [f"up to {v['max_new_tokens']} new tokens"] if v.get("max_new_tokens") else []
         parts += ["images exchanged"] if v.get("shuffle_images") else []
         return ", ".join(parts)
 
@@ -246,4 +248,5 @@ def _sample_row(row: dict[str, Any], offset: int) -> SampleRow:
         max_position=finite(row.get("max_position", meta.get("max_position"))),
         cluster=str(meta.get("cluster", f"id {row['id']}")),
         offset=offset,
+        added_option=bool(meta.get("published_without")),
     )

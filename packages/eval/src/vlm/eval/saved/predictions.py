@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import DataError
+from vlm.core.home import split_lines
 
 Record = dict[str, Any]
 """A record as its file has it: nothing is known of its values before they are checked."""
@@ -215,9 +216,9 @@ def _json(file: Path) -> Iterator[Any]:
     try:
         value = json.loads(content, object_pairs_hook=_object)
     except json.JSONDecodeError:
-        for number, line in enumerate(content.splitlines(), 1):
+        for number, line in enumerate(split_lines(content), 1):
             try:
-                yield json.loads(line or "null", object_pairs_hook=_object)
+                yield json.loads(line.strip() or "null", object_pairs_hook=_object)
             except json.JSONDecodeError as error:
                 raise ValueError(f"line {number} is not JSON: {error}") from error
         return
@@ -261,7 +262,7 @@ def _table(file: Path) -> Iterator[Record]:
 
 def _mme(file: Path) -> Iterator[Record]:
     """Read `<task>.txt` of MME: image, question, gold and reply, separated by tabs; ids are line numbers."""
-    for line, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for line, text in enumerate(split_lines(file.read_bytes().decode("utf-8")), 1):
         cells = text.split("\t")
         if len(cells) < 4:
             raise ValueError(f"line {line} has {len(cells)} columns; image, question, gold and reply are expected")

@@ -18,6 +18,8 @@ from vlm.eval.backends.judge import Judge
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.keys import content_key, file_hash
 from vlm.eval.loaders import Item, load_items
+from vlm.eval.measures.reply import why_unanswered
+from vlm.eval.run.batches import unanswered_detail
 from vlm.eval.run.outcomes import Outcome
 from vlm.eval.run.plan import Task
 from vlm.eval.run.provenance import provenance
@@ -36,6 +38,7 @@ PROBLEMS = {
     "mistyped id": "ids that fit only as another type (3, 3.0, ' 3'); used",
     "other reference": "predictions whose file names another right answer than the benchmark; scored against ours",
     "empty": "empty replies; scored as published, wrong in the strict column",
+    "no answer": "replies that hold none, such as reasoning without an end; not scored",
     "null": "null, or an empty cell; not answered",
     "NaN": "not a number; not answered",
     "not text": "numbers, lists and the like; not answered",
@@ -113,6 +116,11 @@ def score_predictions(
         return write_results(benchmark, source, tasks, known, out_dir, head, judge)
 
 
+def _without_answer(item: Item, why: str, reply: str) -> Outcome:
+    detail = unanswered_detail(why, reply, {})
+    return Outcome(content_key(imported=reply, id=item.id), item.id, "unanswered", detail=detail)
+
+
 def _outcome(item: Item, given: Sequence[Prediction], problems: dict[str, list[str]]) -> Outcome:
     """Return the outcome of one item; problems with its predictions are added to `problems`."""
 
@@ -139,6 +147,9 @@ def _outcome(item: Item, given: Sequence[Prediction], problems: dict[str, list[s
         reply = f"{reply:g}" if reply == int(reply) else str(reply)
     if not isinstance(reply, str):
         return unanswered("not text", f"{reply!r:.60} in {given[0].where}")
+    if why := why_unanswered(reply):
+        problems["no answer"].append(f"{item.id}: {given[0].where}: {why}")
+        return _without_answer(item, why, reply)
     if not reply.strip():
         problems["empty"].append(f"{item.id}: {given[0].where}")
     return Outcome(content_key(imported=reply, id=item.id), item.id, "ok", completion=reply)

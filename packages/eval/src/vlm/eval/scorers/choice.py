@@ -6,8 +6,9 @@ The published rules read a reply in four ways that disagree. In `fixed` mode all
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 
+from vlm.eval.measures.letters import read_label
+from vlm.eval.measures.short import same_answer
 from vlm.eval.measures.text import Compat
-from vlm.eval.scorers.milebench import first_label
 from vlm.eval.scorers.scorer import Scorer, as_answer, takes
 
 FOUR = dict.fromkeys("ABCD", "")
@@ -21,7 +22,7 @@ def read_letter(reply: str, options: Mapping[str, str]) -> str:
     ['B', 'A', 'B', '', '']
     """
     size = max((ascii_uppercase.index(letter) + 1 for letter in options), default=0)
-    found = first_label(reply, [str(options.get(letter, "")) for letter in ascii_uppercase[:size]])
+    found = read_label(reply, [str(options.get(letter, "")) for letter in ascii_uppercase[:size]])
     return found if found in options else ""
 
 
@@ -109,14 +110,15 @@ def mcq_letter_extract(response: str | None, *, choices: Sequence[str] = "ABCD",
 def realworldqa_lmms(pred: str, answer: str, *, compat: Compat = "upstream") -> float:
     """Return 1 iff the letter of the reply, or its text without case and final periods, is the answer.
 
-    Letters are read by `mcq_letter_extract`, so only they differ in fixed mode; number words are not converted.
+    Letters are read by `mcq_letter_extract`. fixed: texts by `same_answer`.
     Source: lmms-eval.
     """
     gold = answer.strip()
     if gold.upper() in tuple("ABCD"):
         return float(mcq_letter_extract(pred, compat=compat) == gold.upper())
-    found = pred.lower().strip().rstrip(".")
-    return float(found == gold.lower() and bool(found or compat == "upstream"))
+    if compat == "fixed":
+        return float(same_answer(pred, gold))
+    return float(pred.lower().strip().rstrip(".") == gold.lower())
 
 
 SCORERS = {

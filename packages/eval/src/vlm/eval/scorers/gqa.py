@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.measures.rows import Answers, Metric, ResultRow, plain
+from vlm.eval.measures.short import same_answer
 from vlm.eval.measures.text import Compat
 from vlm.eval.scorers.scorer import Scorer, takes
 
@@ -22,9 +23,10 @@ def gqa_convert(answer: str, *, compat: Compat = "upstream") -> str:
 
 
 def gqa_accuracy_single(answer: str, prediction: str, *, compat: Compat = "upstream") -> int:
-    """Return 1 iff the converted reply is the answer; fixed: and not empty."""
-    found = gqa_convert(prediction, compat=compat)
-    return int(found == answer and bool(found or compat == "upstream"))
+    """Return 1 iff the converted reply is the answer. fixed: `same_answer`."""
+    if compat == "fixed":
+        return int(same_answer(prediction, answer))
+    return int(gqa_convert(prediction) == answer)
 
 
 def gqa(benchmark: Benchmark, rows: Sequence[ResultRow], compat: Compat) -> list[Metric]:

@@ -7,13 +7,15 @@ right from one half on. Arithmetic is in float32, as published.
 import math
 import re
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
+from vlm.eval.loaders.common import Item
+from vlm.eval.measures.reply import after_reasoning
 from vlm.eval.measures.text import Compat
-from vlm.eval.scorers.scorer import Scorer, by_fields, takes
+from vlm.eval.scorers.scorer import Reader, Reading, Scorer, takes
 
 BoxArray = npt.NDArray[np.float32]
 
@@ -39,6 +41,46 @@ BOX = re.compile(r"\[++([^,\n]*+),([^,\n]*+),([^,\n]*+),([^\]\n]*+)\]")
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)"
 FRACTIONS = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\s*\]")
 THRESHOLD = 0.5
+
+FINAL = re.compile(r"answer(?: is)?\s*[:：]?", re.IGNORECASE)
+OTHER_FORMS = (
+    (re.compile(r"\([^()]*\d[^()]*,[^()]*\d[^()]*\)"), "points in parentheses"),
+    (re.compile(r"<(?:loc|box|bbox|\|box)[^>]*>", re.IGNORECASE), "a box in tags"),
+    (re.compile(r"[\"'](?:x1|xmin|left|x|bbox)[\"']?\s*:", re.IGNORECASE), "named numbers"),
+    (re.compile(r"\[\s*-?[\d.]+(?:\s+-?[\d.]+){3}\s*\]"), "numbers without commas"),
+    (re.compile(r"\[[^\[\]]*[\d.]\s*(?:%|px)"), "numbers with a unit"),
+    (re.compile(r"(?:[\d.]+\s*,\s*){3}[\d.]+"), "numbers without brackets"),
+    (re.compile(r"\[[^\[\]]*\d[^\[\]]*\]"), "another number of numbers than four"),
+)
+"""Boxes in forms that the published rules do not read, and what to call them."""
+
+
+def last_box(reply: str) -> str:
+    """Return what follows the reasoning of a reply and, where a box comes after it, the last `answer:`."""
+    said = after_reasoning(reply) or ""
+    tails = [said[match.end() :] for match in FINAL.finditer(said)]
+    return tails[-1] if tails and BOX.search(tails[-1]) else said
+
+
+def read_form(reply: str, form: re.Pattern[str] = BOX) -> str:
+    """Return the box of a reply as it is written, else in words why there is none."""
+    said = last_box(reply)
+    match = form.search(said)
+    if match and all(re.fullmatch(r"\s*\[*\s*-?(?:\d+\.?\d*|\.\d+)\s*", field) for field in match.groups()):
+        return match[0]
+    names = (name for shape, name in OTHER_FORMS if shape.search(said))
+    return f"no box [x1, y1, x2, y2]: {next(names, 'no numbers')}"
+
+
+def box_reader(score: str, form: re.Pattern[str] = BOX) -> Reader:
+    """Take the value from the key `score`; in fixed mode say which box was read, or why none was."""
+
+    def reader(item: Item, completion: str, result: Any, compat: Compat) -> Reading:
+        form_read = read_form(completion, form) if compat == "fixed" else ""
+        read = form_read if form_read.startswith("no box ") else completion.strip()
+        return Reading(read, float(result[score]))
+
+    return reader
 
 
 def read_box(reply: str) -> BoxArray:
@@ -75,6 +117,7 @@ def refcoco_internvl(
     fixed: a box of no numbers (NaN) overlaps nothing. The scale is that of the system in both modes.
     """
     with np.errstate(all="ignore"):
+        answer = last_box(answer) if compat == "fixed" else answer
         box = read_box(answer) * np.array([hw[1], hw[0], hw[1], hw[0]], np.float32)
     return _scored(box, gt_bbox, compat)
 
@@ -89,6 +132,7 @@ def refcoco_convllava(
     side = max(hw)
     left, top = (side - hw[1]) // 2, (side - hw[0]) // 2
     with np.errstate(all="ignore"):
+        answer = last_box(answer) if compat == "fixed" else answer
         box = read_box(answer) * np.float32(side) - np.array([left, top, left, top], np.float32)
     return _scored(box, gt_bbox, compat)
 
@@ -103,7 +147,7 @@ def refcoco_lmms_rec(
     Raises:
         ZeroDivisionError: upstream, when the areas cancel (as published).
     """
-    match = FRACTIONS.search(answer)
+    match = FRACTIONS.search(last_box(answer) if compat == "fixed" else answer)
     pred = [float(field) for field in match.groups()] if match else [0] * 4
     gold = [value / size for value, size in zip(gt_bbox, [hw[1], hw[0]] * 2, strict=True)]
     width = max(0.0, min(pred[2], gold[2]) - max(pred[0], gold[0]))
@@ -114,7 +158,7 @@ def refcoco_lmms_rec(
 
 
 SCORERS = {
-    "refcoco_convllava": Scorer(refcoco_convllava, takes("answer", "gt_bbox", hw="hw"), by_fields("correct")),
-    "refcoco_internvl": Scorer(refcoco_internvl, takes("answer", "gt_bbox", hw="hw"), by_fields("correct")),
-    "refcoco_lmms_rec": Scorer(refcoco_lmms_rec, takes("answer", "gt_bbox", hw="hw"), by_fields("acc05")),
+    "refcoco_convllava": Scorer(refcoco_convllava, takes("answer", "gt_bbox", hw="hw"), box_reader("correct")),
+    "refcoco_internvl": Scorer(refcoco_internvl, takes("answer", "gt_bbox", hw="hw"), box_reader("correct")),
+    "refcoco_lmms_rec": Scorer(refcoco_lmms_rec, takes("answer", "gt_bbox", hw="hw"), box_reader("acc05", FRACTIONS)),
 }

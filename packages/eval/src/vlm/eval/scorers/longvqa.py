@@ -11,6 +11,7 @@ from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.common import Item
 from vlm.eval.measures.bleu import bleu4, bleu_counts
 from vlm.eval.measures.english import english_words, noun_lemma
+from vlm.eval.measures.reply import answer_text
 from vlm.eval.measures.rows import Answers, Metric, Parts, ResultRow, bounds_of, by_group
 from vlm.eval.measures.stats import Array, ratio
 from vlm.eval.measures.text import Compat, vqa_normalize
@@ -144,12 +145,15 @@ def longvqa_end_to_end(task: str, rows: Rows, *, compat: Compat = "upstream") ->
     """Return {metric of the task: percent} of rows `{"id", "pr", "an"}`. Source: the published evaluator.
 
     References are normalized like replies in both modes, else they could not match. upstream: samples that ran out of
-    memory are not among the rows. fixed: give them with `pr` None, and they count as wrong.
+    memory are not among the rows. fixed: replies are read without reasoning and markup; give samples out of memory with
+    `pr` None, and they count as wrong.
 
     Raises:
         Exception: Whatever the metric of the task raises.
     """
     metric = TASKS.get(task, "RACC")
+    if compat == "fixed":
+        rows = [{**row, "pr": answer_text(row["pr"]) if isinstance(row["pr"], str) else row["pr"]} for row in rows]
     return {metric: METRICS[metric](rectified(task, rows, compat), compat=compat)}
 
 

@@ -1,5 +1,6 @@
 """MathVista: the answer in a reply, without a judge, and its normal form by type. Source: the published evaluators."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, TypedDict
@@ -7,6 +8,9 @@ from typing import Any, TypedDict
 from rapidfuzz.distance import Levenshtein
 
 from vlm.eval.loaders.common import Item
+from vlm.eval.measures.letters import label, read_label
+from vlm.eval.measures.reply import answer_text
+from vlm.eval.measures.short import lone_amount, normal, same_answer, short_answers
 from vlm.eval.measures.text import Compat
 from vlm.eval.scorers.scorer import Scorer, by_fields
 
@@ -33,15 +37,18 @@ def mathvista_normalize(
 ) -> MathAnswer:
     """Return the `prediction` in the form of its type (None: unreadable), and `true_false`: whether it is the answer.
 
-    A choice is named by its letter, else the one at the smallest edit distance is taken. upstream: also for a small
-    letter or an empty extraction. fixed: a small letter is a letter, an empty extraction is no choice.
+    upstream: a choice is named by its letter, else the one at the smallest edit distance is taken. fixed: a choice must
+    be named (`read_label`), a number or a text is a short answer of the reply; nothing is guessed.
 
     Raises:
         ValueError, TypeError: A question to choose from has no choices (as published).
     """
+    if compat == "fixed":
+        read = _read(str(extraction), choices, question_type, answer_type, precision, answer)
+        return {"prediction": read, "true_false": read is not None and read == answer}
     found: Any = extraction
     if question_type == "multi_choice":
-        found = _choice(str(extraction).strip() if isinstance(extraction, str) else str(extraction), choices, compat)
+        found = _choice(str(extraction).strip() if isinstance(extraction, str) else str(extraction), choices)
     elif answer_type in ("integer", "float"):
         try:
             number = float(extraction)
@@ -54,14 +61,43 @@ def mathvista_normalize(
     return {"prediction": found, "true_false": bool(found == answer)}
 
 
-def _choice(text: str, choices: Sequence[str] | None, compat: Compat) -> str | None:
+def _read(
+    reply: str,
+    choices: Sequence[str] | None,
+    question_type: str,
+    answer_type: str,
+    precision: float | None,
+    answer: Any,
+) -> str | None:
+    """Read a reply as a person does, in the form of the answer's type; None where it says nothing of that type."""
+    if question_type == "multi_choice":
+        if choices is None:
+            raise TypeError("a question to choose from without choices")
+        if reply.strip() in choices:
+            return reply.strip()
+        letter = read_label(reply, choices)
+        return next((choice for i, choice in enumerate(choices) if label(i) == letter), None)
+    said = short_answers(reply)
+    if answer_type in ("integer", "float"):
+        numbers = [found[0] for one in said if (found := lone_amount(one)) is not None and math.isfinite(found[0])]
+        if answer_type == "integer":
+            forms = [str(int(number)) for number in numbers]
+        else:
+            forms = [str(round(number, int(precision))) for number in numbers] if precision is not None else []
+        return next((form for form in forms if form == answer), forms[0] if forms else None)
+    if answer_type == "list":
+        lists = re.findall(r"\[[^\[\]]*\]", answer_text(reply.replace("\\[", "[").replace("\\]", "]")))
+        parts = [part.strip() for part in lists[-1][1:-1].split(",")] if lists else []
+        wanted = [part.strip() for part in str(answer).strip("[]").split(",")]
+        return (
+            str(answer) if parts and [*map(normal, parts)] == [*map(normal, wanted)] else lists[-1] if lists else None
+        )
+    return str(answer) if same_answer(reply, str(answer)) else said[0] if said else None
+
+
+def _choice(text: str, choices: Sequence[str] | None) -> str | None:
     if choices is None:
         raise TypeError("a question to choose from without choices")
-    if compat == "fixed":
-        text = text.strip()
-        if not text:
-            return None
-        text = text.upper() if len(text) == 1 and text not in choices else text
     bracketed = BRACKETED.search(text)
     letter = bracketed[1].upper() if bracketed else text
     if len(letter) == 1 and 0 <= ord(letter) - ord("A") < len(choices):
@@ -84,9 +120,13 @@ def _inputs(item: Item, completion: str) -> dict[str, Any]:
     return {"extraction": extraction, "answer": item.gold, **{key: item.meta[key] for key in keys}}
 
 
+def _whole(item: Item, completion: str) -> dict[str, Any]:
+    return {**_inputs(item, completion), "extraction": completion}
+
+
 SCORERS = {
     "mathvista_normalize": Scorer(
-        mathvista_normalize, _inputs, by_fields("true_false", "prediction"), judged="extraction"
+        mathvista_normalize, _inputs, by_fields("true_false", "prediction"), strict_inputs=_whole, judged="extraction"
     ),
     "mathvista_quick_extract": Scorer(mathvista_quick_extract),
 }

@@ -7,10 +7,12 @@ from typing import TypedDict
 import numpy as np
 
 from vlm.eval.benchmark import Benchmark
+from vlm.eval.measures.letters import label, normal_text, read_label
+from vlm.eval.measures.reply import answer_text, says
 from vlm.eval.measures.rouge import rouge_l
 from vlm.eval.measures.rows import Answers, Metric, Parts, ResultRow, by_group, plain
 from vlm.eval.measures.stats import ratio
-from vlm.eval.measures.text import Compat, has_words, strip_marks
+from vlm.eval.measures.text import Compat, has_words
 from vlm.eval.scorers.scorer import Scorer, by_fields, takes
 
 ESCAPED = set("\\.^$*+?{}[]|()")
@@ -19,13 +21,7 @@ ESCAPED = set("\\.^$*+?{}[]|()")
 
 def milebench_process(text: str, *, compat: Compat = "upstream") -> str:
     """Normalize a text as published, the same in both modes; commas are removed with the other marks, not before."""
-    text = strip_marks(text.replace("\n", " ").replace("\t", " ").strip())
-    return text.strip("'").strip('"').strip().lower()
-
-
-def label(index: int) -> str:
-    """Name an option by its index: A to Z, then AA, AB, ..., then BA, BB, ..."""
-    return ("" if index < 26 else "A" if index < 52 else "B") + chr(65 + index - 26 * min(index // 26, 2))
+    return normal_text(text)
 
 
 class ChoiceScore(TypedDict):
@@ -47,7 +43,7 @@ def milebench_multichoice(
 ) -> ChoiceScore:
     """Return the chosen label (`extracted`), the `score` 0 or 1, and sums by number of images (`levels`).
 
-    upstream: an empty reply is C, `The answer is B` is AB, `10` hits the option `1`. fixed: `first_label`.
+    upstream: an empty reply is C, `The answer is B` is AB, `10` hits the option `1`. fixed: `read_label`.
 
     Raises:
         AssertionError: The answer is not among the options (as published).
@@ -59,7 +55,7 @@ def milebench_multichoice(
     if compat == "upstream":
         found = _match(milebench_process(pred_response), options)
     else:
-        found = first_label(pred_response, choice_list)
+        found = read_label(pred_response, choice_list)
     score = int(found == label(options.index(gold)))
     level = "Few" if n_images < 6 else "Medium" if n_images <= 31 else "Many"
     levels = {name: [float(score), 1.0] if name == level else [0.0, 0.0] for name in ("Few", "Medium", "Many")}
@@ -84,37 +80,13 @@ def _match(reply: str, options: Sequence[str]) -> str:
     return "".join(letter.upper() for letter in reply if letter.upper() in labels)
 
 
-def first_label(reply: str, options: Sequence[str]) -> str:
-    """Read a reply to lettered options as a label, "" when it names none or several. Source: ours.
-
-    The reply is the text of an option; else the first label that stands alone counts (a small letter only as the whole
-    reply, or at its start before a mark); else the only option that it mentions.
-    """
-    clean = milebench_process(reply)
-    texts = [milebench_process(option) for option in options]
-    if not clean:
-        return ""
-    if texts.count(clean) == 1:
-        return label(texts.index(clean))
-    labels = {label(i) for i in range(len(texts))}
-    start = re.match(r"\W*([A-Za-z]{1,2})\W*$|\W*([A-Za-z]{1,2})[.):,]", reply.strip())
-    if start and (first := str(start[1] or start[2]).upper()) in labels:
-        return first
-    mentioned = [i for i, option in enumerate(texts) if option and has_words(clean, option)]
-    found: str
-    for found in re.findall(r"\b[A-Z]{1,2}\b", reply):
-        article = found == "A" and re.search(r"\bA\s+[a-z]", reply)
-        if found in labels and not article:
-            return found
-    return label(mentioned[0]) if len(mentioned) == 1 else ""
-
-
 def milebench_rouge_l(pred_response: str, gt_response: str, *, compat: Compat = "upstream") -> float:
     """Return the ROUGE-L F-score of the normalized texts, 0 for an empty reply.
 
     Raises:
         AssertionError, ValueError: upstream, when the reference (or either text's sentences) is empty, as published.
     """
+    pred_response = answer_text(pred_response) if compat == "fixed" else pred_response
     found, gold = milebench_process(pred_response), milebench_process(gt_response)
     if compat == "fixed" and not (found.strip(". ") and gold.strip(". ")):
         return 0.0
@@ -125,6 +97,7 @@ def milebench_rouge_l(pred_response: str, gt_response: str, *, compat: Compat = 
 
 def milebench_needle(pred_response: str, gt_response: str, *, compat: Compat = "upstream") -> int:
     """Return 1 iff the normalized reference is a token of the normalized reply (fixed: or a phrase of whole words)."""
+    pred_response = answer_text(pred_response) if compat == "fixed" else pred_response
     found, gold = milebench_process(pred_response), milebench_process(gt_response)
     if gold in found.split():
         return 1
@@ -133,10 +106,9 @@ def milebench_needle(pred_response: str, gt_response: str, *, compat: Compat = "
 
 def milebench_contains(pred_response: str, gt_response: str, *, compat: Compat = "upstream") -> int:
     """Return 1 iff the normalized reference is inside the normalized reply (fixed: as whole words, and not empty)."""
+    pred_response = answer_text(pred_response) if compat == "fixed" else pred_response
     found, gold = milebench_process(pred_response), milebench_process(gt_response)
-    if compat == "upstream":
-        return int(gold in found)
-    return int(bool(gold) and re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", found) is not None)
+    return int(gold in found if compat == "upstream" else bool(gold) and says(found, gold))
 
 
 def milebench(benchmark: Benchmark, rows: Sequence[ResultRow], compat: Compat) -> list[Metric]:

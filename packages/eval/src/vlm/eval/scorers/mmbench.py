@@ -1,6 +1,7 @@
 """MMBench: letters and texts of options from replies, without a judge. Source: VLMEvalKit.
 
-The rules are the same in both modes: no fault decides in them. What they cannot read is left to a judge, or wrong.
+What the rules cannot read is left to a judge, or wrong. The published one takes the first letter of a word after
+`answer is` for an option (`The answer is a dog`); the corrected one reads letters as all other benchmarks.
 """
 
 import re
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 from string import ascii_uppercase
 from typing import Any
 
+from vlm.eval.measures.letters import read_label
 from vlm.eval.measures.text import Compat
 from vlm.eval.scorers.scorer import Scorer, as_answer, takes
 
@@ -25,6 +27,8 @@ SPACED = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 def vlmevalkit_can_infer(answer: Any, choices: Mapping[str, Any], *, compat: Compat = "upstream") -> str | bool:
     """Return the option (letter -> text) that a reply names, `Z` for a refusal, or False: left to a judge.
 
+    fixed: the letter that `read_label` finds. upstream:
+
     It is the only letter of an option that stands alone, unless five or more words from the end; else what follows
     `answer is` (even the first letter of a word); else the only option whose text is inside a reply of moderate length.
 
@@ -32,6 +36,10 @@ def vlmevalkit_can_infer(answer: Any, choices: Mapping[str, Any], *, compat: Com
         AssertionError: An option that is no capital letter (as published).
     """
     answer = str(answer)
+    if compat == "fixed":
+        last = max((ascii_uppercase.index(letter) + 1 for letter in choices), default=0)
+        found = read_label(answer, [str(choices.get(letter, "")) for letter in ascii_uppercase[:last]])
+        return found if found in choices else False
     return _named_letter(answer, choices) or only_text(answer, choices, ascii_uppercase, bounded=True)
 
 

@@ -12,7 +12,7 @@ from vlm.eval.measures.stats import Array, ratio
 from vlm.eval.measures.text import Compat
 from vlm.eval.scorers.scorer import Scorer, as_answer, takes
 from vlm.eval.scorers.sets import complete_sets, set_of
-from vlm.eval.scorers.yesno import pope_parse
+from vlm.eval.scorers.yesno import yes_or_no
 
 TASKS = {
     "perception": "existence count position color posters celebrity scene landmark artwork OCR",
@@ -41,14 +41,16 @@ def mme_parse(pred_ans: str, *, compat: Compat = "upstream") -> str:
     when the reply says neither or both.
     """
     if compat == "fixed":
-        word = pope_parse(pred_ans, compat="fixed")
+        word = yes_or_no(pred_ans, truth=True)
         return "other" if word == "unknown" else word
     start = pred_ans.lower()[:4]
     return "yes" if "yes" in start else "no" if "no" in start else "other"
 
 
 def mme_reply(response: str, *, compat: Compat = "upstream") -> str:
-    """Read a raw reply as `yes`, `no` or `other`: `mme_post_processing`, then `mme_parse`."""
+    """Read a raw reply as `yes`, `no` or `other`: `mme_post_processing`, then `mme_parse`; fixed: the second alone."""
+    if compat == "fixed":
+        return mme_parse(response, compat=compat)
     return mme_parse(mme_post_processing(response, compat=compat), compat=compat)
 
 

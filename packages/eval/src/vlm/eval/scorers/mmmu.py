@@ -3,10 +3,13 @@
 import re
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from operator import contains
 from typing import TypedDict
 
 from vlm.eval.benchmark import Benchmark
+from vlm.eval.measures.reply import answer_text, ends, says
 from vlm.eval.measures.rows import Answers, Metric, ResultRow, plain
+from vlm.eval.measures.short import same_answer
 from vlm.eval.measures.text import Compat
 from vlm.eval.scorers.choice import option_post_process, read_letter
 from vlm.eval.scorers.scorer import Scorer, by_fields, takes
@@ -89,13 +92,22 @@ def _normal(text: str) -> list[float | str]:
 
 
 def mmmu_open_eval(gold: str | Sequence[str], response: str, *, compat: Compat = "upstream") -> bool:
-    """Return whether a reference equals a number of the reply, or is inside one of its texts, in both modes."""
+    """Return whether a reference equals a number of the reply, or is inside one of its texts.
+
+    fixed: of the reply without reasoning and markup, and a text must be whole words; or its short answer
+    is a reference.
+    """
+    if compat == "fixed":
+        if any(same_answer(response, answer) for answer in ([gold] if isinstance(gold, str) else gold)):
+            return True
+        response = ends(answer_text(response))
+    inside = says if compat == "fixed" else contains
     answers = [part for answer in ([gold] if isinstance(gold, str) else gold) for part in _normal(answer)]
     for part in mmmu_open_parse(response):
         if isinstance(part, float):
             if part in answers:
                 return True
-        elif any(isinstance(answer, str) and answer in part for answer in answers):
+        elif any(isinstance(answer, str) and inside(part, answer) for answer in answers):
             return True
     return False
 
@@ -123,7 +135,7 @@ def mmmu_item(
         IndexError: upstream, for an empty reply to options (as published).
     """
     if question_type != "multiple-choice":
-        return {"extracted": response.strip(), "score": int(mmmu_open_eval(ground_truth, response))}
+        return {"extracted": response.strip(), "score": int(mmmu_open_eval(ground_truth, response, compat=compat))}
     letter = option_post_process(response, options, compat=compat)
     right = letter in ground_truth if isinstance(ground_truth, list) else letter == ground_truth
     return {"extracted": letter, "score": int(right)}

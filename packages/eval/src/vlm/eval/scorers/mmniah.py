@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vlm.eval.benchmark import Benchmark
+from vlm.eval.measures.letters import read_label
+from vlm.eval.measures.reply import answer_text, ends, says
 from vlm.eval.measures.rows import Answers, Metric, Parts, ResultRow, bounds_of, by_group, plain
 from vlm.eval.measures.stats import Array, ratio, replicates
 from vlm.eval.measures.text import MMNIAH_NUMBERS, Compat, has_words, vqa_normalize
-from vlm.eval.scorers.milebench import first_label
 from vlm.eval.scorers.scorer import Scorer, takes
 
 EDGES = (1000, 2000, 4000, 8000, 12000, 16000, 24000, 32000, 40000, 48000, 64000)
@@ -31,38 +32,36 @@ def _clean(text: str) -> str:
 def mmniah_choice(answer: int, response: str, *, compat: Compat = "upstream", n_choices: int = 26) -> int:
     """Return 1 iff the reply names the option of that index (0 = A).
 
-    upstream: digits are an index, `(B)` and `Answer: B` are wrong. fixed: the first label that stands alone.
+    upstream: digits are an index, `(B)` and `Answer: B` are wrong. fixed: the label that a reader finds.
     """
     reply = response.strip(".")
     if compat == "upstream":
         if reply.isdigit():
             return int(int(reply) == answer)
         reply = _clean(reply).strip()
-    direction = reply if compat == "upstream" else _clean(reply).strip()
+    direction = reply if compat == "upstream" else _clean(answer_text(reply)).strip()
     for letter, word in (("a", "left"), ("b", "right")):
         if f"the camera is moving {word}" in direction or direction == word:
             reply = letter
             break
     if compat == "fixed":
-        return int(first_label(reply, [""] * n_choices) == chr(65 + answer))
+        return int(read_label(reply, [""] * n_choices) == chr(65 + answer))
     return int(len(reply) == 1 and ord(reply) - ord("a") == answer)
 
 
 def mmniah_counting(answer: Sequence[int], response: str, *, compat: Compat = "upstream") -> float:
     """Return the share of list positions that are right.
 
-    upstream: the whole reply must be JSON (without fences), extra entries are ignored, true equals 1. fixed: the first
-    list in the reply, digits in quotes count, extra entries count as wrong.
+    upstream: the whole reply must be JSON (without fences), extra entries are ignored, true equals 1. fixed: the last
+    list in the reply, or a reply of numbers alone; 1.0 and digits in quotes count, extra entries count as wrong.
 
     Raises:
         ZeroDivisionError: upstream, for an empty reference (as published), unless the reply is no list.
     """
     if compat == "fixed":
-        lists = re.findall(r"\[[^\[\]]*\]", response)
-        entries = [entry for entry in re.split(r"[\s,\"']+", lists[0][1:-1]) if entry] if lists else []
-        found = [int(entry) if re.fullmatch(r"-?\d+", entry) else None for entry in entries]
-        size = max(len(answer), len(found))
-        return sum(a == b for a, b in zip(answer, found, strict=False)) / size if size else float(bool(lists))
+        found = _counts(response)
+        size = max(len(answer), len(found or ()))
+        return sum(a == b for a, b in zip(answer, found or (), strict=False)) / size if size else float(found == [])
     text = response.strip(".").replace("json", "").replace("```", "").strip()
     try:
         values = json.loads(text)
@@ -75,16 +74,30 @@ def mmniah_counting(answer: Sequence[int], response: str, *, compat: Compat = "u
     return sum(bool(a == b) for a, b in zip(values, answer, strict=False)) / len(answer)
 
 
+def _counts(response: str) -> list[int | None] | None:
+    """Read a list of counts, None for an entry that is no count; None without a list."""
+    said = answer_text(response.replace("\\[", "[").replace("\\]", "]"))
+    said = re.sub(r"^\((.*)\)$", r"\1", ends(said))
+    lists = re.findall(r"\[([^\[\]]*)\]", said)
+    bare = re.fullmatch(r"(?:\D{0,60}?(?:is|are|be|:|是|为)\s*)?([-\d.,、\s]*\d(?:\s*,?\s*and\s+-?\d+)?)\D?", said)
+    if not lists and not bare:
+        return None
+    inside = str(lists[-1] if lists else bare and bare[1])
+    entries = [entry for entry in re.split(r"[\s,、\"']+|\band\b", inside) if entry]
+    return [int(float(entry)) if re.fullmatch(r"[-+]?\d{1,9}(?:\.0*)?", entry) else None for entry in entries]
+
+
 def mmniah_text(answer: str, response: str, *, compat: Compat = "upstream") -> int:
     """Return 1 iff the reply equals the reference, or contains it as whole words after VQA normalization.
 
     upstream: both are cut at the first period before the equality test, and a reference that normalizes to nothing is
     in every reply that has a word. fixed: no cut, and such a reference must be equal.
     """
+    response = answer_text(response) if compat == "fixed" else response
     found, gold = (vqa_normalize(text, MMNIAH_NUMBERS) for text in (response.strip("."), answer))
     if compat == "fixed":
         same = response.strip(" .*\n").lower() == answer.strip(" .*\n").lower() != ""
-        return int(same or (bool(gold) and re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", found) is not None))
+        return int(same or (bool(gold) and says(found, gold)))
     reply = _clean(response.strip(".")).strip()
     return int(reply == _clean(answer) or has_words(found, gold))
 

@@ -79,6 +79,7 @@ class Scorer:
         inputs: What the rule takes of an item and its reply. None: the rule scores whole files, or is one step of
             another rule; it has a name in order to be compared with published results, and no table can use it.
         reader: How the result is read: `as_value`, `as_answer`, or `by_fields`.
+        strict_inputs: The same for `compat="fixed"`, where they differ.
         judged: The input that a judge's words replace. With `as_answer` they replace the result.
         needs_judge: Whether a reply without a judge's words has no score.
     """
@@ -86,6 +87,7 @@ class Scorer:
     rule: Callable[..., Any]
     inputs: Inputs | None = None
     reader: Reader = as_value
+    strict_inputs: Inputs | None = None
     judged: str = ""
     needs_judge: bool = False
 
@@ -110,7 +112,8 @@ class Scorer:
             return as_answer(item, completion, judged, compat)
         if self.inputs is None:
             raise TypeError(f"{self.rule.__name__} takes no single reply")
-        inputs = self.inputs(item, completion)
+        chosen = self.strict_inputs or self.inputs if compat == "fixed" else self.inputs
+        inputs = chosen(item, completion)
         if judged is not None and self.judged:
             inputs[self.judged] = judged
         return self.reader(item, completion, self.rule(**inputs, compat=compat), compat)

@@ -2,9 +2,9 @@
 
 from string import ascii_uppercase
 
+from vlm.eval.measures.short import same_answer
 from vlm.eval.measures.text import Compat
 from vlm.eval.scorers.choice import read_letter
-from vlm.eval.scorers.milebench import milebench_process
 from vlm.eval.scorers.scorer import Scorer, takes
 
 
@@ -20,9 +20,8 @@ def mvbench_check_ans(pred: str, gt: str, *, compat: Compat = "upstream") -> boo
     if compat == "fixed":
         letter, _, text = gt.strip().removeprefix("(").partition(")")
         options = dict.fromkeys("ABCDE" + (letter if letter in tuple(ascii_uppercase) else ""), "")
-        found = pred.replace("Answer: ", "")
-        same = milebench_process(found) == milebench_process(text) != ""
-        return same or read_letter(found, options) == letter
+        read = read_letter(pred, options)
+        return read == letter or (not read and same_answer(pred, text))
     word = pred.replace("Answer: ", "").lower().split(" ")[0]
     gold, _, text = gt.lower().partition(" ")
     if not text:

@@ -12,6 +12,8 @@ from typing import Any
 from rapidfuzz.distance import Levenshtein
 
 from vlm.eval.loaders.common import Item
+from vlm.eval.measures.reply import answer_text
+from vlm.eval.measures.short import close_number, same_answer, short_answers, strict_normal, tidy
 from vlm.eval.measures.text import Compat, vqa_normalize
 from vlm.eval.scorers.scorer import Scorer, takes
 
@@ -21,10 +23,13 @@ def _all(references: str | Sequence[str]) -> list[str]:
 
 
 def exact_match_accuracy(prediction: str, annotation: str | Sequence[str], *, compat: Compat = "upstream") -> float:
-    """Return 1 if the stripped, lower-case texts are equal, best over references. Source: the published evaluators."""
+    """Return 1 if the stripped, lower-case texts are equal, best over references. fixed: `same_answer`.
+
+    Source: the published evaluators.
+    """
+    if compat == "fixed":
+        return float(any(same_answer(prediction, reference) for reference in _all(annotation)))
     found = prediction.strip().lower()
-    if compat == "fixed" and not found:
-        return 0.0
     return float(any(found == reference.strip().lower() for reference in _all(annotation)))
 
 
@@ -32,12 +37,18 @@ def relaxed_accuracy(prediction: str, annotation: str | Sequence[str], *, compat
     """Return 1 if numbers differ by at most 5 %, or other texts are equal but for case; best over references.
 
     upstream: 5 % of the *prediction* (arguments mixed up, as published), references not stripped. fixed: 5 % of the
-    reference. Source: the published evaluators.
+    reference, numbers and texts as a person reads them (`close_number`, `same_answer`). Source: the published
+    evaluators.
     """
-    found = prediction.strip()
     if compat == "fixed":
-        return float(bool(found) and any(_close(found, reference.strip()) for reference in _all(annotation)))
+        return float(any(_right(prediction, reference) for reference in _all(annotation)))
+    found = prediction.strip()
     return float(any(_close(reference, found) for reference in _all(annotation)))
+
+
+def _right(prediction: str, reference: str) -> bool:
+    close = close_number(prediction, reference)
+    return same_answer(prediction, reference) if close is None else close
 
 
 def _close(value: str, target: str) -> bool:
@@ -58,10 +69,11 @@ def anls(prediction: str, answers: Sequence[str], *, compat: Compat = "upstream"
     """Return 1 - edit distance / length, 0 below one half; best over references.
 
     Distances are between stripped, lower-case texts with single spaces; lengths are of the raw texts in upper case.
-    Source: the published evaluators. fixed differs for the empty prediction only.
+    Source: the published evaluators. fixed: the best over the short answers of the reply, an empty one is wrong.
     """
-    if compat == "fixed" and not prediction.strip():
-        return 0.0
+    if compat == "fixed":
+        each = [anls(one, [tidy(answer) for answer in answers]) for one in short_answers(prediction)]
+        return max(each, default=0.0)
     found = " ".join(prediction.strip().lower().split())
     ratios = []
     for answer in answers:
@@ -80,15 +92,17 @@ def evalai_normalizer(text: str, *, compat: Compat = "upstream") -> str:
 def vqa_accuracy(prediction: str, answers: Sequence[str], *, compat: Compat = "upstream") -> float:
     """Return the mean over references of min(1, matches among the others / 3). Source: the published evaluators.
 
+    fixed: the best over the short answers of the reply; a sign and a letter that is also an article are kept.
+
     Raises:
         AssertionError: upstream, for any other number of references than ten (as published).
     """
     if compat == "upstream" and len(answers) != 10:
         raise AssertionError(f"{len(answers)} references, the published scorer takes 10")
-    found = vqa_normalize(prediction)
-    if compat == "fixed" and not found:
-        return 0.0
-    return leave_one_out(found, [vqa_normalize(answer) for answer in answers])
+    if compat == "fixed":
+        known = [strict_normal(answer) for answer in answers]
+        return max((leave_one_out(strict_normal(one), known) for one in short_answers(prediction)), default=0.0)
+    return leave_one_out(vqa_normalize(prediction), [vqa_normalize(answer) for answer in answers])
 
 
 def leave_one_out(found: str, references: Sequence[str]) -> float:
@@ -101,7 +115,11 @@ def leave_one_out(found: str, references: Sequence[str]) -> float:
 
 
 def word_match(prediction: str, annotation: str, *, compat: Compat = "upstream") -> float:
-    """Return 1 if the reply is just the reference, without case and surrounding punctuation. Source: ours."""
+    """Return 1 if the reply is just the reference, without case and surrounding punctuation. Source: ours.
+
+    fixed: without reasoning and markup.
+    """
+    prediction = answer_text(prediction) if compat == "fixed" else prediction
     found = prediction.strip().strip(".,;:!?\"'*()").lower()
     return float(bool(found) and found == annotation.strip().lower())
 

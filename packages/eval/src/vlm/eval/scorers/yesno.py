@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vlm.eval.benchmark import Benchmark
+from vlm.eval.measures.reply import answer_text, ends
 from vlm.eval.measures.rows import Answers, Metric, ResultRow, bounds_of, plain
 from vlm.eval.measures.stats import Array, Interval, wilson
 from vlm.eval.measures.text import Compat
@@ -17,17 +18,79 @@ def pope_parse(text: str, *, compat: Compat = "upstream") -> str:
     """Read a reply as yes or no. Source: the published evaluators.
 
     upstream: "no" iff one of the space-separated words before the first period is exactly No, no or not, else "yes"; an
-    empty reply is a yes. fixed: "yes", "no", or "unknown" when the words say neither or both.
+    empty reply is a yes. fixed: `yes_or_no`.
     """
     if compat == "upstream":
         words = text.split(".")[0].replace(",", "").split(" ")
         return "no" if {"No", "no", "not"} & set(words) else "yes"
-    found = re.findall(r"[\w']+", text.lower().replace("’", "'"))
-    if found and (first := str(found[0])) in ("yes", "no"):
-        return first
-    yes = "yes" in found
-    no = any(word in ("no", "not") or word.endswith("n't") for word in found)
-    return "unknown" if yes == no else "yes" if yes else "no"
+    return yes_or_no(text)
+
+
+ANNOUNCED = re.compile(r"(?:answer|conclusion)(?: is| would be|:| -|=)+\s*[\"'“(]*(yes|no)\b(?! (?:and|or) )")
+CHANGED = re.compile(r"(?:^|[.!?;,]\s*|\bno,? )(?:wait|actually|correction|on second thought|scratch that)\b[,.:!\s]*")
+IDIOM = re.compile(
+    r"\bno (?:doubt|problem|worries|matter|longer only)\b|\bnot only\b|\bif not\b|\bor not\b|\bwhether\b.*?(?=[,.;]|$)"
+)
+UNSURE = re.compile(
+    r"not (?:\w+ )?(?:sure|certain|clear|possible|enough|able)|\bunsure|(?:don't|do not|didn't|did not) know"
+    r"|(?:can't|cannot|can not|couldn't|could not|unable to)(?: \w+)? (?:tell|determine|say|see (?:the|an) image"
+    r"|view|answer|judge|decide|be determined|identify|help|assist)"
+    r"|n't (?:sure|certain|clear|possible|enough|help|view)"
+    r"|no (?:way to|information|image|picture|idea|answer)|hard to (?:say|tell)|unclear|impossible to"
+)
+BOTH = re.compile(r"\byes\b,?\s*(?:and|or|/|&)\s*\bno\b|\bno\b,?\s*(?:and|or|/|&)\s*\byes\b")
+CHINESE_NO = re.compile(r"不是|没有|沒有|否|不对|不存在|错误|^不|^没")
+CHINESE_YES = re.compile(r"是的|是|有|对|正确|存在")
+AFFIRMED = ("yes", "yeah", "yep", "yup")
+DENIED = ("no", "nope", "nah")
+
+
+def yes_or_no(reply: str, truth: bool = False) -> str:
+    """Read a reply as "yes" or "no" as a person would, "unknown" when it says neither, both or that it cannot tell.
+
+    An announced answer wins (the last one), then what follows a change of mind, then the first word, then the words.
+    A sentence without yes, no and `not` is unknown: only the question could tell what it affirms.
+
+    Args:
+        reply: The raw reply.
+        truth: Whether true and false mean yes and no.
+    """
+    said = " ".join(ends(answer_text(reply)).lower().replace("’", "'").split())
+    if truth:
+        said = re.sub(r"\bfalse\b", "no", re.sub(r"\btrue\b", "yes", said))
+    if BOTH.search(said):
+        return "unknown"
+    if announced := ANNOUNCED.findall(said):
+        return str(announced[-1])
+    said = IDIOM.sub(" ", said)
+    changed = [said[match.end() :] for match in CHANGED.finditer(said)]
+    for tail in reversed(changed):
+        if (found := _by_words(tail)) != "unknown":
+            return found
+    return _by_words(said)
+
+
+def _by_words(said: str) -> str:
+    words = re.findall(r"[a-z']+", said)
+    if words and words[0] in AFFIRMED + DENIED and not UNSURE.match(said):
+        return "yes" if words[0] in AFFIRMED else "no"
+    unsure = UNSURE.search(said)
+    words = re.findall(r"[a-z']+", UNSURE.sub(" ", said))
+    yes = any(word in AFFIRMED for word in words)
+    denied = any(word in DENIED for word in words)
+    no = denied or (not unsure and any(word in ("not", "cannot") or word.endswith("n't") for word in words))
+    if yes != no:
+        return "yes" if yes else "no"
+    if not (yes or no) and (chinese := re.sub(r"[^\u4e00-\u9fff]", "", said)):
+        return _by_chinese(chinese)
+    return "unknown"
+
+
+def _by_chinese(said: str) -> str:
+    said = re.sub(r"是否|有没有|是不是|无法.*|不确定.*|不知道.*|不清楚.*|看不.*", "", said)
+    if CHINESE_NO.search(said):
+        return "no"
+    return "yes" if CHINESE_YES.search(said) else "unknown"
 
 
 def _pope_counts(answers: Answers) -> Array:

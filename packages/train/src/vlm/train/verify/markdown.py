@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import ConfigError
+from vlm.core.home import split_lines
 
 KEYS = {
     "learningrate": "optimizer.lr",
@@ -44,7 +45,7 @@ def tables(text: str) -> list[list[list[str]]]:
     """Return all tables of a text: rows of cells, the header first."""
     found: list[list[list[str]]] = []
     rows: list[list[str]] = []
-    for line in [*text.splitlines(), ""]:
+    for line in [*split_lines(text), ""]:
         if line.strip().startswith("|"):
             cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
             if not all(re.fullmatch(r":?-+:?", cell) for cell in cells):

@@ -14,8 +14,12 @@ def caveats_of(e: Evaluation) -> list[str]:
         caveats.append(f"first {len(e.rows):,} of {available:,} items")
     if e.variant.get("shuffle_images"):
         caveats.append("images exchanged on purpose")
-    unscored = sum(n for kind, n in e.summary["outcomes"].items() if kind in ("oom", "error", "refused"))
+    added = sum(row.added_option for row in e.rows)
+    caveats += [f"{added:,} items with an option that the published loader drops"] if added else []
+    unscored = sum(n for kind, n in e.summary["outcomes"].items() if kind in ("unanswered", "oom", "error", "refused"))
     caveats += [f"{unscored:,} items unscored"] if unscored else []
+    budget = e.variant.get("max_new_tokens")
+    caveats += [f"up to {budget:,} new tokens instead of the benchmark's budget"] if budget else []
     return caveats + ([f"{e.not_numbers:,} scores that are not numbers"] if e.not_numbers else [])
 
 

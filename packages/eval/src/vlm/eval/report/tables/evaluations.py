@@ -45,6 +45,7 @@ class AccuracyRow(Who):
     caveats: list[str]
     items: int
     empty_answers: int
+    unreadable_answers: int
 
 
 class ScorerExample(TypedDict):
@@ -178,6 +179,7 @@ def accuracy_row(e: Evaluation) -> AccuracyRow:
         "caveats": caveats_of(e),
         "items": len(e.rows),
         "empty_answers": e.summary.get("empty_answers", 0),
+        "unreadable_answers": e.summary.get("unreadable_answers", 0),
     }
 
 
@@ -229,7 +231,7 @@ def blind_rows(evaluations: Sequence[Evaluation]) -> list[BlindRow]:
     """Pair each blind control with the evaluation of the same model and settings with the right images."""
 
     def setting(e: Evaluation) -> tuple[str, ...]:
-        values = (str(e.variant.get(key)) for key in ("stride", "positions", "tiles"))
+        values = (str(e.variant.get(key)) for key in ("stride", "positions", "tiles", "max_new_tokens"))
         return (e.summary["benchmark"], e.summary["model"], *values)
 
     sighted = {setting(e): e for e in evaluations if not e.variant.get("shuffle_images")}
