@@ -1,8 +1,12 @@
-"""Relative paths in tables, archives, downloads and manifests, which must stay below their folder."""
+"""Relative paths in tables, archives, downloads and manifests, which must stay below their folder; names of files."""
 
+import os
 from typing import Annotated
 
 from pydantic import BeforeValidator
+
+LONGEST = 200
+"""Bytes of a name that becomes a file or folder; file systems take 255, and endings are added to it."""
 
 
 def is_inside(path: str) -> bool:
@@ -44,3 +48,23 @@ def _inside(path: str) -> str:
 
 
 InsidePath = Annotated[str, BeforeValidator(_inside)]
+
+
+def is_name(name: str) -> bool:
+    """Return whether a name can be that of one file or folder: no path, nothing hidden, nothing that cannot be shown.
+
+    >>> is_name("V2PE-32K"), is_name("../../x"), is_name("a/b"), is_name(".lock"), is_name("x" * 300)
+    (True, False, False, False, False)
+    """
+    plain = name.isprintable() and name == name.strip() and not name.startswith(".")
+    return bool(name) and plain and is_inside(name) and "/" not in name and len(os.fsencode(name)) <= LONGEST
+
+
+def _name(name: str) -> str:
+    if not (isinstance(name, str) and is_name(name)):
+        raise ValueError(f"must be a name of at most {LONGEST} bytes without `/`, `\\\\`, `:` or a dot in front")
+    return name
+
+
+FileName = Annotated[str, BeforeValidator(_name)]
+"""A name that becomes a file or folder (see `is_name`)."""

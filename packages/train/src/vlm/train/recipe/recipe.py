@@ -9,12 +9,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ModelWrapValidatorHandler, PositiveInt, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from vlm.core.config import Strict, find_table, load_yaml, package_tables, parse
+from vlm.core.config import Strict, find_table, load_yaml, package_tables, parse, parse_yaml
 from vlm.core.errors import ConfigError
+from vlm.core.paths import FileName
 from vlm.core.sample.positions import STRIDES
 from vlm.models.specs import ModelSpec, load_preset
 from vlm.train.recipe.sections import AboveZero, Share
@@ -69,7 +69,7 @@ class Recipe(Strict):
         sources: dotted key, or a prefix of one -> where its number comes from; `""` covers the rest.
     """
 
-    name: str
+    name: FileName
     title: str
     model: Model
     data: tuple[DataEntry, ...]
@@ -228,12 +228,9 @@ def load_recipe(
         data = as_published(data)
     for override in overrides:
         key, _, value = override.partition("=")
-        try:
-            parsed: Any = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"override {override!r} is not valid YAML", expected="key.path=value") from error
         if not value or not key:
             raise ConfigError(f"override {override!r}", expected="key.path=value")
+        parsed = parse_yaml(value, where=f"override {override!r:.80}")
         data = with_value(data, key, parsed, "override on the command line")
     text = json.dumps(data, default=str).replace("{run}", run or "runs/" + str(data["name"]).split("-")[0])
     return parse(json.loads(text), Recipe, where=path.name)
