@@ -1,5 +1,6 @@
 """Relative paths in tables, archives, downloads and manifests, which must stay below their folder; names of files."""
 
+import hashlib
 import os
 from typing import Annotated
 
@@ -42,7 +43,7 @@ def is_data(path: str) -> bool:
 
 
 def _inside(path: str) -> str:
-    if not is_inside(path):
+    if not (isinstance(path, str) and is_inside(path)):
         raise ValueError("must stay below its folder: relative, without `..`")
     return path
 
@@ -57,12 +58,25 @@ def is_name(name: str) -> bool:
     (True, False, False, False, False)
     """
     plain = name.isprintable() and name == name.strip() and not name.startswith(".")
-    return bool(name) and plain and is_inside(name) and "/" not in name and len(os.fsencode(name)) <= LONGEST
+    return bool(name) and plain and not {"/", "\\"} & set(name) and len(os.fsencode(name)) <= LONGEST
+
+
+def as_name(text: str) -> str:
+    """Return a text as a name (see `is_name`): what cannot be in one becomes `-`, and a long one ends with its digest.
+
+    >>> as_name("llava:7b"), as_name("../x"), len(as_name("x" * 300))
+    ('llava:7b', '-x', 100)
+    """
+    name = "".join(c if c.isprintable() and c not in "/\\" else "-" for c in text).strip().lstrip(".")
+    if len(os.fsencode(name)) > LONGEST:
+        end = hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
+        name = f"{name[: (100 if name.isascii() else 40) - 13]}-{end}"
+    return name or "unnamed"
 
 
 def _name(name: str) -> str:
     if not (isinstance(name, str) and is_name(name)):
-        raise ValueError(f"must be a name of at most {LONGEST} bytes without `/`, `\\\\`, `:` or a dot in front")
+        raise ValueError(f"must be a name of at most {LONGEST} bytes without `/`, `\\\\` or a dot in front")
     return name
 
 

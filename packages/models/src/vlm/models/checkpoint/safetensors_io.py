@@ -4,6 +4,7 @@ Safetensors are preferred; pickles are read with `weights_only`, and only where 
 """
 
 import json
+import os
 import pickle
 import re
 from collections.abc import Callable, Iterator
@@ -137,6 +138,9 @@ class WeightReader:
                 if (dtype := DTYPES.get(head.get_dtype())) is None:
                     raise CheckpointError(f"{file}: {key} is {head.get_dtype()}", expected=", ".join(DTYPES))
                 yield Stored(file, key, dtype, tuple(head.get_shape()))
+        except PermissionError as error:
+            error.filename = str(file)
+            raise
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: {error}", fix=AGAIN) from error
 
@@ -179,6 +183,23 @@ def nbytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
+def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file with the permissions that any new file has here; safetensors makes it private.
+
+    Raises:
+        OSError: it cannot be written; names the file.
+    """
+    file.touch()
+    mode = file.stat().st_mode
+    try:
+        save_file(tensors, file, metadata=metadata)
+    except SafetensorError as error:
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
+        raise
+    file.chmod(mode)
+
+
 def write_shards(
     shapes: dict[str, Tensor],
     read: Callable[[str], Tensor],
@@ -215,7 +236,7 @@ def write_shards(
             shard[key] = read(key).detach().cpu().contiguous()
             done += nbytes(shard[key])
             report(done, total)
-        save_file(shard, folder / name, metadata={"format": "pt"})
+        save_tensors(shard, folder / name, {"format": "pt"})
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vlm.core.errors import CheckpointError, ConfigError
 from vlm.core.home import new_folder, read_json
+from vlm.models.checkpoint.safetensors_io import save_tensors
 from vlm.train.parameters.optim import freeze
 from vlm.train.recipe.recipe import Lora, Recipe
 
@@ -124,9 +125,9 @@ def save_adapters(
     }
     with new_folder(folder) as temporary:
         config.save_pretrained(temporary)
-        save_file(own, temporary / WEIGHTS)
+        save_tensors(own, temporary / WEIGHTS)
         if extra:
-            save_file(extra, temporary / EXTRA)
+            save_tensors(extra, temporary / EXTRA)
 
 
 def load_adapters(model: nn.Module, folder: Path) -> Lora:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from vlm.core.errors import DataError
+from vlm.core.paths import as_name
 from vlm.eval.report.data import Report
 from vlm.eval.report.render.charts import Chart, charts
 from vlm.eval.report.render.svg import color as heat_color
@@ -52,7 +53,7 @@ def figures(report: Report) -> "dict[str, Figure]":
         drawn.append((" ".join(filter(None, names)), _heat_map(h)))
     drawn += [(f"{chart.section} {chart.title}", _lines(chart)) for chart in charts(report)]
     for title, figure in drawn:
-        name = re.sub(r"[^a-z0-9.+]+", "-", title.lower()).strip("-")
+        name = as_name(re.sub(r"[^a-z0-9.+]+", "-", title.lower()).strip("-."))
         again = sum(known == name or re.fullmatch(re.escape(name) + r"-\d+", known) is not None for known in found)
         found[f"{name}-{again + 1}" if again else name] = figure
     if not found:
