@@ -60,7 +60,9 @@ def show_evaluation(summary: "Summary", target: Path) -> None:
     console.print("outcomes: " + ", ".join(f"{kind} {n}" for kind, n in summary["outcomes"].items()))
     if empty := summary.get("empty_answers"):
         console.print(f"{empty} of the answers are empty: scored as published, wrong in the strict column")
-    if summary["data"]["mini"]:
+    if (data := summary["data"])["items"] < data["available"]:
+        console.print(f"the first {data['items']:,} of {data['available']:,} items")
+    if data["mini"]:
         console.print("miniature data: not comparable with published numbers")
     console.print(f"results: {target / 'results.jsonl'}", soft_wrap=True)
 

@@ -83,7 +83,7 @@ def score_predictions(
     >>> files = [Path("pope.jsonl")]
     >>> score_predictions(load_benchmark("pope"), files, Path("out"), data=folder, name="theirs")  # doctest: +SKIP
     """
-    items = load_items(benchmark, data)
+    items = load_items(benchmark, data, allow_missing=None)  # what was answered needs no picture any more
     found = read_predictions(paths, list(dict.fromkeys(item.group for item in items)))
     matched = match_predictions(items, found.predictions)
     problems: dict[str, list[str]] = {kind: [] for kind in PROBLEMS}

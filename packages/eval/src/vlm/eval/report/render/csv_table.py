@@ -32,9 +32,7 @@ def safe_cell(cell: str | int | float | None) -> str | int | float | None:
     >>> safe_cell('=HYPERLINK("http://x")'), safe_cell("-1.5"), safe_cell(-1.5), safe_cell("POPE")
     ('\\'=HYPERLINK("http://x")', '-1.5', -1.5, 'POPE')
     """
-    if not isinstance(cell, str) or (
-        not cell.lstrip().startswith(("=", "+", "-", "@")) and cell[:1] not in ("\t", "\r")
-    ):
+    if not isinstance(cell, str) or (cell.lstrip()[:1] not in set("=+-@") and cell[:1] not in ("\t", "\r")):
         return cell
     try:
         float(cell)
