@@ -9,7 +9,8 @@ from vlm.core.errors import ConfigError, DataError
 from vlm.core.fetch.catalogue import Entry, find_benchmark, find_entry, find_file, find_group, with_needs
 from vlm.core.fetch.installed import is_built
 from vlm.core.home import dataset, home, pretrained, resolve, runs
-from vlm.core.paths import as_name
+from vlm.core.paths import as_name, is_name
+from vlm.core.text import printable
 
 if TYPE_CHECKING:
     from vlm.cli.options import BenchmarkFiles, EntryChoice, LongSetOptions
@@ -115,6 +116,14 @@ def model_name(path: Path) -> str:
     return as_name(
         "-".join(part for part in parts[-2 if step or "runs" in path.parts else -1 :] if part != path.anchor)
     )
+
+
+def check_result_name(name: str | None) -> None:
+    """Raise ConfigError for a `--name` that is no name of one folder; None is one that is still to be found."""
+    if name is not None and not is_name(name):
+        raise ConfigError(
+            f"--name {printable(name)}", expected="the name of one folder, at most 200 bytes", fix="--name NAME"
+        )
 
 
 def find_ruler(options: "LongSetOptions") -> "Ruler":

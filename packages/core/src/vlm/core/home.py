@@ -207,7 +207,8 @@ def locked(folder: Path, purpose: str, *, wait: float = 0) -> Iterator[None]:
         for left in folder.glob(".*.[0-9]*.tmp"):
             left.unlink(missing_ok=True)
         # written in place: only people read it, and a kill before a rename would leave a third file
-        holder.write_text(json.dumps({"purpose": purpose, "pid": os.getpid(), "host": socket.gethostname()}))
+        with naming(holder):
+            holder.write_text(json.dumps({"purpose": purpose, "pid": os.getpid(), "host": socket.gethostname()}))
         yield
     finally:
         holder.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from vlm.cli.backends import make_judge, native, ring, run_one, server
 from vlm.cli.commands.eval_score import score
-from vlm.cli.find import find_benchmark_files, find_model
+from vlm.cli.find import check_result_name, find_benchmark_files, find_model
 from vlm.cli.options import (
     NATIVE,
     SERVER,
@@ -122,6 +122,7 @@ def evaluate(
     from vlm.eval.benchmark import load_benchmark, tables
     from vlm.eval.run.runner import Options
 
+    check_result_name(name)
     everything = "all" in [bench.lower() for bench in benchmarks]
     names = list(tables(home())) if everything else benchmarks
     if files.data and len(names) > 1:
@@ -146,9 +147,7 @@ def evaluate(
         "allow_missing": allow_missing,
     }
     sweep = _strides(stride)
-    parse(
-        {**settings, "stride": None} | ({"name": name} if name else {}), Options, where="vlm eval"
-    )  # faults before torch is imported
+    parse({**settings, "stride": None}, Options, where="vlm eval")  # faults before torch is imported
     judge = make_judge(grader, resolve(out) / ".judge")
     if path:
         group = ring(processes, [load_benchmark(bench, home()) for bench in names])

@@ -41,25 +41,20 @@ def score(
     vlm eval score milebench CKPT/eval_milebench
     """
     from vlm.cli.backends import check_family, make_judge
-    from vlm.cli.find import find_benchmark_files
+    from vlm.cli.find import check_result_name, find_benchmark_files
     from vlm.cli.show.evaluation import show_evaluation
-    from vlm.core.errors import ConfigError
     from vlm.core.home import home, resolve
-    from vlm.core.paths import is_name
-    from vlm.core.text import printable
+    from vlm.core.paths import as_name
     from vlm.eval.benchmark import load_benchmark
     from vlm.eval.saved.score import score_predictions
 
+    check_result_name(name)
     check_family(family)
     table = load_benchmark(benchmark, home())
     folder = find_benchmark_files(table, files)
     paths = [resolve(path) for path in predictions]
     judge = make_judge(grader, resolve(out) / ".judge")
-    label = name or f"imported-{paths[0].stem}"
-    if not is_name(label):
-        raise ConfigError(
-            f"--name {printable(label)}", expected="the name of a folder, without a path", fix="--name NAME"
-        )
+    label = name or as_name(f"imported-{paths[0].stem}")
     target = resolve(out) / label / table.name / "imported"
     summary = score_predictions(
         table.for_family(family), paths, target, data=folder, name=label, judge=judge, replace=replace
