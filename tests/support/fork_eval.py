@@ -10,6 +10,7 @@ import os
 import resource
 import subprocess
 import sys
+import traceback
 from typing import Any
 
 from vlm.cli.main import main
@@ -26,6 +27,7 @@ def child(arguments: list[str], log: str, **limits: Any) -> None:
             output = cat.stdin.fileno()
         os.dup2(output, 1)
         os.dup2(output, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
         if "umask" in limits:
             os.umask(limits["umask"])
         if size := limits.get("file_size"):
@@ -37,6 +39,8 @@ def child(arguments: list[str], log: str, **limits: Any) -> None:
         sys.argv = ["vlm", *arguments]
         main()
         code = 0
+    except Exception:  # noqa: BLE001  # shown as Python would show it
+        traceback.print_exc()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     finally:

@@ -101,7 +101,7 @@ def parse_yaml(content: str | bytes, *, where: str) -> Any:
 def _count(text: str, where: str) -> None:
     """Raise ConfigError for YAML that is too deep, stands for too many values, or contains itself."""
     sizes: dict[str, int] = {}  # anchor -> values that an alias of it stands for; 0 while it is read
-    above: list[tuple[str | None, int]] = []  # anchor of each open collection, and the values before it
+    above: list[tuple[str, int]] = []  # anchor of each open collection, and the values before it
     values = 0
     for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # libyaml: ten times as fast
         if isinstance(event, yaml.CollectionEndEvent):
@@ -109,8 +109,8 @@ def _count(text: str, where: str) -> None:
             if anchor:
                 sizes[anchor] = values - before
         elif isinstance(event, yaml.NodeEvent):
-            line = f"{where}:{event.start_mark.line + 1}"
-            anchor = event.anchor
+            line = f"{where}:{event.start_mark.line + 1 if event.start_mark else '?'}"
+            anchor = event.anchor or ""
             if isinstance(event, yaml.AliasEvent):
                 if sizes.get(anchor) == 0:
                     raise ConfigError(f"{line}: *{printable(anchor, 40)} contains itself", expected="a finite value")
