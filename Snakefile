@@ -41,11 +41,12 @@ rule all:
 
 
 onstart:
-    guards.enter_context(exclusive(RUN))
-    write_rule_graph(RUN, workflow.dag.jobs)
-    if SITE:
-        cancel_strays()
-        preflight(workflow.dag.needrun_jobs())
+    with plain_errors():
+        guards.enter_context(exclusive(RUN))
+        write_rule_graph(RUN, workflow.dag.jobs)
+        if SITE:
+            cancel_strays()
+            preflight(workflow.dag.needrun_jobs())
 
 
 onsuccess:

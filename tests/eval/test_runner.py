@@ -70,7 +70,7 @@ def test_a_second_run_computes_nothing_and_changes_no_byte(tmp_path):
 @pytest.mark.parametrize("change", [{"fingerprint": "weights-2"}, {"settings": {"stride": 64}}])
 def test_other_weights_or_settings_are_asked_again(tmp_path, change):
     evaluate(tmp_path)
-    _, backend = evaluate(tmp_path, backend=fake.FakeBackend(**change))
+    _, backend = evaluate(tmp_path, backend=fake.FakeBackend(**change), replace=True)
     assert len(asked_ids(backend)) == fake.N
 
 
@@ -80,7 +80,7 @@ def test_changed_media_are_asked_again(tmp_path):
     from vlm.eval.keys import file_hash
 
     file_hash.cache_clear()
-    _, backend = evaluate(tmp_path)
+    _, backend = evaluate(tmp_path, replace=True)
     assert sorted(asked_ids(backend)) == ["id6", "id7"]
 
 

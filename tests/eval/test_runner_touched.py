@@ -50,7 +50,7 @@ def evaluate(home, table=None):
             return super().encode(item_id, messages)
 
     backend = Watched(Checkpoint(home / "weights", device="cpu"))
-    run_evaluation(table or load_benchmark("pope"), backend, home / "out", Options(), data=home / "data")
+    run_evaluation(table or load_benchmark("pope"), backend, home / "out", Options(replace=True), data=home / "data")
     return sorted(asked)
 
 

@@ -127,7 +127,7 @@ def aggregate(benchmark: Benchmark, rows: list, compat: str) -> list[Metric]:
 
 def install(set_attribute=setattr) -> None:
     """Let the runner use the fake loader and scorer. Tests pass `monkeypatch.setattr`."""
-    set_attribute(runner, "load_items", lambda benchmark, folder, count_tokens: make_items(folder))
+    set_attribute(runner, "load_items", lambda benchmark, folder, **_: make_items(folder))
     set_attribute(results, "score_item", score_item)
     set_attribute(results, "aggregate", aggregate)
 

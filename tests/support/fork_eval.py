@@ -1,26 +1,46 @@
 """Real `vlm` processes at the price of a fork: everything is imported once, each command runs in its own child.
 
 Reads lines of JSON and answers each with one: `{"arguments": [...], "log": path}` with the pid of a new child that runs
-`vlm ARGUMENTS`, `{"wait": pid}` with its wait status.
+`vlm ARGUMENTS`, `{"wait": pid}` with its wait status. `file_size` (bytes that a file may have), `umask` and `user` (a
+number) are set in the child first.
 """
 
 import json
 import os
+import resource
+import subprocess
 import sys
+import traceback
+from typing import Any
 
 from vlm.cli.main import main
 
 
-def child(arguments: list[str], log: str) -> None:
+def child(arguments: list[str], log: str, **limits: Any) -> None:
     """Run the command as `vlm` does, and end this process."""
     code = 1
     try:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        if limits:  # which the log does not keep
+            cat = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=output)
+            assert cat.stdin is not None
+            output = cat.stdin.fileno()
         os.dup2(output, 1)
         os.dup2(output, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+        if "umask" in limits:
+            os.umask(limits["umask"])
+        if size := limits.get("file_size"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        if user := limits.get("user"):
+            os.setgroups([])
+            os.setgid(user)
+            os.setuid(user)
         sys.argv = ["vlm", *arguments]
         main()
         code = 0
+    except Exception:  # noqa: BLE001  # shown as Python would show it
+        traceback.print_exc()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     finally:
@@ -37,5 +57,5 @@ if __name__ == "__main__":
         else:
             answer = os.fork()
             if answer == 0:
-                child(request["arguments"], request["log"])
+                child(**request)
         print(json.dumps(answer), flush=True)

@@ -7,6 +7,7 @@ from vlm.cli.workflow.guards import (
     launch,
     many_processes,
     one_process,
+    plain_errors,
     preflight,
     train_options,
     write_rule_graph,

@@ -1,5 +1,5 @@
 # One job for each model, benchmark and variant. A large benchmark is split into shards; the same command without
-# `--shard` gathers and scores their answers.
+# `--shard` gathers and scores their answers. Snakemake decides what is out of date, so that results are replaced.
 
 
 rule evaluate_shard:
@@ -21,7 +21,7 @@ rule evaluate_shard:
         out=lambda w: f"{RUN}/eval",
         flags=asked,
     shell:
-        "vlm eval {wildcards.bench} --model {params.checkpoint} --name {wildcards.model} --out {params.out}"
+        "vlm eval {wildcards.bench} --model {params.checkpoint} --name {wildcards.model} --out {params.out} --replace"
         " --shard {wildcards.shard}/{wildcards.shards} {params.flags} > {log} 2>&1"
 
 
@@ -44,5 +44,5 @@ rule evaluate_model:
         out=lambda w: f"{RUN}/eval",
         flags=asked,
     shell:
-        "vlm eval {wildcards.bench} --model {params.checkpoint} --name {wildcards.model} --out {params.out}"
+        "vlm eval {wildcards.bench} --model {params.checkpoint} --name {wildcards.model} --out {params.out} --replace"
         " {params.flags} > {log} 2>&1"

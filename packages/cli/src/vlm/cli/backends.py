@@ -12,6 +12,7 @@ import typer
 from vlm.cli.find import model_name
 from vlm.cli.options import JudgeOptions, PlacementOptions, ServerOptions
 from vlm.core.errors import ConfigError, UnknownName
+from vlm.core.paths import as_name
 
 if TYPE_CHECKING:
     from vlm.eval.backends.base import Backend
@@ -94,7 +95,7 @@ def server(options: ServerOptions, model: str | None, *, family: str) -> AskedMo
             )
         return found
 
-    return AskedModel(found.model.rsplit("/", 1)[-1], None, backend)
+    return AskedModel(as_name(found.model.rsplit("/", 1)[-1]), None, backend)
 
 
 def ring(processes: int, tables: "list[Benchmark]") -> "SequenceGroup | None":

@@ -1,14 +1,16 @@
 """Resolve what a command line names on this machine: catalogue entries, checkpoints, benchmark files, token rules."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
+from vlm.cli.show.say import say
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.fetch.catalogue import Entry, find_benchmark, find_entry, find_file, find_group, with_needs
 from vlm.core.fetch.installed import is_built
 from vlm.core.home import dataset, home, pretrained, resolve, runs
+from vlm.core.paths import as_name, is_name
+from vlm.core.text import printable
 
 if TYPE_CHECKING:
     from vlm.cli.options import BenchmarkFiles, EntryChoice, LongSetOptions
@@ -93,7 +95,7 @@ def find_model(model: str | None) -> Path:
     exported = [p for p in exported if not SKIPPED & set(p.relative_to(runs()).parts)]
     if exported:
         newest = max(exported, key=lambda p: (p / "config.json").stat().st_mtime)
-        typer.echo(f"--model {newest.relative_to(home())} (the newest below runs/)", err=True)
+        say(f"--model {newest.relative_to(home())} (the newest below runs/)", err=True)
         return newest
     local = sorted(p.parent.relative_to(home()) for p in pretrained().rglob("config.json"))
     raise ConfigError(
@@ -104,14 +106,27 @@ def find_model(model: str | None) -> Path:
 
 
 def model_name(path: Path) -> str:
-    """Return a short name for a checkpoint path: generic folder names are left out.
+    """Return a short name for a checkpoint path: generic folder names are left out, a step keeps what it is a step of.
 
     >>> model_name(Path("/h/runs/demo/train/2-sft/export"))
     'demo-2-sft'
+    >>> model_name(Path("/h/exp1/checkpoint-500"))
+    'exp1-checkpoint-500'
     """
     generic = {"runs", "train", "export", "exported", "model", "pretrained", "checkpoint", "final", "latest", "hf"}
     parts = [part for part in path.parts if part.lower() not in generic]
-    return "-".join(parts[-2:]) if "runs" in path.parts else parts[-1]
+    step = re.fullmatch(r"(checkpoint|step|iter|epoch|global_step)s?[-_]?\d+", parts[-1]) if parts else None
+    return as_name(
+        "-".join(part for part in parts[-2 if step or "runs" in path.parts else -1 :] if part != path.anchor)
+    )
+
+
+def check_result_name(name: str | None) -> None:
+    """Raise ConfigError for a `--name` that is no name of one folder; None is one that is still to be found."""
+    if name is not None and not is_name(name):
+        raise ConfigError(
+            f"--name {printable(name)}", expected="the name of one folder, at most 200 bytes", fix="--name NAME"
+        )
 
 
 def find_ruler(options: "LongSetOptions") -> "Ruler":

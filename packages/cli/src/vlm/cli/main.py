@@ -1,14 +1,17 @@
 """The `vlm` command: one lazily imported file per verb, so that `vlm --help` never pays for torch."""
 
 import importlib
+import io
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from vlm.core.errors import UnknownName, VlmError
+from vlm.cli.show.say import say
+from vlm.core.errors import HardwareError, UnknownName, VlmError, of_system
+from vlm.core.text import printable_lines
 
 VERBS = {
     "doctor": "Show what this machine has, and which kernels will run.",
@@ -56,6 +59,7 @@ app = typer.Typer(
     cls=LazyGroup,
     no_args_is_help=True,
     rich_markup_mode="rich",
+    pretty_exceptions_enable=False,  # its frames would show values, keys of servers too
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 """The Typer application of `vlm`.
@@ -76,19 +80,50 @@ def root() -> None:
 
 
 def main() -> None:
-    """Run the command. Errors that a user can fix print without a traceback and set the documented exit code."""
+    """Run the command. Errors that a user can fix print without a traceback and set the documented exit code.
+
+    A full disk, a folder without permission and the like are such errors, wherever they happen. Anything else is our
+    fault: its traceback is shown, after a line that says so.
+    """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # busy-waiting threads cost 3-4x on shared cores
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal's encoding lacks is escaped, and ends no command
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except VlmError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(error.exit_code)
+        end(error)
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:  # Typer makes a silent 130 of Ctrl-C
             raise
         if "VLM_LAUNCHER" not in os.environ:  # `vlm train --processes` prints it for its ranks
-            typer.secho("stopped by Ctrl-C; rerun the same command to continue", fg="yellow", err=True)
+            say("stopped by Ctrl-C; rerun the same command to continue", fg="yellow", err=True)
         sys.exit(130)
+    except OSError as error:
+        if (known := of_system(error)) is None:
+            blame_us()
+            raise
+        end(known)
+    except MemoryError:
+        found = "the memory of this machine is used up"
+        end(
+            HardwareError(found, fix="ask for less at a time (--batch-size, --limit, workers), or use a larger machine")
+        )
+    except Exception:
+        blame_us()
+        raise
+
+
+def end(error: VlmError) -> NoReturn:
+    """Print an error that a user can fix, and end with its exit code."""
+    say(f"error: {printable_lines(str(error))}", fg="red", err=True)
+    sys.exit(error.exit_code)
+
+
+def blame_us() -> None:
+    """Say that what follows is a fault of this program."""
+    line = "this is a fault of vlm, not of yours; what was saved stays. Please report it with the lines below:"
+    say(line, fg="red", err=True)
 
 
 if __name__ == "__main__":

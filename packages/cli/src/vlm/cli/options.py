@@ -16,6 +16,9 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+Replace = Annotated[bool, typer.Option(help="Give up results of other weights, settings or items in the same folder.")]
+"""The option `--replace` of `vlm eval` and `vlm eval score`."""
+
 NATIVE = "Native backend"
 SERVER = "Server (--backend openai)"
 JUDGE = "Judge"

@@ -12,7 +12,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vlm.core.errors import ConfigError, UnknownName
 from vlm.core.reading import check_regular
-from vlm.core.text import printable
+from vlm.core.text import printable, printable_lines
+
+MOST_BYTES, DEEPEST, MOST_VALUES = 4_000_000, 50, 200_000
+"""Limits of one YAML file; the largest of ours has 13,000 bytes, 8 levels and 800 values."""
 
 
 class Strict(BaseModel):
@@ -47,7 +50,7 @@ def faults_of(error: ValidationError, where: str) -> str:
     for fault in error.errors():
         key = printable(".".join(str(part) for part in fault["loc"]) or "(top level)")
         message = "unknown key" if fault["type"] == "extra_forbidden" else fault["msg"]
-        lines.append(f"{where}: {key}: {message} (found {printable(repr(fault.get('input')), 80)})")
+        lines.append(f"{where}: {key}: {printable_lines(message)} (found {printable(repr(fault.get('input')), 80)})")
     return "\n".join(lines)
 
 
@@ -55,15 +58,103 @@ def load_yaml(path: Path) -> Any:
     """Return the content of a YAML file.
 
     Raises:
-        ConfigError: The file is missing, or is not valid YAML; the message names file and line.
+        ConfigError: The file is missing, is not valid YAML, or beyond the limits of `parse_yaml`; the message names
+            file and line.
     """
     check_regular(path)
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open("rb") as f:
+            content = f.read(MOST_BYTES + 1)
     except FileNotFoundError as error:
-        raise ConfigError(f"no such file: {path}") from error
+        raise ConfigError(f"no such file: {printable(path)}") from error
+    except OSError as error:
+        raise ConfigError(f"{printable(path)} cannot be read: {error.strerror}", fix="name a YAML file") from error
+    return parse_yaml(content, where=printable(path))
+
+
+def parse_yaml(content: str | bytes, *, where: str) -> Any:
+    """Return the value of YAML: plain mappings, lists, texts and numbers.
+
+    A text of some lines can stand for more than any memory holds, or make the reader call itself without end. So bytes,
+    depth and values are counted, each alias as what it stands for, before anything is built.
+
+    Args:
+        content: The text; bytes are UTF-8.
+        where: The file, for error messages.
+
+    Raises:
+        ConfigError: Not valid YAML, a key twice in one mapping, or beyond a limit.
+    """
+    size = len(content if isinstance(content, bytes) else content.encode(errors="replace"))
+    if size > MOST_BYTES:
+        raise ConfigError(f"{where} is longer than {MOST_BYTES:,} bytes", expected="a table or a recipe")
+    try:
+        text = content.decode() if isinstance(content, bytes) else content
+        _count(text, where)
+        return yaml.load(text, _OneKey)  # a SafeLoader
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where} is not UTF-8: {error.reason} at byte {error.start}", expected="YAML") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        raise ConfigError(f"{where} is not valid YAML: {printable_lines(str(error))}") from error
+    except ValueError as error:  # a date or a number that cannot be
+        raise ConfigError(f"{where}: {printable(error)}", fix="put quotes around a text") from error
+
+
+def _count(text: str, where: str) -> None:
+    """Raise ConfigError for YAML that is too deep, stands for too many values, or contains itself."""
+    sizes: dict[str, int] = {}  # anchor -> values that an alias of it stands for; 0 while it is read
+    above: list[tuple[str, int]] = []  # anchor of each open collection, and the values before it
+    values = 0
+    for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # libyaml: ten times as fast
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = above.pop()
+            if anchor:
+                sizes[anchor] = values - before
+        elif isinstance(event, yaml.NodeEvent):
+            line = f"{where}:{event.start_mark.line + 1 if event.start_mark else '?'}"
+            anchor = event.anchor or ""
+            if isinstance(event, yaml.AliasEvent):
+                if sizes.get(anchor) == 0:
+                    raise ConfigError(f"{line}: *{printable(anchor, 40)} contains itself", expected="a finite value")
+                values += sizes.get(anchor, 1)  # an unknown one is reported by the constructor
+            else:
+                values += 1
+                if isinstance(event, yaml.ScalarEvent):
+                    if not _encodes(event.value):
+                        raise ConfigError(f"{line}: half a surrogate pair", expected="characters")
+                    if anchor:
+                        sizes[anchor] = 1
+                else:
+                    above.append((anchor, values - 1))
+                    if anchor:
+                        sizes[anchor] = 0
+            if len(above) > DEEPEST:
+                raise ConfigError(f"{line}: more than {DEEPEST} levels", expected="a table or a recipe")
+            if values > MOST_VALUES:
+                found = f"{line}: stands for more than {MOST_VALUES:,} values"
+                raise ConfigError(found, expected="a table or a recipe", fix="write out what its aliases repeat")
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class _OneKey(yaml.SafeLoader):
+    """A SafeLoader for which a key that is given twice is an error: the last one would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping. Raises ConstructorError for a key that is there twice."""
+        given: set[Any] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in given:
+                    raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} twice", key.start_mark)
+                given.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
 
 
 def package_tables(package: str, folder: str) -> dict[str, Path]:

@@ -15,12 +15,13 @@ Each prints without a traceback. Anything else is our bug and shows one. Ctrl-C 
 """
 
 import difflib
+import errno
 import logging
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from vlm.core.text import lines_printable, printable
+from vlm.core.text import printable, printable_lines
 
 
 class VlmError(Exception):
@@ -152,8 +153,45 @@ def only_vlm_errors(where: str) -> Iterator[None]:
     except VlmError:
         raise
     except Exception as error:
-        logging.getLogger("vlm").debug("%s: %s", where, lines_printable("".join(traceback.format_exception(error))))
+        logging.getLogger("vlm").debug("%s: %s", where, printable_lines("".join(traceback.format_exception(error))))
         raise DataError(
             f"{where}: {type(error).__name__}: {printable(error)}",
             fix="repair or remove the record; if it is a good one, report this",
         ) from error
+
+
+_AGAIN = "then rerun the same command"
+_ROOM = f"free space on the disk of that path, or name a folder on another one; {_AGAIN}"
+_RIGHT = f"change who may use that path (`ls -ld` shows it), or name another folder; {_AGAIN}"
+_PATH = f"check that path, {_AGAIN}"
+_NETWORK = f"check the network, {_AGAIN}"
+_FILES = f"allow more open files, for example `ulimit -n 4096`; {_AGAIN}"
+
+_OF_THE_SYSTEM: dict[str, tuple[type[VlmError], str]] = {
+    "ENOSPC": (HardwareError, _ROOM),
+    "EDQUOT": (HardwareError, _ROOM),
+    "EFBIG": (HardwareError, f"allow larger files (`ulimit -f`), or name a folder on another disk; {_AGAIN}"),
+    "EMFILE": (HardwareError, _FILES),
+    "ENFILE": (HardwareError, _FILES),
+    "EACCES": (VlmError, _RIGHT),
+    "EPERM": (VlmError, _RIGHT),
+    "EROFS": (VlmError, f"name a folder on a disk that can be written to; {_AGAIN}"),
+    "ENAMETOOLONG": (ConfigError, f"choose a shorter name; {_AGAIN}"),
+    **dict.fromkeys(("ENOENT", "ENOTDIR", "EISDIR", "EEXIST", "ELOOP"), (DataError, _PATH)),
+    **dict.fromkeys(("ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "EHOSTUNREACH"), (FetchError, _NETWORK)),
+}
+"""Error of the operating system -> what it is here, and what to do."""
+
+
+def of_system(error: OSError) -> VlmError | None:
+    """Return an error of the operating system as one with a path, a reason and a fix; None for one without a number.
+
+    >>> print(of_system(OSError(28, "No space left on device", "runs/a")).found)
+    runs/a: No space left on device (ENOSPC)
+    """
+    if not isinstance(error.errno, int):
+        return None
+    code = errno.errorcode.get(error.errno, str(error.errno))
+    place = "a file or a pipe" if error.filename is None else printable(error.filename)
+    kind, fix = _OF_THE_SYSTEM.get(code, (VlmError, f"check that path and its disk, {_AGAIN}"))
+    return kind(f"{place}: {printable(error.strerror)} ({code})", fix=fix)

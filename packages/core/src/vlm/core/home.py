@@ -68,6 +68,21 @@ def beside(name: str, suffix: str) -> str:
 
 
 @contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Let errors of the operating system name `path` where they name no file, or a temporary one.
+
+    A write that fails because the disk is full does not say which file it was.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = error.filename if isinstance(error.filename, str) else ""
+        if error.errno is not None and (not named or (temporary and Path(named).is_relative_to(temporary))):
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def new_file(path: Path, *, held: bool = False, flush: bool = True) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it to `path` when the block ends without an error.
 
@@ -85,14 +100,15 @@ def new_file(path: Path, *, held: bool = False, flush: bool = True) -> Iterator[
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(beside(path.name, ".part" if held else f".{os.getpid()}.tmp"))
-    try:
-        yield temporary
-        if flush:
-            with temporary.open("rb") as f:
-                os.fsync(f.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming(path, temporary):
+        try:
+            yield temporary
+            if flush:
+                with temporary.open("rb") as f:
+                    os.fsync(f.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -106,15 +122,16 @@ def new_folder(path: Path) -> Iterator[Path]:
     ...     write_weights(temporary)
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.rename(path)
-    finally:
+    temporary = path.with_name(beside(path.name, ".tmp"))
+    with naming(path, temporary):
         shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            shutil.rmtree(path, ignore_errors=True)
+            temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -150,7 +167,7 @@ def read_json(path: Path, *, fix: str | None = None) -> Any:
         raise DataError(f"no such file: {path}", fix=fix) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}", fix=fix) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}", fix=fix) from error
 
 
@@ -254,7 +271,8 @@ def locked(folder: Path, purpose: str, *, wait: float = 0) -> Iterator[None]:
         for left in folder.glob(".*.[0-9]*.tmp"):
             left.unlink(missing_ok=True)
         # written in place: only people read it, and a kill before a rename would leave a third file
-        holder.write_text(json.dumps({"purpose": purpose, "pid": os.getpid(), "host": socket.gethostname()}))
+        with naming(holder):
+            holder.write_text(json.dumps({"purpose": purpose, "pid": os.getpid(), "host": socket.gethostname()}))
         yield
     finally:
         holder.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
-"""Relative paths in tables, archives, downloads and manifests, which must stay below their folder."""
+"""Relative paths in tables, archives, downloads and manifests, which must stay below their folder; names of files."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +8,9 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 from vlm.core.reading import READ_SECONDS, within
+
+LONGEST = 200
+"""Bytes of a name that becomes a file or folder; file systems take 255, and endings are added to it."""
 
 
 def is_inside(path: str) -> bool:
@@ -42,7 +46,7 @@ def is_data(path: str) -> bool:
 
 
 def _inside(path: str) -> str:
-    if not is_inside(path):
+    if not (isinstance(path, str) and is_inside(path)):
         raise ValueError("must stay below its folder: relative, without `..`")
     return path
 
@@ -65,3 +69,36 @@ def exists(path: str | Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def is_name(name: str) -> bool:
+    """Return whether a name can be that of one file or folder: no path, nothing hidden, nothing that cannot be shown.
+
+    >>> is_name("V2PE-32K"), is_name("../../x"), is_name("a/b"), is_name(".lock"), is_name("x" * 300)
+    (True, False, False, False, False)
+    """
+    plain = name.isprintable() and name == name.strip() and not name.startswith(".")
+    return bool(name) and plain and not {"/", "\\"} & set(name) and len(os.fsencode(name)) <= LONGEST
+
+
+def as_name(text: str) -> str:
+    """Return a text as a name (see `is_name`): what cannot be in one becomes `-`, and a long one ends with its digest.
+
+    >>> as_name("llava:7b"), as_name("../x"), len(as_name("x" * 300))
+    ('llava:7b', '-x', 100)
+    """
+    name = "".join(c if c.isprintable() and c not in "/\\" else "-" for c in text).strip().lstrip(".")
+    if len(os.fsencode(name)) > LONGEST:
+        end = hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
+        name = f"{name[: (100 if name.isascii() else 40) - 13]}-{end}"
+    return name or "unnamed"
+
+
+def _name(name: str) -> str:
+    if not (isinstance(name, str) and is_name(name)):
+        raise ValueError(f"must be a name of at most {LONGEST} bytes without `/`, `\\\\` or a dot in front")
+    return name
+
+
+FileName = Annotated[str, BeforeValidator(_name)]
+"""A name that becomes a file or folder (see `is_name`)."""

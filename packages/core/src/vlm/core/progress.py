@@ -10,6 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from vlm.core.text import printable
+
 Report = Callable[[int, int | None], None]
 """`report(bytes_done, bytes_total)`; the total may be None while it is unknown."""
 
@@ -62,11 +64,11 @@ def byte_bar(description: str, *, enabled: bool = True) -> Iterator[Report]:
     ...     report(512, 1024)
     """
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(
         *columns, TimeRemainingColumn(), console=console, disable=not (enabled and console.is_terminal)
     ) as bar:
-        task = bar.add_task(description, total=None)
+        task = bar.add_task(printable(description), total=None)
 
         def report(done: int, total: int | None) -> None:
             bar.update(task, completed=done, total=total)

@@ -1,12 +1,18 @@
 """Foreign text made safe to show.
 
 printable("a\\x1b[31mred")     # 'a\\\\x1b[31mred'
+printable_lines(piece)         # of a reply, as it comes: its lines stay
+printable_json(value)          # JSON on a screen
 """
 
+import json
 import unicodedata
+from typing import Any
 
 # Cc: control characters, Cf: invisible ones (they can turn the direction of a line), Cs: halves of a surrogate pair
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+_IN_TEXT = "\n\t\u200c\u200d"
+"""Hidden characters that texts need: lines, and the joiners of Persian, Hindi and emoji."""
 
 
 def printable(text: object, limit: int = 200) -> str:
@@ -27,20 +33,44 @@ def printable(text: object, limit: int = 200) -> str:
     if len(said) > limit:
         half = (limit - 1) // 2
         said = said[: limit - 1 - half] + "…" + said[len(said) - half :]
+    return _escaped(said, kept="")
+
+
+def printable_lines(text: str) -> str:
+    r"""Return a text with its lines, without a character that a terminal obeys or an encoder refuses.
+
+    Each character is treated by itself, so the pieces of a reply can be passed as they come.
+
+    >>> printable_lines("one\ntwo \x1b]0;title\x07")
+    'one\ntwo \\x1b]0;title\\x07'
+    """
+    return _escaped(text, kept=_IN_TEXT)
+
+
+def printable_json(value: Any, **options: Any) -> str:
+    r"""Return JSON as text, in which characters that a terminal obeys are written as JSON escapes them.
+
+    Args:
+        value: What `json.dumps` takes.
+        options: Its options, without `ensure_ascii`.
+
+    >>> printable_json({"name": "caf\u00e9 \x9b31m"})
+    '{"name": "café \\u009b31m"}'
+    """
+    said = json.dumps(value, ensure_ascii=False, **options)
+    if said.isascii() and "\x7f" not in said:
+        return said
+    return "".join(json.dumps(c)[1:-1] if c == "\x7f" or _is_hidden(c, _IN_TEXT) else c for c in said)
+
+
+def _escaped(said: str, kept: str) -> str:
     if said.isascii() and said.isprintable():
         return said
-    return "".join(
-        c.encode("unicode_escape").decode("ascii") if unicodedata.category(c) in _HIDDEN else c for c in said
-    )
+    return "".join(c.encode("unicode_escape").decode("ascii") if _is_hidden(c, kept) else c for c in said)
 
 
-def lines_printable(text: str, limit: int = 400) -> str:
-    r"""Return a message of several lines with each of them made safe to show, at most `limit` characters long.
-
-    >>> lines_printable("red \x1b[31m\n  fix: repaint")
-    'red \\x1b[31m\n  fix: repaint'
-    """
-    return "\n".join(printable(line, limit) for line in text.split("\n"))
+def _is_hidden(c: str, kept: str) -> bool:
+    return c not in kept and unicodedata.category(c) in _HIDDEN
 
 
 def shown(path: object, limit: int = 200) -> str:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from vlm.core.config import Strict, load_yaml, package_tables, parse
 from vlm.core.errors import UnknownName
+from vlm.core.paths import FileName, InsidePath
 
 
 class GenerationRule(Strict):
@@ -73,7 +74,7 @@ class PublishedScore(Strict):
 class Submission(Strict):
     """The file that an evaluation server accepts. `format` is a key of `vlm.eval.run.submission.FORMATS`."""
 
-    file: str
+    file: FileName
     format: str
     server: str
     source: str
@@ -111,11 +112,11 @@ class Benchmark(Strict):
         kind: Whether the benchmark was published, or is ours.
     """
 
-    name: str
+    name: FileName
     title: str
     loader: str
-    folder: str
-    variants: list[str] = Field(default_factory=list)
+    folder: InsidePath
+    variants: list[FileName] = Field(default_factory=list)
     prompt: dict[str, str] = Field(default_factory=dict)
     prompt_source: str
     generation: GenerationRule
@@ -177,8 +178,9 @@ def tables(home: Path | None = None) -> dict[str, tuple[Path, str | None]]:
 @cache
 def _variants(path: Path, modified: int) -> list[str | None]:
     """Return the variants of a table, cached by its time of modification: each lookup scans every table."""
-    variants: list[str | None] = (load_yaml(path) or {}).get("variants") or [None]
-    return variants
+    table = load_yaml(path)
+    variants = table.get("variants") if isinstance(table, dict) else None
+    return variants if isinstance(variants, list) and variants else [None]  # `load_benchmark` names what is wrong
 
 
 def load_benchmark(name: str, home: Path | None = None) -> Benchmark:
@@ -199,7 +201,7 @@ def load_benchmark(name: str, home: Path | None = None) -> Benchmark:
     path, variant = known[by_lower[name.lower()]]
     table = parse(load_yaml(path), Benchmark, where=str(path))
     if variant:
-        names = {key: getattr(table, key).format(variant=variant) for key in ("name", "title", "folder")}
+        names = {key: getattr(table, key).replace("{variant}", variant) for key in ("name", "title", "folder")}
         table = table.model_copy(update={**names, **_of_variant(table, variant)})
     return table
 

@@ -11,7 +11,9 @@ import typer
 
 from vlm.cli.find import find_model
 from vlm.cli.options import PlacementOptions, grouped
+from vlm.cli.show.say import say
 from vlm.core.errors import ConfigError, VlmError
+from vlm.core.text import printable
 
 if TYPE_CHECKING:
     from vlm.core.sample.records import Medium
@@ -83,7 +85,7 @@ def chat(
     videos = [f for f in files if f.suffix.lower() in VIDEOS]
     note_pictures(images)
     if question is not None:
-        say(session, question, images, videos, settings)
+        print_answer(session, question, images, videos, settings)
     else:
         ChatShell(session, settings, images, videos).run()
 
@@ -119,13 +121,14 @@ def read_stride(value: str | None) -> float | str | None:
 
 def load_session(path: Path, **settings: Any) -> "ChatSession":
     """Load a session, with progress on standard error while torch is imported and the weights are read."""
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    from vlm.cli.show.screen import Screen
+
+    console = Screen(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"loading {path}", total=None)
+        task = bar.add_task(f"loading {printable(path)}", total=None)
         from vlm.models import ChatSession
 
         return ChatSession(path, progress=lambda done, total: bar.update(task, completed=done, total=total), **settings)
@@ -141,13 +144,13 @@ def note_pictures(paths: list[Path]) -> None:
             typer.secho(f"note: {shown(path)}{what}", fg="yellow", err=True)
 
 
-def say(
+def print_answer(
     session: "ChatSession", question: str, images: list[Path], videos: list[Path], settings: dict[str, Any]
 ) -> None:
     """Print an answer as it is made."""
     for piece in session.stream(question, images=images, videos=videos, **settings):
-        typer.echo(piece, nl=False)
-    typer.echo()
+        say(piece, end="")
+    say()
 
 
 class ChatShell:
@@ -162,7 +165,7 @@ class ChatShell:
             "/history": self.show_history,
             "/reset": self.reset,
             "/save": self.save,
-            "/help": lambda rest: typer.echo(HELP, err=True),
+            "/help": lambda rest: say(HELP, err=True),
         }
 
     def run(self) -> None:
@@ -170,7 +173,7 @@ class ChatShell:
         from vlm.core.home import runs
 
         lines = line_editing(runs() / ".chat_history")
-        typer.echo(HELP, err=True)
+        say(HELP, err=True)
         try:
             while (line := self.read()) != "/quit":
                 self.answer(line)
@@ -184,10 +187,10 @@ class ChatShell:
             try:
                 return input("> ").strip()
             except EOFError:
-                typer.echo()
+                say()
                 return "/quit"
             except KeyboardInterrupt:
-                typer.echo()
+                say()
 
     def answer(self, line: str) -> None:
         """Run a command or ask a question."""
@@ -198,12 +201,12 @@ class ChatShell:
                     raise ConfigError(f"unknown command {command}", expected=HELP)
                 self.commands[command](rest.strip())
             elif line:
-                say(self.session, line, self.images, self.videos, self.settings)
+                print_answer(self.session, line, self.images, self.videos, self.settings)
                 self.images, self.videos = [], []
         except VlmError as error:
-            typer.secho(f"error: {error}", fg="red", err=True)
+            say(f"error: {error}", fg="red", err=True)
         except KeyboardInterrupt:
-            typer.secho("\n(stopped; this turn is not in the conversation)", fg="yellow", err=True)
+            say("\n(stopped; this turn is not in the conversation)", fg="yellow", err=True)
 
     def add_images(self, rest: str) -> None:
         """Add pictures to the next question."""
@@ -228,7 +231,7 @@ class ChatShell:
         """Print the conversation."""
         for message in self.session.history:
             shown = (part["text"] if part["type"] == "text" else file_label(part) for part in message["content"])
-            typer.echo(f"{message['role']}: {''.join(shown)}")
+            say(f"{message['role']}: {''.join(shown)}")
 
     def reset(self, _: str) -> None:
         """Forget the conversation and the added files."""
@@ -244,7 +247,7 @@ class ChatShell:
             write_json(path, self.session.history)
         except OSError as error:
             raise ConfigError(f"{path} cannot be written: {error.strerror}", fix="name another file") from error
-        typer.echo(f"saved {path}", err=True)
+        say(f"saved {path}", err=True)
 
 
 def file_label(part: "Medium") -> str:

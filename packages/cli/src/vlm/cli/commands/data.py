@@ -8,6 +8,7 @@ import typer
 from vlm.cli.commands import data_build, data_check
 from vlm.cli.find import find_entries
 from vlm.cli.options import EntryChoice, grouped
+from vlm.cli.show.say import say
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.fetch.catalogue import find_entry, load_catalogue
 from vlm.core.fetch.installed import entry_state, is_built
@@ -56,7 +57,7 @@ def organize(
             failed.append(str(error))
             continue
         folder = find_entry(name, known).path
-        typer.echo(f"{name}: {'already there' if outcome == 'present' else 'organized'} in {folder}")
+        say(f"{name}: {'already there' if outcome == 'present' else 'organized'} in {folder}")
     if failed:
         raise DataError(f"{len(failed)} of {len(wanted)} were not organized:\n" + "\n".join(failed))
 
@@ -79,7 +80,7 @@ def tokenizer(
     extra = [resolve(path) for path in benchmark_text or []]
     paths = [resolve(path) for path in files]
     size = train_tokenizer(resolve(out), paths, vocab_size=vocab_size, extra=extra, haystack=haystack_text)
-    typer.echo(f"wrote {resolve(out) / 'tokenizer.json'}: {size} tokens")
+    say(f"wrote {resolve(out) / 'tokenizer.json'}: {size} tokens")
 
 
 @app.command()
@@ -93,7 +94,7 @@ def preview(
     from vlm.core.synth.preview import preview as write_preview
 
     shown = write_preview(resolve(file), resolve(out), root=resolve(root) if root else None, count=count)
-    typer.echo(f"wrote {resolve(out)} with {shown} records")
+    say(f"wrote {resolve(out)} with {shown} records")
 
 
 @app.command()
@@ -108,4 +109,4 @@ def mini(
     from vlm.eval.mini import make_mini
 
     folder = resolve(out) if out else dataset() / load_benchmark(bench).folder
-    typer.echo(f"wrote {make_mini(bench, folder, seed=seed, n=n)}")
+    say(f"wrote {make_mini(bench, folder, seed=seed, n=n)}")

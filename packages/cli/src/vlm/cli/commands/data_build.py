@@ -8,6 +8,7 @@ import typer
 
 from vlm.cli.find import find_ruler
 from vlm.cli.options import LongSetOptions, grouped
+from vlm.cli.show.say import say
 from vlm.core.home import dataset, resolve
 
 app = typer.Typer(no_args_is_help=True, help="Build datasets that nobody publishes.")
@@ -32,11 +33,11 @@ def long_mr(
     folder = dataset() / o.out
     sources = {"images": [resolve(path) for path in o.images or []], "texts": [resolve(path) for path in text or []]}
     outcome = build_long_mr(folder, made, find_ruler(o), **sources, workers=o.workers)
-    typer.echo(f"{outcome}: {folder}")
+    say(f"{outcome}: {folder}")
     if o.val:
         long = LONG.get(budgets[0].name) if len(budgets) == 1 else None
         bench = f"MM-NIAH-long-{long}" if long else "MM-NIAH"
-        typer.echo(f"evaluate: vlm eval {bench} --data {folder}")
+        say(f"evaluate: vlm eval {bench} --data {folder}")
 
 
 @app.command()
@@ -69,7 +70,7 @@ def long_vqa(
         images=[resolve(path) for path in o.images or []],
         workers=o.workers,
     )
-    typer.echo(f"{outcome}: {folder}")
+    say(f"{outcome}: {folder}")
 
 
 class Split(StrEnum):
@@ -107,4 +108,4 @@ def haystack(
     from vlm.core.synth.haystack import HaystackOptions, build_haystack
 
     options = HaystackOptions(tokens, tokens_per_image, count, split.value, seed, image_share, times, task.value)
-    typer.echo(f"wrote {build_haystack(out, options, tokenizer=resolve(tokenizer) if tokenizer else None)}")
+    say(f"wrote {build_haystack(out, options, tokenizer=resolve(tokenizer) if tokenizer else None)}")

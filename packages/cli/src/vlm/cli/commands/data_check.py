@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlm.cli.show.say import say_json
+
 if TYPE_CHECKING:
     from vlm.core.check.check import CheckedFile
     from vlm.core.check.report import CheckReport
@@ -202,20 +204,17 @@ def read_checkpoint(name: str, tokenizer: Path | None) -> "tuple[ModelSpec, Path
 
 def show_report(report: "CheckReport") -> None:
     """Print tables and a histogram."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
+    from vlm.cli.show.screen import Screen, bold, styled
     from vlm.core.check.check import ERRORS, WARNINGS
     from vlm.core.sample.records import MEANT
     from vlm.core.text import printable
 
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     facts = report.as_dict(samples=False)
-    console.print(
-        f"[bold]{facts['usable']:,} of {facts['lines']:,} samples can be used[/bold]; {report.opened:,} headers read, "
-        f"{facts['lines'] / max(report.seconds, 1e-9):,.0f} samples/s"
-    )
+    pace = f"{report.opened:,} headers read, {facts['lines'] / max(report.seconds, 1e-9):,.0f} samples/s"
+    console.print(bold(f"{facts['usable']:,} of {facts['lines']:,} samples can be used") + f"; {pace}")
     table = Table("", "sum", "mean", "median", "90 %", "99 %", "max", title="per sample", title_justify="left")
     for name, values in facts["measures"].items():
         cells = (f"{values[k]:,.0f}" if k != "mean" else f"{values[k]:,.1f}" for k in values)
@@ -231,10 +230,10 @@ def show_report(report: "CheckReport") -> None:
     for low, high, n in zip(edges, edges[1:], counts, strict=False):
         mark = " ← max_length" if report.rules.max_length and low <= report.rules.max_length < high else ""
         bar = "█" * round(40 * n / max(*counts, 1))
-        console.print(f"{low:>9,} … {high - 1:>9,} tokens {n:>9,} {bar}{mark}", highlight=False)
+        console.print(f"{low:>9,} … {high - 1:>9,} tokens {n:>9,} {bar}{mark}")
     for name, n in facts["beyond_positions"].items():
         limit = f"{report.rules.max_positions:,}"
-        console.print(f"[yellow]{n:,} samples reach beyond the {limit} positions of the model ({name})")
+        console.print(styled(f"{n:,} samples reach beyond the {limit} positions of the model ({name})", "yellow"))
     table = Table("longest samples", "tokens", "tiles", "files", "labels kept")
     for w in facts["worst"][:5]:
         numbers = (f"{w[k]:,}" for k in ("tokens", "tiles", "files", "labels_kept"))
@@ -252,11 +251,11 @@ def show_report(report: "CheckReport") -> None:
             first = next(f for f in report.faults if f.kind == kind)
             color = "red" if kind in ERRORS else "yellow"
             where = f"{first.source}:{first.line}: {first.message}"
-            table.add_row(f"[{color}]{kind}", f"{n:,}", {**ERRORS, **WARNINGS}[kind], escape(printable(where)))
+            table.add_row(styled(kind, color), f"{n:,}", {**ERRORS, **WARNINGS}[kind], printable(where))
         console.print(table)
     for fault in report.errors[:SHOWN]:
         line = f"  {fault.source}:{fault.line} ({fault.id}): {fault.kind}: {fault.message}"
-        console.print(printable(line, 1000), markup=False, highlight=False)
+        console.print(printable(line, 1000))
     if len(report.errors) > SHOWN:
         console.print(f"  … and {len(report.errors) - SHOWN:,} more")
 
@@ -309,16 +308,17 @@ def ledger(
                 {"folder": str(stage), "recipe": a.recipe, "steps": a.steps, "counts": a.counts, "closes": not a.open}
                 | {"open": a.open, "reasons": reasons, "entries": a.entries}
             )
-        typer.echo(json.dumps(listed, indent=1, ensure_ascii=False))
+        say_json(listed)
     else:
-        from rich.console import Console
         from rich.table import Table
 
-        console = Console(stderr=True)
+        from vlm.cli.show.screen import Screen, bold, styled
+
+        console = Screen(stderr=True)
         for _, a in accounts:
             counts = ", ".join(f"{what} {n:,}" for what, n in a.counts.items())
-            closes = "[red]does not close: " + "; ".join(a.open) if a.open else "[green]closes"
-            console.print(f"[bold]{a.recipe}[/bold] after {a.steps:,} steps: {counts}: {closes}")
+            closes = styled("does not close: " + "; ".join(a.open), "red") if a.open else styled("closes", "green")
+            console.print(bold(str(a.recipe)) + f" after {a.steps:,} steps: {counts}: " + closes)
             if a.reasons:
                 table = Table("what", "stage", "reason", "samples")
                 for key, n in a.reasons.items():

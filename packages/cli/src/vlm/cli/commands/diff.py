@@ -1,14 +1,14 @@
 """`vlm diff`: show which samples moved between two evaluations, whether by chance, and why."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from vlm.cli.show.say import say_json
 
+if TYPE_CHECKING:
+    from vlm.cli.show.screen import Screen, bold
     from vlm.eval.saved.diff import Change, Comparison, SampleChange
 
 app = typer.Typer()
@@ -32,22 +32,21 @@ def diff(
 
     found = [compare_evaluations(pair) for pair in find_pairs(resolve(a), resolve(b))]
     if as_json:
-        typer.echo(json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False))
+        say_json(found, sort_keys=True)
         return
     for one in found:
         _show(one, rows)
 
 
 def _show(found: "Comparison", rows: int) -> None:
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
+    from vlm.cli.show.screen import Screen
     from vlm.eval.saved.diff import CAUSES, KINDS
 
-    console = Console()
+    console = Screen()
     about = [f"{side['model']}, {side['label']}" for side in (found["a"], found["b"])]
-    console.print(f"[bold]{found['benchmark']}[/]: A {escape(about[0])} → B {escape(about[1])}")
+    console.print(bold(found["benchmark"]) + f": A {about[0]} → B {about[1]}")
     alone = [f"{n} {where}" for where, n in found["items"].items() if where != "both" and n]
     console.print(f"{found['items']['both']} items in both" + (f" ({', '.join(alone)})" if alone else ""))
 
@@ -55,16 +54,16 @@ def _show(found: "Comparison", rows: int) -> None:
     for column in ("items", "A", "B", "B - A", "95 % interval", "p", "scored in both"):
         table.add_column(column, justify="left" if column == "items" else "right")
     for name, change in {"all": found["change"], **found["groups"]}.items():
-        table.add_row(escape(name), *_cells(change))
+        table.add_row(name, *_cells(change))
     console.print(table)
     console.print(f"p: {found['change']['test']}")
     for metric in found["metrics"][:1]:
         numbers = [f"{value:.1f}" if value is not None else "–" for value in (metric["a"], metric["b"])]
-        console.print(f"headline metric {metric['name']}: {numbers[0]} → {numbers[1]}", markup=False)
+        console.print(f"headline metric {metric['name']}: {numbers[0]} → {numbers[1]}")
 
     console.print("what differs: " + (", ".join(found["differences"]) or "nothing that was recorded"))
     for setting, values in found["differences"].get("decode", {}).items():
-        console.print(f"  {setting}: {values[0]} → {values[1]}", markup=False)
+        console.print(f"  {setting}: {values[0]} → {values[1]}")
     for kind, n in found["kinds"].items():
         console.print(f"{kind} {n}: {KINDS[kind]}")
     for causes, n in found["causes"].items():
@@ -73,8 +72,7 @@ def _show(found: "Comparison", rows: int) -> None:
     _show_moved(console, found["moved"], rows)
 
 
-def _show_moved(console: "Console", moved: "list[SampleChange]", rows: int) -> None:
-    from rich.markup import escape
+def _show_moved(console: "Screen", moved: "list[SampleChange]", rows: int) -> None:
     from rich.table import Table
 
     if not moved or not rows:
@@ -85,10 +83,8 @@ def _show_moved(console: "Console", moved: "list[SampleChange]", rows: int) -> N
     order = ("lost", "gained", "unanswered", "answered", "changed")
     for sample in sorted(moved, key=lambda s: order.index(s["kind"]))[:rows]:
         score = " → ".join("–" if x is None else f"{x:g}" for x in (sample["before"], sample["after"]))
-        answers = ["–" if text is None else escape(repr(text[:60])) for text in sample["answers"]]
-        table.add_row(
-            escape(sample["id"]), escape(sample["group"]), sample["kind"], score, " + ".join(sample["causes"]), *answers
-        )
+        answers = ["–" if text is None else repr(text[:60]) for text in sample["answers"]]
+        table.add_row(sample["id"], sample["group"], sample["kind"], score, " + ".join(sample["causes"]), *answers)
     console.print(table)
 
 

@@ -1,7 +1,6 @@
 """`vlm doctor`: show what this machine has, and what will run."""
 
 import importlib.util
-import json
 import os
 import shutil
 import subprocess
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from vlm.cli.show.say import say_json
 
 if TYPE_CHECKING:
     import torch
@@ -29,17 +30,17 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Machine-readabl
     """
     checks = [python(), shadow(), *packages(), *torch_facts(), slurm(), *disk(), chromium()]
     if as_json:
-        typer.echo(json.dumps([{"what": w, "ok": ok, "found": f} for w, ok, f in checks], indent=1))
+        say_json([{"what": w, "ok": ok, "found": f} for w, ok, f in checks])
     else:
-        from rich.console import Console
-        from rich.markup import escape
         from rich.table import Table
 
-        console = Console(stderr=True)
+        from vlm.cli.show.screen import Screen, styled
+
+        console = Screen(stderr=True)
         table = Table(show_header=False)
-        mark = {True: "[green]ok", False: "[red]broken", None: "[dim]absent"}
+        mark = {True: ("ok", "green"), False: ("broken", "red"), None: ("absent", "dim")}
         for what, ok, found in checks:
-            table.add_row(mark[ok], what, escape(found))
+            table.add_row(styled(*mark[ok]), what, found)
         console.print(table)
     if any(ok is False for _, ok, _ in checks):
         raise typer.Exit(7)

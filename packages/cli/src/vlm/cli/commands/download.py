@@ -1,6 +1,5 @@
 """`vlm download`: fetch weights, datasets and benchmarks."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +8,7 @@ import typer
 from vlm.cli.find import find_entries
 from vlm.cli.options import EntryChoice, grouped
 from vlm.cli.show.catalogue import human_size
+from vlm.cli.show.say import say, say_json
 from vlm.core.errors import ConfigError, VlmError
 from vlm.core.fetch.catalogue import BuiltSource, Entry, HubSource, load_catalogue
 from vlm.core.fetch.fetch import fetch, refuse_by_hand
@@ -87,11 +87,11 @@ def download(
                 failed.append((entry, error))
         rows.append(_row(entry, outcome, revision))
         if not as_json:
-            typer.echo(f"{entry.name}: {_action(entry, outcome, revision)}" if dry_run else _done(entry, outcome))
+            say(f"{entry.name}: {_action(entry, outcome, revision)}" if dry_run else _done(entry, outcome))
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        say_json(rows)
     elif dry_run:
-        typer.echo(_sum(entries, revision), nl=False)
+        say(_sum(entries, revision), end="")
     if failed:
         lines = "\n".join(f"{entry.name}: {error}" for entry, error in failed)
         raise type(failed[0][1])(f"{len(failed)} of {len(entries)} were not fetched:\n{lines}")

@@ -1,6 +1,5 @@
 """`vlm eval`: evaluate a model on benchmarks; rerun the same command to resume."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,9 +10,19 @@ from typer.core import TyperGroup
 
 from vlm.cli.backends import make_judge, native, ring, run_one, server
 from vlm.cli.commands.eval_score import score
-from vlm.cli.find import find_benchmark_files, find_model
-from vlm.cli.options import NATIVE, SERVER, BenchmarkFiles, JudgeOptions, PlacementOptions, ServerOptions, grouped
+from vlm.cli.find import check_result_name, find_benchmark_files, find_model
+from vlm.cli.options import (
+    NATIVE,
+    SERVER,
+    BenchmarkFiles,
+    JudgeOptions,
+    PlacementOptions,
+    Replace,
+    ServerOptions,
+    grouped,
+)
 from vlm.cli.show.evaluation import show_all, show_evaluation
+from vlm.cli.show.say import say_json
 from vlm.core.errors import ConfigError, FetchError, UnknownName, VlmError
 
 if TYPE_CHECKING:
@@ -71,6 +80,10 @@ def evaluate(
         typer.Option(metavar="I/N", help="This worker's share, 0/4 … 3/4. The last one to finish writes the results."),
     ] = "0/1",
     retry_failed: Annotated[bool, typer.Option(help="Ask again where the outcome was oom or error.")] = False,
+    replace: Replace = False,
+    allow_missing: Annotated[
+        int, typer.Option(min=0, help="Items whose picture or video may be missing: they become `error`.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summaries as JSON.")] = False,
     backend: Annotated[str, typer.Option(help="native: in this process; openai: a server.")] = "native",
     stride: Annotated[
@@ -113,6 +126,7 @@ def evaluate(
     from vlm.eval.benchmark import load_benchmark, tables
     from vlm.eval.run.runner import Options
 
+    check_result_name(name)
     everything = "all" in [bench.lower() for bench in benchmarks]
     names = list(tables(home())) if everything else benchmarks
     if files.data and len(names) > 1:
@@ -134,6 +148,8 @@ def evaluate(
         "batch_size": batch_size if path else endpoint.concurrency,
         "shard": _shard(shard),
         "retry_failed": retry_failed,
+        "replace": replace,
+        "allow_missing": allow_missing,
     }
     sweep = _strides(stride)
     parse({**settings, "stride": None}, Options, where="vlm eval")  # faults before torch is imported
@@ -162,7 +178,7 @@ def evaluate(
     if asked.follows:
         return  # the first process of the ring reports
     if as_json:
-        typer.echo(json.dumps([s for s, _ in summaries], indent=1, sort_keys=True, ensure_ascii=False))
+        say_json([s for s, _ in summaries], sort_keys=True)
     elif everything:
         show_all(summaries, failed)
     if failed:

@@ -1,12 +1,12 @@
 """`vlm eval score`: score predictions that were saved, by this command, by the published scripts or by a harness."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlm.cli.options import BenchmarkFiles, JudgeOptions, grouped
+from vlm.cli.options import BenchmarkFiles, JudgeOptions, Replace, grouped
+from vlm.cli.show.say import say_json
 
 if TYPE_CHECKING:
     from vlm.eval.run.summary import ImportFacts
@@ -26,6 +26,7 @@ def score(
     family: Annotated[
         str, typer.Option(help="Score by this family's rule, e.g. convllava for boxes of ConvLLaVA.")
     ] = "",
+    replace: Replace = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Score saved predictions; no model is loaded. The keys of the records tell the format.
@@ -40,22 +41,26 @@ def score(
     vlm eval score milebench CKPT/eval_milebench
     """
     from vlm.cli.backends import check_family, make_judge
-    from vlm.cli.find import find_benchmark_files
+    from vlm.cli.find import check_result_name, find_benchmark_files
     from vlm.cli.show.evaluation import show_evaluation
     from vlm.core.home import home, resolve
+    from vlm.core.paths import as_name
     from vlm.eval.benchmark import load_benchmark
     from vlm.eval.saved.score import score_predictions
 
+    check_result_name(name)
     check_family(family)
     table = load_benchmark(benchmark, home())
     folder = find_benchmark_files(table, files)
     paths = [resolve(path) for path in predictions]
     judge = make_judge(grader, resolve(out) / ".judge")
-    label = name or f"imported-{paths[0].stem}"
+    label = name or as_name(f"imported-{paths[0].stem}")
     target = resolve(out) / label / table.name / "imported"
-    summary = score_predictions(table.for_family(family), paths, target, data=folder, name=label, judge=judge)
+    summary = score_predictions(
+        table.for_family(family), paths, target, data=folder, name=label, judge=judge, replace=replace
+    )
     if as_json:
-        typer.echo(json.dumps(summary, indent=1, sort_keys=True, ensure_ascii=False))
+        say_json(summary, sort_keys=True)
         return
     show_evaluation(summary, target)
     _show_import(summary["imported"])
@@ -63,19 +68,19 @@ def score(
 
 def _show_import(imported: "ImportFacts") -> None:
     """Print the format that was recognized, and each kind of problem with its number and an example."""
-    from rich.console import Console
     from rich.table import Table
 
+    from vlm.cli.show.screen import Screen
     from vlm.eval.saved.score import PROBLEMS
 
-    console = Console()
-    console.print(f"imported: {imported['predictions']} predictions, recognized as: {imported['format']}", markup=False)
-    console.print(f"joined to the items by: {imported['joined']}", markup=False)
+    console = Screen()
+    console.print(f"imported: {imported['predictions']} predictions, recognized as: {imported['format']}")
+    console.print(f"joined to the items by: {imported['joined']}")
     if not imported["problems"]:
         return
     table = Table(title="problems", title_justify="left")
     for column in ("kind", "number", "what becomes of it", "for example"):
         table.add_column(column)
     for kind, found in imported["problems"].items():
-        table.add_row(kind, str(found["n"]), PROBLEMS[kind], found["examples"][0].replace("[", "\\["))
+        table.add_row(kind, str(found["n"]), PROBLEMS[kind], found["examples"][0])
     console.print(table)

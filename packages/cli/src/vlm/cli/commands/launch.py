@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vlm.cli.options import TrainOptions, grouped
+from vlm.cli.show.say import say
 
 app = typer.Typer()
 
@@ -52,13 +53,13 @@ def launch(
     # what would stop every rank is printed here, once
     faults, missing = plan.faults, plan.missing_for(plan.processes, here=0 if launcher == "srun" else gpus_per_node)
     if show:
-        typer.echo(line)
+        say(line)
         refuse(recipe.name, [*faults, *missing] if faults else ())
         if missing:  # the line is good all the same, on a machine that has them
-            typer.echo("\n".join([f"{recipe.name}: missing here:", *listed(missing)]), err=True)
+            say("\n".join([f"{recipe.name}: missing here:", *listed(missing)]), err=True)
         return
     refuse(recipe.name, [*faults, *missing], force=options.force)
-    typer.echo(line, err=True)
+    say(line, err=True)
     command = [os.path.expandvars(word) for word in command]
     os.environ.update(env)
     try:

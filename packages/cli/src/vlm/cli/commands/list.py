@@ -1,14 +1,14 @@
 """`vlm list`: weights, data, benchmarks and recipes, with their local state."""
 
-import json
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from vlm.cli.show.catalogue import entry_row
+from vlm.cli.show.say import say_json
+from vlm.cli.show.screen import Screen
 from vlm.core.config import load_yaml, package_tables
 from vlm.core.fetch.catalogue import load_catalogue
 from vlm.core.fetch.installed import entry_state
@@ -37,7 +37,7 @@ def list_(
         what
     )
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        say_json(rows)
         return
     table = Table(title=what.value)
     hidden = ("folder", "size", "terms", "notes", "entry")
@@ -48,7 +48,7 @@ def list_(
         table.add_column(key, min_width=whole)
     for cell in cells:
         table.add_row(*cell)
-    Console().print(table)
+    Screen().print(table)
 
 
 def _entries(what: What) -> list[dict[str, Any]]:

@@ -1,9 +1,10 @@
 """`vlm plan`: what a recipe costs and whether it fits, before anything is loaded."""
 
-import json
 from typing import Annotated
 
 import typer
+
+from vlm.cli.show.say import say_json
 
 app = typer.Typer()
 
@@ -48,7 +49,7 @@ def plan(
         from vlm.train.plan.published import published_points
 
         points = published_points()
-        typer.echo(json.dumps(points, indent=1)) if as_json else show_published(points)
+        say_json(points) if as_json else show_published(points)
         return
     if recipe is None:
         raise ConfigError("no recipe", expected="its name, or --against-published", fix="`vlm list recipes` names them")
@@ -65,7 +66,7 @@ def plan(
         tokens_per_sample=tokens_per_sample,
     )
     if as_json:
-        typer.echo(json.dumps({**found.as_dict(), "estimate": found.estimate.as_dict()}, indent=1))
+        say_json({**found.as_dict(), "estimate": found.estimate.as_dict()})
     else:
         from vlm.cli.show.estimate import show_estimate
         from vlm.cli.show.plan import show_plan

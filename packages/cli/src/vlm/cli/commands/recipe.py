@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlm.cli.show.say import say, say_json
+
 if TYPE_CHECKING:
     from vlm.train.verify.verify import VerifyReport
 
@@ -29,7 +31,7 @@ def show(
     from vlm.train.recipe.recipe import load_recipe
 
     value = load_recipe(name, published=published).model_dump(mode="json")
-    typer.echo(json.dumps(value, indent=1) if as_json else yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+    say(json.dumps(value, indent=1) if as_json else yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
 
 
 @app.command()
@@ -50,7 +52,7 @@ def check(
         except ConfigError as error:
             faults.append(str(error))
         else:
-            typer.echo(f"ok  {name}")
+            say(f"ok  {name}")
     if faults:
         raise ConfigError("\n".join(faults))
 
@@ -83,7 +85,7 @@ def verify(
             f"nothing to compare {name} with", fix=f"vlm recipe verify {name} --against FILE.sh|.md|.json"
         )
     if as_json:
-        typer.echo(json.dumps(report.as_dict(), indent=1))
+        say_json(report.as_dict())
     else:
         show_report(report)
     if report.contradictions:
@@ -92,16 +94,16 @@ def verify(
 
 def show_report(report: "VerifyReport") -> None:
     """Show the findings, those that need a decision first."""
-    typer.secho(f"{report.recipe or 'no recipe is near'}  against  {report.source}", bold=True)
+    say(f"{report.recipe or 'no recipe is near'}  against  {report.source}", bold=True)
     for title, findings, color in (
         ("contradicts, and no difference says why", report.contradictions, "red"),
         ("differs on purpose (--published does as they did, where a key can)", report.noted, "yellow"),
     ):
         if findings:
-            typer.secho(f"{title}:", fg=color)
+            say(f"{title}:", fg=color)
         for f in findings:
             why = f"\n      {f.noted}" if f.noted else ""
-            typer.echo(f"  {f.key}: ours {f.ours}, theirs {f.theirs} ({f.said}){why}")
+            say(f"  {f.key}: ours {f.ours}, theirs {f.theirs} ({f.said}){why}")
     for title, lines in (
         ("paths that are not here", report.dead_paths),
         ("variables that are set and never used", report.unused),
@@ -111,5 +113,5 @@ def show_report(report: "VerifyReport") -> None:
         ("keys of ours that it does not set", report.only_ours),
     ):
         if lines:
-            typer.echo(f"{title}:\n  " + "\n  ".join(lines))
-    typer.secho(f"{len(report.agree)} keys agree: {', '.join(report.agree)}", fg="green")
+            say(f"{title}:\n  " + "\n  ".join(lines))
+    say(f"{len(report.agree)} keys agree: {', '.join(report.agree)}", fg="green")

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from vlm.cli.show.say import say
+
 app = typer.Typer()
 
 
@@ -41,6 +43,6 @@ def report(
         [resolve(folder) for folder in folders], target, formats=formats or (), samples_per_benchmark=samples, seed=seed
     )
     for warning in made.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}", err=True)
     more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
-    typer.echo(f"{len(made.accuracy)} evaluations, {len(made.training)} training stages: {files[0]}{more}")
+    say(f"{len(made.accuracy)} evaluations, {len(made.training)} training stages: {files[0]}{more}")

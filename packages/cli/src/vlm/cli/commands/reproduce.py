@@ -1,6 +1,5 @@
 """`vlm reproduce`: a published system from its weights to the report through the DAG, or what that would take."""
 
-import json
 import shlex
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from vlm.cli.show.say import say, say_json
 from vlm.core.errors import ConfigError
 
 app = typer.Typer()
@@ -42,7 +42,7 @@ def reproduce(
     """
     options = snakemake_options(system.value, profile, config)
     if not dry_run:
-        typer.echo(shlex.join(["snakemake", *options]), err=True)
+        say(shlex.join(["snakemake", *options]), err=True)
         raise typer.Exit(subprocess.run([sys.executable, "-m", "snakemake", *options]).returncode)
     from vlm.cli.show.dag import show_dag
     from vlm.cli.workflow.estimate import estimate_dag
@@ -50,7 +50,7 @@ def reproduce(
 
     found = estimate_dag(planned_jobs(options))
     if as_json:
-        typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        say_json(found)
     else:
         show_dag(found)
 

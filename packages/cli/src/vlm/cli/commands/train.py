@@ -1,6 +1,5 @@
 """`vlm train`: run one stage, or continue it."""
 
-import json
 import os
 import shlex
 import sys
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlm.cli.options import TrainOptions, grouped
+from vlm.cli.show.say import say, say_json
 
 if TYPE_CHECKING:
     from vlm.train.plan.run_plan import RunPlan
@@ -65,10 +65,10 @@ def train(
             folder = run_training(recipe, out, plan=plan, quiet=options.quiet, resume_changed=options.allow_change)
         except Preempted as stop:
             if first:
-                typer.echo(f"resume me: {stop}", err=True)
+                say(f"resume me: {stop}", err=True)
             return
     if first:
-        typer.echo(folder)
+        say(folder)
 
 
 def check_before_start(plan: "RunPlan", processes: int, options: TrainOptions) -> None:
@@ -84,10 +84,9 @@ def check_before_start(plan: "RunPlan", processes: int, options: TrainOptions) -
 
 def show_dry_run_of(plan: "RunPlan", options: TrainOptions, *, as_json: bool) -> None:
     """Show a plan, its estimate, its mixture and the lines that start it; then raise an error for every fault."""
-    from rich.console import Console
-
     from vlm.cli.show.estimate import show_estimate
     from vlm.cli.show.plan import show_dry_run, show_plan
+    from vlm.cli.show.screen import Screen
     from vlm.train.plan.faults import refuse
 
     faults = plan.faults
@@ -96,9 +95,9 @@ def show_dry_run_of(plan: "RunPlan", options: TrainOptions, *, as_json: bool) ->
     lines = launch_lines(plan, options.chosen())
     if as_json:
         found = {"estimate": plan.estimate.as_dict(), "faults": [*faults, *plan.missing]}
-        typer.echo(json.dumps({**dry_run_facts(plan, lines), **found}, indent=1))
+        say_json({**dry_run_facts(plan, lines), **found})
     else:
-        show_plan(plan, to=Console())
+        show_plan(plan, to=Screen())
         show_estimate(plan.estimate)
         show_dry_run(plan, lines)
     refuse(plan.recipe.name, faults)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlm.cli.show.say import say, say_json
+
 if TYPE_CHECKING:
     from vlm.models.checkpoint.formats.schema import CheckpointLayout
     from vlm.models.compare import CheckpointDifference
@@ -65,8 +67,8 @@ def make(
         )
         start.write(target, dtype=None if from_folder else torch.float32)
     if from_folder:
-        typer.echo(f"fresh from seed {seed}: {', '.join(start.fresh) or 'nothing'}", err=True)
-    typer.echo(target)
+        say(f"fresh from seed {seed}: {', '.join(start.fresh) or 'nothing'}", err=True)
+    say(target)
 
 
 @app.command()
@@ -136,14 +138,13 @@ def key_accounts(layout: "CheckpointLayout", folder: Path) -> dict[str, Any]:
 
 def show_json(facts: dict[str, Any], as_json: bool) -> None:
     """Print JSON to standard output for machines, or colored to standard error for people."""
-    text = json.dumps(facts, indent=1, ensure_ascii=False)
     if as_json:
-        typer.echo(text)
+        say_json(facts)
     else:
-        from rich.console import Console
+        from vlm.cli.show.screen import Screen
 
-        console = Console(stderr=True)
-        console.print_json(text)
+        console = Screen(stderr=True)
+        console.print_json(json.dumps(facts), ensure_ascii=True)
 
 
 @app.command()
@@ -185,8 +186,8 @@ def convert(
             report=report,
         )
     if to == "internvl" and remote_code is None:
-        typer.echo(REMOTE_CODE, err=True)
-    typer.echo(written)
+        say(REMOTE_CODE, err=True)
+    say(written)
 
 
 REMOTE_CODE = (
@@ -215,7 +216,7 @@ def diff(
 
     found = compare(a, b, picture=image, question=text, seed=seed, atol=atol)
     if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False))
+        say_json(found.as_dict())
     else:
         show_difference(found)
     raise typer.Exit(0 if found.equal else 1)
@@ -226,10 +227,11 @@ ROWS = 20  # of a table on the terminal; --json has all
 
 def show_difference(found: "CheckpointDifference") -> None:
     """Print one line with the verdict, then a table of what differs."""
-    from rich.console import Console
     from rich.table import Column, Table
 
-    console = Console(stderr=True)
+    from vlm.cli.show.screen import Screen
+
+    console = Screen(stderr=True)
     if found.equal:
         verdict = f"equal: all tensors, and the activations of {found.compared} modules"
     elif found.first:
@@ -238,7 +240,7 @@ def show_difference(found: "CheckpointDifference") -> None:
         verdict = f"different: first in {gap.name} {gap.a}, {amount}"
     else:
         verdict = f"different: {found.skipped or f'tensors alone; {found.compared} modules give the same'}"
-    typer.echo(verdict)
+    say(verdict)
     table = Table("what", Column("name", overflow="fold"), "A", "B", "max |A - B|")
     for what, gaps in (("module", found.modules), ("tensor", found.tensors)):
         for gap in gaps[:ROWS]:

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Column, Table
 
+from vlm.cli.show.screen import Screen, bold
 from vlm.core.progress import human_bytes
 
 if TYPE_CHECKING:
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 def show_dag(found: "DagEstimate") -> None:
     """Show jobs, training, downloads and the steps by hand on standard output."""
-    console = Console()
+    console = Screen()
     table = Table("rule", "jobs", "GPU-hours", title="jobs", title_justify="left")
     for rule, count in found["jobs"].items():
         table.add_row(rule, f"{count:,}", gpu_hours_of(rule, found))
-    table.add_row("[bold]in all", f"[bold]{sum(found['jobs'].values()):,}", "")
+    table.add_row(bold("in all"), bold(f"{sum(found['jobs'].values()):,}"), "")
     console.print(table)
     if found["training"]:
         columns = (Column("stage", no_wrap=True), "GPUs", "machine", "GPU-hours")
@@ -27,7 +27,7 @@ def show_dag(found: "DagEstimate") -> None:
         console.print(table)
         for why in sorted({stage["why"] for stage in found["training"] if stage["why"]}):
             stages = [stage["recipe"] for stage in found["training"] if stage["why"] == why]
-            console.print(f"{why}: {', '.join(stages)}", highlight=False, markup=False)
+            console.print(f"{why}: {', '.join(stages)}")
     if found["downloads"]:
         name, size = Column("download", no_wrap=True), Column("size", no_wrap=True)
         table = Table(name, size, Column("license", overflow="fold"), "here", title="downloads", title_justify="left")
@@ -38,7 +38,7 @@ def show_dag(found: "DagEstimate") -> None:
         unknown = f", and {len(found['bytes_unknown'])} of unknown size" if found["bytes_unknown"] else ""
         console.print(f"to download: {human_bytes(found['bytes'])}{unknown}")
     for step in found["steps"]:
-        console.print(f"by hand: {step}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"by hand: {step}", soft_wrap=True)
 
 
 def hours_of(stage: "StageCost") -> str:

@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from vlm.cli.show.screen import Screen, bold, styled
 
 if TYPE_CHECKING:
     from vlm.train.plan.fit import Estimate
@@ -16,7 +18,8 @@ def show_estimate(found: "Estimate") -> None:
     table = Table(title=f"{found.gpus} x {found.machine}", title_justify="left", show_header=False)
     table.add_row("parallel", found.parallel)
     parts = " + ".join(f"{name} {value:.2f}" for name, value in found.gb.items() if value)
-    table.add_row("a GPU", f"{parts} = [bold]{found.gb_needed:.2f} GB[/bold] of {found.memory_gb:g}")
+    needed = bold(f"{found.gb_needed:.2f} GB")
+    table.add_row("a GPU", Text.assemble(f"{parts} = ", needed, f" of {found.memory_gb:g}"))
     if found.gb_host:
         table.add_row("host memory", f"{found.gb_host:.1f} GB of optimizer states a node")
     phases = "\n".join(f"{name} {value:.2f}" for name, value in found.gb_activation_phases.items())
@@ -30,8 +33,8 @@ def show_estimate(found: "Estimate") -> None:
         time += f", {found.hours:.3g} h, {found.gpu_hours:,.0f} GPU-hours"
     table.add_row("time, at most", time)
     for note in found.notes:
-        table.add_row("[yellow]note", note)
-    Console(stderr=True).print(table)
+        table.add_row(styled("note", "yellow"), note)
+    Screen(stderr=True).print(table)
 
 
 def show_published(points: "Iterable[ComparedHours]") -> None:
@@ -42,4 +45,4 @@ def show_published(points: "Iterable[ComparedHours]") -> None:
     for p in points:
         numbers = f"{p['tokens_per_sample']:g}", f"{p['predicted_hours']:.1f}", f"{p['published_hours']:g}"
         table.add_row(p["recipe"], f"{p['gpus']} x {p['machine']}", *numbers, f"{p['ratio']:.2f}")
-    Console().print(table)
+    Screen().print(table)

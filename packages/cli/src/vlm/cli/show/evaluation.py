@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm.core.errors import VlmError
+from vlm.core.text import printable
 
 if TYPE_CHECKING:
     from vlm.eval.run.summary import MetricRow, Summary
@@ -17,24 +18,31 @@ SHOWN = 8
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int, float | None], None]]:
     """Show a bar on standard error; yield the function that moves it: items done, items in all, mean score so far."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[score]}"))
-    with Progress(*columns, TimeElapsedColumn(), Remaining(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=None, score="")
+    from vlm.cli.show.screen import Screen
 
-        def progress(done: int, total: int, score: float | None) -> None:
-            bar.update(task, completed=done, total=total, score="" if score is None else f"score {100 * score:.1f}")
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[score]}"),
+    )
+    with Progress(*columns, TimeElapsedColumn(), Remaining(), console=Screen(stderr=True)) as bar:
+        task = bar.add_task(printable(title), total=None, score="")
+
+        def progress(done: int, total: int, mean: float | None) -> None:
+            bar.update(task, completed=done, total=total, score="" if mean is None else f"score {100 * mean:.1f}")
 
         yield progress
 
 
 def show_evaluation(summary: "Summary", target: Path) -> None:
     """Print the metrics of one evaluation, its outcomes, and what limits a comparison."""
-    from rich.console import Console
     from rich.table import Table
+
+    from vlm.cli.show.screen import Screen
 
     table = Table(title=f"{summary['title']} · {summary['model']} · {target.name}", title_justify="left")
     for column in ("metric", "score", "95 % interval", "strict", "scored / total"):
@@ -42,7 +50,7 @@ def show_evaluation(summary: "Summary", target: Path) -> None:
     strict = {m["name"]: m["value"] for m in summary["strict_metrics"]}
     for m in summary["metrics"][:SHOWN]:
         table.add_row(m["name"], *_numbers(m)[:2], number(strict.get(m["name"])), _numbers(m)[2])
-    console = Console()
+    console = Screen()
     console.print(table)
     headline = summary["metrics"][0]
     if headline["value"] is None or ("judge" in summary and summary["judge"]["note"]):
@@ -58,15 +66,18 @@ def show_evaluation(summary: "Summary", target: Path) -> None:
         console.print(f"{unread} of the answers cannot be read: wrong in the strict column")
     if silent := summary["outcomes"].get("unanswered"):
         console.print(f"{silent} replies hold no answer: not scored; `--max-new-tokens N` gives a model more tokens")
-    if summary["data"]["mini"]:
+    if (data := summary["data"])["items"] < data["available"]:
+        console.print(f"the first {data['items']:,} of {data['available']:,} items")
+    if data["mini"]:
         console.print("miniature data: not comparable with published numbers")
     console.print(f"results: {target / 'results.jsonl'}", soft_wrap=True)
 
 
 def show_all(summaries: "list[tuple[Summary, str]]", failed: dict[str, VlmError]) -> None:
     """Print one line for each evaluation (summary, folder name), and for each benchmark that failed."""
-    from rich.console import Console
     from rich.table import Table
+
+    from vlm.cli.show.screen import Screen, styled
 
     title = f"{len(summaries)} evaluations, {len(failed)} benchmarks failed"
     table = Table(title=title, title_justify="left")
@@ -79,10 +90,10 @@ def show_all(summaries: "list[tuple[Summary, str]]", failed: dict[str, VlmError]
         about = ", ".join(f"{kind} {n}" for kind, n in lost.items())
         table.add_row(summary["benchmark"], variant, headline["name"], *_numbers(headline), about)
     for name, error in failed.items():
-        table.add_row(name, "", f"[red]failed: {_first_line(error)}")
-    Console().print(table)
+        table.add_row(name, "", styled(f"failed: {error.found.splitlines()[0][:60]}", "red"))
+    Screen().print(table)
     for name, error in failed.items():
-        Console(stderr=True).print(f"{name}: {error}", style="red", markup=False, soft_wrap=True)
+        Screen(stderr=True).print(f"{name}: {error}", style="red", soft_wrap=True)
 
 
 def number(value: float | None) -> str:
@@ -93,9 +104,3 @@ def number(value: float | None) -> str:
 def _numbers(metric: "MetricRow") -> tuple[str, str, str]:
     low_high = "" if metric["low"] is None else f"{metric['low']:.1f} – {metric['high']:.1f}"
     return number(metric["value"]), low_high, f"{metric['scored']} / {metric['total']}"
-
-
-def _first_line(error: VlmError) -> str:
-    from rich.markup import escape
-
-    return escape(error.found.splitlines()[0][:60])

@@ -2,14 +2,16 @@
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from vlm.cli.show.screen import Screen, bold, styled
 
 if TYPE_CHECKING:
     from vlm.train.plan.run_plan import RunPlan
 
 
-def show_plan(plan: "RunPlan", to: Console | None = None) -> None:
+def show_plan(plan: "RunPlan", to: Screen | None = None) -> None:
     """Show a recipe resolved and planned: parameters, states, steps, differences, and what is missing here."""
     from vlm.train.plan.faults import by_fix
 
@@ -44,8 +46,8 @@ def show_plan(plan: "RunPlan", to: Console | None = None) -> None:
     for d in recipe.differences:
         table.add_row("differs", f"{d.key}: ours {d.ours}, published {d.published}. {d.why}")
     for what, fix, found in by_fix(plan.missing):
-        table.add_row(f"[yellow]missing {what}", "\n".join([*found, f"[bold]{fix}"]))
-    (to or Console(stderr=True)).print(table)
+        table.add_row(styled(f"missing {what}", "yellow"), Text("\n").join([*map(styled, found), bold(fix)]))
+    (to or Screen(stderr=True)).print(table)
 
 
 def unseen_words(plan: "RunPlan") -> str:
@@ -61,10 +63,10 @@ def show_dry_run(plan: "RunPlan", lines: list[str]) -> None:
     """Show on standard output what `vlm train --dry-run` adds: the recipe, its mixture, and the lines that start it."""
     import yaml
 
-    out, recipe = Console(), plan.recipe
+    out, recipe = Screen(), plan.recipe
     apart = ("data", "sources", "differences")  # they have tables of their own
     resolved = {key: value for key, value in recipe.model_dump(mode="json").items() if key not in apart}
-    out.print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), markup=False, highlight=False)
+    out.print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     table = Table(title="data mixture", title_justify="left")
     for column in ("set", "records", "repeat", "samples an epoch", "share"):
         table.add_column(column, justify="left" if column == "set" else "right")
@@ -76,6 +78,6 @@ def show_dry_run(plan: "RunPlan", lines: list[str]) -> None:
     rows = f"{recipe.batch.samples} samples, at most {plan.tokens_per_step:,} tokens"
     each = f"up to {plan.samples_per_group} for each of {plan.groups} groups of {recipe.sequence_parallel.size} GPUs"
     steps = f"{plan.steps:,} steps" if plan.steps else "steps unknown until the data is here"
-    out.print(f"a step: {rows}; {each}; {steps}", highlight=False, soft_wrap=True)
+    out.print(f"a step: {rows}; {each}; {steps}", soft_wrap=True)
     for line in lines:
-        out.print(f"[bold]{line}[/bold]", highlight=False, soft_wrap=True)
+        out.print(bold(line), soft_wrap=True)

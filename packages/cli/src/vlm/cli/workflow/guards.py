@@ -9,13 +9,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from vlm.core.errors import HardwareError, VlmError
+from vlm.core.errors import HardwareError, VlmError, of_system
 from vlm.core.home import locked, split_lines, write_atomic
+from vlm.core.text import printable_lines
 
 PATIENCE = 120.0
 """Seconds that canceled jobs have to end (Slurm's KillWait is 30 by default)."""
@@ -24,6 +25,19 @@ PATIENCE = 120.0
 def exclusive(run: str) -> AbstractContextManager[None]:
     """Lock a run's DAG; the kernel releases it when Snakemake dies, however it dies. Raises LockedError."""
     return locked(Path(run) / ".dag", "snakemake")
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """End Snakemake with the message of an error that a user can fix, and without a traceback."""
+    try:
+        yield
+    except (VlmError, OSError) as error:
+        known = of_system(error) if isinstance(error, OSError) else error
+        if known is None:
+            raise
+        print(f"error: {printable_lines(str(known))}", file=sys.stderr, flush=True)
+        raise SystemExit(known.exit_code) from None
 
 
 def slurm(*command: str) -> str:

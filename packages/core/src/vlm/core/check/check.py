@@ -21,7 +21,7 @@ from vlm.core.sample.lines import parse_line
 from vlm.core.sample.measure import Rules, SampleMeter
 from vlm.core.sample.media import IMAGE_SUFFIXES, load_image, load_video
 from vlm.core.sample.records import Allowed, Examined, Sample, examine, record_id
-from vlm.core.text import lines_printable, shown
+from vlm.core.text import printable_lines, shown
 
 CHUNK = 500
 """Lines in one task of a worker."""
@@ -183,7 +183,7 @@ def check_line(
     except DataError as error:
         cut = "truncation would cut image tokens" in error.found
         faults.append(("image cut" if cut else "other", error.found.removeprefix(bare)))
-    return CheckedRecord(id, digest, row, [(kind, lines_printable(message)) for kind, message in faults], found.unread)
+    return CheckedRecord(id, digest, row, [(kind, printable_lines(message)) for kind, message in faults], found.unread)
 
 
 def limit_faults(rules: Rules, measured: Sequence[int]) -> Iterator[tuple[str, str]]:

@@ -25,7 +25,7 @@ from vlm.core.config import Strict, load_yaml, package_tables, parse
 from vlm.core.errors import ConfigError, UnknownName
 from vlm.core.fetch.step_schema import Step
 from vlm.core.home import home
-from vlm.core.paths import InsidePath
+from vlm.core.paths import FileName, InsidePath
 
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
@@ -127,7 +127,7 @@ class Entry(Strict):
     'MIT'
     """
 
-    name: str
+    name: FileName
     kind: Literal["weights", "data", "benchmark"]
     title: str
     license: str = Field(validation_alias=AliasChoices("license", "licence"))

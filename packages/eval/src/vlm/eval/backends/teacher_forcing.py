@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm.core.errors import HardwareError
+from vlm.core.errors import CheckpointError, HardwareError
 from vlm.core.sample.encoded import IGNORE, Encoded
 from vlm.eval.backends.base import BackendReply, Stopped
 from vlm.eval.backends.native import NativeBackend
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vlm.models.sequence.group import SequenceGroup
+
+
+NOT_FINITE = 2**62
+"""Stands for a token that cannot be predicted, above all token ids: the processes of a ring take the greatest."""
 
 
 class TeacherForcedBackend(NativeBackend):
@@ -45,13 +49,20 @@ class TeacherForcedBackend(NativeBackend):
         return [Text(tokenizer.decode(ids, skip_special=True).strip(), len(ids), True) for ids in predicted]
 
     def predicted(self, sample: Encoded) -> list[int]:
-        """Return the most likely token id at each position of the answer, given everything before it."""
+        """Return the most likely token id at each position of the answer, given everything before it.
+
+        Raises:
+            CheckpointError: Logits that are not finite.
+        """
         import torch
+
+        from vlm.models.generation.decoding import check_finite
 
         at = answer_positions(sample, self.processor.stop_ids)
         with torch.inference_mode():
             hidden = self._hidden(sample)[0, torch.from_numpy(at - 1)]
-            ids: list[int] = self.checkpoint.model.language_model.lm_head(hidden).argmax(-1).tolist()
+            logits = check_finite(self.checkpoint.model.language_model.lm_head(hidden))
+            ids: list[int] = logits.argmax(-1).tolist()
             return ids
 
     def _hidden(self, sample: Encoded) -> "Tensor":
@@ -100,7 +111,14 @@ class RingBackend(TeacherForcedBackend):
     def predicted(self, sample: Encoded) -> list[int]:
         """Return the most likely token ids, after sending the sample to the other processes."""
         self.group.shared(sample)
-        return self.share(sample)
+        predicted = self.share(sample)
+        if NOT_FINITE in predicted:  # the other processes are done with the sample
+            raise CheckpointError(
+                "logits are not finite (NaN or infinity)",
+                expected="numbers",
+                fix="float16 overflows: try --dtype bfloat16 or float32; else the weights are damaged: get them again",
+            )
+        return predicted
 
     def follow(self) -> None:
         """Take part in each sample until `end`; for all processes but the first."""
@@ -112,7 +130,7 @@ class RingBackend(TeacherForcedBackend):
         self.group.shared(None)
 
     def share(self, sample: Encoded) -> list[int]:
-        """Compute this process's share of one sample; return the predictions of all."""
+        """Compute this process's share of one sample; return the predictions of all (NOT_FINITE: no number)."""
         import torch
 
         from vlm.models.sequence_parallel import SharedRows, spread
@@ -130,7 +148,8 @@ class RingBackend(TeacherForcedBackend):
             predicted = torch.full((len(before),), -1, device=ids.device)
             for number, at in enumerate(before.tolist()):
                 if at in place:
-                    predicted[number] = model.language_model.lm_head(hidden[0, place[at]]).argmax()
+                    logits = model.language_model.lm_head(hidden[0, place[at]])
+                    predicted[number] = logits.argmax() if torch.isfinite(logits).all() else NOT_FINITE
             return self.group.greatest(predicted).tolist()
 
 

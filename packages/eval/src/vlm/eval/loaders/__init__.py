@@ -6,9 +6,10 @@
 A new file that defines `LOADERS` (key of a table's `loader` -> function) needs no other edit.
 """
 
+from collections import Counter
 from pathlib import Path
 
-from vlm.core.errors import UnknownName
+from vlm.core.errors import DataError, UnknownName
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.common import CountTokens, Item, Loader
 from vlm.eval.registry import collect
@@ -18,19 +19,42 @@ __all__ = ["LOADERS", "CountTokens", "Item", "Loader", "load_items"]
 LOADERS: dict[str, Loader] = collect(__name__, "LOADERS")
 """Key of a table's `loader` -> function(benchmark, data folder, count_tokens=None) -> items, all checked."""
 
+GROUPS = 10
+"""Groups that the message about missing files names."""
 
-def load_items(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
+
+def load_items(
+    benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None, allow_missing: int | None = 0
+) -> list[Item]:
     """Load the items of a benchmark.
 
     Args:
         benchmark: The table, as the model family is asked (`Benchmark.for_family`).
         folder: Its data folder.
         count_tokens: Measures length budgets (MileBench); by default four characters are a token.
+        allow_missing: Most items whose picture or video may be missing; they have a `fault`. None: any number.
 
     Raises:
-        DataError: Files are missing or malformed; names the file and the row.
+        DataError: Files are missing or malformed; names the file and the row, or the groups and how many items.
         UnknownName: The table names no known loader.
     """
     if benchmark.loader not in LOADERS:
         raise UnknownName("loader", benchmark.loader, LOADERS)
-    return LOADERS[benchmark.loader](benchmark, Path(folder), count_tokens=count_tokens)
+    items = LOADERS[benchmark.loader](benchmark, Path(folder), count_tokens=count_tokens)
+    lost = [item for item in items if item.missing]
+    if allow_missing is not None and len(lost) > allow_missing:
+        raise DataError(
+            f"{lost[0].missing}; {len(lost):,} of {len(items):,} items of {benchmark.title} lack a picture or video: "
+            + _groups(lost),
+            expected="every file" if not allow_missing else f"at most {allow_missing:,} (--allow-missing)",
+            fix=f"get the files again (vlm download {benchmark.name}; some are to be had by hand alone)\n   or: "
+            f"--allow-missing {len(lost)}: those items become `error`, in the total and in no mean",
+        )
+    return items
+
+
+def _groups(lost: list[Item]) -> str:
+    """Return the groups, each with the number of its items."""
+    counts = Counter(item.group for item in lost)
+    named = [f"{group} {n:,}" for group, n in counts.most_common(GROUPS)]
+    return ", ".join([*named, *([f"and {len(counts) - GROUPS} more groups"] if len(counts) > GROUPS else [])])

@@ -17,6 +17,7 @@ A loader is a function from a table and a folder to items:
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -49,6 +50,7 @@ class Item:
         meta: Small JSON. `cluster`: items that share it are not independent. `set`: rows that count together.
             `max_new_tokens`: the budget of this item. Other keys are for scorers and aggregates.
         fault: Why the item cannot be asked: its outcome is `error`, with this reason.
+        missing: The place of the row and its first picture or video that is not on the disk; "" when all are.
     """
 
     id: str
@@ -57,6 +59,7 @@ class Item:
     group: str
     meta: dict[str, Any] = field(default_factory=dict)
     fault: str = ""
+    missing: str = ""
 
 
 class Loader(Protocol):
@@ -118,7 +121,7 @@ class Items:
             needs_answer: Whether there must be a gold answer; a set that a server scores has none.
 
         Raises:
-            DataError: The id was used before, the answer is empty, or an image file is missing.
+            DataError: The id was used before, or the answer is empty. A missing file is noted in the item.
         """
         if item.id in self._where:
             raise DataError(
@@ -131,11 +134,16 @@ class Items:
         images = list(images)
         if needs_image and not images:
             item = replace(item, fault=f"{Path(where).name}: the row has no image")
-        for path in images:
-            if path not in self._present and not path.is_file():
-                raise DataError(f"{where}: image {path} is missing", fix="fetch or unpack the images again")
-            self._present.add(path)
+        if gone := next((path for path in images if not self._is_here(path)), None):
+            lost = f"{where}: image {gone} is missing"
+            item = replace(item, missing=lost, fault=f"{Path(where).name}: {gone.name} is missing")
         self.items.append(item)
+
+    def _is_here(self, path: Path) -> bool:
+        with suppress(OSError):  # a name that no disk can hold
+            if path not in self._present and path.is_file():
+                self._present.add(path)
+        return path in self._present
 
     def finish(self, benchmark: Benchmark, folder: Path) -> list[Item]:
         """Return the items, if each group has the expected number of them.
@@ -151,8 +159,9 @@ class Items:
             if (found[group] < expected.get(group, 0) if at_least else found[group] != expected.get(group, 0))
         ]
         if wrong:
+            lost = next((f"; and {item.missing}" for item in self.items if item.missing), "")
             raise DataError(
-                f"short download: {folder} does not hold the items of {benchmark.title}: " + ", ".join(wrong),
+                f"short download: {folder} does not hold the items of {benchmark.title}: {', '.join(wrong)}{lost}",
                 expected=f"{'at least ' if at_least else ''}{sum(expected.values())} items, found {found.total()}",
                 fix=f"fetch it again, or put a {MARKER} beside the data if it is a miniature on purpose",
             )

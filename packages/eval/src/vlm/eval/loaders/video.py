@@ -82,8 +82,8 @@ def load_mvbench(benchmark: Benchmark, folder: Path, *, count_tokens: CountToken
                 get(record, key, kind, where)
             qa = mvbench_qa_template(record)
             question = benchmark.prompt["instruction"] + "\n" + qa["question"] + benchmark.prompt["suffix"]
-            if about.get("frames"):
-                shown = _frames(file, clip, segments, where)
+            shown = _frames(file, clip, segments) if about.get("frames") else []
+            if shown:
                 lines = [f"Frame{i}: <image>" for i in range(1, segments + 1)]
                 messages = user("\n".join([*lines, question]), shown, where)
             else:
@@ -119,11 +119,11 @@ def _clip(record: dict[str, Any], where: str) -> tuple[float, float]:
     return get(record, "start", (int, float), where), get(record, "end", (int, float), where)
 
 
-def _frames(folder: Path, clip: tuple[float, float] | None, segments: int, where: str) -> list[Path]:
-    """Return the files to show of a video that is a folder of frames, three a second, numbered from 1."""
+def _frames(folder: Path, clip: tuple[float, float] | None, segments: int) -> list[Path]:
+    """Return the files to show of a video that is a folder of frames, three a second, numbered from 1; [] of none."""
     names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
     if not names:
-        raise DataError(f"{where}: no frames in {folder}", fix="fetch or unpack the videos again")
+        return []
     numbers = mvbench_frame_indices(clip, FOLDER_FPS, len(names), first_idx=1, num_segments=segments)
     return [folder / f"{number:05d}{Path(names[0]).suffix}" for number in numbers]
 

@@ -11,11 +11,13 @@ always computed from the answers, so a corrected scorer needs no new generation.
 import json
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Self
 
 from vlm.core.errors import DataError
+from vlm.core.home import naming
 
 Kind = Literal["ok", "truncated", "unanswered", "oom", "error", "refused"]
 
@@ -71,13 +73,15 @@ class OutcomeLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with suppress(OSError):  # what a full disk did not take is not said twice
+            self._file.close()
 
     def append(self, outcomes: Iterable[Outcome]) -> None:
         """Write the outcomes; return only when they are on disk."""
-        self._file.write("".join(json.dumps(asdict(o), ensure_ascii=False) + "\n" for o in outcomes).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            self._file.write("".join(json.dumps(asdict(o), ensure_ascii=False) + "\n" for o in outcomes).encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
 
 def read_outcomes(paths: Iterable[Path], *, keep: Callable[[Outcome], bool] = lambda _: True) -> dict[str, Outcome]:

@@ -68,7 +68,10 @@ def select_items(
     twice = [id_ for id_, n in Counter(item.id for item in items).items() if n > 1]
     if twice:
         raise DataError(f"{len(twice)} ids occur more than once, for example {twice[0]!r}", expected="one item per id")
-    chosen = shuffle_media(items, seed) if shuffle_images else list(items)
+    chosen = list(items)
+    if shuffle_images:  # a file that is missing is given to no other item
+        shuffled = iter(shuffle_media([item for item in items if not item.missing], seed))
+        chosen = [item if item.missing else next(shuffled) for item in items]
     return chosen[:limit]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import cast
 
 from vlm.core.errors import DataError
 from vlm.core.home import write_atomic, write_json
@@ -18,24 +18,12 @@ from vlm.eval.run.outcomes import Outcome
 from vlm.eval.run.plan import Task
 from vlm.eval.run.score import aggregate, score_item
 from vlm.eval.run.submission import write_submission
-from vlm.eval.run.summary import MetricRow, PublishedValue, Summary, SummaryHead
+from vlm.eval.run.summary import AnswerSource, MetricRow, PublishedValue, Summary, SummaryHead
 
 SAID_NOTHING = "the model returned an empty answer"
 
 NOT_READ = ("", "unknown", "other")
 """What a strict rule extracts from a reply that it cannot read."""
-
-
-class AnswerSource(Protocol):
-    """What answered the items: a backend, or saved predictions."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of the weights, or of the files."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Everything else that determined the answers."""
 
 
 @cache

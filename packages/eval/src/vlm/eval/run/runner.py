@@ -16,6 +16,7 @@ plan.py plans the items, shards.py divides them, batches.py asks the backend, re
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean
 
@@ -24,6 +25,7 @@ from pydantic import Field
 from vlm.core.config import Strict
 from vlm.core.errors import ConfigError
 from vlm.core.home import locked, read_json, write_json
+from vlm.core.paths import FileName
 from vlm.eval.backends.base import Backend
 from vlm.eval.backends.judge import Judge
 from vlm.eval.benchmark import Benchmark
@@ -31,11 +33,15 @@ from vlm.eval.loaders import load_items
 from vlm.eval.loaders.common import MARKER
 from vlm.eval.run.batches import BATCH_TOKENS, answers, in_batches
 from vlm.eval.run.outcomes import RETRY, Outcome, OutcomeLog, read_outcomes
+from vlm.eval.run.overwrite import refuse_overwrite
 from vlm.eval.run.plan import Task, documents, plan_tasks, select_items
 from vlm.eval.run.provenance import provenance
 from vlm.eval.run.results import known_scores, write_results
 from vlm.eval.run.shards import assign
 from vlm.eval.run.summary import DataFacts, Summary, SummaryHead, TimedRun, Variant
+
+PATIENCE = 600.0
+"""Seconds that a shard waits for another one that writes the results."""
 
 Progress = Callable[[int, int, float | None], None]
 """Function that is called with items done, items in all, and the mean score so far (None before the first)."""
@@ -58,12 +64,14 @@ class Options(Strict):
         batch_size: Items asked at once; changes no answer.
         shard: This worker's number, from 0, and the number of workers.
         retry_failed: Ask again where memory ran out or an error occurred.
+        replace: Give up finished results of other weights, settings or items in the same folder.
+        allow_missing: Most items whose picture or video may be missing; their outcome is `error`.
 
     >>> Options(stride=64, tiles=6, shuffle_images=True).folder
     'stride64-tiles6-shuffled'
     """
 
-    name: str = "model"
+    name: FileName = "model"
     stride: float | None = Field(None, gt=0, le=4096)
     positions: str = Field("exact", pattern="^(exact|float32)$")
     tiles: int | None = Field(None, ge=1)
@@ -74,6 +82,8 @@ class Options(Strict):
     batch_size: int = Field(8, ge=1)
     shard: tuple[int, int] = (0, 1)
     retry_failed: bool = False
+    replace: bool = False
+    allow_missing: int = Field(0, ge=0)
 
     @property
     def variant(self) -> Variant:
@@ -122,7 +132,7 @@ def run_evaluation(
         judge: For tables with a judge.
 
     Raises:
-        ConfigError: A shard number out of range.
+        ConfigError: A shard number out of range, or a folder with results of other weights, settings or items.
         LockedError: Another process runs the same evaluation (or shard).
         DataError: Missing or malformed files, or nothing was answered.
 
@@ -139,11 +149,13 @@ def run_evaluation(
         raise ConfigError(
             f"a token budget for {benchmark.name}", expected="none: its answers are given, and none is generated"
         )
-    items = load_items(benchmark, data, count_tokens=backend.count_tokens)
+    items = load_items(benchmark, data, count_tokens=backend.count_tokens, allow_missing=options.allow_missing)
     chosen = select_items(items, limit=options.limit, shuffle_images=options.shuffle_images, seed=options.seed)
     tasks = plan_tasks(benchmark, backend, chosen, options.max_new_tokens)
     work = out_dir if n_shards == 1 else out_dir / "shards" / f"{shard}-of-{n_shards}"
     with locked(work, f"vlm eval {benchmark.name}"):
+        if not options.replace:
+            refuse_overwrite(backend, tasks, out_dir)
         known = read_outcomes(_logs(out_dir), keep=lambda o: not (options.retry_failed and o.outcome in RETRY))
         share = _share(tasks, backend, shard, n_shards)
         todo = [task for task in share if task.key not in known]
@@ -155,7 +167,10 @@ def run_evaluation(
             return None
         facts = data_facts(data, items=len(tasks), available=len(items), limit=options.limit)
         head: SummaryHead = {"model": options.name, "variant": options.variant, "data": facts}
-        return write_results(benchmark, backend, tasks, known, out_dir, head, judge)
+        with nullcontext() if work == out_dir else locked(out_dir, f"vlm eval {benchmark.name}", wait=PATIENCE):
+            if not options.replace:  # shards of another model may have finished meanwhile
+                refuse_overwrite(backend, tasks, out_dir)
+            return write_results(benchmark, backend, tasks, known, out_dir, head, judge)
 
 
 def data_facts(folder: Path, *, items: int, available: int, limit: int | None) -> DataFacts:

@@ -4,9 +4,21 @@ summary: Summary = json.loads((folder / "summary.json").read_text())
 headline = summary["metrics"][0]                     # {"name": "accuracy", "value": 81.3, "low": 79.0, ...}
 """
 
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, Protocol, TypedDict
 
 from vlm.eval.backends.judge import JudgeSummary
+
+
+class AnswerSource(Protocol):
+    """What answered the items: a backend, or saved predictions."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the weights, or of the files."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything else that determined the answers."""
 
 
 class MetricRow(TypedDict):

@@ -21,6 +21,7 @@ from vlm.eval.loaders import Item, load_items
 from vlm.eval.measures.reply import why_unanswered
 from vlm.eval.run.batches import unanswered_detail
 from vlm.eval.run.outcomes import Outcome
+from vlm.eval.run.overwrite import refuse_overwrite
 from vlm.eval.run.plan import Task
 from vlm.eval.run.provenance import provenance
 from vlm.eval.run.results import write_results
@@ -63,6 +64,7 @@ def score_predictions(
     data: Path,
     name: str,
     judge: Judge | None = None,
+    replace: bool = False,
 ) -> Summary:
     """Write results.jsonl and summary.json to `out_dir` as an evaluation does, and return the summary.
 
@@ -75,14 +77,16 @@ def score_predictions(
         data: Folder with the benchmark's files.
         name: What the results call the model.
         judge: For tables with a judge.
+        replace: Give up results of other predictions in the same folder.
 
     Raises:
+        ConfigError: The folder holds results of other predictions.
         DataError: No predictions, an unknown format, or predictions of other items; nothing is written.
 
     >>> files = [Path("pope.jsonl")]
     >>> score_predictions(load_benchmark("pope"), files, Path("out"), data=folder, name="theirs")  # doctest: +SKIP
     """
-    items = load_items(benchmark, data)
+    items = load_items(benchmark, data, allow_missing=None)  # what was answered needs no picture any more
     found = read_predictions(paths, list(dict.fromkeys(item.group for item in items)))
     matched = match_predictions(items, found.predictions)
     problems: dict[str, list[str]] = {kind: [] for kind in PROBLEMS}
@@ -111,6 +115,8 @@ def score_predictions(
     variant = Options.model_validate({}).variant
     head: SummaryHead = {"model": name, "variant": variant, "data": facts, "imported": imported}
     with locked(out_dir, f"vlm eval score {benchmark.name}"):
+        if not replace:
+            refuse_overwrite(source, tasks, out_dir)
         write_json(out_dir / "run.json", provenance(source.fingerprint, {"imported": imported}, data))
         known = {outcome.key: outcome for outcome in outcomes}
         return write_results(benchmark, source, tasks, known, out_dir, head, judge)

@@ -4,6 +4,7 @@ Safetensors are preferred; pickles are read with `weights_only`, and only where 
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -147,6 +148,9 @@ class WeightReader:
                 if (dtype := DTYPES.get(head.get_dtype())) is None:
                     raise CheckpointError(f"{file}: {key} is {head.get_dtype()}", expected=", ".join(DTYPES))
                 yield Stored(file, key, dtype, tuple(head.get_shape()))
+        except PermissionError as error:
+            error.filename = str(file)
+            raise
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: {printable(error)}", fix=AGAIN) from error
 
@@ -195,12 +199,21 @@ def nbytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def save_tensors(state: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file with the permissions that any new file gets here; the library makes it private."""
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(state, path, metadata={"format": "pt"})
-    path.chmod(mode)
+def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write a safetensors file with the permissions that any new file has here; safetensors makes it private.
+
+    Raises:
+        OSError: it cannot be written; names the file.
+    """
+    file.touch()
+    mode = file.stat().st_mode
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
+        raise
+    file.chmod(mode)
 
 
 def write_shards(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
-from vlm.core.errors import ConfigError, DataError
+from vlm.core.errors import CheckpointError, ConfigError, DataError
 from vlm.models.generation.decoder import Decoder
 from vlm.models.generation.prefix import Prefix, check_unscaled, counted, states_of
 
@@ -120,6 +120,31 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+def check_finite(logits: Tensor) -> Tensor:
+    """Return logits of any shape. Raises CheckpointError for NaN or infinity among them: no token follows from those.
+
+    One sum decides, which any NaN or infinity makes one itself.
+    """
+    if not torch.isfinite(logits.sum(dtype=torch.promote_types(logits.dtype, torch.float32))):
+        raise CheckpointError(
+            f"{int((~torch.isfinite(logits)).sum()):,} of {logits.numel():,} logits are not finite (NaN or infinity)",
+            expected="numbers",
+            fix="float16 overflows: try --dtype bfloat16 or float32; else the weights are damaged: get them again",
+        )
+    return logits
+
+
+@contextmanager
+def finite_logits(language_model: Any) -> Iterator[None]:
+    """Check the logits of each step: those that the output head has just made."""
+    head = language_model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda _module, _inputs, logits: check_finite(logits))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def new_tokens(
     model: Decoder,
     embeddings: Tensor,
@@ -157,7 +182,7 @@ def new_tokens(
         embeddings = embeddings[:, -1:].clone().expand(-1, mask.shape[1], -1)
     if prefix is not None:  # positions as long as the mask; those of the prefix are in its keys
         position_ids = torch.cat([prefix.position_ids.to(position_ids).expand(rows, -1), position_ids], dim=1)
-    with nullcontext() if seed is None else seeded(seed, embeddings.device):
+    with nullcontext() if seed is None else seeded(seed, embeddings.device), finite_logits(model.language_model):
         return model.language_model.generate(
             inputs_embeds=embeddings, attention_mask=mask, position_ids=position_ids, **settings
         )
@@ -218,6 +243,7 @@ def generate(
 
     Raises:
         ConfigError: impossible settings. DataError: prompts that are malformed or do not fit the prefix.
+        CheckpointError: logits that are not finite.
     """
     copies = check_settings(max_new_tokens, len(input_ids), seed, settings)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask

@@ -9,13 +9,14 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ModelWrapValidatorHandler, PositiveInt, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from vlm.core.config import Strict, find_table, load_yaml, package_tables, parse
+from vlm.core.config import Strict, find_table, load_yaml, package_tables, parse, parse_yaml
 from vlm.core.errors import ConfigError
+from vlm.core.paths import FileName, is_name
 from vlm.core.sample.positions import STRIDES
+from vlm.core.text import printable
 from vlm.models.specs import ModelSpec, load_preset
 from vlm.train.recipe.sections import AboveZero, Share
 from vlm.train.recipe.sections import BatchSettings as BatchSettings
@@ -71,7 +72,7 @@ class Recipe(Strict):
         sources: dotted key, or a prefix of one -> where its number comes from; `""` covers the rest.
     """
 
-    name: str
+    name: FileName
     title: str
     model: Model
     data: tuple[DataEntry, ...]
@@ -251,9 +252,11 @@ def load_recipe(
     path = Path(name) if name.endswith((".yaml", ".yml")) else shipped(name)
     data = mapping(path)
     if base := data.pop("base", None):
+        if not (isinstance(base, str) and is_name(base)):
+            raise ConfigError(f"{path.name}: base {printable(base)!r}", expected="the name of a recipe, without a path")
         base_path = path.with_name(f"{base}.yaml")
         if not base_path.exists():
-            base_path = shipped(str(base))
+            base_path = shipped(base)
         below = mapping(base_path)
         if "base" in below:
             raise ConfigError(f"{path.name}: base {base} has a base itself", expected="one level of `base:`")
@@ -263,14 +266,15 @@ def load_recipe(
         data = as_published(data)
     for override in overrides:
         key, _, value = override.partition("=")
-        try:
-            parsed: Any = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"override {override!r} is not valid YAML", expected="key.path=value") from error
         if not value or not key:
             raise ConfigError(f"override {override!r}", expected="key.path=value")
+        parsed = parse_yaml(value, where=f"override {override!r:.80}")
         data = with_value(data, key, parsed, "override on the command line")
-    text = json.dumps(data, default=str).replace("{run}", run or "runs/" + str(data["name"]).split("-")[0])
+    try:
+        folder = run or "runs/" + str(data["name"]).split("-")[0]
+        text = json.dumps(data, default=str).replace("{run}", json.dumps(folder)[1:-1])
+    except TypeError as error:
+        raise ConfigError(f"{path.name}: {error}", expected="texts as keys", fix="put quotes around them") from error
     return parse(json.loads(text), Recipe, where=path.name)
 
 
@@ -289,12 +293,14 @@ def with_value(data: dict[str, Any], key: str, value: Any, source: str) -> dict[
 def as_published(data: dict[str, Any]) -> dict[str, Any]:
     """Return `data` with the published values of its differences; those that no key can express stay listed."""
     left = []
-    for difference in data.get("differences") or ():
-        changes = difference.get("set") or {}
-        for key, value in changes.items():
-            data = with_value(data, key, value, f"published ({difference['published']})")
-        if not changes:
+    differences = data.get("differences") or ()
+    for difference in differences if isinstance(differences, list) else ():
+        changes = (difference.get("set") or {}) if isinstance(difference, dict) else {}
+        if not isinstance(changes, dict) or not changes:  # the recipe's own check names what is wrong with it
             left.append(difference)
+            continue
+        for key, value in changes.items():
+            data = with_value(data, str(key), value, f"published ({difference.get('published')})")
     return {**data, "differences": left}
 
 
@@ -302,7 +308,7 @@ def mapping(path: Path) -> dict[str, Any]:
     """Load the keys of a YAML file."""
     data = load_yaml(path)
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds {data!r:.40}", expected="the keys of a recipe")
+        raise ConfigError(f"{printable(path)} holds {printable(repr(data), 40)}", expected="the keys of a recipe")
     return data
 
 

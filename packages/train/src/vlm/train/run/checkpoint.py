@@ -52,7 +52,10 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in DISK:
+        elsewhere = isinstance(error.filename, str) and not Path(error.filename).absolute().is_relative_to(
+            folder.absolute()
+        )
+        if error.errno not in DISK or elsewhere:  # weights or data that cannot be read: their path says more
             raise
         raise disk_error(folder, f"{error.strerror} ({error.filename or 'writing'})") from error
     except SafetensorError as error:

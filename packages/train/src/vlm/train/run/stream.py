@@ -26,7 +26,7 @@ from vlm.core.sample.lines import parse_line
 from vlm.core.sample.packing import pack, pack_greedy
 from vlm.core.sample.positions import draw_strides
 from vlm.core.sample.records import MEANT, Sample, read_record
-from vlm.core.text import lines_printable
+from vlm.core.text import printable_lines
 from vlm.models.processor import Processor
 from vlm.models.sequence.sharding import LAYOUTS
 from vlm.train.recipe.recipe import DataEntry, Recipe
@@ -214,7 +214,7 @@ class Stream:
                 if isinstance(error, Overdue):
                     data.late.add(name)
                 stage = "media" if isinstance(error, MediaError) else stage
-                data.lost.append(Lost(name, "dropped", stage, lines_printable(str(error))))
+                data.lost.append(Lost(name, "dropped", stage, printable_lines(str(error))))
                 continue
             data.notes += self.notes(number, name, sample)
             if one.n_supervised == 0:

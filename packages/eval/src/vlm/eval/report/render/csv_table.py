@@ -22,8 +22,23 @@ def as_csv(report: Report) -> str:
     writer = csv.DictWriter(buffer, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     for section in (_accuracy, _published, _blind, _haystacks, _curves, _training, _times):
-        writer.writerows(section(report))
+        writer.writerows({column: safe_cell(cell) for column, cell in line.items()} for line in section(report))
     return buffer.getvalue()
+
+
+def safe_cell(cell: str | int | float | None) -> str | int | float | None:
+    """Return a cell that no spreadsheet runs as a formula: a text that begins like one begins with an apostrophe.
+
+    >>> safe_cell('=HYPERLINK("http://x")'), safe_cell("-1.5"), safe_cell(-1.5), safe_cell("POPE")
+    ('\\'=HYPERLINK("http://x")', '-1.5', -1.5, 'POPE')
+    """
+    if not isinstance(cell, str) or (cell.lstrip()[:1] not in set("=+-@") and cell[:1] not in ("\t", "\r")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def _who(row: Who, benchmark: str | None = None) -> Line:

@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from vlm.core.errors import DataError
+from vlm.core.paths import as_name
+from vlm.core.text import printable
 from vlm.eval.report.data import Report
 from vlm.eval.report.render.charts import Chart, charts
 from vlm.eval.report.render.svg import color as heat_color
@@ -32,6 +34,7 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.color": "#e5e2da",
     "axes.axisbelow": True,
+    "text.parse_math": False,  # a dollar in a name is no formula
     "pdf.fonttype": 42,
 }
 
@@ -52,7 +55,7 @@ def figures(report: Report) -> "dict[str, Figure]":
         drawn.append((" ".join(filter(None, names)), _heat_map(h)))
     drawn += [(f"{chart.section} {chart.title}", _lines(chart)) for chart in charts(report)]
     for title, figure in drawn:
-        name = re.sub(r"[^a-z0-9.+]+", "-", title.lower()).strip("-")
+        name = as_name(re.sub(r"[^a-z0-9.+]+", "-", title.lower()).strip("-."))
         again = sum(known == name or re.fullmatch(re.escape(name) + r"-\d+", known) is not None for known in found)
         found[f"{name}-{again + 1}" if again else name] = figure
     if not found:
@@ -107,6 +110,11 @@ def _style() -> AbstractContextManager[None]:
     return style.context(["default", STYLE])
 
 
+def _label(*parts: str) -> str:
+    """Return names side by side, long ones without their middle: a label has to leave room for the drawing."""
+    return ", ".join(printable(part, 60) for part in parts if part)
+
+
 def _axes(width: float, height: float) -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
 
@@ -123,7 +131,7 @@ def _lines(chart: Chart) -> "Figure":
         color = COLORS[number % len(COLORS)]
         x, y = [p[0] for p in series.points], [p[1] for p in series.points]
         marker = "o" if chart.markers else None
-        axes.plot(x, y, marker=marker, markersize=4, color=color, label=series.name, linewidth=1.6)
+        axes.plot(x, y, marker=marker, markersize=4, color=color, label=_label(series.name), linewidth=1.6)
         for p in series.points:
             if len(p) == 4:
                 axes.vlines(p[0], p[2], p[3], color=color, alpha=0.5)
@@ -135,7 +143,7 @@ def _lines(chart: Chart) -> "Figure":
     if chart.y_range:
         axes.set_ylim(chart.y_range[0] - 2, chart.y_range[1] + 2)
     axes.set(xlabel=chart.x_label, ylabel=chart.y_label)
-    axes.set_title(f"{chart.title}, {chart.about}", loc="left", fontweight="bold")
+    axes.set_title(_label(chart.title, chart.about), loc="left", fontweight="bold")
     if len(chart.series) > 1:
         axes.legend(frameon=False, fontsize=8)
     return figure
@@ -164,8 +172,8 @@ def _heat_map(h: Haystack) -> "Figure":
     axes.set_xticks([x + 0.5 for x in range(columns)], labels)
     axes.set_yticks(range(depths + 1), [f"{d / depths:.1f}" for d in range(depths + 1)])
     axes.grid(visible=False)
-    title = " · ".join(filter(None, (h["title"], h["group"])))
-    axes.set_title(f"{title}\n{h['model']}, {h['variant']}", loc="left", fontsize=9)
+    title = " · ".join(_label(part) for part in (h["title"], h["group"]) if part)
+    axes.set_title(f"{title}\n{_label(h['model'], h['variant'])}", loc="left", fontsize=9)
     return figure
 
 
@@ -184,7 +192,8 @@ def _accuracy(report: Report) -> "Figure":
         if m["low"] is not None and m["high"] is not None:
             axes.hlines(y, m["low"], m["high"], color=COLORS[0], alpha=0.45, linewidth=3)
         axes.plot([value], [y], "o", color=COLORS[0], fillstyle="none" if row["caveats"] else "full")
-    labels = [f"{row['title']}, {m['name']} · {row['model']}, {row['variant']}" for row, m, _ in rows]
+    names = [f"{row['title']}, {m['name']} · {row['model']}, {row['variant']}" for row, m, _ in rows]
+    labels = [printable(name, 90) for name in names]
     axes.set_yticks(range(len(rows)), labels, fontsize=7.5)
     axes.set(
         xlim=(-2, 102), ylim=(max(1, len(rows)) - 0.5, -0.5), xlabel="score; hollow: not comparable with published"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from vlm.core.text import printable_lines
 from vlm.eval.report.data import Report
 from vlm.eval.report.render.svg import short
 from vlm.eval.report.tables.long_context import Haystack
@@ -11,8 +12,8 @@ from vlm.eval.saved.evaluations import Who
 
 def as_markdown(report: Report) -> str:
     """Return the Markdown page. It has no times: it is the same for the same results."""
-    parts = [f"# {', '.join(report.models) or 'Training'}: evaluation report"]
-    parts += ["\n".join(f"- **{warning}**" for warning in report.warnings)] if report.warnings else []
+    parts = [f"# {literal(', '.join(report.models)) or 'Training'}: evaluation report"]
+    parts += ["\n".join(f"- **{literal(warning)}**" for warning in report.warnings)] if report.warnings else []
     if report.accuracy:
         parts += ["## Accuracy", _accuracy(report)]
     for table in report.published:
@@ -21,7 +22,7 @@ def as_markdown(report: Report) -> str:
         parts += ["## Blind control", _blind(report)]
     for h in report.haystacks:
         title = " · ".join(filter(None, (h["title"], h["group"], h["model"], h["variant"])))
-        parts += [f"## Haystack: {title}", _haystack(h)]
+        parts += [f"## Haystack: {literal(title)}", _haystack(h)]
     parts += _curves(report)
     if report.training:
         parts += ["## Training", _training(report)]
@@ -126,10 +127,15 @@ def one(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
+def literal(text: str) -> str:
+    """Return a text on one line in which a reader of Markdown finds no HTML."""
+    return printable_lines(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;")
+
+
 def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table; bars and line breaks inside cells are escaped."""
+    """Return a Markdown table; bars, line breaks and HTML inside cells are escaped."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(literal(cell).replace("|", "\\|") for cell in cells) + " |"
 
     return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
