@@ -31,7 +31,8 @@ def world(tmp_path_factory):
 
 
 def build(world, out, options=OPTIONS, files=None, **more):
-    return build_long_vqa(out, files or [world / "set" / "vqa.jsonl"], options, world_module.ruler(world), **more)
+    files = files or [world / "set" / "vqa.jsonl"]
+    return build_long_vqa(out, files, options, world_module.ruler(world), outside=[world], **more)
 
 
 def records(out: Path, split: str) -> list[tuple[Path, dict]]:
