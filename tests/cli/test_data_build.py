@@ -56,11 +56,10 @@ def test_long_vqa_names_its_set_after_the_folder(world, tmp_path):
         "--val",
         0,
     )
-    file = tmp_path / "set" / "vqa.jsonl"
-    file.parent.mkdir()
-    file.write_text((world / "vqa.jsonl").read_text())
-    words = (*words, "--root", world, "--tokens", "700")
-    done = vlm(tmp_path, "build", "long-vqa", file, "--out", "v", *words)
+    line = ("build", "long-vqa", world / "set" / "vqa.jsonl", "--out", "v", "--tokens", "700", *words)
+    refused = vlm(tmp_path, *line)
+    assert refused.returncode == 3 and "--allow-outside DIR" in refused.stderr
+    done = vlm(tmp_path, *line, "--allow-outside", world)
     assert done.returncode == 0, done.stderr
     file = tmp_path / "dataset" / "v" / "annotation" / "long_vqa_700k" / "train_long_vqa_set_700_700.jsonl"
     assert len(file.read_text().splitlines()) == 2

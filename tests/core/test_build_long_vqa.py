@@ -31,7 +31,8 @@ def world(tmp_path_factory):
 
 
 def build(world, out, options=OPTIONS, files=None, **more):
-    return build_long_vqa(out, files or [world / "vqa.jsonl"], options, world_module.ruler(world), **more)
+    files = files or [world / "set" / "vqa.jsonl"]
+    return build_long_vqa(out, files, options, world_module.ruler(world), outside=[world], **more)
 
 
 def records(out: Path, split: str) -> list[tuple[Path, dict]]:
@@ -139,24 +140,24 @@ def test_several_sets_in_one_folder_are_read_by_the_long_vqa_benchmark(world, tm
 
 def test_too_few_sources_are_an_error_and_nothing_is_written(world, tmp_path):
     out = tmp_path / "out"
-    few = [vqa_record(f"q{i}", f"images/{i}.png", [("What?", "x")]) for i in range(8)]
-    write_jsonl(world / "few.jsonl", few)
+    few = [vqa_record(f"q{i}", f"../images/{i}.png", [("What?", "x")]) for i in range(8)]
+    write_jsonl(world / "set" / "few.jsonl", few)
     options = LongVqaOptions("few", (Budget(4096, 4096),), train=1, val=0, val_share=0.0)
     with pytest.raises(DataError, match=r"8 source images fill \d+ of 4096 tokens"):
-        build(world, out, options, [world / "few.jsonl"])
+        build(world, out, options, [world / "set" / "few.jsonl"])
     with pytest.raises(ConfigError, match="do not hold the asked picture"):
         build(world, out, LongVqaOptions("few", (Budget(230, 230),), train=1, val=0, val_share=0.0))
     with pytest.raises(DataError, match="no question for val"):
         build(world, out, LongVqaOptions("few", (Budget(500, 500),), train=0, val=1, val_share=0.0))
-    write_jsonl(world / "none.jsonl", [{"id": "t", "conversations": few[0]["conversations"][1:] * 2}])
+    write_jsonl(world / "set" / "none.jsonl", [{"id": "t", "conversations": few[0]["conversations"][1:] * 2}])
     with pytest.raises(DataError):
-        build(world, out, files=[world / "none.jsonl"])
+        build(world, out, files=[world / "set" / "none.jsonl"])
     assert not out.exists()
 
 
 def test_more_distractors_come_from_folders_or_from_repeats_on_request(world, tmp_path):
-    few = world / "few.jsonl"
-    write_jsonl(few, [vqa_record(f"q{i}", f"images/{i}.png", [("What?", "x")]) for i in range(8)])
+    few = world / "set" / "few.jsonl"
+    write_jsonl(few, [vqa_record(f"q{i}", f"../images/{i}.png", [("What?", "x")]) for i in range(8)])
     options = LongVqaOptions("few", (Budget(900, 900),), train=2, val=0, val_share=0.0)
     build(world, tmp_path / "more", options, [few], images=[world / "images"])
     sources = json.loads((tmp_path / "more" / "sources-few.json").read_text())["sources"]

@@ -197,12 +197,12 @@ def test_signals_are_answered_while_a_read_hangs():
 
 
 def test_a_thread_that_ends_takes_its_reader_along():
-    before = {thread for thread in threading.enumerate() if thread.name == "vlm reader"}
+    before = {thread for thread in threading.enumerate() if thread.name == "file reader"}
     caller = threading.Thread(target=lambda: within(5, "x", lambda: None))
     caller.start()
     caller.join()
     del caller
     until = time.monotonic() + 5
-    while {t for t in threading.enumerate() if t.name == "vlm reader"} - before and time.monotonic() < until:
+    while {t for t in threading.enumerate() if t.name == "file reader"} - before and time.monotonic() < until:
         time.sleep(0.01)
-    assert {t for t in threading.enumerate() if t.name == "vlm reader"} <= before
+    assert {t for t in threading.enumerate() if t.name == "file reader"} <= before

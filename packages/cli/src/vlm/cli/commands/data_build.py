@@ -49,6 +49,10 @@ def long_vqa(
         str | None, typer.Option(help="Name of the set, as Long-VQA scores it (chartqa, docvqa, …).")
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of the images; by default that of each file.")] = None,
+    allow_outside: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Folder outside of the root that records may name. Repeatable."),
+    ] = None,
     paste: Annotated[int, typer.Option(min=1, help="Pictures pasted into one page; 1: each one is an image.")] = 1,
     repeat_images: Annotated[bool, typer.Option(help="Distractors may come again when there are too few.")] = False,
 ) -> None:
@@ -67,6 +71,7 @@ def long_vqa(
         LongVqaOptions(name, budgets, o.train, o.val, o.seed, paste, o.val_share, repeat_images),
         find_ruler(o),
         root=resolve(root) if root else None,
+        outside=[resolve(path) for path in allow_outside or ()],
         images=[resolve(path) for path in o.images or []],
         workers=o.workers,
     )

@@ -237,13 +237,13 @@ def show_report(report: "CheckReport") -> None:
     table = Table("longest samples", "tokens", "tiles", "files", "labels kept")
     for w in facts["worst"][:5]:
         numbers = (f"{w[k]:,}" for k in ("tokens", "tiles", "files", "labels_kept"))
-        table.add_row(escape(printable(f"{w['source']}:{w['line']} {w['id']}")), *numbers)
+        table.add_row(printable(f"{w['source']}:{w['line']} {w['id']}"), *numbers)
     console.print(table)
     if facts["unread"]:
         table = Table("key", "records", "file", "", title="keys that nothing reads", title_justify="left")
         for name, keys in facts["unread"].items():
             for key, n in keys.items():
-                table.add_row(escape(printable(key, 60)), f"{n:,}", escape(printable(name)), MEANT.get(key, ""))
+                table.add_row(printable(key, 60), f"{n:,}", printable(name), MEANT.get(key, ""))
         console.print(table)
     if facts["faults"]:
         table = Table("fault", "samples", "", "for example", title="faults", title_justify="left")

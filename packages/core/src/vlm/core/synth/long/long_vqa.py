@@ -68,6 +68,7 @@ def build_long_vqa(
     root: Path | None = None,
     images: Sequence[Path] = (),
     workers: int = 1,
+    outside: Sequence[Path] = (),
 ) -> str:
     """Write the set made from the records in `files`.
 
@@ -79,6 +80,7 @@ def build_long_vqa(
         root: Folder that image paths of `files` are relative to; by default that of each file.
         images: Folders of more distractor pictures.
         workers: Processes; the result does not depend on their number.
+        outside: Folders outside of the root that records may name.
 
     Returns:
         "present" when the set is there already, else "built".
@@ -91,7 +93,7 @@ def build_long_vqa(
     if not (options.train or options.val):
         raise ConfigError("nothing to build", expected="--train or --val above 0")
     more = find_images(images, val_share=options.val_share, smallest=1).images if images else ()
-    job = LongVqa(options, ruler, read_vqa(files, root=root, val_share=options.val_share, more=more))
+    job = LongVqa(options, ruler, read_vqa(files, root=root, val_share=options.val_share, more=more, outside=outside))
     for shard in job.shards(1):  # before anything is written
         if shard.start == 0:
             job.sample(shard.split, shard.name, 0)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vlm.core.errors import DataError
 from vlm.core.fetch.manifest import sha256_of
+from vlm.core.media_root import MediaRoot
 from vlm.core.sample.records import iter_jsonl, read_record
 from vlm.core.synth.long.materials import Material, Split, license_of, pixels_hash, split_of
 
@@ -30,7 +31,14 @@ class VqaSet:
         return [(key, turn) for key in self.keys(split) for turn in self.turns[key]]
 
 
-def read_vqa(files: Sequence[Path], *, root: Path | None, val_share: float, more: Sequence[Material] = ()) -> VqaSet:
+def read_vqa(
+    files: Sequence[Path],
+    *,
+    root: Path | None,
+    val_share: float,
+    more: Sequence[Material] = (),
+    outside: Sequence[Path] = (),
+) -> VqaSet:
     """Read the records with one image each of JSONL files in the published schema; every turn becomes a question.
 
     Args:
@@ -38,6 +46,7 @@ def read_vqa(files: Sequence[Path], *, root: Path | None, val_share: float, more
         root: Folder that image paths are relative to; by default that of each file.
         val_share: Share of the pictures in the validation split.
         more: Pictures without questions, as distractors only.
+        outside: Folders outside of the root that records may name.
 
     Raises:
         DataError: A record is malformed, or none can be used.
@@ -49,7 +58,7 @@ def read_vqa(files: Sequence[Path], *, root: Path | None, val_share: float, more
     known: dict[Path, str] = {}
     for file in files:
         for line, record in iter_jsonl(file):
-            sample = read_record(record, root=root or file.parent, where=f"{file}:{line}")
+            sample = read_record(record, root=MediaRoot(root or file.parent, tuple(outside)), where=f"{file}:{line}")
             media = sample.media
             if len(media) != 1 or media[0]["type"] != "image":
                 unused["not exactly one image"] = unused.get("not exactly one image", 0) + 1
