@@ -44,7 +44,7 @@ class _Worker:
         self.process = os.getpid()
         self.work: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self.results: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
-        threading.Thread(target=_serve, args=(self.work, self.results), daemon=True, name="vlm-reader").start()
+        threading.Thread(target=_serve, args=(self.work, self.results), daemon=True, name="file reader").start()
 
     def __del__(self) -> None:
         self.work.put(None)
