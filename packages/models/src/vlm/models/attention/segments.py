@@ -77,7 +77,11 @@ class Segments:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """Attend within each document [1, H, L, D] and to what is cached of it."""
         parts = zip(self.rows, *(t.split(list(self.counts), dim=2) for t in (query, key, value)), strict=True)
-        return torch.cat([causal(q, *row.append(layer, k, v), scale) for row, q, k, v in parts], dim=2)
+        outputs = []
+        for row, q, k, v in parts:
+            keys, values = row.append(layer, k, v)
+            outputs.append(causal(q, keys, values, scale))
+        return torch.cat(outputs, dim=2)
 
     def commit(self) -> None:
         """Count the new tokens as cached; call it once after the forward pass."""

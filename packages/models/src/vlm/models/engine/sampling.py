@@ -3,7 +3,7 @@
 import math
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -47,7 +47,9 @@ class Chooser:
         if not math.isfinite(scores.sum().item()):
             return None
         if self.sampling.temperature > 0:
-            warped = self.warpers(torch.empty(1, 0, dtype=torch.long, device=scores.device), scores[None])
+            nothing: Any = torch.empty(1, 0, dtype=torch.long, device=scores.device)
+            shown: Any = scores[None]
+            warped = self.warpers(nothing, shown)
             drawn = torch.multinomial(warped.softmax(-1), 1, generator=self.generator)
             token = int(drawn.item())
         else:
