@@ -1,6 +1,7 @@
 """`vlm serve`: an OpenAI-compatible server and a chat page for one or several models."""
 
 import os
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -158,5 +159,6 @@ def run(
         ssl_certfile=certificate,
         ssl_keyfile=key,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    with suppress(KeyboardInterrupt):  # raised again by uvicorn after it has shut down
+        uvicorn.Server(config).run(sockets=[listener])
     typer.echo("ended; every reply in progress was finished or cancelled")

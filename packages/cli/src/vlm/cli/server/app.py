@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vlm.cli.server.incoming import Media
 from vlm.cli.server.metrics import metrics_of
 from vlm.cli.server.protocol import ChatRequest, RequestError, head, logprobs_of, usage
-from vlm.cli.server.served import ServedModel, Settings
+from vlm.cli.server.served import Prompt, ServedModel, Settings
 from vlm.core.sample.encoded import Encoded
 from vlm.models.engine import Event, GenerationRequest
 
@@ -181,14 +181,15 @@ def make_app(models: dict[str, ServedModel], settings: Settings, *, log: Log = l
         def done(made: list[GenerationRequest], how: str) -> None:
             new = sum(r.new_tokens for r in made)
             cached = made[0].cached_tokens if made else 0
+            tokens, tiles = len(prompt.encoded), prompt.encoded.n_tiles
             log(
-                f"{model.name} {how}: {len(prompt):,} tokens ({cached:,} cached, {prompt.n_tiles} tiles) + {new:,} "
+                f"{model.name} {how}: {tokens:,} tokens ({cached:,} cached, {tiles} tiles) + {new:,} "
                 f"in {time.monotonic() - started:.1f} s"
             )
 
         if not body.stream:
             return await whole(request, model, prompt, body, id_, done)
-        streams = [model.replies(prompt, body, i) for i in range(body.n or 1)]
+        streams = [model.replies(prompt.encoded, body, i) for i in range(body.n or 1)]
         try:  # a full queue is an error of HTTP, not of the stream
             firsts = await asyncio.gather(*(anext(stream) for stream in streams))
         except RequestError:
@@ -211,12 +212,12 @@ def make_app(models: dict[str, ServedModel], settings: Settings, *, log: Log = l
 
 
 async def whole(
-    request: Request, model: ServedModel, prompt: Encoded, body: ChatRequest, id_: str, done: Callable[..., None]
+    request: Request, model: ServedModel, prompt: Prompt, body: ChatRequest, id_: str, done: Callable[..., None]
 ) -> JSONResponse:
     """Return the complete replies. A client that goes away cancels them."""
 
     async def one(number: int) -> tuple[GenerationRequest, list[Event]]:
-        async with aclosing(model.replies(prompt, body, number)) as stream:
+        async with aclosing(model.replies(prompt.encoded, body, number)) as stream:
             pairs = [pair async for pair in stream]
         return pairs[0][0], [event for _, event in pairs]
 
@@ -251,14 +252,14 @@ async def whole(
     done(requests, choices[0]["finish_reason"])
     answer = head(id_, model.name, "chat.completion") | {
         "choices": choices,
-        "usage": counts(prompt, requests),
+        "usage": counts(prompt.encoded, requests),
         "vlm": about(prompt),
     }
     return JSONResponse(answer)
 
 
 async def streamed(
-    model: ServedModel, prompt: Encoded, body: ChatRequest, id_: str, streams: list[Any], done: Callable[..., None]
+    model: ServedModel, prompt: Prompt, body: ChatRequest, id_: str, streams: list[Any], done: Callable[..., None]
 ) -> AsyncIterator[str]:
     """Yield the server-sent events of the replies, one reply's piece as soon as it is there."""
     base = head(id_, model.name, "chat.completion.chunk")
@@ -304,7 +305,7 @@ async def streamed(
                 how = event.ended
                 yield line(index, {}, Event(ended=event.ended))
         if body.stream_options and body.stream_options.include_usage:
-            last = base | {"choices": [], "usage": counts(prompt, list(made.values())), "vlm": about(prompt)}
+            last = base | {"choices": [], "usage": counts(prompt.encoded, list(made.values())), "vlm": about(prompt)}
             yield f"data: {json.dumps(last)}\n\n"
         yield "data: [DONE]\n\n"
     finally:
@@ -322,10 +323,12 @@ def counts(prompt: Encoded, made: list[GenerationRequest]) -> dict[str, Any]:
     return usage(len(prompt), sum(r.new_tokens for r in made), made[0].cached_tokens, images)
 
 
-def about(prompt: Encoded) -> dict[str, Any]:
+def about(prompt: Prompt) -> dict[str, Any]:
     """Return what only this server knows: tiles, positions used, the strides of the images."""
+    encoded = prompt.encoded
     return {
-        "tiles": [tiles for _, _, tiles in prompt.image_spans],
-        "positions": float(prompt.position_ids[-1]) + 1,
-        "strides": prompt.strides,
+        "images": prompt.images,
+        "tiles": [tiles for _, _, tiles in encoded.image_spans],
+        "positions": float(encoded.position_ids[-1]) + 1,
+        "strides": encoded.strides,
     }

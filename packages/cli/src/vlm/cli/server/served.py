@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from anyio import CapacityLimiter, to_thread
 
@@ -14,6 +15,8 @@ from vlm.cli.server.incoming import Media, read_messages
 from vlm.cli.server.protocol import ChatRequest, RequestError
 from vlm.core.errors import ConfigError, VlmError
 from vlm.core.sample.encoded import Encoded
+from vlm.core.sample.media import image_size
+from vlm.core.sample.records import ImagePart
 from vlm.models.engine import Busy, Engine, Event, GenerationRequest, TooLong
 from vlm.models.processor import Processor
 
@@ -29,6 +32,14 @@ class Settings:
     max_tokens: int = 1024
     seconds: float = 600.0
     api_key: str | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An encoded request, and how each of its images is cut: size, grid of tiles (columns, rows), thumbnail."""
+
+    encoded: Encoded
+    images: list[dict[str, Any]]
 
 
 class ServedModel:
@@ -58,8 +69,8 @@ class ServedModel:
             },
         }
 
-    async def prepare(self, request: ChatRequest) -> Encoded:
-        """Return the encoded prompt of a request, checked against the context limit.
+    async def prepare(self, request: ChatRequest) -> Prompt:
+        """Return the prompt of a request, checked against the context limit.
 
         Raises:
             RequestError: anything in it that cannot be used.
@@ -77,7 +88,7 @@ class ServedModel:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _prepare(self, request: ChatRequest, folder: Path) -> Encoded:
+    def _prepare(self, request: ChatRequest, folder: Path) -> Prompt:
         settings = self.settings
         media = Media(folder, self.uploads, settings.hosts, settings.max_file, settings.max_images)
         processor = self.processor
@@ -90,7 +101,9 @@ class ServedModel:
             processor = processor.with_frames(request.vlm.frames)
         prompt = processor.encode(messages, strides=request.vlm.strides)
         self.engine.check(prompt, request.sampling(settings.max_tokens))
-        return prompt
+        return Prompt(
+            prompt, [cut_of(part, processor) for m in messages for part in m["content"] if part["type"] == "image"]
+        )
 
     async def replies(
         self, prompt: Encoded, request: ChatRequest, number: int
@@ -126,3 +139,10 @@ class ServedModel:
                     return
         finally:
             self.engine.cancel(made)
+
+
+def cut_of(part: ImagePart, processor: Processor) -> dict[str, Any]:
+    """Return how an image is cut into tiles."""
+    width, height = image_size(part["path"])
+    plan = processor.spec.image_rule.plan(width, height)
+    return {"size": [width, height], "grid": list(plan.grid), "thumbnail": plan.thumbnail, "tiles": plan.n_tiles}
