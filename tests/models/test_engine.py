@@ -9,7 +9,7 @@ import torch
 
 from vlm.core.errors import ConfigError, VlmError
 from vlm.models.answers import answer
-from vlm.models.engine import Busy, Engine, Event, GenerationRequest, Limits, Sampling, TooLong
+from vlm.models.engine import Busy, ChatEngine, ContextOverflow, Event, GenerationRequest, Limits, Sampling
 from vlm.models.engine.sampling import ReplyText
 from vlm.models.session import ChatSession, user_turn
 
@@ -72,7 +72,7 @@ def test_a_crowd_gets_the_answers_that_each_alone_gets(chat, prompts, limits):
     """Prompts are read whole, or in pieces that cut images, beside replies that are being written."""
     batch = prompts()
     alone = [answer(chat.model, chat.processor, [p], max_new_tokens=9)[0].text for p in batch]
-    with Engine(chat.model, chat.processor, limits) as engine:
+    with ChatEngine(chat.model, chat.processor, limits) as engine:
         running = [submit(engine, p, max_new_tokens=9) for p in batch]
         assert {listener.wait() for _, listener in running} <= {"stop", "length"}
         assert [listener.text for _, listener in running] == alone
@@ -83,7 +83,7 @@ def test_draws_are_those_of_generate_with_the_same_seed(chat, prompts):
     (prompt,) = prompts(1)
     settings = {"max_new_tokens": 12, "temperature": 0.9, "top_p": 0.8, "top_k": 20, "seed": 5}
     wanted = answer(chat.model, chat.processor, [prompt], do_sample=True, **settings)[0].text
-    with Engine(chat.model, chat.processor) as engine:
+    with ChatEngine(chat.model, chat.processor) as engine:
         crowd = [submit(engine, p, max_new_tokens=12) for p in prompts(4)]
         _, listener = submit(engine, prompt, **settings)
         listener.wait()
@@ -95,7 +95,7 @@ def test_draws_are_those_of_generate_with_the_same_seed(chat, prompts):
 def test_a_document_is_read_once(chat, prompts):
     """The second question, and the next turn of a conversation, continue from what is cached; answers stay the same."""
     for prompt in prompts(3):
-        with Engine(chat.model, chat.processor) as engine:
+        with ChatEngine(chat.model, chat.processor) as engine:
             first, listener = submit(engine, prompt, max_new_tokens=6)
             listener.wait()
             again, second = submit(engine, prompt, max_new_tokens=6)
@@ -112,17 +112,17 @@ def test_another_picture_or_position_is_another_document(chat, picture):
 
     prompts = [prompt((255, 0, 0), 1.0), prompt((0, 255, 0), 1.0), prompt((255, 0, 0), 0.5), prompt((255, 0, 0), None)]
     alone = [answer(chat.model, chat.processor, [p], max_new_tokens=8)[0].text for p in prompts]
-    with Engine(chat.model, chat.processor) as engine:
+    with ChatEngine(chat.model, chat.processor) as engine:
         assert [engine.ask(p, Sampling(max_new_tokens=8)).text for p in prompts] == alone
 
 
 def test_the_prefix_cache_is_bounded(chat, prompts):
     (prompt, *others) = prompts(6)
-    with Engine(chat.model, chat.processor, Limits(prefix_bytes=1)) as engine:
+    with ChatEngine(chat.model, chat.processor, Limits(prefix_bytes=1)) as engine:
         engine.ask(prompt, Sampling(max_new_tokens=2))
         assert engine.prefixes.nbytes == 0
     room = 400_000
-    with Engine(chat.model, chat.processor, Limits(prefix_bytes=room)) as engine:
+    with ChatEngine(chat.model, chat.processor, Limits(prefix_bytes=room)) as engine:
         for p in (prompt, *others):
             engine.ask(p, Sampling(max_new_tokens=2))
         assert 0 < engine.prefixes.nbytes <= room
@@ -133,7 +133,7 @@ def test_a_short_request_does_not_wait_for_a_long_one(chat):
     long_turn = user_turn("word " * 3000, [], [], chat.processor.template)
     long = chat.processor.encode([long_turn], strides=None)
     short = chat.processor.encode([user_turn("hi", [], [], chat.processor.template)], strides=None)
-    with Engine(chat.model, chat.processor, Limits(step_tokens=64)) as engine:
+    with ChatEngine(chat.model, chat.processor, Limits(step_tokens=64)) as engine:
         _, slow = submit(engine, long, max_new_tokens=1)
         while not engine.running:
             time.sleep(0.001)
@@ -145,7 +145,7 @@ def test_a_short_request_does_not_wait_for_a_long_one(chat):
 
 def test_a_cancelled_or_late_request_ends_and_leaves_its_place(chat, prompts):
     batch = prompts(3)
-    with Engine(chat.model, chat.processor, Limits(running=1)) as engine:
+    with ChatEngine(chat.model, chat.processor, Limits(running=1)) as engine:
         request, endless = submit(engine, batch[0], max_new_tokens=100_000)
         _, late = submit(engine, batch[1], max_new_tokens=5, deadline=time.monotonic())
         _, next_ = submit(engine, batch[2], max_new_tokens=5)
@@ -156,8 +156,8 @@ def test_a_cancelled_or_late_request_ends_and_leaves_its_place(chat, prompts):
 
 def test_the_queue_and_the_context_are_limited(chat, prompts):
     batch = prompts(4)
-    with Engine(chat.model, chat.processor, Limits(running=1, queue=1, context=500)) as engine:
-        with pytest.raises(TooLong, match=f"{len(batch[0])} tokens of prompt and 500 of reply"):
+    with ChatEngine(chat.model, chat.processor, Limits(running=1, queue=1, context=500)) as engine:
+        with pytest.raises(ContextOverflow, match=f"{len(batch[0])} tokens of prompt and 500 of reply"):
             submit(engine, batch[0], max_new_tokens=500)
         request, _ = submit(engine, batch[0], max_new_tokens=300)
         while not engine.running:
@@ -170,13 +170,13 @@ def test_the_queue_and_the_context_are_limited(chat, prompts):
 
 def test_closing_finishes_what_is_there_or_cancels_it(chat, prompts):
     batch = prompts(2)
-    engine = Engine(chat.model, chat.processor)
+    engine = ChatEngine(chat.model, chat.processor)
     _, listener = submit(engine, batch[0], max_new_tokens=8)
     engine.close()
     assert listener.events[-1].ended in ("stop", "length")
     with pytest.raises(Busy):
         submit(engine, batch[0])
-    engine = Engine(chat.model, chat.processor)
+    engine = ChatEngine(chat.model, chat.processor)
     _, listener = submit(engine, batch[0], max_new_tokens=10**6)
     engine.close(wait=0.1)
     assert listener.events[-1].ended in ("cancelled", "stop")
@@ -186,13 +186,13 @@ def test_logits_that_are_no_numbers_are_an_error(chat, prompts):
     (prompt,) = prompts(1)
     with torch.no_grad():
         chat.model.language_model.lm_head.weight[3] = float("nan")
-    with Engine(chat.model, chat.processor) as engine, pytest.raises(VlmError, match="not finite"):
+    with ChatEngine(chat.model, chat.processor) as engine, pytest.raises(VlmError, match="not finite"):
         engine.ask(prompt, Sampling())
 
 
 def test_an_unexpected_error_ends_its_requests_and_not_the_engine(chat, prompts, monkeypatch):
     (prompt,) = prompts(1)
-    with Engine(chat.model, chat.processor) as engine:
+    with ChatEngine(chat.model, chat.processor) as engine:
         with monkeypatch.context() as patch:
             patch.setattr(engine.model.language_model.lm_head, "forward", None)
             with pytest.raises(VlmError, match="TypeError"):
@@ -202,7 +202,7 @@ def test_an_unexpected_error_ends_its_requests_and_not_the_engine(chat, prompts,
 
 def test_log_probabilities_are_those_of_the_logits(chat, prompts):
     (prompt,) = prompts(1)
-    with Engine(chat.model, chat.processor) as engine:
+    with ChatEngine(chat.model, chat.processor) as engine:
         _, listener = submit(engine, prompt, max_new_tokens=3, logprobs=4)
         listener.wait()
     ids = torch.from_numpy(prompt.input_ids)[None]

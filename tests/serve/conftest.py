@@ -11,7 +11,7 @@ import uvicorn
 from vlm.cli.server.app import make_app
 from vlm.cli.server.served import ServedModel, Settings
 from vlm.models.checkpoint.assemble import build
-from vlm.models.engine import Engine, Limits
+from vlm.models.engine import ChatEngine, Limits
 from vlm.models.processor import Processor
 from vlm.models.specs import load_preset
 
@@ -53,7 +53,7 @@ def start(parts):
 
     def make(limits=Limits(context=4096), **settings):
         made = Settings(**settings)
-        served = ServedModel(NAME, Engine(*parts, limits), parts[1], made)
+        served = ServedModel(NAME, ChatEngine(*parts, limits), parts[1], made)
         lines = []
         running.append(Server(make_app({NAME: served}, made, log=lines.append)))
         running[-1].served, running[-1].lines = served, lines

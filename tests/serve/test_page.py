@@ -1,12 +1,16 @@
 """The chat page in a real browser: pictures, streams, two strides side by side, a phone, and text that stays text."""
 
 import json
+import time
 
 import pytest
 from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+
+from vlm.models.engine import TokenChoice
+from vlm.models.engine.sampling import Chooser
 
 pytestmark = pytest.mark.browser
 
@@ -67,7 +71,12 @@ def test_two_strides_side_by_side(page, pictures):
     assert not errors(page)
 
 
-def test_a_reply_can_be_stopped(page, server):
+def test_a_reply_can_be_stopped(page, server, monkeypatch):
+    def slowly(chooser, logits):
+        time.sleep(0.01)
+        return TokenChoice(100, "")
+
+    monkeypatch.setattr(Chooser, "choose", slowly)
     page.execute_script("document.getElementById('tokens').value = 3000")
     page.find_element(By.ID, "question").send_keys("Tell me everything.", Keys.ENTER)
     stop = page.find_element(By.ID, "stop")

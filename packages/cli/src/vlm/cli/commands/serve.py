@@ -112,11 +112,11 @@ def load_served(
 
     from vlm.cli.commands.chat import load_session
     from vlm.cli.server.served import ServedModel
-    from vlm.models.engine import Engine
+    from vlm.models.engine import ChatEngine
 
     session = load_session(folder, max_tiles=max_tiles, frames=frames, **asdict(placement))
     context = limits.context or session.processor.spec.language.max_positions
-    engine = Engine(session.model, session.processor, replace(limits, context=context))
+    engine = ChatEngine(session.model, session.processor, replace(limits, context=context))
     return ServedModel(name, engine, session.processor, settings)
 
 

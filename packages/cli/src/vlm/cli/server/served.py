@@ -17,7 +17,7 @@ from vlm.core.errors import ConfigError, VlmError
 from vlm.core.sample.encoded import Encoded
 from vlm.core.sample.media import image_size
 from vlm.core.sample.records import ImagePart
-from vlm.models.engine import Busy, Engine, Event, GenerationRequest, TooLong
+from vlm.models.engine import Busy, ChatEngine, ContextOverflow, Event, GenerationRequest
 from vlm.models.processor import Processor
 
 
@@ -45,7 +45,7 @@ class Prompt:
 class ServedModel:
     """A model under a name; `prepare` makes prompts, `replies` streams the events of one."""
 
-    def __init__(self, name: str, engine: Engine, processor: Processor, settings: Settings):
+    def __init__(self, name: str, engine: ChatEngine, processor: Processor, settings: Settings):
         self.name, self.engine, self.processor, self.settings = name, engine, processor, settings
         self.uploads: dict[str, Path] = {}
         self.created = int(time.time())
@@ -78,7 +78,7 @@ class ServedModel:
         folder = Path(tempfile.mkdtemp(prefix="vlm-serve-"))
         try:
             return await to_thread.run_sync(self._prepare, request, folder, limiter=self.encoders)
-        except TooLong as error:
+        except ContextOverflow as error:
             raise RequestError(str(error), code="context_length_exceeded", param="messages") from error
         except VlmError as error:
             found = str(error).replace(f"{folder}/", "")

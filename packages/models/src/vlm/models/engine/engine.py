@@ -20,7 +20,7 @@ from vlm.core.sample.encoded import Encoded
 from vlm.models.answers import Reply
 from vlm.models.attention import RowCache, Segments
 from vlm.models.engine.caches import PrefixCache, PromptKeys, TileFeatures, as_positions, rope_depends_on_length
-from vlm.models.engine.request import Busy, Ended, Event, GenerationRequest, Sampling, TooLong
+from vlm.models.engine.request import Busy, ContextOverflow, Ended, Event, GenerationRequest, Sampling
 from vlm.models.engine.sampling import Chooser, ReplyText
 from vlm.models.processor import Processor
 from vlm.models.vlm import VisionLanguageModel
@@ -73,7 +73,7 @@ class Running:
         return len(self.request.prompt) - self.done
 
 
-class Engine:
+class ChatEngine:
     """Answers requests on one model; a thread of its own runs the steps.
 
     Args:
@@ -97,17 +97,17 @@ class Engine:
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> "Engine":
+    def __enter__(self) -> "ChatEngine":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def check(self, prompt: Encoded, sampling: Sampling) -> None:
-        """Raise TooLong if a prompt and its reply exceed the context limit."""
+        """Raise ContextOverflow if a prompt and its reply exceed the context limit."""
         limit, total = self.limits.context, len(prompt) + sampling.max_new_tokens
         if limit is not None and total > limit:
-            raise TooLong(
+            raise ContextOverflow(
                 f"{len(prompt):,} tokens of prompt and {sampling.max_new_tokens:,} of reply are {total:,}",
                 expected=f"at most {limit:,} together",
                 fix="send fewer or smaller images, or ask for a shorter reply",
@@ -117,7 +117,7 @@ class Engine:
         """Queue a request; its events come from the engine's thread.
 
         Raises:
-            TooLong: it exceeds the context limit. Busy: the queue is full, or the engine is closing.
+            ContextOverflow: it exceeds the context limit. Busy: the queue is full, or the engine is closing.
         """
         self.check(request.prompt, request.sampling)
         with self._news:

@@ -7,7 +7,6 @@ from typing import Literal
 
 from vlm.core.errors import ConfigError, DataError, VlmError
 from vlm.core.sample.encoded import Encoded
-from vlm.models.engine.sampling import TokenChoice
 
 Ended = Literal["stop", "length", "cancelled", "timeout", "error"]
 """Why a reply ended. `stop`: a stop token or stop text; `length`: `max_new_tokens`."""
@@ -17,7 +16,7 @@ class Busy(VlmError):
     """The queue of waiting requests is full, or the engine is shutting down."""
 
 
-class TooLong(DataError):
+class ContextOverflow(DataError):
     """Prompt and reply together are longer than the engine allows; both counts are in the message."""
 
 
@@ -58,6 +57,16 @@ class Sampling:
         for fault, found, expected in faults:
             if fault:
                 raise ConfigError(found, expected=expected)
+
+
+@dataclass(frozen=True)
+class TokenChoice:
+    """A chosen token: id, text, log-probability, and alternatives as (text, log-probability)."""
+
+    id: int
+    text: str
+    logprob: float | None = None
+    top: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,34 +2,21 @@
 
 import math
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from vlm.models.answers import reply
+from vlm.models.engine.request import Sampling, TokenChoice
 from vlm.models.processor import Processor
-
-if TYPE_CHECKING:
-    from vlm.models.engine.request import Sampling
-
-
-@dataclass(frozen=True)
-class TokenChoice:
-    """A chosen token: id, text, log-probability, and alternatives as (text, log-probability)."""
-
-    id: int
-    text: str
-    logprob: float | None = None
-    top: tuple[tuple[str, float], ...] = ()
 
 
 class Chooser:
     """Chooses the tokens of one request, as transformers' `generate` does with the same settings and seed."""
 
-    def __init__(self, sampling: "Sampling", processor: Processor, device: torch.device):
+    def __init__(self, sampling: Sampling, processor: Processor, device: torch.device):
         self.sampling, self.processor = sampling, processor
         self.warpers = LogitsProcessorList()
         if sampling.temperature > 0:
