@@ -121,6 +121,15 @@ class Processor:
         """Return the ids that end an answer: the template's, and the tokenizer's end of sequence."""
         return sorted({*self.encoder.stop_ids, *([self.tokenizer.eos_id] if self.tokenizer.eos_id is not None else [])})
 
+    def with_frames(self, frames: int) -> "Processor":
+        """Return a processor that takes another number of frames from a video. Raises ConfigError below 1."""
+        if frames < 1:
+            raise ConfigError(f"{frames} frames of a video", expected="at least 1")
+        other = copy(self)
+        other.frames = frames
+        other.encoder = other.make_encoder()
+        return other
+
     def with_image_rule(self, **changes: object) -> "Processor":
         """Return a processor with another image rule, e.g. `with_image_rule(max_tiles=24)`. Raises ConfigError."""
         rule = self.spec.image_rule.changed(**changes)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm.core.errors import ConfigError, DataError
-from vlm.models.attention import PACKED, backend_of, check_name, check_packed
+from vlm.models.attention import PACKED, Segments, backend_of, check_name, check_packed
 from vlm.models.batch import Batch, Output
 from vlm.models.generation import decoding
 from vlm.models.generation.prefix import Prefix, counted
@@ -137,12 +137,24 @@ class VisionLanguageModel(nn.Module):
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         cu_seqlens: Tensor | None = None,
+        segments: Segments | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run the language model's blocks on embeddings; `.last_hidden_state` [B, L, C].
 
-        Without `position_ids`, positions count 0, 1, 2, ..., from 0 in each document of a packed row.
+        Without `position_ids`, positions count 0, 1, 2, ..., from 0 in each document of a packed row. With `segments`
+        the documents of the row continue from their caches, and `position_ids` are needed.
         """
+        if segments is not None:
+            hidden = self.language_model.model(
+                inputs_embeds=embeddings,
+                attention_mask=PACKED.to(embeddings.device),
+                position_ids=position_ids,
+                segments=segments,
+                use_cache=False,
+            )
+            segments.commit()
+            return hidden
         if cu_seqlens is not None:
             check_packed(cu_seqlens, embeddings)
             counting, length = document_positions(cu_seqlens)

@@ -11,12 +11,15 @@ from vlm.models.attention.interface import (
     make_mask,
 )
 from vlm.models.attention.local import AttentionBackend, choose, flash, flash_problem, sdpa, varlen
+from vlm.models.attention.segments import RowCache, Segments
 
 __all__ = [
     "BACKENDS",
     "NAME",
     "PACKED",
     "AttentionBackend",
+    "RowCache",
+    "Segments",
     "attend",
     "backend_of",
     "check_name",

@@ -19,6 +19,7 @@ from vlm.core.errors import ConfigError, DataError, UnknownName
 from vlm.models.attention import local
 from vlm.models.attention.local import LOCAL, AttentionBackend, choose
 from vlm.models.attention.ring import ring
+from vlm.models.attention.segments import Segments
 from vlm.models.attention.ulysses import ulysses
 from vlm.models.sequence.group import SequenceGroup
 
@@ -64,9 +65,15 @@ def attend(
     scaling: float | None = None,
     cu_seqlens: Tensor | None = None,
     group: SequenceGroup | None = None,
+    segments: Segments | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attend with the backend of the module's config; transformers calls this in each layer. Returns [B, Lq, H, D]."""
+    """Attend with the backend of the module's config; transformers calls this in each layer. Returns [B, Lq, H, D].
+
+    With `segments` the documents of a packed row continue from their caches.
+    """
+    if segments is not None:
+        return segments.attend(int(module.layer_idx), query, key, value, scaling).transpose(1, 2), None  # type: ignore[arg-type]
     name = choose(backend_of(module.config), cu_seqlens is not None, query.device, query.dtype)
     mask = attention_mask if cu_seqlens is None else None
     more = {} if group is None else {"group": group}

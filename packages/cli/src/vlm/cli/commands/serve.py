@@ -1,0 +1,164 @@
+"""`vlm serve`: an OpenAI-compatible server and a chat page for one or several models."""
+
+import os
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlm.cli.find import find_model
+from vlm.cli.options import PlacementOptions, grouped
+from vlm.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vlm.cli.server.served import ServedModel, Settings
+    from vlm.models.engine import Limits
+
+app = typer.Typer()
+
+LOCAL = {"127.0.0.1", "localhost", "::1"}
+
+
+@app.command()
+@grouped
+def serve(
+    placement: PlacementOptions,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="Checkpoint, or NAME=CHECKPOINT; may be repeated."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable with the key that clients must send.")
+    ] = None,
+    max_context: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of a prompt and its reply. Default: the trained range.")
+    ] = None,
+    max_running: Annotated[int, typer.Option(min=1, help="Replies written at once.")] = 16,
+    max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; one more gets a 429.")] = 64,
+    max_seconds: Annotated[float, typer.Option(min=1, help="Longest time for a reply.")] = 600.0,
+    cache_gb: Annotated[float, typer.Option(min=0, help="Keys and values kept for the next question.")] = 2.0,
+    allow_images_from: Annotated[
+        list[str] | None, typer.Option(metavar="HOST", help="Fetch http(s) images from this host; may be repeated.")
+    ] = None,
+    max_tiles: Annotated[int | None, typer.Option(help="Tiles per picture. Default: the checkpoint's.")] = None,
+    frames: Annotated[int, typer.Option(help="Frames taken from a video.")] = 8,
+    tls_certificate: Annotated[Path | None, typer.Option(help="Certificate file (PEM) for https.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
+) -> None:
+    """Serve models until Ctrl-C: http://127.0.0.1:8000 for people, http://127.0.0.1:8000/v1 for OpenAI clients.
+
+    vlm serve -m V2PE-32K -m mine=runs/mine/train/mine/model
+    """
+    if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]:
+        raise ConfigError(f"vlm serve needs {', '.join(missing)}", fix='pip install "farlens-cli[serve]"')
+    key = os.environ.get(api_key_env, "") if api_key_env else None
+    if key == "":
+        raise ConfigError(f"--api-key-env {api_key_env}: no such environment variable, or it is empty")
+    if bool(tls_certificate) != bool(tls_key):
+        raise ConfigError("only one of --tls-certificate and --tls-key", expected="both or neither")
+    from vlm.cli.server.served import Settings
+    from vlm.models.engine import Limits
+
+    settings = Settings(
+        hosts=frozenset(allow_images_from or ()),
+        seconds=max_seconds,
+        api_key=key,
+    )
+    limits = Limits(running=max_running, queue=max_queue, context=max_context, prefix_bytes=int(cache_gb * 2**30))
+    models: dict[str, ServedModel] = {}
+    named = [
+        (name, find_model(given)) for name, given in map(split_name, model or (None,))
+    ]  # all, before one is loaded
+    for name, folder in named:
+        label = name or label_of(folder)
+        if label in models:
+            raise ConfigError(f"two models named {label}", fix=f"name them: -m first={folder}")
+        models[label] = load_served(label, folder, placement, settings, limits, max_tiles=max_tiles, frames=frames)
+    if host not in LOCAL and key is None:
+        typer.secho(f"warning: {host} is open to others without a key (--api-key-env)", fg="yellow", err=True)
+    run(models, settings, host, port, tls_certificate, tls_key)
+
+
+def split_name(given: str | None) -> tuple[str | None, str | None]:
+    """Split NAME=CHECKPOINT; without a name, or with an existing folder of that very name, there is none."""
+    if given is None or "=" not in given or Path(given).exists():
+        return None, given
+    name, _, path = given.partition("=")
+    return name, path
+
+
+def label_of(folder: Path) -> str:
+    """Return the name that a model is served under: its folder, or the stage's for an exported `model/`."""
+    return folder.parent.name if folder.name == "model" else folder.name
+
+
+def load_served(
+    name: str,
+    folder: Path,
+    placement: PlacementOptions,
+    settings: "Settings",
+    limits: "Limits",
+    *,
+    max_tiles: int | None,
+    frames: int,
+) -> "ServedModel":
+    """Load a model, with progress, and start its engine."""
+    from dataclasses import replace
+
+    from vlm.cli.commands.chat import load_session
+    from vlm.cli.server.served import ServedModel
+    from vlm.models.engine import ChatEngine
+
+    session = load_session(folder, max_tiles=max_tiles, frames=frames, **asdict(placement))
+    context = limits.context or session.processor.spec.language.max_positions
+    engine = ChatEngine(session.model, session.processor, replace(limits, context=context))
+    return ServedModel(name, engine, session.processor, settings)
+
+
+def run(
+    models: "dict[str, ServedModel]",
+    settings: "Settings",
+    host: str,
+    port: int,
+    certificate: Path | None = None,
+    key: Path | None = None,
+) -> None:
+    """Serve until a signal comes; replies in progress are finished first."""
+    import socket
+
+    import uvicorn
+
+    from vlm.cli.server.app import make_app
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {error.strerror}", fix="choose another --port"
+        ) from error
+    shown = f"[{host}]" if ":" in host else host
+    address = f"{'https' if certificate else 'http'}://{shown}:{listener.getsockname()[1]}"
+    for model in models.values():
+        limit = model.engine.limits.context
+        positions = model.processor.spec.strides or "plain"
+        typer.echo(f"{model.name}: {model.processor.family}, positions {positions}, {limit:,} tokens")
+    typer.echo(f"{address} for people, {address}/v1 for OpenAI clients; Ctrl-C ends it")
+    config = uvicorn.Config(
+        make_app(models, settings, log=typer.echo),
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=int(settings.seconds),
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+    )
+    with suppress(KeyboardInterrupt):  # raised again by uvicorn after it has shut down
+        uvicorn.Server(config).run(sockets=[listener])
+    typer.echo("ended; every reply in progress was finished or cancelled")

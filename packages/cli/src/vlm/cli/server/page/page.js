@@ -1,0 +1,364 @@
+"use strict";
+// The chat page: talks to /v1/chat/completions of the server that it comes from. No request leaves it.
+
+const $ = (id) => document.getElementById(id);
+const make = (tag, text = "", attributes = {}) => {
+  const element = Object.assign(document.createElement(tag), attributes);
+  if (text) element.textContent = text;
+  return element;
+};
+
+let turns = []; // {role, text, files: [{name, kind, url}], facts}
+let files = []; // attached to the next question
+let cards = []; // /v1/models
+let running = null; // AbortController of the reply in progress
+
+const strideAt = (value) => 2 ** (Number(value) - 2); // 1/4, 1/2, 1, … 64
+const headers = () => {
+  const key = $("key").value;
+  return { "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+};
+
+async function loadModels() {
+  const answer = await fetch("/v1/models", { headers: headers() });
+  if (!answer.ok) {
+    $("problem").textContent = (await answer.json()).error.message;
+    return;
+  }
+  cards = (await answer.json()).data;
+  $("model").replaceChildren(...cards.map((card) => make("option", card.id, { value: card.id })));
+  showModel();
+  $("problem").textContent = "";
+}
+
+function showModel() {
+  const card = cards.find((c) => c.id === $("model").value);
+  if (!card) return;
+  $("own").textContent = card.vlm.strides === null ? "(plain)" : `(stride ${card.vlm.strides})`;
+  $("tiles").disabled = card.vlm.image_rule.kind !== "tiles";
+}
+
+function strides() {
+  const chosen = document.querySelector("input[name=strides]:checked").value;
+  if (chosen === "plain") return null;
+  return chosen === "v2pe" ? strideAt($("stride").value) : "model";
+}
+
+// files
+
+function readFile(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(file);
+  });
+}
+
+async function attach(list) {
+  for (const file of list) {
+    const kind = file.type.split("/")[0];
+    if (kind !== "image" && kind !== "video") {
+      $("problem").textContent = `${file.name} is no picture or video`;
+      continue;
+    }
+    files.push({ name: file.name || "pasted picture", kind, url: await readFile(file) });
+  }
+  showFiles();
+}
+
+function showFiles() {
+  $("files").replaceChildren(
+    ...files.map((file, i) => {
+      const item = make("li");
+      const remove = make("button", "×", { type: "button", ariaLabel: `Remove ${file.name}` });
+      remove.onclick = () => {
+        files.splice(i, 1);
+        showFiles();
+      };
+      item.append(shown(file), file.name, remove);
+      return item;
+    }),
+  );
+}
+
+function shown(file) {
+  if (file.kind === "video") return make("video", "", { src: file.url, controls: true, muted: true });
+  return make("img", "", { src: file.url, alt: file.name });
+}
+
+// the conversation
+
+function markdown(text) {
+  const html = marked.parse(text, { breaks: true });
+  return DOMPurify.sanitize(html, { FORBID_TAGS: ["style", "form", "input", "iframe", "img"], FORBID_ATTR: ["style"] });
+}
+
+function figure(file, image) {
+  const box = make("figure");
+  box.append(shown(file));
+  if (image && file.kind === "image") {
+    const [columns, rows] = image.grid;
+    let path = "";
+    for (let c = 1; c < columns; c++) path += `M${c} 0V${rows}`;
+    for (let r = 1; r < rows; r++) path += `M0 ${r}H${columns}`;
+    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    svg.setAttribute("viewBox", `0 0 ${columns} ${rows}`);
+    svg.setAttribute("preserveAspectRatio", "none");
+    const line = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    line.setAttribute("d", path);
+    svg.append(line);
+    const picture = box.firstChild;
+    const fit = () => {
+      svg.setAttribute("width", picture.clientWidth);
+      svg.setAttribute("height", picture.clientHeight);
+    };
+    picture.addEventListener("load", fit);
+    new ResizeObserver(fit).observe(picture);
+    box.append(svg);
+    const extra = image.thumbnail ? " and the whole" : "";
+    box.append(make("figcaption", `${image.size.join(" × ")}, ${columns} × ${rows} tiles${extra}`));
+  }
+  return box;
+}
+
+function showTurn(turn, index) {
+  const item = make("li", "", { className: turn.role });
+  const who = make("div", turn.role === "user" ? "You" : "Reply", { className: "who" });
+  const action = (label, act) => {
+    const button = make("button", label, { type: "button" });
+    button.onclick = act;
+    who.append(button);
+  };
+  if (turn.role === "user") action("Edit", () => edit(index));
+  else {
+    action("Copy", () => navigator.clipboard?.writeText(turn.text));
+    action("Retry", () => retry(index));
+  }
+  item.append(who);
+  if (turn.files?.length) {
+    const media = make("div", "", { className: "media" });
+    let images = 0;
+    for (const file of turn.files) {
+      media.append(figure(file, file.kind === "image" ? turn.facts?.images[images++] : null));
+    }
+    item.append(media);
+  }
+  if (turn.sides) {
+    const pair = make("div", "", { className: "pair" });
+    for (const side of turn.sides) {
+      const box = make("div");
+      box.append(make("small", side.label), said(side, "assistant"));
+      pair.append(box);
+    }
+    item.append(pair);
+  } else item.append(said(turn, turn.role));
+  return item;
+}
+
+function said(turn, role) {
+  const body = make("div", "", { className: turn.failed ? "said failed" : "said" });
+  if (role === "user" || turn.failed) body.textContent = turn.failed || turn.text;
+  else body.innerHTML = markdown(turn.text);
+  turn.element = body;
+  return body;
+}
+
+function showAll() {
+  $("turns").replaceChildren(...turns.map(showTurn));
+  $("ask").scrollIntoView({ block: "end" });
+}
+
+function edit(index) {
+  stop();
+  const turn = turns[index];
+  turns = turns.slice(0, index);
+  files = turn.files;
+  $("question").value = turn.text;
+  showAll();
+  showFiles();
+  $("question").focus();
+}
+
+function retry(index) {
+  stop();
+  turns = turns.slice(0, index);
+  reply();
+}
+
+function content(turn) {
+  const parts = turn.files.map((file) => ({ type: `${file.kind}_url`, [`${file.kind}_url`]: { url: file.url } }));
+  return [...parts, { type: "text", text: turn.text }];
+}
+
+function body(chosen) {
+  const messages = turns
+    .filter((turn) => turn.role === "user" || (turn.text && !turn.failed))
+    .map((turn) => ({ role: turn.role, content: turn.role === "user" ? content(turn) : turn.text }));
+  if ($("system").value.trim()) messages.unshift({ role: "system", content: $("system").value });
+  const own = { strides: chosen, frames: Number($("frames").value) || 8 };
+  if ($("tiles").value && !$("tiles").disabled) own.max_tiles = Number($("tiles").value);
+  return {
+    model: $("model").value,
+    messages,
+    stream: true,
+    stream_options: { include_usage: true },
+    max_tokens: Number($("tokens").value) || 256,
+    temperature: Number($("temperature").value) || 0,
+    vlm: own,
+  };
+}
+
+async function stream(request, side, signal) {
+  const answer = await fetch("/v1/chat/completions", {
+    method: "POST",
+    headers: headers(),
+    body: JSON.stringify(request),
+    signal,
+  });
+  if (!answer.ok) throw new Error((await answer.json()).error.message);
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const lines = (rest + value).split("\n");
+    rest = lines.pop();
+    for (const line of lines) {
+      if (!line.startsWith("data: ") || line === "data: [DONE]") continue;
+      const piece = JSON.parse(line.slice(6));
+      if (piece.error) throw new Error(piece.error.message);
+      if (piece.usage) {
+        side.usage = piece.usage;
+        side.facts = piece.vlm;
+      }
+      side.text += piece.choices[0]?.delta.content ?? "";
+      side.element.innerHTML = markdown(side.text);
+    }
+  }
+}
+
+async function reply() {
+  const question = turns.at(-1);
+  const turn = { role: "assistant", text: "" };
+  const request = body(strides());
+  const requests = [request];
+  if ($("compare").checked) {
+    requests.push({ ...request, vlm: { ...request.vlm, strides: null } });
+    const label = request.vlm.strides === "model" ? "the model's own" : `stride ${request.vlm.strides ?? "none"}`;
+    turn.sides = [{ label, text: "" }, { label: "plain", text: "" }];
+  }
+  turns.push(turn);
+  showAll();
+  running = new AbortController();
+  $("stop").hidden = false;
+  $("send").disabled = true;
+  const sides = turn.sides ?? [turn];
+  const { signal } = running;
+  await Promise.all(
+    sides.map((side, i) =>
+      stream(requests[i], side, signal).catch((error) => {
+        if (error.name !== "AbortError") side.failed = error.message;
+      }),
+    ),
+  );
+  if (turn.sides) turn.text = turn.sides[0].text;
+  running = null;
+  $("stop").hidden = true;
+  $("send").disabled = false;
+  question.facts = sides.find((side) => side.facts)?.facts;
+  showAll();
+  showFacts(sides);
+  $("question").focus();
+}
+
+function showFacts(sides) {
+  const box = $("facts");
+  box.replaceChildren();
+  const card = cards.find((c) => c.id === $("model").value);
+  for (const side of sides.filter((s) => s.usage)) {
+    const list = make("dl");
+    const row = (name, value) => list.append(make("dt", name), make("dd", value));
+    if (side.label) row("Positions by", side.label);
+    row("Prompt tokens", side.usage.prompt_tokens.toLocaleString());
+    row("of images", side.usage.prompt_tokens_details.image_tokens.toLocaleString());
+    row("read from the cache", side.usage.prompt_tokens_details.cached_tokens.toLocaleString());
+    row("Reply tokens", side.usage.completion_tokens.toLocaleString());
+    row("Positions used", side.facts.positions.toLocaleString());
+    row("of the trained range", card.vlm.max_positions.toLocaleString());
+    const meter = make("meter", "", { min: 0, max: card.vlm.max_positions, value: side.facts.positions });
+    meter.ariaLabel = "Positions used of the trained range";
+    box.append(list, meter);
+  }
+}
+
+function stop() {
+  running?.abort();
+}
+
+$("ask").onsubmit = (event) => {
+  event.preventDefault();
+  const text = $("question").value.trim();
+  if (!text || running) return;
+  turns.push({ role: "user", text, files });
+  files = [];
+  $("question").value = "";
+  $("problem").textContent = "";
+  showFiles();
+  reply();
+};
+$("question").onkeydown = (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    $("ask").requestSubmit();
+  }
+};
+document.onkeydown = (event) => {
+  if (event.key === "Escape") stop();
+};
+$("stop").onclick = stop;
+$("new").onclick = () => {
+  stop();
+  turns = [];
+  showAll();
+  $("facts").replaceChildren();
+};
+$("save").onclick = () => {
+  const kept = turns.map(({ role, text, files: added }) => ({ role, text, files: added?.map((f) => f.name) }));
+  const blob = new Blob([JSON.stringify(kept, null, 1)], { type: "application/json" });
+  const link = make("a", "", { href: URL.createObjectURL(blob), download: "conversation.json" });
+  link.click();
+  URL.revokeObjectURL(link.href);
+};
+$("theme").onclick = () => {
+  const root = document.documentElement;
+  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  root.dataset.theme = dark ? "light" : "dark";
+};
+$("pick").onchange = () => {
+  attach([...$("pick").files]); // a copy: the list empties with the field
+  $("pick").value = "";
+};
+$("model").onchange = showModel;
+$("key").onchange = loadModels;
+$("stride").oninput = () => {
+  $("stride-shown").textContent = strideAt($("stride").value);
+  document.querySelector("input[name=strides][value=v2pe]").checked = true;
+};
+$("stride-shown").textContent = strideAt($("stride").value);
+for (const name of ["dragover", "dragenter"]) {
+  document.addEventListener(name, (event) => {
+    event.preventDefault();
+    $("talk").classList.add("over");
+  });
+}
+document.addEventListener("dragleave", (event) => event.relatedTarget || $("talk").classList.remove("over"));
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  $("talk").classList.remove("over");
+  attach([...event.dataTransfer.files]);
+});
+document.addEventListener("paste", (event) => {
+  if (event.clipboardData.files.length) attach([...event.clipboardData.files]);
+});
+loadModels();

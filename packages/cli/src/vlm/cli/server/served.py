@@ -1,0 +1,148 @@
+"""A model that is served: engine and processor, and one reply after the other from a request."""
+
+import asyncio
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anyio import CapacityLimiter, to_thread
+
+from vlm.cli.server.incoming import Media, read_messages
+from vlm.cli.server.protocol import ChatRequest, RequestError
+from vlm.core.errors import ConfigError, VlmError
+from vlm.core.sample.encoded import Encoded
+from vlm.core.sample.media import image_size
+from vlm.core.sample.records import ImagePart
+from vlm.models.engine import Busy, ChatEngine, ContextOverflow, Event, GenerationRequest
+from vlm.models.processor import Processor
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Limits of the server. Times in seconds, sizes in bytes."""
+
+    hosts: frozenset[str] = frozenset()
+    max_file: int = 64 << 20
+    max_body: int = 256 << 20
+    max_images: int = 1000
+    max_tokens: int = 1024
+    seconds: float = 600.0
+    api_key: str | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An encoded request, and how each of its images is cut: size, grid of tiles (columns, rows), thumbnail."""
+
+    encoded: Encoded
+    images: list[dict[str, Any]]
+
+
+class ServedModel:
+    """A model under a name; `prepare` makes prompts, `replies` streams the events of one."""
+
+    def __init__(self, name: str, engine: ChatEngine, processor: Processor, settings: Settings):
+        self.name, self.engine, self.processor, self.settings = name, engine, processor, settings
+        self.uploads: dict[str, Path] = {}
+        self.created = int(time.time())
+        self.encoders = CapacityLimiter(2)
+
+    def card(self) -> dict[str, object]:
+        """Return the entry of /v1/models."""
+        spec, rule = self.processor.spec, self.processor.spec.image_rule
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "vlm",
+            "vlm": {
+                "family": spec.family,
+                "strides": spec.strides,
+                "tokens_per_tile": self.processor.tokens_per_tile,
+                "image_rule": rule.model_dump(mode="json"),
+                "max_positions": spec.language.max_positions,
+                "max_context": self.engine.limits.context,
+            },
+        }
+
+    async def prepare(self, request: ChatRequest) -> Prompt:
+        """Return the prompt of a request, checked against the context limit.
+
+        Raises:
+            RequestError: anything in it that cannot be used.
+        """
+        folder = Path(tempfile.mkdtemp(prefix="vlm-serve-"))
+        try:
+            return await to_thread.run_sync(self._prepare, request, folder, limiter=self.encoders)
+        except ContextOverflow as error:
+            raise RequestError(str(error), code="context_length_exceeded", param="messages") from error
+        except VlmError as error:
+            found = str(error).replace(f"{folder}/", "")
+            raise RequestError(
+                found, code="invalid_media" if "media" in type(error).__name__.lower() else None
+            ) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _prepare(self, request: ChatRequest, folder: Path) -> Prompt:
+        settings = self.settings
+        media = Media(folder, self.uploads, settings.hosts, settings.max_file, settings.max_images)
+        processor = self.processor
+        messages = read_messages(request.messages, media, processor.template)
+        if request.vlm.max_tiles is not None:
+            if processor.spec.image_rule.kind != "tiles":
+                raise ConfigError(f"vlm.max_tiles {request.vlm.max_tiles}, but this model makes one square of an image")
+            processor = processor.with_image_rule(max_tiles=request.vlm.max_tiles)
+        if request.vlm.frames is not None:
+            processor = processor.with_frames(request.vlm.frames)
+        prompt = processor.encode(messages, strides=request.vlm.strides)
+        self.engine.check(prompt, request.sampling(settings.max_tokens))
+        return Prompt(
+            prompt, [cut_of(part, processor) for m in messages for part in m["content"] if part["type"] == "image"]
+        )
+
+    async def replies(
+        self, prompt: Encoded, request: ChatRequest, number: int
+    ) -> AsyncGenerator[tuple[GenerationRequest, Event]]:
+        """Yield the events of one reply. A reader that leaves cancels it.
+
+        Raises:
+            RequestError: the queue is full, or the reply failed.
+        """
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+
+        def take(event: Event) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        sampling = request.sampling(self.settings.max_tokens, number)
+        deadline = time.monotonic() + self.settings.seconds
+        made = GenerationRequest(prompt, sampling, take, deadline)
+        try:
+            self.engine.submit(made)
+        except Busy as error:
+            raise RequestError(str(error), status=429, code="queue_full", wait=2) from error
+        try:
+            while True:
+                event = await events.get()
+                if event.ended == "error":
+                    raise RequestError(event.error, status=500, code="generation_failed")
+                if event.ended == "timeout" and not made.new_tokens:
+                    raise RequestError(
+                        f"no reply within {self.settings.seconds:g} seconds", status=503, code="timeout", wait=10
+                    )
+                yield made, event
+                if event.ended:
+                    return
+        finally:
+            self.engine.cancel(made)
+
+
+def cut_of(part: ImagePart, processor: Processor) -> dict[str, Any]:
+    """Return how an image is cut into tiles."""
+    width, height = image_size(part["path"])
+    plan = processor.spec.image_rule.plan(width, height)
+    return {"size": [width, height], "grid": list(plan.grid), "thumbnail": plan.thumbnail, "tiles": plan.n_tiles}
