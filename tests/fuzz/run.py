@@ -92,6 +92,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     outcomes: Counter[str] = Counter()
     finds: dict[str, Files] = {}
+    last: list[Files] = []
     round_, runs = int(time.time()), 0
     with tempfile.TemporaryDirectory(prefix="fuzz-world-") as world:
         for file in folder.glob("*.json"):
@@ -99,7 +100,7 @@ def main() -> int:
         strategy = target.files(Path(world))
         while time.monotonic() < until:
             round_ += 1
-            last: list[Files] = []
+            last.clear()
 
             @seed(round_)
             @settings(
@@ -128,7 +129,7 @@ def main() -> int:
                 one()
             except Flaky:
                 continue  # the time ended while a find was made smaller
-            except (Exception, Hang) as error:
+            except (Exception, Hang) as error:  # noqa: BLE001  any exception is a find
                 said = traceback.format_exc()
                 kind = f"{type(error).__name__}: {error}"[:300]
                 place = [line for line in said.splitlines() if "/vlm/" in line]

@@ -31,8 +31,13 @@ NAMES = st.sampled_from(
         "\x00",
         "\n",
         "\ud800",
+        ".vlm-manifest.json",
+        ".partial",
+        ".lock",
+        "CON",
+        "x" * 256,
+        "0.png",
     ]
-    + [".vlm-manifest.json", ".partial", ".lock", "CON", "x" * 256, "0.png"]
 )
 """Parts of paths: ordinary ones, ways out of a folder, names that are kept, names that a disk or a screen refuses."""
 
@@ -53,8 +58,15 @@ TEXTS = (
             "None",
             "=1+1",
             "答案是B。",
+            "{run}",
+            "{{ 1 }}",
+            "data:image/png;base64,AAAA",
+            "file:///etc/hosts",
+            "\u2028",
+            "A" * LONG,
+            "1e999",
+            "-0",
         ]
-        + ["{run}", "{{ 1 }}", "data:image/png;base64,AAAA", "file:///etc/hosts", "\u2028", "A" * LONG, "1e999", "-0"]
     )
 )
 
@@ -108,7 +120,7 @@ def broken(draw: st.DrawFn, value: Any, most: int = 3) -> Any:
 
 @st.composite
 def torn(draw: st.DrawFn, content: bytes) -> bytes:
-    """Draw `content` as a disk or a network may leave it: whole most of the time, or cut, or with other bytes inside."""
+    """Draw `content` as a disk or a network may leave it: mostly whole, or cut, or with other bytes inside."""
     match draw(st.sampled_from(["whole"] * 5 + ["cut", "bytes", "twice", "mark"])):
         case "cut":
             return content[: draw(st.integers(0, len(content)))]

@@ -19,7 +19,7 @@ import yaml
 from hypothesis import strategies as st
 from PIL import Image
 
-from fuzz.shapes import NAMES, PATHS, TEXTS, VALUES, as_json, broken, nested, torn
+from fuzz.shapes import NAMES, PATHS, TEXTS, as_json, broken, nested, torn
 from support import prediction_files
 from vlm.core.check.check import CheckedFile, check
 from vlm.core.check.report import collect
@@ -46,7 +46,7 @@ Files = dict[str, bytes]
 
 @dataclass(frozen=True)
 class Target:
-    """A reader: `files` draws its input, `read` reads the files of a folder; `world` is a folder with what they need."""
+    """A reader: `files` draws its input, `read` reads a folder of files; `world` is a folder with what they need."""
 
     files: Callable[[Path], st.SearchStrategy[Files]]
     read: Callable[[Path, Path], object]
