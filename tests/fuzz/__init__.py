@@ -1,0 +1,1 @@
+"""Fuzzers of what comes from outside: records, recipes, predictions, checkpoints, archives."""
