@@ -61,7 +61,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         home = Path(name)
         model = build(load_preset("tiny-internvl2"), tokenizer=TOKENIZER, seed=0)
         save_model(model, home / "pretrained" / "tiny", tokenizer=TOKENIZER)
-        make_mini("POPE", home / "dataset" / "mini" / "POPE", n=2)
+        make_mini("POPE", home / "dataset" / "mini" / "POPE")
         (home / "dataset" / "mini" / "POPE" / ".lock").chmod(0o666)  # taken also by who only reads
         (home / "dataset" / "mini" / "POPE").chmod(0o777)
         report_run.make_run(home / "run")
