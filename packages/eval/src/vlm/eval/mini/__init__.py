@@ -25,7 +25,7 @@ from vlm.core.fetch.manifest import (
     read_manifest,
     sha256_of,
 )
-from vlm.core.home import locked, write_json
+from vlm.core.home import locked, naming, write_json
 from vlm.eval.benchmark import Benchmark, load_benchmark
 from vlm.eval.loaders.common import MARKER
 from vlm.eval.registry import collect
@@ -80,7 +80,8 @@ def make_mini(name: str, folder: Path, seed: int = 0, n: int | None = None) -> P
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         try:
-            counts = MINIATURES[family](benchmark, work, random.Random(f"{benchmark.name}/{seed}"), n)
+            with naming(folder, work):
+                counts = MINIATURES[family](benchmark, work, random.Random(f"{benchmark.name}/{seed}"), n)
             write_json(work / MARKER, about | {"counts": counts})
             install(folder, files_below(work), name=benchmark.name, source=about, manifest=WRITTEN)
         except BaseException:

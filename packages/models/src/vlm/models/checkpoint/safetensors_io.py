@@ -141,6 +141,7 @@ class WeightReader:
             for key, tensor in state.items():
                 yield Stored(file, key, tensor.dtype, tuple(tensor.shape))
             return
+        file.open("rb").close()  # safetensors calls a file that may not be read a missing one
         try:
             handle = self._open[file] = safe_open(file, "pt")
             for key in handle.keys():  # noqa: SIM118
@@ -148,9 +149,6 @@ class WeightReader:
                 if (dtype := DTYPES.get(head.get_dtype())) is None:
                     raise CheckpointError(f"{file}: {key} is {head.get_dtype()}", expected=", ".join(DTYPES))
                 yield Stored(file, key, dtype, tuple(head.get_shape()))
-        except PermissionError as error:
-            error.filename = str(file)
-            raise
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: {printable(error)}", fix=AGAIN) from error
 
