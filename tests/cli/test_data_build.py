@@ -71,7 +71,7 @@ def test_long_vqa_names_its_set_after_the_folder(world, tmp_path):
         (("--task", "retrieval-txt"), 2, "did you mean retrieval-text"),
         (("--tokens", "100"), 2, "the budget is 100"),
         (("--tokens", "4Q"), 2, "16K-32K"),
-        (("--model", "tiny-internvl"), 2, "did you mean tiny-internvl2"),
+        (("--model", "tiny-internvl"), 2, "did you mean tiny-internvl3 or tiny-internvl2"),
         (("--out", "/proc/none"), 3, "cannot make /proc/none"),
         (("--images", "nowhere"), 3, "no such file or folder"),
     ],

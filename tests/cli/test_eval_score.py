@@ -249,7 +249,7 @@ def test_each_setting_changes_the_keys(settings: dict[str, Any], folder: str, ti
     usual = {"model": str(tiny), "mini": True, "limit": 2, "device": "cpu", "name": "m"}
     evaluate(["pope"], **usual)
     plain = keys(home / "runs/eval/m/POPE/default")
-    evaluate(["pope"], **{**usual, **settings})
+    evaluate(["pope"], **{**usual, **settings}, replace=True)
     assert not set(keys(home / "runs/eval/m/POPE" / folder)) & set(plain)
 
 

@@ -60,7 +60,7 @@ def test_a_pipe_a_folder_and_a_missing_file_are_named_without_waiting(tmp_path: 
 
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "folder.yaml").mkdir()
-    for name, why in (("pipe", "no regular file"), ("folder", "no regular file"), ("missing", "no such file")):
+    for name, why in (("pipe", "is a named pipe"), ("folder", "is a folder"), ("missing", "no such file")):
         with pytest.raises(ConfigError, match=why):
             load_yaml(tmp_path / f"{name}.yaml")
 

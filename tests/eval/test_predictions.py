@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from support import prediction_files as files
-from vlm.core.errors import DataError
+from vlm.core.errors import ConfigError, DataError
 from vlm.eval.backends.judge import question_of
 from vlm.eval.benchmark import Benchmark, load_benchmark
 from vlm.eval.loaders import Item, load_items
@@ -74,11 +74,13 @@ def test_published_files_are_recognized_and_each_reply_reaches_its_item(
     assert set(about["problems"]) <= {"mistyped id"}
 
 
-def scored(records: list[Any], data: Any, tmp_path: Path, name: str = "POPE") -> tuple[dict[str, Any], dict[str, Any]]:
+def scored(
+    records: list[Any], data: Any, tmp_path: Path, name: str = "POPE", **more: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The summary, and the rows by id."""
     benchmark, _, folder = data(name)
     path = files.jsonl(tmp_path / "answers.jsonl", records)
-    summary = score_predictions(benchmark, [path], tmp_path / "out", data=folder, name="theirs")
+    summary = score_predictions(benchmark, [path], tmp_path / "out", data=folder, name="theirs", **more)
     return summary, {row["id"]: row for row in rows_of(tmp_path / "out")}
 
 
@@ -133,7 +135,9 @@ def test_results_name_their_source_and_the_same_file_gives_the_same_bytes(data: 
     scored(records, data, tmp_path)
     assert [(tmp_path / "out" / name).read_bytes() for name in files] == before
     records[0]["text"] = "maybe not"
-    _, others = scored(records, data, tmp_path)
+    with pytest.raises(ConfigError, match="1 of them would be lost"):
+        scored(records, data, tmp_path)
+    _, others = scored(records, data, tmp_path, replace=True)
     assert [i for i in rows if rows[i]["key"] != others[i]["key"]] == [items[0].id]
 
 

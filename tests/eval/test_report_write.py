@@ -207,7 +207,7 @@ def test_mixed_versions_and_unfinished_evaluations_are_said_first(tmp_path):
     [
         ("benchmarks/x.tsv", "a\tb\n1\t2\n", "no column s"),
         ("rulegraph.dot", "digraph {}", "not a rule graph"),
-        ("train/1/metrics.jsonl", "[1]\n", "not a line of metrics"),
+        ("train/1/metrics.jsonl", "1\n", "metrics"),
     ],
 )
 def test_damaged_records_of_a_run_are_named(tmp_path, name, text, message):

@@ -23,7 +23,7 @@ K = 4
 
 
 def make_world(root: Path, *, images: int = 24) -> Path:
-    """images/, text/, vqa.jsonl and tokenizer/ below `root`."""
+    """images/, text/, set/vqa.jsonl and tokenizer/ below `root`."""
     (root / "images").mkdir(parents=True)
     for i in range(images):
         rng = np.random.default_rng(i)
@@ -37,12 +37,12 @@ def make_world(root: Path, *, images: int = 24) -> Path:
         (root / "text").mkdir(exist_ok=True)
         (root / "text" / f"{t}.txt").write_text("\n\n".join(paragraphs))
     records = [
-        vqa_record(f"q{i}", f"images/{i}.png", [("What is this?", f"noise {i}"), ("Which number?", str(i))])
+        vqa_record(f"q{i}", f"../images/{i}.png", [("What is this?", f"noise {i}"), ("Which number?", str(i))])
         for i in range(images)
     ]
-
-    write_jsonl(root / "vqa.jsonl", records)
-    train_tokenizer(root / "tokenizer", [root / "vqa.jsonl"], vocab_size=500)
+    (root / "set").mkdir()
+    write_jsonl(root / "set" / "vqa.jsonl", records)
+    train_tokenizer(root / "tokenizer", [root / "set" / "vqa.jsonl"], vocab_size=500)
     return root
 
 

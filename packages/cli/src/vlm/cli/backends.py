@@ -11,6 +11,7 @@ import typer
 
 from vlm.cli.find import model_name
 from vlm.cli.options import JudgeOptions, PlacementOptions, ServerOptions
+from vlm.cli.show.say import say
 from vlm.core.errors import ConfigError, UnknownName
 from vlm.core.paths import as_name
 
@@ -153,7 +154,7 @@ def run_one(
         raise stop.error from stop
     finally:
         if note := getattr(backend, "note", ""):
-            typer.echo(f"{asked.name}: {note}", err=True)
+            say(f"{asked.name}: {note}", err=True)
         if whole and isinstance(backend, RingBackend):
             backend.end()
 

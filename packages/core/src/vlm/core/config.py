@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vlm.core.errors import ConfigError, UnknownName
+from vlm.core.errors import ConfigError, DataError, UnknownName
 from vlm.core.reading import check_regular
 from vlm.core.text import printable, printable_lines
 
@@ -61,7 +61,10 @@ def load_yaml(path: Path) -> Any:
         ConfigError: The file is missing, is not valid YAML, or beyond the limits of `parse_yaml`; the message names
             file and line.
     """
-    check_regular(path)
+    try:
+        check_regular(path)
+    except DataError as error:
+        raise ConfigError(error.found, expected="a YAML file") from error
     try:
         with Path(path).open("rb") as f:
             content = f.read(MOST_BYTES + 1)

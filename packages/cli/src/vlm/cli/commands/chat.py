@@ -141,7 +141,7 @@ def note_pictures(paths: list[Path]) -> None:
 
     for path in paths:
         for _, what in header(str(path)).notes:
-            typer.secho(f"note: {shown(path)}{what}", fg="yellow", err=True)
+            say(f"note: {shown(path)}{what}", fg="yellow", err=True)
 
 
 def print_answer(

@@ -8,7 +8,7 @@ import typer
 from vlm.cli.show.say import say_json
 
 if TYPE_CHECKING:
-    from vlm.cli.show.screen import Screen, bold
+    from vlm.cli.show.screen import Screen
     from vlm.eval.saved.diff import Change, Comparison, SampleChange
 
 app = typer.Typer()
@@ -41,7 +41,7 @@ def diff(
 def _show(found: "Comparison", rows: int) -> None:
     from rich.table import Table
 
-    from vlm.cli.show.screen import Screen
+    from vlm.cli.show.screen import Screen, bold
     from vlm.eval.saved.diff import CAUSES, KINDS
 
     console = Screen()

@@ -72,7 +72,7 @@ def download(
                             entry,
                             revision=revision,
                             pinned_only=locked,
-                            say=lambda line: typer.echo(line, err=as_json),
+                            say=lambda line: say(line, err=as_json),
                             find_links=find_links,
                             verify=verify,
                             jobs=jobs,

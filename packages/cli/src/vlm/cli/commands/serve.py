@@ -11,6 +11,7 @@ import typer
 
 from vlm.cli.find import find_model
 from vlm.cli.options import PlacementOptions, grouped
+from vlm.cli.show.say import say
 from vlm.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ def serve(
     vlm serve -m V2PE-32K -m mine=runs/mine/train/mine/model
     """
     if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]:
-        raise ConfigError(f"vlm serve needs {', '.join(missing)}", fix='pip install "farlens-cli[serve]"')
+        raise ConfigError(
+            f"{', '.join(missing)} not installed, which the server needs", fix='pip install "farlens-cli[serve]"'
+        )
     key = os.environ.get(api_key_env, "") if api_key_env else None
     if key == "":
         raise ConfigError(f"--api-key-env {api_key_env}: no such environment variable, or it is empty")
@@ -80,7 +83,7 @@ def serve(
             raise ConfigError(f"two models named {label}", fix=f"name them: -m first={folder}")
         models[label] = load_served(label, folder, placement, settings, limits, max_tiles=max_tiles, frames=frames)
     if host not in LOCAL and key is None:
-        typer.secho(f"warning: {host} is open to others without a key (--api-key-env)", fg="yellow", err=True)
+        say(f"warning: {host} is open to others without a key (--api-key-env)", fg="yellow", err=True)
     run(models, settings, host, port, tls_certificate, tls_key)
 
 
@@ -149,10 +152,10 @@ def run(
     for model in models.values():
         limit = model.engine.limits.context
         positions = model.processor.spec.strides or "plain"
-        typer.echo(f"{model.name}: {model.processor.family}, positions {positions}, {limit:,} tokens")
-    typer.echo(f"{address} for people, {address}/v1 for OpenAI clients; Ctrl-C ends it")
+        say(f"{model.name}: {model.processor.family}, positions {positions}, {limit:,} tokens")
+    say(f"{address} for people, {address}/v1 for OpenAI clients; Ctrl-C ends it")
     config = uvicorn.Config(
-        make_app(models, settings, log=typer.echo),
+        make_app(models, settings, log=say),
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=int(settings.seconds),
@@ -161,4 +164,4 @@ def run(
     )
     with suppress(KeyboardInterrupt):  # raised again by uvicorn after it has shut down
         uvicorn.Server(config).run(sockets=[listener])
-    typer.echo("ended; every reply in progress was finished or cancelled")
+    say("ended; every reply in progress was finished or cancelled")

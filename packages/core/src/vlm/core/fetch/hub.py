@@ -208,7 +208,7 @@ def _as_ours(source: HubSource, error: Exception, endpoint: str) -> FetchError:
         return FetchError(f"{repo}: {printable(text)}", fix="correct the repository in the catalogue entry")
     if "Consistency check failed" in text:
         return FetchError(f"{repo}: a file is shorter than announced", fix="rerun the same command: it resumes here")
-    said = printable(text.strip().splitlines()[0]) if text.strip() else type(error).__name__
+    said = printable(split_lines(text.strip())[0]) if text.strip() else type(error).__name__
     if status == 429:
         known = "wait some minutes" if get_token() else "wait some minutes, or `hf auth login` for a higher limit"
         return FetchError(f"{repo}: the hub's rate limit is reached (429)", fix=f"{known}, {again}")
