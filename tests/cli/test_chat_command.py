@@ -19,6 +19,7 @@ from PIL import Image
 from vlm.cli import main as command
 from vlm.cli.commands.chat import file_names, note_pictures, split_words
 from vlm.core.errors import ConfigError
+from vlm.core.text import printable_lines
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "internlm2"
 
@@ -246,7 +247,8 @@ def test_a_conversation_in_a_terminal(files, checkpoint):
         terminal.process.wait()
         os.close(terminal.screen)
     kept = json.loads((files / "kept.json").read_text())
-    assert [m["role"] for m in kept] == ["user", "assistant"] and kept[1]["content"][0]["text"] == answer.strip()
+    assert [m["role"] for m in kept] == ["user", "assistant"]
+    assert printable_lines(kept[1]["content"][0]["text"]) == answer.strip()  # the screen escapes what it would obey
 
 
 def test_a_picture_that_a_viewer_shows_otherwise_is_said_in_one_line(files, capsys):

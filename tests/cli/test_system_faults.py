@@ -75,7 +75,7 @@ def vlm(*words: str, home: Path, **env: str) -> subprocess.CompletedProcess:
     """Run the command as a user would."""
     line = [sys.executable, "-m", "vlm.cli.main", *words]
     environment = {**os.environ, "VLM_HOME": str(home), "NO_COLOR": "1", "COLUMNS": "200", **env}
-    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(line, env=environment, capture_output=True, text=True, errors="replace", timeout=300)
 
 
 COMMANDS = {

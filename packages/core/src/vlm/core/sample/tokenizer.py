@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import BPE
 
 from vlm.core.errors import CheckpointError, VlmError
-from vlm.core.home import read_object
+from vlm.core.home import read_object, split_lines
 from vlm.core.text import printable
 
 Token = tuple[int, int]
@@ -259,7 +259,7 @@ QWEN2_WORDS = (
 
 def qwen2_spec(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Return the `tokenizer.json` of a Qwen2 tokenizer that is stored as vocabulary, merges and added tokens."""
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    lines = split_lines((folder / "merges.txt").read_text(encoding="utf-8"))
     pairs = (line.partition(" ") for line in lines if line and not line.startswith("#version"))
     backend = RustTokenizer(BPE(_read(folder / "vocab.json"), [(first, second) for first, _, second in pairs]))
     backend.normalizer = normalizers.NFC()
