@@ -74,11 +74,13 @@ def test_published_files_are_recognized_and_each_reply_reaches_its_item(
     assert set(about["problems"]) <= {"mistyped id"}
 
 
-def scored(records: list[Any], data: Any, tmp_path: Path, name: str = "POPE") -> tuple[dict[str, Any], dict[str, Any]]:
+def scored(
+    records: list[Any], data: Any, tmp_path: Path, name: str = "POPE", **more: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The summary, and the rows by id."""
     benchmark, _, folder = data(name)
     path = files.jsonl(tmp_path / "answers.jsonl", records)
-    summary = score_predictions(benchmark, [path], tmp_path / "out", data=folder, name="theirs")
+    summary = score_predictions(benchmark, [path], tmp_path / "out", data=folder, name="theirs", **more)
     return summary, {row["id"]: row for row in rows_of(tmp_path / "out")}
 
 
@@ -133,7 +135,7 @@ def test_results_name_their_source_and_the_same_file_gives_the_same_bytes(data: 
     scored(records, data, tmp_path)
     assert [(tmp_path / "out" / name).read_bytes() for name in files] == before
     records[0]["text"] = "maybe not"
-    _, others = scored(records, data, tmp_path)
+    _, others = scored(records, data, tmp_path, replace=True)
     assert [i for i in rows if rows[i]["key"] != others[i]["key"]] == [items[0].id]
 
 
@@ -256,3 +258,25 @@ def test_an_id_of_no_item_is_not_taken_for_the_name_of_an_image(data: Any, tmp_p
     assert summary["imported"]["problems"] == {
         "extra": {"n": len(names or {""}), "examples": summary["imported"]["problems"]["extra"]["examples"]}
     }
+
+
+def test_rows_of_our_own_results_keep_their_outcome(data: Any, tmp_path: Path) -> None:
+    _, items, _ = data("POPE")
+    records = [{"id": item.id, "outcome": "ok", "completion": item.gold, "why": "right"} for item in items]
+    kinds = ["unanswered", "oom", "refused", "error"]
+    for record, kind in zip(records, kinds, strict=False):
+        record |= {"outcome": kind, "completion": None, "why": f"for a reason: {kind}"}
+    records[4] |= {"outcome": "truncated"}
+    records[5] |= {"outcome": "ok", "completion": None}
+    records[6] |= {"outcome": "of another version", "completion": None}
+    summary, rows = scored(records, data, tmp_path)
+    found = [rows[item.id] for item in items]
+    assert [row["outcome"] for row in found[:8]] == [*kinds, "truncated", "error", "error", "ok"]
+    assert [row["why"] for row in found[:4]] == [f"for a reason: {kind}" for kind in kinds]
+    assert all(row["score"] is row["strict_score"] is row["completion"] is None for row in [*found[:4], *found[5:7]])
+    problems = {kind: found["n"] for kind, found in summary["imported"]["problems"].items()}
+    assert problems == {"no answer": 1, "not answered": 3, "null": 2}
+    again = score_predictions(
+        data("POPE")[0], [tmp_path / "out" / "results.jsonl"], tmp_path / "again", data=data("POPE")[2], name="theirs"
+    )
+    assert again["outcomes"] == summary["outcomes"] and again["metrics"] == summary["metrics"]

@@ -70,6 +70,79 @@ def test_a_box_in_another_form_says_why_it_fails(reply: str, why: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ("The answer is not yes", "no"),
+        ("The answer isn't yes.", "no"),
+        ("The answer is not no.", "yes"),
+        ("I would not say yes.", "no"),
+        ("It is not a yes.", "no"),
+        ("The answer is not yes, the answer is no.", "no"),
+        ("Not yes but no", "no"),
+        ("The answer is neither yes nor no.", "unknown"),
+        ("This is not a yes or no question.", "unknown"),
+        ("I can't say yes.", "unknown"),
+    ],
+)
+def test_a_denied_yes_is_a_no(reply: str, said: str) -> None:
+    assert SCORERS["pope_parse"](reply, compat="fixed") == said
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [
+        ("Vitamin C is shown.", ""),
+        ("The label says Vitamin C is the best.", ""),
+        ("It shows hepatitis B virus.", ""),
+        ("They switch to plan B because of rain.", ""),
+        ("The piece is in C major.", ""),
+        ("A T cell and B cells are drawn", ""),
+        ("Vitamin C is shown, so option D.", "D"),
+        ("Vitamin C is shown. The answer is B.", "B"),
+        ("The picture shows vitamin D; A is correct.", "A"),
+        ("C. Vitamin B", "C"),
+        ("I pick C", "C"),
+        ("Picture B fits.", "B"),
+    ],
+)
+def test_a_letter_of_a_name_is_no_option(reply: str, letter: str) -> None:
+    assert SCORERS["option_post_process"](reply, dict.fromkeys("ABCD", ""), compat="fixed") == letter
+
+
+def test_the_text_of_a_name_is_read_where_an_option_has_it() -> None:
+    options = {"A": "Vitamin A", "B": "Vitamin C", "C": "Vitamin D"}
+    for reply in ("Vitamin C is shown", "The answer is Vitamin C.", "Vitamin C is correct"):
+        assert SCORERS["option_post_process"](reply, options, compat="fixed") == "B"
+
+
+@pytest.mark.parametrize(
+    ("reply", "reference", "score"),
+    [
+        ("about 1,998", "2000", 1),
+        ("1,998", "2000", 1),
+        ("1998", "2,000", 1),
+        ("1998.5", "2000", 1),
+        ("$1998", "2000", 1),
+        ("1998 people", "2000", 1),
+        ("It is about 1,998 dollars.", "2000", 1),
+        ("1,500", "2000", 0),
+        ("1998", "2000", 0),
+        ("about 1998", "2000", 0),
+        ("In 1998", "2000", 0),
+        ("The peak was in 2009.", "2010", 0),
+        ("2009 was the peak", "2010", 0),
+        ("2,010", "2010", 1),
+        ("2010.0", "2010", 1),
+        ("2150", "2100", 1),
+    ],
+)
+def test_four_bare_digits_may_be_a_year_and_other_forms_are_quantities(
+    reply: str, reference: str, score: float
+) -> None:
+    assert SCORERS["relaxed_accuracy"](reply, reference, compat="fixed") == score
+
+
+@pytest.mark.parametrize(
     "unit", ["the ", "A ", "(", "[", "**", "answer is ", "because ", "1,", "not ", "wait ", "\\boxed{"]
 )
 def test_long_replies_are_read_in_reasonable_time(unit: str) -> None:

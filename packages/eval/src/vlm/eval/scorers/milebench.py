@@ -12,7 +12,7 @@ from vlm.eval.measures.reply import answer_text, says
 from vlm.eval.measures.rouge import rouge_l
 from vlm.eval.measures.rows import Answers, Metric, Parts, ResultRow, by_group, plain
 from vlm.eval.measures.stats import ratio
-from vlm.eval.measures.text import Compat, has_words
+from vlm.eval.measures.text import Compat
 from vlm.eval.scorers.scorer import Scorer, by_fields, takes
 
 ESCAPED = set("\\.^$*+?{}[]|()")
@@ -96,12 +96,10 @@ def milebench_rouge_l(pred_response: str, gt_response: str, *, compat: Compat = 
 
 
 def milebench_needle(pred_response: str, gt_response: str, *, compat: Compat = "upstream") -> int:
-    """Return 1 iff the normalized reference is a token of the normalized reply (fixed: or a phrase of whole words)."""
-    pred_response = answer_text(pred_response) if compat == "fixed" else pred_response
-    found, gold = milebench_process(pred_response), milebench_process(gt_response)
-    if gold in found.split():
-        return 1
-    return int(compat == "fixed" and " " in gold and has_words(found, gold))
+    """Return 1 iff the normalized reference is a token of the normalized reply. fixed: `milebench_contains`."""
+    if compat == "fixed":
+        return milebench_contains(pred_response, gt_response, compat=compat)
+    return int(milebench_process(gt_response) in milebench_process(pred_response).split())
 
 
 def milebench_contains(pred_response: str, gt_response: str, *, compat: Compat = "upstream") -> int:

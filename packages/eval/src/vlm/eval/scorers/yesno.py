@@ -33,14 +33,20 @@ IDIOM = re.compile(
 )
 UNSURE = re.compile(
     r"not (?:\w+ )?(?:sure|certain|clear|possible|enough|able)|\bunsure|(?:don't|do not|didn't|did not) know"
-    r"|(?:can't|cannot|can not|couldn't|could not|unable to)(?: \w+)? (?:tell|determine|say|see (?:the|an) image"
-    r"|view|answer|judge|decide|be determined|identify|help|assist)"
+    r"|(?:can't|cannot|can not|couldn't|could not|unable to)(?: \w+)? (?:tell|determine|say(?: (?:yes|no)\b)?"
+    r"|see (?:the|an) image|view|answer|judge|decide|be determined|identify|help|assist)"
     r"|n't (?:sure|certain|clear|possible|enough|help|view)"
     r"|no (?:way to|information|image|picture|idea|answer)|hard to (?:say|tell)|unclear|impossible to"
 )
-BOTH = re.compile(r"\byes\b,?\s*(?:and|or|/|&)\s*\bno\b|\bno\b,?\s*(?:and|or|/|&)\s*\byes\b")
+BOTH = re.compile(r"\byes\b,?\s*(?:and|n?or|/|&)\s*\bno\b|\bno\b,?\s*(?:and|n?or|/|&)\s*\byes\b")
 CHINESE_NO = re.compile(r"不是|没有|沒有|否|不对|不存在|错误|^不|^没")
 CHINESE_YES = re.compile(r"是的|是|有|对|正确|存在")
+OPPOSITE = re.compile(
+    r"(?:\bnot|\b(?P<verb>(?!ca|could)\w+)n't)(?: (?:just|simply|say|answer|be|an?|the answer))*"
+    r"\s+[\"'“(]*(?P<word>yes|no)\b(?! (?!but|and|to|in|because)\w)"
+)
+"""A denied yes or no, which is the other one."""
+
 AFFIRMED = ("yes", "yeah", "yep", "yup")
 DENIED = ("no", "nope", "nah")
 
@@ -60,6 +66,7 @@ def yes_or_no(reply: str, truth: bool = False) -> str:
         said = re.sub(r"\bfalse\b", "no", re.sub(r"\btrue\b", "yes", said))
     if BOTH.search(said):
         return "unknown"
+    said = OPPOSITE.sub(_opposite, said)
     if announced := ANNOUNCED.findall(said):
         return str(announced[-1])
     said = IDIOM.sub(" ", said)
@@ -68,6 +75,11 @@ def yes_or_no(reply: str, truth: bool = False) -> str:
         if (found := _by_words(tail)) != "unknown":
             return found
     return _by_words(said)
+
+
+def _opposite(match: re.Match[str]) -> str:
+    word = "no" if match["word"] == "yes" else "yes"
+    return f"{match['verb'] or ''} {word}"
 
 
 def _by_words(said: str) -> str:
