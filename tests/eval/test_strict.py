@@ -1,7 +1,8 @@
 """The strict rules agree with a careful reader: fifty replies in ten styles for each, written and read by hand.
 
 A file of `strict/` names a rule, its arguments for the reply and the reference, and the replies of each style with what
-a person who reads them says: [reply, expected] or [reply, reference, expected].
+a person who reads them says: [reply, expected] or [reply, reference, expected]. A rule that `refuses` raises ValueError
+for a reply without a meaning: null.
 """
 
 import time
@@ -30,7 +31,12 @@ def read(rule: dict[str, Any], case: list[Any]) -> Any:
     """What the strict rule makes of a reply."""
     reply, *reference, _ = case
     given = {rule["reply"]: reply, **({rule["reference"]: reference[0]} if reference else {})}
-    found = SCORERS[rule["rule"]](**given, **rule.get("inputs", {}), compat="fixed")
+    try:
+        found = SCORERS[rule["rule"]](**given, **rule.get("inputs", {}), compat="fixed")
+    except ValueError:
+        if rule.get("refuses"):
+            return None
+        raise
     return found[rule["result"]] if "result" in rule else found
 
 
@@ -86,6 +92,12 @@ def test_a_box_in_another_form_says_why_it_fails(reply: str, why: str) -> None:
 )
 def test_a_denied_yes_is_a_no(reply: str, said: str) -> None:
     assert SCORERS["pope_parse"](reply, compat="fixed") == said
+
+
+def test_a_decimal_is_no_whole_number_that_it_begins_with() -> None:
+    kind = {"choices": None, "question_type": "free_form", "answer_type": "integer", "precision": None, "answer": "14"}
+    for reply, right in (("14.6", False), ("13.999", False), ("14.0", True), ("14 m", True), ("14 M", False)):
+        assert SCORERS["mathvista_normalize"](reply, **kind, compat="fixed")["true_false"] is right
 
 
 @pytest.mark.parametrize(

@@ -81,12 +81,17 @@ def answer_text(reply: str) -> str:
     return text.strip()
 
 
+def claim(text: str) -> str:
+    """Return what a text announces as its answer (`the answer is`, `Answer:`), the last one, else the whole text."""
+    claimed = list(CLAIMED.finditer(text))
+    return (text[claimed[-1].end() :].strip(" :：") if claimed else "") or text
+
+
 def says(text: str, phrase: str) -> bool:
     """Tell whether a text, or what it announces as the answer, claims a phrase: whole words, no `not` or `or` there."""
     word = re.escape(phrase)
-    claimed = list(CLAIMED.finditer(text))
-    text = text[claimed[-1].end() :] if claimed else text
-    found = list(re.finditer(rf"(?<!\w){word}(?!\w)", text))
+    text = claim(text)
+    found = list(re.finditer(rf"(?<!\w)(?<!\d\.){word}(?!\w)(?!\.\d)", text))
     denied = re.compile(
         rf"(?:\bnot|n't|\bnor|\bneither|\brather than|\binstead of)\s+"
         rf"(?:(?:say|read|show|contain|mention|be)\s+)?(?:an?\s+|the\s+)?{word}(?!\w)|(?<!\w){word}\s+or\s|\bor\s+{word}(?!\w)"

@@ -35,7 +35,7 @@ HEDGE = re.compile(
 VAGUE = re.compile(
     r"^(?:about|around|approximately|roughly|approx\.?|nearly|almost|probably|likely|circa|~|≈|大约|约)\s*", re.I
 )
-YES_NO = re.compile(r"(yes|no)\b[,.;:]?\s", re.IGNORECASE)
+YES_NO = re.compile(r"(yes|no)\b(?!\s*(?:n?or|and|/|&)\s*(?:yes|no)\b)[,.;:]?\s", re.IGNORECASE)
 OUTER = " \t\n\r.,;:!?\"'“”‘’*`()[]。，！？；："
 NUMBER = re.compile(
     r"([-+]?)\s*(?:[$€£¥]\s*)?(\d{1,3}(?:[, \u00a0\u202f]\d{3})+(?![\d,])(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
@@ -44,7 +44,8 @@ NUMBER = re.compile(
 )
 UNIT = re.compile(r"\s*(?:[°℃]?\s?[A-Za-z²³/]{1,14}\.?(?:\s[a-z]{1,14}){0,2})?$")
 PERCENT = re.compile(r"\s*(?:%|percent\b|per cent\b|个?百分)", re.IGNORECASE)
-SCALE = re.compile(r"\s*(?:thousand|million|billion|trillion|[kmb]n?)\b", re.IGNORECASE)
+SCALE = re.compile(r"\s*(?:thousand|million|billion|trillion|[kb]n?|mn|(?-i:M))\b", re.IGNORECASE)
+"""What multiplies the number before it; a small m is a meter."""
 MEASURE = re.compile(
     r"\s*(?:dollars?|usd|euros?|eur|pounds?|yen|yuan|people|persons?|units?|items?|tons?|tonnes?|[kcm]?m|km²|[km]?g|lbs?"
     r"|miles?|feet|ft|lit(?:er|re)s?|[kmgt]wh?|votes?|students?|cases?|points?|cars?|homes?|calories|kcal)\b",

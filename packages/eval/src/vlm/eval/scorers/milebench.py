@@ -8,7 +8,7 @@ import numpy as np
 
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.measures.letters import label, normal_text, read_label
-from vlm.eval.measures.reply import answer_text, says
+from vlm.eval.measures.reply import answer_text, claim, says
 from vlm.eval.measures.rouge import rouge_l
 from vlm.eval.measures.rows import Answers, Metric, Parts, ResultRow, by_group, plain
 from vlm.eval.measures.stats import ratio
@@ -81,12 +81,13 @@ def _match(reply: str, options: Sequence[str]) -> str:
 
 
 def milebench_rouge_l(pred_response: str, gt_response: str, *, compat: Compat = "upstream") -> float:
-    """Return the ROUGE-L F-score of the normalized texts, 0 for an empty reply.
+    """Return the ROUGE-L F-score of the normalized texts, 0 for an empty reply. fixed: of what the reply announces.
 
     Raises:
         AssertionError, ValueError: upstream, when the reference (or either text's sentences) is empty, as published.
     """
-    pred_response = answer_text(pred_response) if compat == "fixed" else pred_response
+    if compat == "fixed":
+        pred_response = claim(answer_text(pred_response))
     found, gold = milebench_process(pred_response), milebench_process(gt_response)
     if compat == "fixed" and not (found.strip(". ") and gold.strip(". ")):
         return 0.0
