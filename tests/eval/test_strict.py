@@ -93,6 +93,11 @@ def test_a_box_in_another_form_says_why_it_fails(reply: str, why: str) -> None:
         ("The answer is neither yes nor no.", "unknown"),
         ("This is not a yes or no question.", "unknown"),
         ("I can't say yes.", "unknown"),
+        ("I don't think the answer is yes.", "no"),
+        ("The answer cannot be yes.", "no"),
+        ("It is yes, isn't it? Yes.", "yes"),
+        ("Is there no dog? Yes, there is one.", "yes"),
+        ("Yes or no? Yes.", "yes"),
     ],
 )
 def test_a_denied_yes_is_a_no(reply: str, said: str) -> None:
@@ -120,6 +125,8 @@ def test_a_decimal_is_no_whole_number_that_it_begins_with() -> None:
         ("C. Vitamin B", "C"),
         ("I pick C", "C"),
         ("Picture B fits.", "B"),
+        ("As A and B are wrong, C", "C"),
+        ("A, B is wrong.", "A"),
     ],
 )
 def test_a_letter_of_a_name_is_no_option(reply: str, letter: str) -> None:

@@ -35,6 +35,7 @@ REJECTED_BEFORE = re.compile(
 REJECTED_AFTER = re.compile(
     r"[)\]\"']*\s*(?:(?:is|are|was|seems|looks|appears)(?: (?:clearly|also|be|to be|too|obviously))*"
     r" (?:wrong|incorrect|not|false|out|odd|impossible|unlikely|excluded|too)\b"
+    r"|(?:,|,? and|,? or|&)(?: [A-Z]\b(?:,|,? and|,? or|&)?)+ (?:are|were)(?: \w+)? (?:wrong|incorrect|not|false|out)\b"
     r"|(?:isn't|cannot|can't|doesn't|does not|fails)\b|不对|不是|不正确|是错|错)"
 )
 ALTERNATIVE = re.compile(

@@ -93,7 +93,7 @@ def says(text: str, phrase: str) -> bool:
     text = claim(text)
     found = list(re.finditer(rf"(?<!\w)(?<!\d\.){word}(?!\w)(?!\.\d)", text))
     denied = re.compile(
-        rf"(?:\bnot|n't|\bnor|\bneither|\brather than|\binstead of)\s+"
+        rf"(?:\bnot|n't|\bnever|\bnor|\bneither|\brather than|\binstead of)\s+"
         rf"(?:(?:say|read|show|contain|mention|be)\s+)?(?:an?\s+|the\s+)?{word}(?!\w)|(?<!\w){word}\s+or\s|\bor\s+{word}(?!\w)"
     )
     return len(found) > len(denied.findall(text))
