@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from vlm.core.errors import DataError
 from vlm.core.home import locked, write_json
@@ -148,7 +148,7 @@ def _outcome(item: Item, given: Sequence[Prediction], problems: dict[str, list[s
     reply, table = given[0].reply, given[0].table
     kept, why = given[0].outcome
     if reply is None and kept in KINDS and kept not in ANSWERED:
-        kind: Kind = cast(Kind, kept)
+        kind: Kind = kept
         problems["no answer" if kind == "unanswered" else "not answered"].append(f"{item.id}: {given[0].where}: {kind}")
         detail = why or f"{kind} in {given[0].where}"
         return Outcome(content_key(imported=kind, id=item.id, detail=detail), item.id, kind, detail=detail)
