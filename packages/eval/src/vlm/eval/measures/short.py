@@ -26,7 +26,8 @@ COPULA = re.compile(
 SENTENCE = re.compile(r"(?<=[^\s.])[.!?](?=\s+\S)|[。！？](?=.)|\n+")
 REASON = re.compile(
     r"\s{0,3}[,;(—–-]{0,3}\s{0,3}"
-    r"\b(?:because|since|as (?:the|it|can|shown|seen)|which|according to|based on|due to|given)\b.*",
+    r"\b(?:because|since|as (?:the|it|can|shown|seen|written|printed|stated|listed)"
+    r"|which|according to|based on|due to|given)\b.*",
     re.I | re.S,
 )
 HEDGE = re.compile(
