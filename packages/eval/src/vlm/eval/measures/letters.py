@@ -7,7 +7,7 @@ read_label("A or B", ["cat", "dog"])                                            
 import re
 from collections.abc import Collection, Sequence
 
-from vlm.eval.measures.reply import answer_text, ends, letters_alone
+from vlm.eval.measures.reply import NAME_BEFORE, answer_text, ends, letters_alone
 from vlm.eval.measures.short import announced_tail
 from vlm.eval.measures.text import has_words, strip_marks
 
@@ -35,6 +35,7 @@ REJECTED_BEFORE = re.compile(
 REJECTED_AFTER = re.compile(
     r"[)\]\"']*\s*(?:(?:is|are|was|seems|looks|appears)(?: (?:clearly|also|be|to be|too|obviously))*"
     r" (?:wrong|incorrect|not|false|out|odd|impossible|unlikely|excluded|too)\b"
+    r"|(?:,|,? and|,? or|&)(?: [A-Z]\b(?:,|,? and|,? or|&)?)+ (?:are|were)(?: \w+)? (?:wrong|incorrect|not|false|out)\b"
     r"|(?:isn't|cannot|can't|doesn't|does not|fails)\b|不对|不是|不正确|是错|错)"
 )
 ALTERNATIVE = re.compile(
@@ -93,7 +94,13 @@ def read_label(reply: str, options: Sequence[str]) -> str:
 def _named(said: str, labels: Collection[str]) -> str | None:
     """Return the label that a reply names, "" for several, None for none."""
     announced = [m for m in ANNOUNCED.finditer(said) if _counts(m, labels, said)]
-    approved = [m for m in APPROVED.finditer(said) if m[1] in labels and not _is_rejected(said, m.start(1), m.end(1))]
+    approved = [
+        m
+        for m in APPROVED.finditer(said)
+        if m[1] in labels
+        and not NAME_BEFORE.search(said[max(0, m.start(1) - 20) : m.start(1)])
+        and not _is_rejected(said, m.start(1), m.end(1))
+    ]
     if announced or approved:
         last = max([*announced, *approved], key=lambda m: m.start(1))
         later = [kept for m in CHANGED.finditer(said, last.end()) if (kept := _kept(said[m.end() :], labels))]

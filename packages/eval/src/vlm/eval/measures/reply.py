@@ -28,6 +28,9 @@ BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mathsf|operatorname)\s*\{([^{}]*)\}")
 LATEX = re.compile(r"\\[()\[\]]|\\[,;! ]|(?<!\\)\$(?=[^$\n]*\$)|(?<=\S)\$(?!\d)|\\(?=[%$#&])")
 BOLD = re.compile(r"(\*{1,3}|_{2,3}|`{1,3})(?=\S)(.+?)(?<=\S)\1", re.DOTALL)
+CLAIMED = re.compile(
+    r"(?<!is the )(?<!is my )(?<!if )(?<!whether )\banswer(?: is\b|\s*[:：])|答案(?:是|为|[:：])", re.IGNORECASE
+)
 FULL_WIDTH = {**{code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}, 0x3000: 0x20}
 """Full-width ASCII and the ideographic space -> their ordinary forms."""
 
@@ -78,12 +81,20 @@ def answer_text(reply: str) -> str:
     return text.strip()
 
 
+def claim(text: str) -> str:
+    """Return what a text announces as its answer (`the answer is`, `Answer:`), the last one, else the whole text."""
+    claimed = list(CLAIMED.finditer(text))
+    return (text[claimed[-1].end() :].strip(" :：") if claimed else "") or text
+
+
 def says(text: str, phrase: str) -> bool:
-    """Tell whether a text contains a phrase as whole words, other than after `not` or beside an `or`."""
+    """Tell whether a text, or what it announces as the answer, claims a phrase: whole words, no `not` or `or` there."""
     word = re.escape(phrase)
-    found = list(re.finditer(rf"(?<!\w){word}(?!\w)", text))
+    text = claim(text)
+    found = list(re.finditer(rf"(?<!\w)(?<!\d\.){word}(?!\w)(?!\.\d)", text))
     denied = re.compile(
-        rf"(?:\bnot|\bisn't|\bnor|\bneither)\s+(?:an?\s+|the\s+)?{word}(?!\w)|(?<!\w){word}\s+or\s|\bor\s+{word}(?!\w)"
+        rf"(?:\bnot|n't|\bnever|\bnor|\bneither|\brather than|\binstead of)\s+"
+        rf"(?:(?:say|read|show|contain|mention|be)\s+)?(?:an?\s+|the\s+)?{word}(?!\w)|(?<!\w){word}\s+or\s|\bor\s+{word}(?!\w)"
     )
     return len(found) > len(denied.findall(text))
 
@@ -119,11 +130,18 @@ NO_NOUN = re.compile(
     r"alone|too|also|either|both|it|this|that|the|a|an)\b"
 )
 NAMED = re.compile(r"(?:option|choice|letter|answer|select|choose|pick|选项|选择|选)\s*[:：(]?\s*$", re.IGNORECASE)
+NAME_BEFORE = re.compile(
+    r"\b(?:vitamins?|hepatitis|influenza|flu|plan|type|class|grade|schedule|factor|blood group|malcolm|formula"
+    r"|generation|gate|terminal|exhibit|appendix|serie|middle|key of|programming in|mrs?\.|dr\.)\s+$",
+    re.IGNORECASE,
+)
+NAME_AFTER = re.compile(r"[ -](?:major|minor|sharp|flat|programming|compiler|cells?|batter(?:y|ies)|clef)\b")
+"""What makes a letter a part of a name: Vitamin C, Plan B, C major."""
 BARE_IS = re.compile(r"(?:\b(?:is|be|was|it's)|[:=])\s*$", re.IGNORECASE)
 
 
 def letters_alone(text: str, labels: Collection[str]) -> list[Mention]:
-    """List the capital labels of options that stand alone, in order, without the article A and the pronoun I."""
+    """List the capital labels of options that stand alone, in order: no article A, pronoun I, or name (Vitamin C)."""
     found = []
     for match in ALONE.finditer(text):
         letter, before, after = (
@@ -131,7 +149,8 @@ def letters_alone(text: str, labels: Collection[str]) -> list[Mention]:
             text[max(0, match.start() - 20) : match.start()],
             text[match.end() : match.end() + 30],
         )
-        if letter in labels and not (letter in ("A", "I") and _is_word(letter, before, after)):
+        named = NAME_BEFORE.search(before) or NAME_AFTER.match(after)
+        if letter in labels and not named and not (letter in ("A", "I") and _is_word(letter, before, after)):
             found.append(Mention(match.start(), letter))
     return found
 
@@ -142,6 +161,6 @@ def _is_word(letter: str, before: str, after: str) -> bool:
         return False
     if letter == "I":
         return re.match(r"['’]|\s+(?!is\b|was\b)[a-z]", after) is not None
-    if not re.match(r"\s+[a-z0-9]", after) or NO_NOUN.match(after):
+    if not re.match(r"\s+(?:[a-z0-9]|[B-HJ-Z]\s+[a-z])", after) or NO_NOUN.match(after):
         return False
     return bool(SENTENCE_START.search(before[-8:]) or BARE_IS.search(before[-8:]))

@@ -5,6 +5,7 @@ same_answer("63 or 64", "63")                         # False: two answers are n
 """
 
 import re
+from typing import NamedTuple
 
 from vlm.eval.measures.reply import answer_text, ends
 from vlm.eval.measures.text import ARTICLES, VQA_NUMBERS, vqa_normalize
@@ -25,7 +26,8 @@ COPULA = re.compile(
 SENTENCE = re.compile(r"(?<=[^\s.])[.!?](?=\s+\S)|[。！？](?=.)|\n+")
 REASON = re.compile(
     r"\s{0,3}[,;(—–-]{0,3}\s{0,3}"
-    r"\b(?:because|since|as (?:the|it|can|shown|seen)|which|according to|based on|due to|given)\b.*",
+    r"\b(?:because|since|as (?:the|it|can|shown|seen|written|printed|stated|listed)"
+    r"|which|according to|based on|due to|given)\b.*",
     re.I | re.S,
 )
 HEDGE = re.compile(
@@ -34,7 +36,7 @@ HEDGE = re.compile(
 VAGUE = re.compile(
     r"^(?:about|around|approximately|roughly|approx\.?|nearly|almost|probably|likely|circa|~|≈|大约|约)\s*", re.I
 )
-YES_NO = re.compile(r"(yes|no)\b[,.;:]?\s", re.IGNORECASE)
+YES_NO = re.compile(r"(yes|no)\b(?!\s*(?:n?or|and|/|&)\s*(?:yes|no)\b)[,.;:]?\s", re.IGNORECASE)
 OUTER = " \t\n\r.,;:!?\"'“”‘’*`()[]。，！？；："
 NUMBER = re.compile(
     r"([-+]?)\s*(?:[$€£¥]\s*)?(\d{1,3}(?:[, \u00a0\u202f]\d{3})+(?![\d,])(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
@@ -43,9 +45,30 @@ NUMBER = re.compile(
 )
 UNIT = re.compile(r"\s*(?:[°℃]?\s?[A-Za-z²³/]{1,14}\.?(?:\s[a-z]{1,14}){0,2})?$")
 PERCENT = re.compile(r"\s*(?:%|percent\b|per cent\b|个?百分)", re.IGNORECASE)
-SCALE = re.compile(r"\s*(?:thousand|million|billion|trillion|[kmb]n?)\b", re.IGNORECASE)
+SCALE = re.compile(r"\s*(?:thousand|million|billion|trillion|[kb]n?|mn|(?-i:M))\b", re.IGNORECASE)
+"""What multiplies the number before it; a small m is a meter."""
+MEASURE = re.compile(
+    r"\s*(?:dollars?|usd|euros?|eur|pounds?|yen|yuan|people|persons?|units?|items?|tons?|tonnes?|[kcm]?m|km²|[km]?g|lbs?"
+    r"|miles?|feet|ft|lit(?:er|re)s?|[kmgt]wh?|votes?|students?|cases?|points?|cars?|homes?|calories|kcal)\b",
+    re.IGNORECASE,
+)
 FROM, UNTIL = 1500, 2100
-"""Whole numbers of four digits that may be years."""
+"""Whole numbers that may be years, where they are written as four bare digits: see `Amount.year`."""
+
+
+class Amount(NamedTuple):
+    """A number in a text.
+
+    Attributes:
+        value: The number.
+        percent: Whether it is a percentage.
+        year: Whether it may be a year: 1500 to 2100 as four digits, without a thousands mark, decimals, sign, currency,
+            percent or unit of measure. `1,998`, `$1998`, `1998.0` and `1998 people` are quantities.
+    """
+
+    value: float
+    percent: bool
+    year: bool
 
 
 def announced_tail(said: str) -> str:
@@ -88,8 +111,8 @@ def tidy(text: str) -> str:
     return f"{sign}{point}{found}".strip()
 
 
-def amount(text: str) -> tuple[float, bool] | None:
-    """Read a text that is one number, with a unit or without: its value, and whether it is a percentage."""
+def amount(text: str) -> Amount | None:
+    """Read a text that is one number, with a unit or without."""
     plain = text.replace("−", "-").strip()
     plain = VQA_NUMBERS.get(plain.lower(), plain)
     match = NUMBER.match(plain)
@@ -101,7 +124,9 @@ def amount(text: str) -> tuple[float, bool] | None:
     if SCALE.match(rest) or not UNIT.match(rest):
         return None
     digits = re.sub(r"[^0-9.]", "", match[2])
-    return float(f"{match[1]}{digits}e{match[3] or 0}"), percent is not None
+    bare = re.fullmatch(r"\d{4}", match[0]) and FROM <= int(match[0]) <= UNTIL
+    year = bool(bare) and percent is None and not MEASURE.match(rest)
+    return Amount(float(f"{match[1]}{digits}e{match[3] or 0}"), percent is not None, year)
 
 
 def normal(text: str) -> str:
@@ -124,7 +149,8 @@ def same_answer(reply: str, reference: str) -> bool:
 def close_number(reply: str, reference: str, tolerance: float = 0.05) -> bool | None:
     """Tell whether a number in the reply is within `tolerance` of the reference; None when the reference is no number.
 
-    A year must be equal, zero is met by zero, and a percentage is met as a share (`0.45` for `45%`) or as written.
+    Zero is met by zero, a percentage as a share (`0.45` for `45%`) or as written. Where both may be years (`Amount`)
+    they must be equal: the question is not seen, and 2009 for 2010 is the graver error to forgive.
     """
     gold = amount(tidy(reference))
     if gold is None:
@@ -133,7 +159,7 @@ def close_number(reply: str, reference: str, tolerance: float = 0.05) -> bool | 
     return any(_close(value, gold, tolerance) for value in found)
 
 
-def lone_amount(text: str) -> tuple[float, bool] | None:
+def lone_amount(text: str) -> Amount | None:
     """Return the number that a text is, else the only one that it holds, as `amount` does."""
     found = amount(text)
     if found is not None:
@@ -141,24 +167,22 @@ def lone_amount(text: str) -> tuple[float, bool] | None:
     every = list(NUMBER.finditer(text.replace("−", "-")))
     if len(every) != 1 or HEDGE.search(text) or re.search(r"\bnot\b|n't|\bthan\b|[A-Za-z_]\d|\d[A-Za-z]", text):
         return None
-    percent = PERCENT.match(text.replace("−", "-")[every[0].end() :])
-    scaled = SCALE.match(text.replace("−", "-")[every[0].end() :])
+    rest = text.replace("−", "-")[every[0].end() :]
     number = amount(every[0][0])
-    return None if scaled or number is None else (number[0], percent is not None)
+    if SCALE.match(rest) or number is None:
+        return None
+    percent = PERCENT.match(rest) is not None
+    return Amount(number.value, percent, number.year and not percent and not MEASURE.match(rest))
 
 
-def _close(value: tuple[float, bool], gold: tuple[float, bool], tolerance: float) -> bool:
-    (a, share), (b, of_hundred) = value, gold
+def _close(value: Amount, gold: Amount, tolerance: float) -> bool:
+    if value.year and gold.year:
+        return value.value == gold.value
+    (a, share, _), (b, of_hundred, _) = value, gold
     pairs = [(a, b)]
     if share != of_hundred:
         pairs.append((a / 100, b) if share else (a, b / 100))
-    return any(_near(x, y, tolerance) for x, y in pairs)
-
-
-def _near(value: float, gold: float, tolerance: float) -> bool:
-    if all(number.is_integer() and FROM <= number <= UNTIL for number in (value, gold)):
-        return value == gold
-    return abs(value - gold) <= tolerance * abs(gold)
+    return any(abs(x - y) <= tolerance * abs(y) for x, y in pairs)
 
 
 def strict_normal(text: str) -> str:

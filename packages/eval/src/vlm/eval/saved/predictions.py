@@ -34,8 +34,10 @@ class Format:
     reference: str | None = None
 
 
+OWN = Format("results.jsonl of vlm eval", {"id", "outcome", "completion"}, "completion", ("id",), "gold")
+
 FORMATS = (
-    Format("results.jsonl of vlm eval", {"id", "outcome", "completion"}, "completion", ("id",), "gold"),
+    OWN,
     Format("lmms-eval samples", {"doc_id", "filtered_resps"}, "filtered_resps", ("doc_id",), "target"),
     Format("lmms-eval samples", {"doc_id", "resps"}, "resps", ("doc_id",), "target"),
     Format("MileBench pred.json", {"sample_id", "pred_response"}, "pred_response", ("sample_id",), "gt_response"),
@@ -88,6 +90,7 @@ class Prediction:
         reference: The reference answer, where the file has one.
         question: The question, where the file has one.
         table: From a spreadsheet, where an empty cell is no reply and numbers are texts.
+        outcome: In our own results, the outcome of the item, and why; ("", "") in files of others.
     """
 
     where: str
@@ -98,6 +101,7 @@ class Prediction:
     reference: Any = None
     question: str | None = None
     table: bool = False
+    outcome: tuple[str, str] = ("", "")
 
 
 @dataclass
@@ -152,7 +156,10 @@ def _add_records(
         ]
         question = next((text for text in asked if isinstance(text, str)), None)
         reference, table = record.get(kind.reference or ""), file.suffix.lower() in TABLES
-        read.predictions.append(Prediction(where, group, counted[group], reply, ids, reference, question, table))
+        outcome = (str(record["outcome"]), str(record.get("why") or "")) if kind is OWN else ("", "")
+        read.predictions.append(
+            Prediction(where, group, counted[group], reply, ids, reference, question, table, outcome)
+        )
         counted[group] += 1
 
 

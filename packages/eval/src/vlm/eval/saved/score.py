@@ -19,8 +19,9 @@ from vlm.eval.benchmark import Benchmark
 from vlm.eval.keys import content_key, file_hash
 from vlm.eval.loaders import Item, load_items
 from vlm.eval.measures.reply import why_unanswered
+from vlm.eval.measures.rows import ANSWERED
 from vlm.eval.run.batches import unanswered_detail
-from vlm.eval.run.outcomes import Outcome
+from vlm.eval.run.outcomes import KINDS, Kind, Outcome
 from vlm.eval.run.overwrite import refuse_overwrite
 from vlm.eval.run.plan import Task
 from vlm.eval.run.provenance import provenance
@@ -40,6 +41,7 @@ PROBLEMS = {
     "other reference": "predictions whose file names another right answer than the benchmark; scored against ours",
     "empty": "empty replies; scored as published, wrong in the strict column",
     "no answer": "replies that hold none, such as reasoning without an end; not scored",
+    "not answered": "rows that our own results mark as oom, error or refused; kept so",
     "null": "null, or an empty cell; not answered",
     "NaN": "not a number; not answered",
     "not text": "numbers, lists and the like; not answered",
@@ -144,6 +146,12 @@ def _outcome(item: Item, given: Sequence[Prediction], problems: dict[str, list[s
             return unanswered("conflict", f"{len(given)} predictions that differ, in {where}")
         problems["duplicate"].append(f"{item.id}: in {where}")
     reply, table = given[0].reply, given[0].table
+    kept, why = given[0].outcome
+    if reply is None and kept in KINDS and kept not in ANSWERED:
+        kind: Kind = kept
+        problems["no answer" if kind == "unanswered" else "not answered"].append(f"{item.id}: {given[0].where}: {kind}")
+        detail = why or f"{kind} in {given[0].where}"
+        return Outcome(content_key(imported=kind, id=item.id, detail=detail), item.id, kind, detail=detail)
     if reply is None:
         return unanswered("null", f"no reply in {given[0].where}")
     if (isinstance(reply, float) and math.isnan(reply)) or (table and str(reply).strip().lower() == "nan"):
@@ -158,4 +166,5 @@ def _outcome(item: Item, given: Sequence[Prediction], problems: dict[str, list[s
         return _without_answer(item, why, reply)
     if not reply.strip():
         problems["empty"].append(f"{item.id}: {given[0].where}")
-    return Outcome(content_key(imported=reply, id=item.id), item.id, "ok", completion=reply)
+    answered: Kind = "truncated" if kept == "truncated" else "ok"
+    return Outcome(content_key(imported=reply, id=item.id), item.id, answered, completion=reply)

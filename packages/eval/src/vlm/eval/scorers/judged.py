@@ -46,7 +46,7 @@ def judge_grade(reply: str, *, compat: Compat = "upstream") -> float:
     Raises:
         ValueError: It begins with something else.
     """
-    said = ends(answer_text(reply)).strip(" |\n\t\"'")
+    said = ends(answer_text(reply)).strip(" |\n\t\"'()[]")
     label = LABELED.match(said)
     match = GRADE.match(said, label.end() if label else 0)
     if match is None or ANOTHER.match(said, match.end()):

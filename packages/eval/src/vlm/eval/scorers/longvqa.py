@@ -11,14 +11,17 @@ from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.common import Item
 from vlm.eval.measures.bleu import bleu4, bleu_counts
 from vlm.eval.measures.english import english_words, noun_lemma
-from vlm.eval.measures.reply import answer_text
+from vlm.eval.measures.reply import answer_text, claim
 from vlm.eval.measures.rows import Answers, Metric, Parts, ResultRow, bounds_of, by_group
+from vlm.eval.measures.short import close_number, same_answer, short_answers
 from vlm.eval.measures.stats import Array, ratio
 from vlm.eval.measures.text import Compat, vqa_normalize
+from vlm.eval.scorers.choice import FOUR, read_letter
 from vlm.eval.scorers.due import due_f1, due_wtq
 from vlm.eval.scorers.owl import LongVqaRow, Rows, owl_anls, owl_bleu4, owl_eacc, owl_racc, references_of, reply_of
 from vlm.eval.scorers.scorer import Reading, Scorer
-from vlm.eval.scorers.vqa import leave_one_out
+from vlm.eval.scorers.vqa import leave_one_out, relaxed_accuracy
+from vlm.eval.scorers.yesno import yes_or_no
 
 TASKS: dict[str, str] = {
     **dict.fromkeys(["chartqa", "clevr", "dvqa", "gqa", "ocrvqa"], "RACC"),
@@ -42,14 +45,16 @@ NUMBERS = {word: str(number) for number, word in enumerate(_WORDS.split())}
 def longvqa_rectify(task: str, an: str, *, compat: Compat = "upstream") -> str:
     """Normalize a reply or reference as Long-VQA compares it. Source: the published evaluator.
 
-    upstream: whatever starts with no is no (`north`, `None`, `November`). fixed: only the word itself.
+    upstream: whatever starts with no is no (`north`, `None`, `November`), and of `svqa` the first of the letters A to D
+    is kept (`Canada` is C). fixed: only the word itself, and only a letter that stands alone or before a mark.
 
     Raises:
         DataError: The word list or WordNet is not installed.
     """
     text = an.strip().strip(".")
     if task == "svqa":
-        text = text[0] if text[:1] in set("ABCD") else text
+        first = re.match(r"([A-D])(?=$|[.):,])" if compat == "fixed" else r"([A-D])", text)
+        text = first[1] if first else text
     elif task == "tabfact":
         text = _yes_or_no(text, compat)
     elif task in TASKS and task not in BARE:
@@ -137,15 +142,47 @@ def rectified(task: str, rows: Rows, compat: Compat) -> list[LongVqaRow]:
 
 def bleu_columns(task: str, rows: Sequence[tuple[str, Any]], compat: Compat) -> Array:
     """Count (reply, reference) rows, normalized as one corpus, for `bleu4` of the sums: float64 [rows, 10]."""
-    cleaned = rectified(task, [{"id": i, "pr": reply, "an": text} for i, (reply, text) in enumerate(rows)], compat)
+    given: list[LongVqaRow] = [{"id": i, "pr": reply, "an": text} for i, (reply, text) in enumerate(rows)]
+    cleaned = rectified(task, [as_read(task, row) for row in given] if compat == "fixed" else given, compat)
     return bleu_counts([reply_of(row, compat) for row in cleaned], [references_of(row) for row in cleaned])
+
+
+def as_read(task: str, row: LongVqaRow) -> LongVqaRow:
+    """Return the row with the short answer of its reply, as a person reads it; of a caption all that is claimed.
+
+    Yes, no and letters are read by their rules, numbers of a relaxed task by `close_number`. Else that short answer of
+    the reply counts which the metric likes best. Source: ours.
+    """
+    reply, metric = row["pr"], TASKS.get(task, "RACC")
+    if not isinstance(reply, str):
+        return row
+    if metric == "BLEU4":
+        return {**row, "pr": claim(answer_text(reply))}
+    references = [str(text) for text in (row["an"] if isinstance(row["an"], list) else [row["an"]])]
+    kinds = {text.strip(" .").lower() for text in references}
+    if kinds <= {"yes", "no", "true", "false"}:
+        truth = task == "tabfact" or not kinds <= {"yes", "no"}
+        found = yes_or_no(reply, truth)
+        return {**row, "pr": next((text for text in references if yes_or_no(text, truth) == found), found)}
+    if task == "svqa" and {longvqa_rectify(task, text, compat="fixed") for text in references} <= FOUR.keys():
+        return {**row, "pr": read_letter(reply, FOUR)}
+    same = partial(relaxed_accuracy, compat="fixed") if metric == "RACC" else same_answer
+    right = [text for text in references if same(reply, text)]
+    numbers = metric == "RACC" and all(close_number("", text) is not None for text in references)
+    if right or numbers or metric in ("EACC", "TEXTVQA"):  # what is not the same is wrong, however it is normalized
+        return {**row, "pr": right[0] if right else ""}
+
+    def score(one: str) -> float:
+        return METRICS[metric](rectified(task, [{**row, "pr": one}], "fixed"), compat="fixed") or 0.0
+
+    return {**row, "pr": max(short_answers(reply), key=score, default="")}
 
 
 def longvqa_end_to_end(task: str, rows: Rows, *, compat: Compat = "upstream") -> dict[str, float | None]:
     """Return {metric of the task: percent} of rows `{"id", "pr", "an"}`. Source: the published evaluator.
 
     References are normalized like replies in both modes, else they could not match. upstream: samples that ran out of
-    memory are not among the rows. fixed: replies are read without reasoning and markup; give samples out of memory with
+    memory are not among the rows. fixed: replies are read as a person does (`as_read`); give samples out of memory with
     `pr` None, and they count as wrong.
 
     Raises:
@@ -153,7 +190,7 @@ def longvqa_end_to_end(task: str, rows: Rows, *, compat: Compat = "upstream") ->
     """
     metric = TASKS.get(task, "RACC")
     if compat == "fixed":
-        rows = [{**row, "pr": answer_text(row["pr"]) if isinstance(row["pr"], str) else row["pr"]} for row in rows]
+        rows = [as_read(task, row) for row in rows]
     return {metric: METRICS[metric](rectified(task, rows, compat), compat=compat)}
 
 
@@ -163,7 +200,9 @@ def _one_row(item: Item, completion: str) -> dict[str, Any]:
 
 
 def _fraction(item: Item, completion: str, result: dict[str, float], compat: Compat) -> Reading:
-    return Reading(longvqa_rectify(item.group, completion, compat=compat), sum(result.values()) / 100)
+    row = LongVqaRow(id=item.id, pr=completion, an=item.gold)
+    read = as_read(item.group, row)["pr"] if compat == "fixed" else completion
+    return Reading(longvqa_rectify(item.group, read, compat=compat), sum(result.values()) / 100)
 
 
 def longvqa(benchmark: Benchmark, rows: Sequence[ResultRow], compat: Compat) -> list[Metric]:

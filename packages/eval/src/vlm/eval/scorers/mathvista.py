@@ -15,6 +15,9 @@ from vlm.eval.measures.text import Compat
 from vlm.eval.scorers.scorer import Scorer, by_fields
 
 BRACKETED = re.compile(r"\(([a-zA-Z])\)")
+BRACKETS = re.compile(r"\[([^\[\]]*)\]")
+SEPARATOR = re.compile(r"\s*[,，、;]\s*(?:and\s+)?|\s+and\s+")
+DENIED = re.compile(r"(?:\bnot|n't|\bor)(?: the list)?\s*$", re.IGNORECASE)
 MARKED = re.compile(r"(?:final )?answer:\s*(.*)", re.IGNORECASE)
 
 
@@ -81,18 +84,27 @@ def _read(
     if answer_type in ("integer", "float"):
         numbers = [found[0] for one in said if (found := lone_amount(one)) is not None and math.isfinite(found[0])]
         if answer_type == "integer":
-            forms = [str(int(number)) for number in numbers]
+            forms = [str(int(number)) if number.is_integer() else f"{number:g}" for number in numbers]
         else:
             forms = [str(round(number, int(precision))) for number in numbers] if precision is not None else []
         return next((form for form in forms if form == answer), forms[0] if forms else None)
     if answer_type == "list":
-        lists = re.findall(r"\[[^\[\]]*\]", answer_text(reply.replace("\\[", "[").replace("\\]", "]")))
-        parts = [part.strip() for part in lists[-1][1:-1].split(",")] if lists else []
-        wanted = [part.strip() for part in str(answer).strip("[]").split(",")]
-        return (
-            str(answer) if parts and [*map(normal, parts)] == [*map(normal, wanted)] else lists[-1] if lists else None
-        )
+        lists = _lists(answer_text(reply.replace("\\[", "[").replace("\\]", "]")), said)
+        wanted = _entries(str(answer).strip("[]"))
+        return next((str(answer) for one in lists if _entries(one) == wanted), f"[{lists[0]}]" if lists else None)
     return str(answer) if same_answer(reply, str(answer)) else said[0] if said else None
+
+
+def _lists(text: str, said: Sequence[str]) -> list[str]:
+    """Return the insides of what may be the list of a reply: the last in brackets, else each of its short answers."""
+    found = list(BRACKETS.finditer(text))
+    if not found:
+        return [one for one in said if SEPARATOR.search(one)]
+    return [] if DENIED.search(text[: found[-1].start()]) else [found[-1][1]]
+
+
+def _entries(inside: str) -> list[str]:
+    return [normal(part.strip()) for part in SEPARATOR.split(inside)]
 
 
 def _choice(text: str, choices: Sequence[str] | None) -> str | None:

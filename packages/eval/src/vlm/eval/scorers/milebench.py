@@ -8,11 +8,11 @@ import numpy as np
 
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.measures.letters import label, normal_text, read_label
-from vlm.eval.measures.reply import answer_text, says
+from vlm.eval.measures.reply import answer_text, claim, says
 from vlm.eval.measures.rouge import rouge_l
 from vlm.eval.measures.rows import Answers, Metric, Parts, ResultRow, by_group, plain
 from vlm.eval.measures.stats import ratio
-from vlm.eval.measures.text import Compat, has_words
+from vlm.eval.measures.text import Compat
 from vlm.eval.scorers.scorer import Scorer, by_fields, takes
 
 ESCAPED = set("\\.^$*+?{}[]|()")
@@ -81,12 +81,13 @@ def _match(reply: str, options: Sequence[str]) -> str:
 
 
 def milebench_rouge_l(pred_response: str, gt_response: str, *, compat: Compat = "upstream") -> float:
-    """Return the ROUGE-L F-score of the normalized texts, 0 for an empty reply.
+    """Return the ROUGE-L F-score of the normalized texts, 0 for an empty reply. fixed: of what the reply announces.
 
     Raises:
         AssertionError, ValueError: upstream, when the reference (or either text's sentences) is empty, as published.
     """
-    pred_response = answer_text(pred_response) if compat == "fixed" else pred_response
+    if compat == "fixed":
+        pred_response = claim(answer_text(pred_response))
     found, gold = milebench_process(pred_response), milebench_process(gt_response)
     if compat == "fixed" and not (found.strip(". ") and gold.strip(". ")):
         return 0.0
@@ -96,12 +97,10 @@ def milebench_rouge_l(pred_response: str, gt_response: str, *, compat: Compat = 
 
 
 def milebench_needle(pred_response: str, gt_response: str, *, compat: Compat = "upstream") -> int:
-    """Return 1 iff the normalized reference is a token of the normalized reply (fixed: or a phrase of whole words)."""
-    pred_response = answer_text(pred_response) if compat == "fixed" else pred_response
-    found, gold = milebench_process(pred_response), milebench_process(gt_response)
-    if gold in found.split():
-        return 1
-    return int(compat == "fixed" and " " in gold and has_words(found, gold))
+    """Return 1 iff the normalized reference is a token of the normalized reply. fixed: `milebench_contains`."""
+    if compat == "fixed":
+        return milebench_contains(pred_response, gt_response, compat=compat)
+    return int(milebench_process(gt_response) in milebench_process(pred_response).split())
 
 
 def milebench_contains(pred_response: str, gt_response: str, *, compat: Compat = "upstream") -> int:

@@ -12,7 +12,6 @@ from typing import Any
 from rapidfuzz.distance import Levenshtein
 
 from vlm.eval.loaders.common import Item
-from vlm.eval.measures.reply import answer_text
 from vlm.eval.measures.short import close_number, same_answer, short_answers, strict_normal, tidy
 from vlm.eval.measures.text import Compat, vqa_normalize
 from vlm.eval.scorers.scorer import Scorer, takes
@@ -117,9 +116,10 @@ def leave_one_out(found: str, references: Sequence[str]) -> float:
 def word_match(prediction: str, annotation: str, *, compat: Compat = "upstream") -> float:
     """Return 1 if the reply is just the reference, without case and surrounding punctuation. Source: ours.
 
-    fixed: without reasoning and markup.
+    fixed: `same_answer`, so that a sentence may say it.
     """
-    prediction = answer_text(prediction) if compat == "fixed" else prediction
+    if compat == "fixed":
+        return float(same_answer(prediction, annotation))
     found = prediction.strip().strip(".,;:!?\"'*()").lower()
     return float(bool(found) and found == annotation.strip().lower())
 

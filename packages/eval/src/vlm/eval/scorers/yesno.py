@@ -33,14 +33,22 @@ IDIOM = re.compile(
 )
 UNSURE = re.compile(
     r"not (?:\w+ )?(?:sure|certain|clear|possible|enough|able)|\bunsure|(?:don't|do not|didn't|did not) know"
-    r"|(?:can't|cannot|can not|couldn't|could not|unable to)(?: \w+)? (?:tell|determine|say|see (?:the|an) image"
-    r"|view|answer|judge|decide|be determined|identify|help|assist)"
+    r"|(?:can't|cannot|can not|couldn't|could not|unable to)(?: \w+)? (?:tell|determine|say(?: (?:yes|no)\b)?"
+    r"|see (?:the|an) image|view|answer|judge|decide|be determined|identify|help|assist)"
     r"|n't (?:sure|certain|clear|possible|enough|help|view)"
     r"|no (?:way to|information|image|picture|idea|answer)|hard to (?:say|tell)|unclear|impossible to"
 )
-BOTH = re.compile(r"\byes\b,?\s*(?:and|or|/|&)\s*\bno\b|\bno\b,?\s*(?:and|or|/|&)\s*\byes\b")
+BOTH = re.compile(r"\byes\b,?\s*(?:and|n?or|/|&)\s*\bno\b|\bno\b,?\s*(?:and|n?or|/|&)\s*\byes\b")
 CHINESE_NO = re.compile(r"不是|没有|沒有|否|不对|不存在|错误|^不|^没")
 CHINESE_YES = re.compile(r"是的|是|有|对|正确|存在")
+QUESTION = re.compile(r"[^.!?]{1,300}\?")
+OPPOSITE = re.compile(
+    r"(?:\bnot|\b(?:cannot|can't|couldn't) be|\b(?P<verb>(?!ca|could)\w+)n't)"
+    r"(?: (?:just|simply|definitely|say|think|believe|that|it|is|it's|would|should|answer|be|an?|the answer))*"
+    r"\s+[\"'“(]*(?P<word>yes|no)\b(?! (?!but|and|to|in|because)\w)"
+)
+"""A denied yes or no, which is the other one."""
+
 AFFIRMED = ("yes", "yeah", "yep", "yup")
 DENIED = ("no", "nope", "nah")
 
@@ -48,7 +56,8 @@ DENIED = ("no", "nope", "nah")
 def yes_or_no(reply: str, truth: bool = False) -> str:
     """Read a reply as "yes" or "no" as a person would, "unknown" when it says neither, both or that it cannot tell.
 
-    An announced answer wins (the last one), then what follows a change of mind, then the first word, then the words.
+    An announced answer wins (the last one), then what follows a change of mind, then the first word, then the words;
+    questions in the reply count only where nothing else says it. A denied yes is a no.
     A sentence without yes, no and `not` is unknown: only the question could tell what it affirms.
 
     Args:
@@ -58,8 +67,15 @@ def yes_or_no(reply: str, truth: bool = False) -> str:
     said = " ".join(ends(answer_text(reply)).lower().replace("’", "'").split())
     if truth:
         said = re.sub(r"\bfalse\b", "no", re.sub(r"\btrue\b", "yes", said))
+    told = QUESTION.sub(" ", said).strip()
+    found = _read(told) if told != said else "unknown"
+    return _read(said) if found == "unknown" else found
+
+
+def _read(said: str) -> str:
     if BOTH.search(said):
         return "unknown"
+    said = OPPOSITE.sub(_opposite, said)
     if announced := ANNOUNCED.findall(said):
         return str(announced[-1])
     said = IDIOM.sub(" ", said)
@@ -68,6 +84,11 @@ def yes_or_no(reply: str, truth: bool = False) -> str:
         if (found := _by_words(tail)) != "unknown":
             return found
     return _by_words(said)
+
+
+def _opposite(match: re.Match[str]) -> str:
+    word = "no" if match["word"] == "yes" else "yes"
+    return f"{match['verb'] or ''} {word}"
 
 
 def _by_words(said: str) -> str:
