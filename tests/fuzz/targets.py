@@ -213,7 +213,7 @@ def _read_predictions(folder: Path, world: Path) -> None:
     data, out = _benchmark(file.stem, world), folder / "out"
     summary = score_predictions(load_benchmark(file.stem), [file], out, data=data, name="fuzz")
     rows = [json.loads(line) for line in (out / "results.jsonl").read_bytes().split(b"\n") if line]
-    assert len(rows) == summary["n"] == len(load_items(load_benchmark(file.stem), data))
+    assert len(rows) == sum(summary["outcomes"].values()) == len(load_items(load_benchmark(file.stem), data))
 
 
 # checkpoints
