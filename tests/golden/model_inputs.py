@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vlm.core.sample.tokenizer import has_tokenizer
 from vlm.models.checkpoint.layout import read_layout
 from vlm.models.checkpoint.load import load_model
 from vlm.models.vlm import VisionLanguageModel
@@ -28,8 +29,11 @@ def load_tensors(folder: Path, case: dict[str, Any]) -> Tensors:
     return found
 
 
-def load_case_model(folder: Path, case: dict[str, Any], into: Path) -> VisionLanguageModel:
-    """Load the checkpoint with the case's configuration: an edited config.json beside links to the weights."""
+def load_case_model(folder: Path, case: dict[str, Any], into: Path, context: int | None = None) -> VisionLanguageModel:
+    """Load the checkpoint with the case's configuration: an edited config.json beside links to the weights.
+
+    Published code asks the tokenizer for the id of `<IMG_CONTEXT>`; `context` is that id where none is in the folder.
+    """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.update(case.get("config_override") or {})
     hf = "text_config" in config
@@ -38,6 +42,8 @@ def load_case_model(folder: Path, case: dict[str, Any], into: Path) -> VisionLan
     config.update({key: case[key] for key in CONFIG_KEYS if key in case})
     if hf and "select_layer" in config:
         config["vision_feature_layer"] = config.pop("select_layer")
+    if context is not None and not has_tokenizer(folder) and "vlm" not in config:
+        config["vlm"] = {"image_tokens": {"context_id": context}}
     for item in folder.iterdir():
         if item.name != "config.json":
             (into / item.name).symlink_to(item)

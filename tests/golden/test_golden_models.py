@@ -80,7 +80,8 @@ def check_forward(
 
 def gradient_of(model: VisionLanguageModel, folder: Path, name: str) -> Tensor | None:
     """Our gradient of the parameter that the published checkpoint calls `name`; None if we have no such parameter."""
-    layout, parameters = read_layout(folder), dict(model.named_parameters())
+    # a tied head is the embedding under a second name
+    layout, parameters = read_layout(folder), dict(model.named_parameters(remove_duplicate=False))
     patterns = layout.patterns
     if name.startswith(TOWER):
         name, patterns = name.removeprefix(TOWER), layout.towers[0][1]
@@ -178,7 +179,7 @@ CHECKS = {"forward": check_forward, "train": check_train, "generate": check_gene
 def test_model_computes_what_the_published_code_computes(entry: Entry, found: Fixtures, tmp_path: Path) -> None:
     case = entry.case
     assert case["kind"] in CHECKS, f"kind {case['kind']!r} is not known; known: {sorted(CHECKS)}"
-    model = load_case_model(found.model(entry), case, tmp_path)
+    model = load_case_model(found.model(entry), case, tmp_path, entry.head.get("img_context_id"))
     tensors = load_tensors(entry.path.parent, case)
     facts = facts_of(model, tmp_path, tensors, case)
     decision = decide("models/cases", case, **facts)

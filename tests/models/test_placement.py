@@ -27,7 +27,7 @@ from vlm.models.checkpoint.placement import (
 from vlm.models.specs import load_preset
 from vlm.models.vlm import make_model
 
-SIZES = {"internvl-chat-v1-2": 60, "internvl2-2b": 24, "convllava-1536": 32}
+SIZES = {"internvl-chat-v1-2": 60, "internvl2-2b": 24, "internvl3-2b": 28, "convllava-1536": 32}
 NAME = "tiny-internvl2"
 
 
@@ -256,10 +256,11 @@ def test_without_bitsandbytes_the_error_names_the_extra(checkpoint, monkeypatch)
 
 
 @pytest.mark.parametrize(("quantize", "bound"), [("8bit", 0.05), ("4bit", 0.35)])
+@pytest.mark.parametrize("name", [NAME, "tiny-internvl3"])
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_quantized_layers_stay_close_and_the_rest_is_untouched(quantize, bound, checkpoint, question):
+def test_quantized_layers_stay_close_and_the_rest_is_untouched(name, quantize, bound, checkpoint, question):
     pytest.importorskip("bitsandbytes")
-    whole, small = load_model(checkpoint(NAME)), load_model(checkpoint(NAME), quantize=quantize)
+    whole, small = load_model(checkpoint(name)), load_model(checkpoint(name), quantize=quantize)
     states = [{k: v for k, v in m.state_dict().items() if not k.startswith(LAYERS)} for m in (whole, small)]
     assert states[0].keys() == states[1].keys() and all(torch.equal(v, states[1][k]) for k, v in states[0].items())
     assert small.language_model.model.layers[0].mlp.up_proj.weight.dtype in (torch.int8, torch.uint8)

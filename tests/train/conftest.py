@@ -1,4 +1,4 @@
-"""A tiny home (two start checkpoints, a data set with images), recipes for it, and `vlm` in real child processes.
+"""A tiny home (three start checkpoints, a data set with images), recipes for it, and `vlm` in real child processes.
 
 Children come from a fork server that has torch and DeepSpeed imported, so that one costs a tenth of a second and can
 be killed, stopped, limited or joined to others by gloo like any process.
@@ -21,7 +21,7 @@ from vlm.train.launch.launch import free_port
 
 HERE = Path(__file__).parent
 TOKENIZERS = HERE.parent / "golden" / "data" / "tokenizers"
-START = {"tiny-internvl2": "internlm2", "tiny-convllava": "llama"}
+START = {"tiny-internvl2": "internlm2", "tiny-convllava": "llama", "tiny-internvl3": "qwen2"}
 
 RECIPE = {
     "title": "tiny",

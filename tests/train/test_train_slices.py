@@ -14,7 +14,7 @@ from vlm.train.plan.machines import get_machine
 from vlm.train.plan.run_plan import RunPlan
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
-PUBLISHED = [GOLDEN / "internvl2-v2pe-tiny", GOLDEN / "convllava-tiny"]
+PUBLISHED = [GOLDEN / name for name in ("internvl2-v2pe-tiny", "convllava-tiny", "internvl3-tiny", "internvl3-tiny-hf")]
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +28,18 @@ def wide(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory):
-    """A model whose head is its embedding."""
-    folder = tmp_path_factory.mktemp("tied") / "model"
-    save_model(initialized(load_preset("tiny-internvl2").with_language(tied=True), 0), folder)
-    return folder
+    """Models whose head is their embedding."""
+    folders = [tmp_path_factory.mktemp("tied") / name for name in ("tiny-internvl2", "tiny-internvl3")]
+    for folder in folders:
+        save_model(initialized(load_preset(folder.name).with_language(tied=True), 0), folder)
+    return folders
 
 
 @pytest.fixture(scope="module")
 def reports(two_ranks, tiny_home, recipe_file, wide, tied, tmp_path_factory):
     """What each of two ranks saw."""
     out = tmp_path_factory.mktemp("slices") / "report"
-    folders = [str(f) for f in (tiny_home / "pretrained/tiny-internvl2", *PUBLISHED, tied)]
+    folders = [str(f) for f in (tiny_home / "pretrained/tiny-internvl2", *PUBLISHED, *tied)]
     two_ranks("slices_worker.py", RECIPE=str(recipe_file), OUT=str(out), FOLDERS=folders, WIDE=str(wide))
     return [json.loads(out.with_suffix(f".{r}.json").read_text()) for r in "01"]
 
@@ -48,7 +49,7 @@ def test_slices_put_together_are_the_checkpoint_bit_for_bit_in_every_layout(repo
         for folder, found in [*report["compared"].items(), ("bfloat16", report["bfloat16"])]:
             assert found["wrong"] == [] and not found["training"], folder
             assert found["share"] <= 0.51, folder
-        assert [found["tied"] for found in report["compared"].values()] == [False, False, False, True]
+        assert [found["tied"] for found in report["compared"].values()] == [False] * 5 + [True] * 2
 
 
 def test_freezing_decay_and_adapters_see_whole_parameters(reports):

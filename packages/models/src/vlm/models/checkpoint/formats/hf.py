@@ -64,9 +64,24 @@ PATTERNS: dict[str, Patterns] = {
 }
 """Their names -> ours. `saved`: as published and written; `any`: also as in memory since transformers 4.52."""
 
+LANGUAGES = {
+    "llama": {
+        "vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "intermediate_size": 11008,
+    },
+    "qwen2": {
+        "vocab_size": 151936, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "intermediate_size": 22016,
+    },
+}  # fmt: skip
+"""`model_type` of a language model that we have -> sizes of the library's class; configurations saved by its versions 4
+hold only what differs from them."""
 
-LANGUAGES = ("llama", "qwen2")
-"""`model_type` of a language model that we have."""
+VISION = {
+    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+    "image_size": 448, "patch_size": 14,
+}  # fmt: skip
+"""Sizes of the library's class of the encoder."""
 
 CHAT_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json", "processor_config.json")
 END_OF_TURN = re.compile(r"<\|im_end\|>\\{1,2}n")
@@ -98,11 +113,12 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
         CheckpointError: a setting that our model does not have.
         KeyError: a key is missing.
     """
-    vit, llm, where = config["vision_config"], config["text_config"], f"{folder}/config.json"
+    vit, llm, where = {**VISION, **config["vision_config"]}, config["text_config"], f"{folder}/config.json"
     expect(config, where, projector_hidden_act="gelu", vision_feature_select_strategy="default")
     if (kind := llm.get("model_type", "qwen2")) not in LANGUAGES:
         expected = f"one of {', '.join(LANGUAGES)}"
         raise CheckpointError(f"{where}: text_config: model_type {kind!r} is not supported", expected=expected)
+    llm = {**LANGUAGES[kind], **llm}
     expect(llm, f"{where}: text_config", attention_bias=False, mlp_bias=False, hidden_act="silu")
     expect(llm, f"{where}: text_config", head_dim=llm["hidden_size"] // llm["num_attention_heads"])
     expect(vit, f"{where}: vision_config", use_mean_pooling=True, use_absolute_position_embeddings=True)
@@ -144,7 +160,7 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
             mean=rule.get("image_mean", IMAGENET[0]),
             std=rule.get("image_std", IMAGENET[1]),
         ),
-        image_tokens=ImageTokenSpec(context_id=config["image_token_id"]),
+        image_tokens=ImageTokenSpec(context_id=config.get("image_token_id", 151667)),
         template="internvl2_5" if newer else "internlm2-chat",
     )
     patterns = PATTERNS["any"]

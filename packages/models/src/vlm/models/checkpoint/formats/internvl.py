@@ -1,7 +1,7 @@
 """The format of OpenGVLab's InternVL, with the names of InternLM2, Llama or Qwen2 in its language model.
 
-InternLM2: InternVL2, V2PE, and InternVL2.5 of 2B and 8B. Llama: InternVL-Chat-V1-2. Qwen2: InternVL2.5 of 1B and 4B,
-InternVL3.
+InternLM2: InternVL2, V2PE, and InternVL2.5 of 2B and 8B. Llama: InternVL-Chat-V1-2, InternVL2-40B. Qwen2: InternVL2-1B,
+InternVL2.5 of 1B and 4B, InternVL3.
 
 Source: the public configurations and checkpoints of OpenGVLab (InternVL2-2B, V2PE, InternVL-Chat-V1-2, InternVL3-1B).
 """
@@ -71,6 +71,16 @@ LANGUAGES = {"InternLM2ForCausalLM": "internlm2", "LlamaForCausalLM": "llama", "
 FAMILIES = {"internvl2_5": "internvl2_5", "internlm2-chat": "internvl2", "Hermes-2": "internvl-chat-v1-2"}
 """Template -> family."""
 
+HERMES = {"Hermes-2": "Hermes-2-2024-07"}
+"""Published template -> ours with the system text of InternVL2, whose 1B and 40B have this template. V1-2 has it too,
+with another text and the first pixel unshuffle."""
+
+VISION_DEFAULTS = {
+    "hidden_size": 3200, "num_hidden_layers": 48, "num_attention_heads": 25, "intermediate_size": 12800,
+    "image_size": 224, "patch_size": 14, "layer_norm_eps": 1e-6, "qkv_bias": False, "qk_normalization": True,
+}  # fmt: skip
+"""Values that the published class has for missing keys; a configuration may be saved without them."""
+
 DEFAULT_TEMPLATES = {"internlm2": "internlm2-chat", "llama": "Hermes-2", "qwen2": "internvl2_5"}
 """Key of `PATTERNS` -> template of a configuration that names none."""
 
@@ -94,14 +104,15 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
         CheckpointError: a language model or a rope scaling that our model does not have.
         KeyError: a key is missing.
     """
-    vit, llm = config["vision_config"], config["llm_config"]
+    vit, llm = {**VISION_DEFAULTS, **config["vision_config"]}, config["llm_config"]
     kind = language_of(llm)
-    language = schema.with_stored_head(
-        schema.read_llama(llm).model_copy(update={"kind": "qwen2" if kind == "qwen2" else "llama"}),
-        folder,
-        PATTERNS[kind],
-    )
-    template = config.get("template") or DEFAULT_TEMPLATES[kind]
+    llm = {"tie_word_embeddings": config.get("tie_word_embeddings", False), **llm}
+    language = schema.read_llama({**llm, "model_type": "qwen2" if kind == "qwen2" else "llama"})
+    language = schema.with_stored_head(language, folder, PATTERNS[kind])
+    template, unshuffle = config.get("template") or DEFAULT_TEMPLATES[kind], config.get("ps_version", "v1")
+    family = FAMILIES.get(template) or FAMILIES[DEFAULT_TEMPLATES[kind]]
+    if template in HERMES and unshuffle == "v2":
+        family, template = "internvl2", HERMES[template]
     version = config.get("rope_pos_id_version", "default")
     v2pe = version != "default"
     if v2pe:
@@ -109,7 +120,7 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
     depth = vit["num_hidden_layers"]
     used = schema.selected_depth(depth, config.get("select_layer", -1))
     spec = ModelSpec(
-        family=FAMILIES.get(template) or FAMILIES[DEFAULT_TEMPLATES[kind]],
+        family=family,
         vision=InternVitSpec(
             width=vit["hidden_size"],
             depth=used,
@@ -124,7 +135,7 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
             layer_scale_init=vit.get("initializer_factor", 1.0),
             drop_path=vit.get("drop_path_rate", 0.0),
         ),
-        projector=UnshuffleSpec(version=config.get("ps_version", "v1"), ratio=config["downsample_ratio"]),
+        projector=UnshuffleSpec(version=unshuffle, ratio=config["downsample_ratio"]),
         language=language,
         image_rule=ImageRule(
             kind="tiles" if config.get("dynamic_image_size") else "square",
@@ -146,7 +157,7 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
 
 
 def write(spec: ModelSpec, facts: StoredFacts) -> list[FolderFiles]:
-    """Return the folder to write: Qwen2's names for a Qwen2, else Llama's for InternVL-Chat-V1-2, else InternLM2's.
+    """Return the folder to write: Qwen2's names for a Qwen2, Llama's where the release has a Llama, else InternLM2's.
 
     Raises:
         ConfigError: a part that the format cannot hold.
@@ -155,7 +166,7 @@ def write(spec: ModelSpec, facts: StoredFacts) -> list[FolderFiles]:
     rule, kind = spec.image_rule, spec.language.kind
     if kind not in PATTERNS:
         raise schema.no_place(f"the language model {kind}", "internvl", "llama, InternLM2 or qwen2")
-    if kind == "llama" and spec.family in ("internvl2", "internvl2_5"):
+    if kind == "llama" and spec.family in ("internvl2", "internvl2_5") and spec.template not in HERMES.values():
         kind = "internlm2"
     if (rule.mean, rule.std) != IMAGENET:
         raise schema.no_place(
@@ -184,7 +195,7 @@ def write(spec: ModelSpec, facts: StoredFacts) -> list[FolderFiles]:
         "downsample_ratio": projector.ratio,
         "ps_version": projector.version,
         "select_layer": -1,
-        "template": spec.template,
+        "template": next((name for name, ours in HERMES.items() if ours == spec.template), spec.template),
         "force_image_size": rule.size,
         "dynamic_image_size": rule.kind == "tiles",
         "use_thumbnail": rule.thumbnail,

@@ -99,6 +99,8 @@ def no_place(found: str, name: str, expected: str) -> ConfigError:
 def read_llama(config: Json) -> LanguageSpec:
     """Return the spec of a Llama, InternLM2 or Qwen2 configuration; keys that we do not know are ignored.
 
+    Length, eps and rotary base have the library's defaults where a configuration was saved without them.
+
     Raises:
         CheckpointError: a rope scaling or a sliding window, which our model does not have.
         KeyError: a key is missing.
@@ -113,18 +115,19 @@ def read_llama(config: Json) -> LanguageSpec:
         raise CheckpointError("use_sliding_window true is not supported", expected="attention to the whole sequence")
     factor = scaling.get("factor", 1.0)
     scaled = kind == "dynamic" or (kind == "linear" and factor != 1.0)  # linear by 1 changes nothing
+    qwen2 = config.get("model_type") == "qwen2"
     return LanguageSpec(
-        kind="qwen2" if config.get("model_type") == "qwen2" else "llama",
+        kind="qwen2" if qwen2 else "llama",
         vocab=config["vocab_size"],
         width=config["hidden_size"],
         depth=config["num_hidden_layers"],
         heads=config["num_attention_heads"],
         kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
         mlp_width=config["intermediate_size"],
-        max_positions=config["max_position_embeddings"],
+        max_positions=config.get("max_position_embeddings", 32768 if qwen2 else 2048),
         rope_theta=config.get("rope_theta") or rope.get("rope_theta", 10000.0),
         rope_scaling=RopeScaling(kind=kind, factor=factor) if scaled else None,
-        norm_eps=config["rms_norm_eps"],
+        norm_eps=config.get("rms_norm_eps", 1e-6),
         tied=config.get("tie_word_embeddings", False),
     )
 
