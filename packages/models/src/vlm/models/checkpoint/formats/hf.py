@@ -64,6 +64,9 @@ PATTERNS: dict[str, Patterns] = {
 }
 """Their names -> ours. `saved`: as published and written; `any`: also as in memory since transformers 4.52."""
 
+IN_MEMORY: Patterns = {theirs: ours for theirs, ours in PATTERNS["any"].items() if theirs not in _SAVED}
+"""Names of the modules that peft meets."""
+
 
 LANGUAGES = ("llama", "qwen2")
 """`model_type` of a language model that we have."""
