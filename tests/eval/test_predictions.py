@@ -133,7 +133,7 @@ def test_results_name_their_source_and_the_same_file_gives_the_same_bytes(data: 
     scored(records, data, tmp_path)
     assert [(tmp_path / "out" / name).read_bytes() for name in files] == before
     records[0]["text"] = "maybe not"
-    _, others = scored(records, data, tmp_path)
+    _, others = scored(records, data, tmp_path / "others")
     assert [i for i in rows if rows[i]["key"] != others[i]["key"]] == [items[0].id]
 
 
@@ -200,8 +200,9 @@ def test_tables_keep_empty_cells_nan_and_numbers_apart(data: Any, tmp_path: Path
         path = files.table(tmp_path / name, rows)
         summary = score_predictions(benchmark, [path], tmp_path / name[2:], data=folder, name="theirs")
         found = rows_of(tmp_path / name[2:])
-        assert [row["completion"] for row in found[:4]] == [None, None, "3", "2.5"]
-        assert found[0]["why"].startswith("null") and found[1]["why"].startswith("NaN")
+        assert [row["completion"] for row in found[:4]] == ["", None, "3", "2.5"]
+        assert (found[0]["outcome"], found[0]["score"]) == ("ok", 0) and found[1]["why"].startswith("NaN")
+        assert summary["imported"]["problems"]["empty"]["n"] == 1
         assert summary["imported"]["problems"].get("number cell", {"n": 0})["n"] == (2 if name == "a.xlsx" else 0)
 
 

@@ -40,7 +40,7 @@ PROBLEMS = {
     "other reference": "predictions whose file names another right answer than the benchmark; scored against ours",
     "empty": "empty replies; scored as published, wrong in the strict column",
     "no answer": "replies that hold none, such as reasoning without an end; not scored",
-    "null": "null, or an empty cell; not answered",
+    "null": "null, or an empty cell (but of VLMEvalKit, where it is an empty reply); not answered",
     "NaN": "not a number; not answered",
     "not text": "numbers, lists and the like; not answered",
     "number cell": "numbers in a spreadsheet; read as text",
