@@ -79,6 +79,8 @@ def inspect(
 ) -> None:
     """Show layout, family, shapes and parameter counts of a checkpoint, without loading it.
 
+    `opens_in` says for each layout of `vlm weights convert --to` which software opens it, or what it cannot express.
+
     With --keys: how many stored keys are used, and which are dropped by name, missing or unknown (exit code 5 if any is
     missing or unknown).
 
@@ -88,6 +90,7 @@ def inspect(
 
     from vlm.models.checkpoint.layout import read_layout
     from vlm.models.checkpoint.locate import find_checkpoint
+    from vlm.models.checkpoint.losses import opens_in
     from vlm.models.checkpoint.safetensors_io import weight_files
     from vlm.models.vlm import make_model
 
@@ -102,6 +105,7 @@ def inspect(
         "parameters": counts,
         "total": sum(p.numel() for p in model.parameters()),
         "tokens_per_tile": model.tokens_per_tile,
+        "opens_in": opens_in(layout.spec, model.tokens_per_tile),
         "files": {f.name: f.stat().st_size for f in weight_files(folder)},
         "towers": {str(t): {f.name: f.stat().st_size for f in weight_files(t)} for t, _ in layout.towers},
         "spec": layout.spec.model_dump(mode="json"),
