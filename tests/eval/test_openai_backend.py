@@ -17,7 +17,8 @@ from vlm.core.sample.media import load_image
 from vlm.core.sample.records import image, text, video
 from vlm.eval.backends.base import Refused, TooLong
 from vlm.eval.backends.endpoint import Endpoint, Nonsense, Unanswered
-from vlm.eval.backends.openai import OpenAIBackend, ServerDown, image_bytes
+from vlm.eval.backends.openai import OpenAIBackend, ServerDown
+from vlm.eval.backends.parts import image_bytes
 from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items
 from vlm.eval.mini import make_mini
@@ -43,7 +44,7 @@ def evaluated(server: Server, data: Path, out: Path, **settings: Any) -> tuple[A
 
 def question(body: dict[str, Any]) -> str:
     content = body["messages"][0]["content"]
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content).strip()
 
 
 def ask(server: Server, **settings: Any) -> Any:

@@ -204,8 +204,9 @@ def test_tables_keep_empty_cells_nan_and_numbers_apart(data: Any, tmp_path: Path
         path = files.table(tmp_path / name, rows)
         summary = score_predictions(benchmark, [path], tmp_path / name[2:], data=folder, name="theirs")
         found = rows_of(tmp_path / name[2:])
-        assert [row["completion"] for row in found[:4]] == [None, None, "3", "2.5"]
-        assert found[0]["why"].startswith("null") and found[1]["why"].startswith("NaN")
+        assert [row["completion"] for row in found[:4]] == ["", None, "3", "2.5"]
+        assert (found[0]["outcome"], found[0]["score"]) == ("ok", 0) and found[1]["why"].startswith("NaN")
+        assert summary["imported"]["problems"]["empty"]["n"] == 1
         assert summary["imported"]["problems"].get("number cell", {"n": 0})["n"] == (2 if name == "a.xlsx" else 0)
 
 

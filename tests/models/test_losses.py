@@ -10,8 +10,10 @@ from vlm.cli.commands.weights import app
 from vlm.core.errors import CheckpointError, ConfigError, UnknownName
 from vlm.core.sample.chat import get_template
 from vlm.models.checkpoint.convert import convert
+from vlm.models.checkpoint.formats import FORMATS
 from vlm.models.checkpoint.layout import read_layout
 from vlm.models.checkpoint.load import initialized, save_model
+from vlm.models.checkpoint.losses import opens_in
 from vlm.models.specs import load_preset
 
 LOST = {
@@ -95,3 +97,24 @@ def test_a_folder_is_as_readable_as_any_other_file(golden_data, tmp_path):
     finally:
         os.umask(before)
     assert {oct(f.stat().st_mode & 0o777) for f in out.iterdir()} == {"0o640"}
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "can", "cannot"),
+    [
+        ("tiny-internvl2", {}, {"internvl", "hf", "vlm"}, {"llava": "encoder"}),
+        ("tiny-internvl2", {"strides": 64.0}, {"internvl", "hf", "vlm"}, {"llava": "encoder"}),
+        ("tiny-internvl3", {}, {"internvl", "hf", "vlm"}, {"llava": ""}),
+        ("tiny-internvl-chat-v1-2", {}, {"internvl", "vlm"}, {"hf": "pixel unshuffle v1", "llava": "encoder"}),
+        ("tiny-convllava", {}, {"llava", "vlm"}, {"hf": "encoder", "internvl": "encoder"}),
+        ("quickstart-v2pe", {}, {"vlm"}, {}),
+    ],
+)
+def test_what_opens_a_model_is_said_for_each_layout(preset, changes, can, cannot):
+    spec = load_preset(preset).model_copy(update=changes)
+    found = opens_in(spec, 16)
+    assert set(found) == set(FORMATS) and can <= {name for name, text in found.items() if not text.startswith("no: ")}
+    for name, reason in cannot.items():
+        assert found[name].startswith("no: ") and reason in found[name]
+    assert ("V2PE code" in found["internvl"]) == ("internvl" in can and spec.strides is not None)
+    assert ("--allow strides" in found["hf"]) == (found["hf"][:3] != "no:" and spec.strides is not None)

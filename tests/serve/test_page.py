@@ -72,7 +72,7 @@ def test_two_strides_side_by_side(page, pictures):
 
 
 def test_a_reply_can_be_stopped(page, server, monkeypatch):
-    def slowly(chooser, logits):
+    def slowly(chooser, logits, number):
         time.sleep(0.01)
         return TokenChoice(100, "")
 

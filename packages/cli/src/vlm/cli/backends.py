@@ -85,7 +85,7 @@ def server(options: ServerOptions, model: str | None, *, family: str) -> AskedMo
         rate=options.rate,
     )
     try:
-        found = OpenAIBackend(endpoint, model, family=family, concurrency=options.concurrency)
+        found = OpenAIBackend(endpoint, model, family=family, concurrency=options.concurrency, newline=options.newline)
     except ServerDown as stop:
         raise stop.error from stop
 

@@ -63,6 +63,14 @@ class ServerOptions:
     ] = None
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.", rich_help_panel=SERVER)] = 8
     rate: Annotated[float | None, typer.Option(help="Requests a minute at most.", rich_help_panel=SERVER)] = None
+    newline: Annotated[
+        str,
+        typer.Option(
+            help="After which images the server's template writes a newline, which is then not sent: front (before any "
+            "text: our exports), each (published -hf templates), none. `vlm serve` needs no setting.",
+            rich_help_panel=SERVER,
+        ),
+    ] = "front"
     timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.", rich_help_panel=SERVER)] = 300.0
 
 

@@ -56,9 +56,7 @@ def serve(
     vlm serve -m V2PE-32K -m mine=runs/mine/train/mine/model
     """
     if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]:
-        raise ConfigError(
-            f"{', '.join(missing)} not installed, which the server needs", fix='pip install "farlens-cli[serve]"'
-        )
+        raise ConfigError(f"the server needs {', '.join(missing)}", fix='pip install "farlens-cli[serve]"')
     key = os.environ.get(api_key_env, "") if api_key_env else None
     if key == "":
         raise ConfigError(f"--api-key-env {api_key_env}: no such environment variable, or it is empty")

@@ -79,6 +79,8 @@ def inspect(
 ) -> None:
     """Show layout, family, shapes and parameter counts of a checkpoint, without loading it.
 
+    `opens_in` says for each layout of `vlm weights convert --to` which software opens it, or what it cannot express.
+
     With --keys: how many stored keys are used, and which are dropped by name, missing or unknown (exit code 5 if any is
     missing or unknown).
 
@@ -88,6 +90,7 @@ def inspect(
 
     from vlm.models.checkpoint.layout import read_layout
     from vlm.models.checkpoint.locate import find_checkpoint
+    from vlm.models.checkpoint.losses import opens_in
     from vlm.models.checkpoint.safetensors_io import weight_files
     from vlm.models.vlm import make_model
 
@@ -102,6 +105,7 @@ def inspect(
         "parameters": counts,
         "total": sum(p.numel() for p in model.parameters()),
         "tokens_per_tile": model.tokens_per_tile,
+        "opens_in": opens_in(layout.spec, model.tokens_per_tile),
         "files": {f.name: f.stat().st_size for f in weight_files(folder)},
         "towers": {str(t): {f.name: f.stat().st_size for f in weight_files(t)} for t, _ in layout.towers},
         "spec": layout.spec.model_dump(mode="json"),
@@ -149,7 +153,7 @@ def show_json(facts: dict[str, Any], as_json: bool) -> None:
 
 @app.command()
 def convert(
-    path: Annotated[str, typer.Argument(help="Checkpoint folder or name, in any layout.")],
+    path: Annotated[str, typer.Argument(help="Checkpoint folder or name, in any layout; or an adapter/ folder.")],
     to: Annotated[str, typer.Option("--to", help="internvl, llava, hf or vlm.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder, e.g. pretrained/InternVL2-2B-hf.")],
     max_shard_size: Annotated[str, typer.Option(help="Largest file, e.g. 500MB.")] = "5GB",
@@ -163,17 +167,30 @@ def convert(
     remote_code: Annotated[
         Path | None, typer.Option(help="With --to internvl: folder of a release, whose *.py files are copied.")
     ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="With an adapter/ folder: its base model. Default: the one that it names.")
+    ] = None,
 ) -> None:
     """Write a checkpoint in another layout, bit for bit, one shard in memory at a time.
 
     A setting of positions or images that the layout has no key for is refused. With --allow it is left out, and the
     README.md of the new folder says so.
 
+    An adapter/ folder of a training becomes one for peft alone, on the `--to hf` export of its base model.
+
     Example: vlm weights convert pretrained/InternVL2-2B --to hf -o pretrained/InternVL2-2B-hf
     """
+    from vlm.core.errors import ConfigError
+    from vlm.core.home import resolve
     from vlm.core.progress import byte_bar
+    from vlm.models.checkpoint.adapters import convert_adapters, is_adapter_folder
     from vlm.models.checkpoint.convert import convert as convert_checkpoint
 
+    if is_adapter_folder(resolve(path)):
+        say(convert_adapters(path, to, out, base=base, allow=allow or ()))
+        return
+    if base is not None:
+        raise ConfigError("--base with a checkpoint", expected="an adapter/ folder", fix="leave it out")
     with byte_bar(f"{path} -> {to}") as report:
         written = convert_checkpoint(
             path,

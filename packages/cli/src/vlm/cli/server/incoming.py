@@ -129,11 +129,13 @@ class Media:
         raise RequestError(f"{param}: too many redirects", param=param)
 
 
-def read_messages(messages: Sequence[ChatMessage], media: Media, template: Template) -> list[Message]:
-    """Return the messages as the encoder takes them.
+def read_messages(
+    messages: Sequence[ChatMessage], media: Media, template: Template, *, exact: bool = False
+) -> list[Message]:
+    """Return the messages as the encoder takes them; with `exact` nothing is written between their parts.
 
-    An image is followed by a newline unless the text behind it begins with one. Several images in front of one text are
-    named `Image-1: `, `Image-2: `, ... where the family's published prompts name them.
+    Otherwise an image is followed by a newline unless the text behind it begins with one. Several images in front of
+    one text are named `Image-1: `, `Image-2: `, ... where the family's published prompts name them.
 
     Raises:
         RequestError: no user turn, two turns of one role in a row, media in another role's turn, or broken media.
@@ -146,7 +148,8 @@ def read_messages(messages: Sequence[ChatMessage], media: Media, template: Templ
             raise RequestError(f"{where}: a system message must be the first", param=where)
         if result and result[-1]["role"] == role:
             raise RequestError(f"{where}: two messages of the {role} in a row", param=where)
-        content = _content(message, media, template, where)
+        content = _content(message, media, where)
+        content = content if exact else _separated(content, template)
         if role != "user" and any(part["type"] != "text" for part in content):
             raise RequestError(f"{where}: images and videos belong into messages of the user", param=where)
         result.append({"role": role, "content": content})
@@ -157,7 +160,7 @@ def read_messages(messages: Sequence[ChatMessage], media: Media, template: Templ
     return result
 
 
-def _content(message: ChatMessage, media: Media, template: Template, where: str) -> list[Part]:
+def _content(message: ChatMessage, media: Media, where: str) -> list[Part]:
     if isinstance(message.content, str) or message.content is None:
         return [text(message.content or "")]
     found: list[Part] = []
@@ -171,7 +174,7 @@ def _content(message: ChatMessage, media: Media, template: Template, where: str)
             found.append(video(media.file(_url(part.video_url, param), param)))
         else:
             raise RequestError(f"{param}: a part of type {part.type[:40]!r} that is not known or empty", param=param)
-    return _separated(found, template)
+    return found
 
 
 def _separated(parts: list[Part], template: Template) -> list[Part]:

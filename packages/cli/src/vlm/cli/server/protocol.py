@@ -71,15 +71,17 @@ class ChatMessage(BaseModel):
 
 
 class OwnFields(BaseModel):
-    """What the protocol has no field for: V2PE positions, tiles, frames.
+    """What the protocol has no field for: V2PE positions, tiles, frames, parts as they are.
 
-    `strides`: positions per tile, null for plain counting, "model" for the checkpoint's default.
+    `strides`: positions per tile, null for plain counting, "model" for the checkpoint's default. `exact`: nothing is
+    written between the parts of a message, as `vlm eval --backend openai` asks.
     """
 
     model_config = ConfigDict(extra="forbid")
     strides: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["model"] | None = "model"
     max_tiles: Annotated[int, Field(ge=1, le=256)] | None = None
     frames: Annotated[int, Field(ge=1, le=4096)] | None = None
+    exact: bool = False
 
 
 class StreamOptions(BaseModel):
@@ -99,6 +101,7 @@ class ChatRequest(BaseModel):
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
@@ -129,6 +132,7 @@ class ChatRequest(BaseModel):
         top_k = 50 if self.top_k is None else max(self.top_k, 0)
         return Sampling(
             max_new_tokens=self.max_completion_tokens or self.max_tokens or default_tokens,
+            min_new_tokens=self.min_tokens or 0,
             temperature=self.temperature or 0.0,
             top_p=self.top_p or 1.0,
             top_k=top_k,

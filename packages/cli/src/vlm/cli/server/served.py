@@ -66,6 +66,7 @@ class ServedModel:
                 "image_rule": rule.model_dump(mode="json"),
                 "max_positions": spec.language.max_positions,
                 "max_context": self.engine.limits.context,
+                "exact": True,
             },
         }
 
@@ -92,7 +93,7 @@ class ServedModel:
         settings = self.settings
         media = Media(folder, self.uploads, settings.hosts, settings.max_file, settings.max_images)
         processor = self.processor
-        messages = read_messages(request.messages, media, processor.template)
+        messages = read_messages(request.messages, media, processor.template, exact=request.vlm.exact)
         if request.vlm.max_tiles is not None:
             if processor.spec.image_rule.kind != "tiles":
                 raise ConfigError(f"vlm.max_tiles {request.vlm.max_tiles}, but this model makes one square of an image")

@@ -8,33 +8,26 @@ The server applies its own chat template, system text and image rule. Its weight
 `OpenAIBackend.fingerprint`.
 """
 
-import base64
 import math
 import re
 import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from io import BytesIO
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from PIL import Image
 
 from vlm.core.errors import ConfigError, FetchError, UnknownName, VlmError
-from vlm.core.sample.encode import frames_as_images
-from vlm.core.sample.media import load_image, load_video, opened_image
 from vlm.core.sample.records import Message
 from vlm.core.text import printable
 from vlm.eval.backends.base import BackendReply, NoAnswer, Refused, Stopped, TooLong, text_with_placeholders
 from vlm.eval.backends.dialect import FILTERED, TOO_LONG, words_of
 from vlm.eval.backends.endpoint import Endpoint, Nonsense, Unanswered, content_of
+from vlm.eval.backends.parts import NEWLINES, content_parts, image_url, png
 from vlm.eval.keys import content_key
 from vlm.eval.loaders.common import approximate_tokens
-
-FRAMES = 8
-"""Frames taken from a video when the benchmark names no number."""
 
 HOPELESS = {
     401: "give the server's key: export VLM_API_KEY=…, or name its variable with --api-key-env",
@@ -51,9 +44,6 @@ SAME = 5
 
 IDENTITY = ("id", "created", "root", "parent", "owned_by", "max_model_len")
 """Keys of a model in `/models` that distinguish it from others."""
-
-ORIENTATION = 0x0112
-"""EXIF tag of a photograph's rotation."""
 
 
 class ServerDown(Stopped):
@@ -104,11 +94,13 @@ class OpenAIBackend:
         model: The model's name there; None: the only one that the server lists.
         family: Model family whose prompts to use; "" is the benchmark table's own.
         concurrency: Requests at once.
+        newline: After which images the server's template writes a newline: one of `NEWLINES`. `vlm serve` says that
+            it takes parts as they are.
 
     Raises:
         ServerDown: The server does not answer.
         ConfigError: No model is named and the server lists none or several.
-        UnknownName: The server lists other models.
+        UnknownName: The server lists other models; or no such `newline`.
 
     >>> backend = OpenAIBackend(Endpoint("http://localhost:8000/v1"), "my-model")  # doctest: +SKIP
     """
@@ -116,18 +108,36 @@ class OpenAIBackend:
     batch_tokens = math.inf
     """No limit: nothing is padded here."""
 
-    def __init__(self, endpoint: Endpoint, model: str | None = None, *, family: str = "", concurrency: int = 8):
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        model: str | None = None,
+        *,
+        family: str = "",
+        concurrency: int = 8,
+        newline: str = "front",
+    ):
+        if newline not in NEWLINES:
+            raise UnknownName("newline", newline, NEWLINES)
         self.endpoint, self.family, self.concurrency = endpoint, family, concurrency
         self._failures: Counter[str] = Counter()
         self._answered, self._lock = False, threading.Lock()
         self._hopeless: Unanswered | None = None
         try:
-            card = _card(endpoint, model)
+            card, exact = _card(endpoint, model)
         except Unanswered as error:
             raise ServerDown(endpoint, error) from error
         self.model = card["id"]
         self.fingerprint = content_key(base_url=endpoint.url, **card)
-        self.settings = {"backend": "openai", "base_url": endpoint.url, "model": self.model, "temperature": 0}
+        self.newline = "none" if exact else newline
+        self._own = {"vlm": {"exact": True}} if exact else {}
+        self.settings = {
+            "backend": "openai",
+            "base_url": endpoint.url,
+            "model": self.model,
+            "temperature": 0,
+            "parts": "exact" if exact else f"newline after image: {newline}",
+        }
 
     @property
     def note(self) -> str:
@@ -153,10 +163,10 @@ class OpenAIBackend:
         Raises:
             MediaError: An image or video that is missing or cannot be decoded.
         """
-        return Request([{"role": m["role"], "content": _content(m)} for m in messages])
+        return Request([{"role": m["role"], "content": content_parts(m, self.newline)} for m in messages])
 
     def answer(self, encoded: Sequence[Request], *, max_new_tokens: int, min_new_tokens: int) -> Sequence[BackendReply]:
-        """Return one reply for each question. `min_new_tokens` is not sent: the protocol has no field for it.
+        """Return one reply for each question. Servers that refuse `min_tokens` are asked without it.
 
         Raises:
             ServerDown: The server has stopped answering.
@@ -164,7 +174,8 @@ class OpenAIBackend:
             Unanswered: The first question without a reply failed otherwise.
         """
         todo = [request for request in encoded if request.outcome is None]
-        self._at_once(todo, max_new_tokens)
+        limits = {"max_tokens": max_new_tokens} | ({"min_tokens": min_new_tokens} if min_new_tokens else {})
+        self._at_once(todo, limits)
         if self._hopeless is not None:
             raise ServerDown(self.endpoint, self._hopeless) from self._hopeless
         for failure in [r.outcome for r in todo if isinstance(r.outcome, Unanswered)]:
@@ -174,11 +185,11 @@ class OpenAIBackend:
     def recover(self) -> None:
         """Do nothing: the memory is the server's."""
 
-    def _at_once(self, todo: Sequence[Request], max_new_tokens: int) -> None:
+    def _at_once(self, todo: Sequence[Request], limits: dict[str, int]) -> None:
         """Send the questions, `concurrency` at a time, and store their outcomes."""
         # daemon threads: Ctrl-C must not wait for a slow server
         waiting: SimpleQueue[Request | None] = SimpleQueue()
-        threads = [threading.Thread(target=self._work, args=(waiting, max_new_tokens), daemon=True) for _ in todo]
+        threads = [threading.Thread(target=self._work, args=(waiting, limits), daemon=True) for _ in todo]
         threads = threads[: self.concurrency]
         for request in [*todo, *[None] * len(threads)]:
             waiting.put(request)
@@ -187,13 +198,13 @@ class OpenAIBackend:
         for thread in threads:
             thread.join()
 
-    def _work(self, waiting: "SimpleQueue[Request | None]", max_new_tokens: int) -> None:
+    def _work(self, waiting: "SimpleQueue[Request | None]", limits: dict[str, int]) -> None:
         while request := waiting.get():
             if self._hopeless is not None:
                 request.outcome = self._hopeless
                 continue
             try:
-                request.outcome = self._ask(request, max_new_tokens)
+                request.outcome = self._ask(request, limits)
             except Exception as error:  # noqa: BLE001 (a thread that ends would leave its question without an outcome)
                 request.outcome = Unanswered(printable(f"{type(error).__name__}: {error}"))
             self._count(request)
@@ -218,18 +229,17 @@ class OpenAIBackend:
         """Return a question that any server answers, with a small picture or without."""
         content: list[dict[str, Any]] = [{"type": "text", "text": "Say yes."}]
         if picture:
-            content.insert(0, _image_url(_png(Image.new("RGB", (64, 64)))))
+            content.insert(0, image_url(png(Image.new("RGB", (64, 64)))))
         message = {"role": "user", "content": content if picture else "Say yes."}
         return {"model": self.model, "messages": [message], "max_tokens": 16, "temperature": 0}
 
-    def _ask(self, request: Request, max_new_tokens: int) -> ServerReply | VlmError:
-        limits = {"max_tokens": max_new_tokens, "temperature": self.settings["temperature"]}
-        body = {"model": self.model, "messages": request.messages, **limits}
+    def _ask(self, request: Request, limits: dict[str, int]) -> ServerReply | VlmError:
+        body = {"model": self.model, "messages": request.messages, **limits, "temperature": 0, **self._own}
         try:
             reply = self.endpoint.chat(body, _read_reply)
             # half of a surrogate pair, which JSON can name, cannot be written to a file
-            text = reply.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            return replace(reply, text=text, note=self.endpoint.dialect.note)
+            whole = reply.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return replace(reply, text=whole, note=self.endpoint.dialect.note)
         except (NoAnswer, Refused) as error:
             return error
         except Unanswered as error:
@@ -280,16 +290,16 @@ def _read_reply(answer: Any) -> ServerReply:
 
 def _refusal(error: Unanswered) -> Refused | None:
     """Recognize a refusal that came as an error: of a question that is too large or too long, or for its content."""
-    text = words_of(error.body)
-    if error.status == 413 or (error.status in (400, 422, 500) and TOO_LONG.search(text)):
+    words = words_of(error.body)
+    if error.status == 413 or (error.status in (400, 422, 500) and TOO_LONG.search(words)):
         return TooLong(error.found)
-    if error.status in (400, 403, 422) and FILTERED.search(text):
+    if error.status in (400, 403, 422) and FILTERED.search(words):
         return Refused(f"content filter of the server: {error.found}")
     return None
 
 
-def _card(endpoint: Endpoint, model: str | None) -> dict[str, Any]:
-    """Return what the server says of the model; its name alone when there is no list.
+def _card(endpoint: Endpoint, model: str | None) -> tuple[dict[str, Any], bool]:
+    """Return what the server says of the model, and whether it takes parts as they are; its name alone without a list.
 
     vLLM and similar servers write the time of the request as `created`; it identifies nothing and is left out.
     """
@@ -298,55 +308,21 @@ def _card(endpoint: Endpoint, model: str | None) -> dict[str, Any]:
     if model is None and len(by_name) == 1:
         model = next(iter(by_name))
     if model is None:
-        listed = f"--model NAME, one of: {', '.join(by_name)}" if by_name else "--model NAME"
-        raise ConfigError(f"which model? {endpoint.url} lists {len(by_name)}", expected=listed)
+        if not by_name:
+            raise ConfigError(
+                f"{endpoint.url} lists no model",
+                expected="--model NAME, as the server calls it: for `transformers serve` the folder or the hub's name "
+                "of the model, for a cloud the name in its price list",
+            )
+        raise ConfigError(
+            f"which model? {endpoint.url} lists {len(by_name)}", expected=f"--model NAME, one of: {', '.join(by_name)}"
+        )
     if by_name and model not in by_name:
         raise UnknownName("model", model, by_name, fix=f"{endpoint.url}/models lists them all")
-    card = {key: by_name[model][key] for key in IDENTITY if key in by_name.get(model, {})}
+    found = by_name.get(model, {})
+    card = {key: found[key] for key in IDENTITY if key in found}
     created = card.get("created")
     if isinstance(created, int | float) and now.timestamp() - 60 < created < now.timestamp() + 60:
         del card["created"]
-    return {"id": model, **card}
-
-
-# content parts -------------------------------------------------------------------------------------------------------
-
-
-def _content(message: Message) -> list[dict[str, Any]]:
-    """Return text and image parts in the server's protocol; a video becomes `Frame1: <image>` lines, as published."""
-    (expanded,) = frames_as_images([message], load_video, FRAMES)
-    parts: list[dict[str, Any]] = []
-    for part in expanded["content"]:
-        if part["type"] == "image":
-            parts.append(_image_url(_png(part["image"]) if "image" in part else image_bytes(part["path"])))
-        elif part["type"] == "text" and part["text"]:
-            parts.append({"type": "text", "text": part["text"]})
-    return parts
-
-
-def _image_url(kind_and_data: tuple[str, bytes]) -> dict[str, Any]:
-    kind, data = kind_and_data
-    return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{base64.b64encode(data).decode()}"}}
-
-
-def image_bytes(path: str | Path) -> tuple[str, bytes]:
-    """Return `jpeg` or `png` and the bytes to send, such that the server sees the picture that our models see.
-
-    A JPEG or PNG in 8-bit RGB or gray without transparency, animation or a rotation in EXIF is sent unchanged; any
-    other picture is decoded and sent as PNG.
-
-    Raises:
-        MediaError: The file is missing or cannot be decoded.
-    """
-    picture = load_image(path)  # the whole file is decoded: a damaged one is an error of this item, not of the server
-    with opened_image(path) as image:
-        plain = image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L") and "transparency" not in image.info
-        if plain and getattr(image, "n_frames", 1) == 1 and image.getexif().get(ORIENTATION, 1) == 1:
-            return str(image.format).lower(), Path(path).read_bytes()
-    return _png(picture)
-
-
-def _png(picture: Image.Image) -> tuple[str, bytes]:
-    out = BytesIO()
-    picture.save(out, format="PNG", compress_level=1)
-    return "png", out.getvalue()
+    own = found.get("vlm")
+    return {"id": model, **card}, isinstance(own, dict) and own.get("exact") is True

@@ -21,6 +21,20 @@ SHOWN = 3
 AGREEING = 0.95
 """A match counts when at least this share of the predictions' references (questions) are those of the items."""
 
+INSTRUCTION = re.compile(
+    r"""
+      (?:^|(?<=[.?!:\n])) \s* (?:please\s+)?
+      (?:answer|respond|reply)\b (?:\s+the\s+question)? \s+ (?:with|using|directly|yes\ or\ no|in\ a|only)\b
+      [^.?!\n]* [.?!]?
+    | \bthere\ are\ several\ options:
+    """,
+    re.VERBOSE,
+)
+"""How to answer: benchmarks and harnesses add sentences of their own to the same question."""
+
+QUESTION = "the question, with what the file says of its picture and answer"
+"""`how` of a match by questions."""
+
 NUMBERS = ("index", "doc_id")
 """Ids of harnesses that may be mere numbers in another order: a match by them needs proof."""
 
@@ -57,6 +71,7 @@ def match_predictions(items: Sequence[Item], predictions: Sequence[Prediction]) 
     keys = list(dict.fromkeys(key for p in predictions for key in p.ids))
     ways = [_by_id(items, predictions, key) for key in keys]
     ways += [_by_number(items, predictions, key) for key in [*keys, None]]
+    ways.append(_by_question(items, predictions))
     good = [way for way in ways if way.of_item and _credible(way, items)]
     if good:
         return max(good, key=lambda way: len(way.of_item))
@@ -75,6 +90,8 @@ def _credible(way: Matched, items: Sequence[Item]) -> bool:
     references, questions = _share([same for same, _ in way.references]), _share(way.questions)
     if references is not None and references < AGREEING:
         return False
+    if way.how == QUESTION:
+        return len(way.of_item) >= AGREEING * (len(way.of_item) + len(way.extra))
     if way.proven:
         return True
     if way.how == ORDER and (way.extra or len(way.of_item) < len(items)):
@@ -182,6 +199,27 @@ def _by_number(items: Sequence[Item], predictions: Sequence[Prediction], key: st
     return matched
 
 
+def _by_question(items: Sequence[Item], predictions: Sequence[Prediction]) -> Matched:
+    """Match by the question; where several items ask it, by the picture, the group and the reference too."""
+    matched, asking = Matched(QUESTION, proven=True), defaultdict[str, list[int]](list)
+    for i, item in enumerate(items):
+        asking[_words(question_of(item))].append(i)
+    for prediction in predictions:
+        found = asking.get(_words(prediction.question or ""), [])
+        names, given = {id_text(value) for value in prediction.ids.values()}, prediction.reference
+        for narrower in (
+            [i for i in found if str(items[i].meta.get("cluster", "")) in names],
+            [i for i in found if items[i].group == prediction.group],
+            [i for i in found if given is not None and _same(given, items[i].gold)],
+        ):
+            found = [i for i in found if i in narrower] or found
+        if len(found) != 1:
+            matched.extra.append(prediction)
+        else:
+            _add(matched, items, found[0], prediction)
+    return matched
+
+
 def _add(matched: Matched, items: Sequence[Item], i: int, prediction: Prediction) -> None:
     matched.of_item[i].append(prediction)
     if prediction.reference is not None and items[i].gold is not None:
@@ -192,7 +230,9 @@ def _add(matched: Matched, items: Sequence[Item], i: int, prediction: Prediction
 
 
 def _words(question: str) -> str:
-    return " ".join(re.sub(r"<[^>]*>", " ", question).lower().split())
+    """Return the words of a question without media and without instructions; all of them if it has no others."""
+    plain = re.sub(r"<[^>]*>", " ", question).lower().strip()
+    return " ".join((INSTRUCTION.sub(" ", plain).strip() or plain).split())
 
 
 def _same(theirs: Any, ours: Any) -> bool:

@@ -35,6 +35,7 @@ class Format:
 
 
 OWN = Format("results.jsonl of vlm eval", {"id", "outcome", "completion"}, "completion", ("id",), "gold")
+VLMEVALKIT = "VLMEvalKit or MMBench table"
 
 FORMATS = (
     OWN,
@@ -45,9 +46,7 @@ FORMATS = (
     Format("MathVista result", {"pid", "response"}, "response", ("pid",), "answer"),
     Format("MM-NIAH result", {"question_id", "response", "answer"}, "response", ("question_id",), "answer"),
     Format("SEED-Bench result", {"question_id", "prediction", "answer"}, "prediction", ("question_id",), "answer"),
-    Format(
-        "VLMEvalKit or MMBench table", {"index", "prediction"}, "prediction", ("id", "question_id", "index"), "answer"
-    ),
+    Format(VLMEVALKIT, {"index", "prediction"}, "prediction", ("id", "question_id", "index"), "answer"),
     Format("GQA predictions", {"questionId", "prediction"}, "prediction", ("questionId",)),
     Format("InternVL VQA result", {"questionId", "answer"}, "answer", ("questionId",), "annotation"),
     Format("InternVL VQA result", {"question_id", "answer", "annotation"}, "answer", ("question_id",), "annotation"),
@@ -145,22 +144,29 @@ def _add_records(
         if not isinstance(record, dict) or kind.reply not in record:
             read.bad.append(where)
             continue
-        group = next((record[key] for key in GROUP_KEYS if record.get(key) in groups), usual)
-        doc = record["doc"] if isinstance(record.get("doc"), dict) else {}
-        harness = "doc_id" in kind.ids
+        group = next((record[key] for key in GROUP_KEYS if _names(record.get(key), groups)), usual)
+        table, harness = file.suffix.lower() in TABLES, "doc_id" in kind.ids
         reply = _unwrapped(record[kind.reply]) if harness else record[kind.reply]
-        ids = {key: doc[key] for key in OWN_IDS if harness and key in doc}
+        if reply is None and table and kind.name == VLMEVALKIT:
+            reply = ""  # it writes an empty answer as an empty cell
+        # newer versions leave `doc` out; what is known of the item is then in the values of the metrics
+        about = [record.get("doc"), *record.values()] if harness else [record.get("doc")]
+        docs = [source for source in about if isinstance(source, dict)]
+        ids = {key: doc[key] for doc in reversed(docs) for key in OWN_IDS if harness and key in doc}
         ids |= {key: record[key] for key in kind.ids if key in record}
-        asked = [
-            source[key] for source in (record, doc) for key in QUESTION_KEYS if key in source and key != kind.reply
-        ]
+        sources = [*docs, record] if harness else [record, *docs]
+        asked = [source[key] for source in sources for key in QUESTION_KEYS if key in source and key != kind.reply]
         question = next((text for text in asked if isinstance(text, str)), None)
-        reference, table = record.get(kind.reference or ""), file.suffix.lower() in TABLES
+        reference = record.get(kind.reference or "")
         outcome = (str(record["outcome"]), str(record.get("why") or "")) if kind is OWN else ("", "")
         read.predictions.append(
             Prediction(where, group, counted[group], reply, ids, reference, question, table, outcome)
         )
         counted[group] += 1
+
+
+def _names(value: Any, groups: Sequence[str]) -> bool:
+    return isinstance(value, str) and value in groups
 
 
 def _unwrapped(reply: Any) -> Any:

@@ -42,7 +42,7 @@ PROBLEMS = {
     "empty": "empty replies; scored as published, wrong in the strict column",
     "no answer": "replies that hold none, such as reasoning without an end; not scored",
     "not answered": "rows that our own results mark as oom, error or refused; kept so",
-    "null": "null, or an empty cell; not answered",
+    "null": "null, or an empty cell (but of VLMEvalKit, where it is an empty reply); not answered",
     "NaN": "not a number; not answered",
     "not text": "numbers, lists and the like; not answered",
     "number cell": "numbers in a spreadsheet; read as text",

@@ -9,10 +9,37 @@ from itertools import groupby
 
 from vlm.core.errors import ConfigError, UnknownName
 from vlm.core.sample.tiling import grids
+from vlm.models.checkpoint.formats import FORMATS
+from vlm.models.checkpoint.formats.schema import StoredFacts
 from vlm.models.specs import ModelSpec
 
 LOSSES = ("strides", "thumbnail", "grids", "resize")
 """What `vlm weights convert --allow` takes."""
+
+
+READERS = {
+    "internvl": "the published InternVL code and vLLM, with the *.py files of a release (--remote-code)",
+    "llava": "the published ConvLLaVA code, started in the folder",
+    "hf": "transformers, its servers, vLLM and peft",
+    "vlm": "vlm",
+}
+"""Layout -> what opens it."""
+
+
+def opens_in(spec: ModelSpec, tokens_per_tile: int) -> dict[str, str]:
+    """Return layout -> what opens a model in it, and what is lost; or "no: ..." with what it cannot express."""
+    found = {}
+    for name, module in FORMATS.items():
+        lost = losses(spec, name)
+        try:
+            module.write(spec, StoredFacts("float32", tokens_per_tile, {}))
+        except ConfigError as error:
+            found[name] = f"no: {error.found}"
+            continue
+        v2pe = name == "internvl" and spec.strides is not None
+        reader = "the published V2PE code, with its *.py files (--remote-code)" if v2pe else READERS[name]
+        found[name] = reader + "".join(f"; --allow {key} loses {text}" for key, text in lost.items())
+    return found
 
 
 def losses(spec: ModelSpec, to: str) -> dict[str, str]:

@@ -346,7 +346,7 @@ class ChatEngine:
     def _take(self, r: Running, scores: Tensor) -> None:
         """Choose the next token of a reply and tell its request."""
         request = r.request
-        choice = r.chooser.choose(scores)
+        choice = r.chooser.choose(scores, request.new_tokens)
         if choice is None:
             self._end(r, "error", error="the model's logits are not finite: its weights or activations overflow")
             return

@@ -32,6 +32,7 @@ class Sampling:
         seed: makes draws repeatable, alone or beside other requests; None takes a new one.
         logprobs: None, or how many alternatives each token comes with.
         stop: texts that end the reply and are not part of it.
+        min_new_tokens: number of tokens before which no stop token is chosen.
 
     Raises:
         ConfigError: a value out of range.
@@ -44,10 +45,16 @@ class Sampling:
     seed: int | None = None
     logprobs: int | None = None
     stop: tuple[str, ...] = ()
+    min_new_tokens: int = 0
 
     def __post_init__(self) -> None:
         faults = [
             (self.max_new_tokens < 1, f"max_new_tokens {self.max_new_tokens}", "at least 1"),
+            (
+                not 0 <= self.min_new_tokens <= self.max_new_tokens,
+                f"min_tokens {self.min_new_tokens}",
+                f"from 0 to max_new_tokens ({self.max_new_tokens})",
+            ),
             (not 0 <= self.temperature < float("inf"), f"temperature {self.temperature}", "0 or above"),
             (not 0 < self.top_p <= 1, f"top_p {self.top_p}", "in (0, 1]"),
             (self.top_k < 0, f"top_k {self.top_k}", "0 (off) or above"),

@@ -28,11 +28,14 @@ class Chooser:
             seed = int.from_bytes(os.urandom(4), "big") if sampling.seed is None else sampling.seed % 2**63
             self.generator = torch.Generator(device).manual_seed(seed)
 
-    def choose(self, logits: Tensor) -> TokenChoice | None:
-        """Return the next token from logits [V]; None where they are not finite."""
+    def choose(self, logits: Tensor, number: int) -> TokenChoice | None:
+        """Return token `number` (from 0) from logits [V]; None where they are not finite."""
         scores = logits.float()
         if not math.isfinite(scores.sum().item()):
             return None
+        if number < self.sampling.min_new_tokens:
+            stop = torch.tensor(self.processor.stop_ids, dtype=torch.long, device=scores.device)
+            scores = scores.index_fill(0, stop, -math.inf)
         if self.sampling.temperature > 0:
             nothing: Any = torch.empty(1, 0, dtype=torch.long, device=scores.device)
             shown: Any = scores[None]

@@ -76,6 +76,9 @@ LANGUAGES = {
 }  # fmt: skip
 """`model_type` of a language model that we have -> sizes of the library's class; configurations saved by its versions 4
 hold only what differs from them."""
+IN_MEMORY: Patterns = {theirs: ours for theirs, ours in PATTERNS["any"].items() if theirs not in _SAVED}
+"""Names of the modules that peft meets."""
+
 
 VISION = {
     "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
