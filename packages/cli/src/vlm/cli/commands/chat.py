@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlm.cli.find import find_model
-from vlm.cli.options import PlacementOptions, grouped
+from vlm.cli.options import MODEL_HELP, PlacementOptions, grouped
 from vlm.cli.show.say import say
 from vlm.core.errors import ConfigError, VlmError
 from vlm.core.text import printable
@@ -44,9 +44,7 @@ def chat(
             help="Pictures or videos, then the question in quotes. Without a question: interactive.",
         ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Checkpoint. Default: the newest below runs/.")
-    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP)] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0: greedy; above: tokens are drawn.")] = 0.0,
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this mass.")] = None,
@@ -62,7 +60,7 @@ def chat(
 ) -> None:
     """Ask one question about files, or open a conversation.
 
-    vlm chat cat.png "What is in the picture?"
+    vlm chat -m InternVL2-2B cat.png "What is in the picture?"
     """
     files, question = split_words(words or [])
     drawing: dict[str, Any] = {"top_p": top_p, "seed": seed}

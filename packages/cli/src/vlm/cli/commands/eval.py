@@ -12,6 +12,7 @@ from vlm.cli.backends import make_judge, native, ring, run_one, server
 from vlm.cli.commands.eval_score import score
 from vlm.cli.find import check_result_name, find_benchmark_files, find_model
 from vlm.cli.options import (
+    MODEL_HELP,
     NATIVE,
     SERVER,
     BenchmarkFiles,
@@ -61,8 +62,7 @@ def evaluate(
         typer.Option(
             "--model",
             "-m",
-            help="Checkpoint folder, or a name below pretrained/. Default: the newest below runs/. "
-            "With a server: the model's name there.",
+            help=f"{MODEL_HELP} With a server: the model's name there.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Results go to OUT/NAME/BENCH/VARIANT/.")] = Path("runs/eval"),

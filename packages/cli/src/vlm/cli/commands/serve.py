@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlm.cli.find import find_model
-from vlm.cli.options import PlacementOptions, grouped
+from vlm.cli.options import MODEL_HELP, PlacementOptions, grouped
 from vlm.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def serve(
     placement: PlacementOptions,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", help="Checkpoint, or NAME=CHECKPOINT; may be repeated."),
+        typer.Option("--model", "-m", help=f"{MODEL_HELP} NAME=MODEL serves it as NAME; may be repeated."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlm.cli.find import find_model
 from vlm.cli.show.say import say, say_json
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def make(
 
 @app.command()
 def inspect(
-    path: Annotated[str, typer.Argument(help="Checkpoint folder or name.")],
+    path: Annotated[str, typer.Argument(help="Folder, released name, stage or run.")],
     keys: Annotated[bool, typer.Option("--keys", help="Account for every stored key.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
@@ -87,11 +88,10 @@ def inspect(
     import torch
 
     from vlm.models.checkpoint.layout import read_layout
-    from vlm.models.checkpoint.locate import find_checkpoint
     from vlm.models.checkpoint.safetensors_io import weight_files
     from vlm.models.vlm import make_model
 
-    folder = find_checkpoint(path)
+    folder = find_model(path)
     layout = read_layout(folder)
     with torch.device("meta"):
         model = make_model(layout.spec)
@@ -149,7 +149,7 @@ def show_json(facts: dict[str, Any], as_json: bool) -> None:
 
 @app.command()
 def convert(
-    path: Annotated[str, typer.Argument(help="Checkpoint folder or name, in any layout.")],
+    path: Annotated[str, typer.Argument(help="Folder, released name, stage or run; any layout.")],
     to: Annotated[str, typer.Option("--to", help="internvl, llava, hf or vlm.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder, e.g. pretrained/InternVL2-2B-hf.")],
     max_shard_size: Annotated[str, typer.Option(help="Largest file, e.g. 500MB.")] = "5GB",
@@ -174,9 +174,10 @@ def convert(
     from vlm.core.progress import byte_bar
     from vlm.models.checkpoint.convert import convert as convert_checkpoint
 
+    folder = find_model(path)
     with byte_bar(f"{path} -> {to}") as report:
         written = convert_checkpoint(
-            path,
+            folder,
             to,
             out,
             max_shard_size=max_shard_size,
@@ -198,8 +199,8 @@ REMOTE_CODE = (
 
 @app.command()
 def diff(
-    a: Annotated[str, typer.Argument(help="Checkpoint folder or name.")],
-    b: Annotated[str, typer.Argument(help="Another checkpoint, in any layout.")],
+    a: Annotated[str, typer.Argument(help="Folder, released name, stage or run.")],
+    b: Annotated[str, typer.Argument(help="Another one, in any layout.")],
     image: Annotated[Path | None, typer.Option(help="Picture to run. Default: random pixels.")] = None,
     text: Annotated[str | None, typer.Option(help="Question to run, with A's tokenizer. Default: random ids.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random input.")] = 0,
@@ -214,7 +215,7 @@ def diff(
     """
     from vlm.models.compare import diff as compare
 
-    found = compare(a, b, picture=image, question=text, seed=seed, atol=atol)
+    found = compare(find_model(a), find_model(b), picture=image, question=text, seed=seed, atol=atol)
     if as_json:
         say_json(found.as_dict())
     else:
