@@ -11,6 +11,7 @@ import typer
 
 from vlm.cli.find import find_model
 from vlm.cli.options import MODEL_HELP, PlacementOptions, grouped
+from vlm.cli.show.positions import positions_line
 from vlm.cli.show.say import say
 from vlm.core.errors import ConfigError, VlmError
 from vlm.core.text import printable
@@ -50,7 +51,9 @@ def chat(
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this mass.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the draw. Default: 0.")] = None,
     beams: Annotated[int, typer.Option(min=1, help="Beam search; the answer then comes at once.")] = 1,
-    stride: Annotated[str | None, typer.Option(help="V2PE stride, or `none`. Default: the checkpoint's.")] = None,
+    stride: Annotated[
+        str | None, typer.Option(help="V2PE stride, or `none`. Default: as the checkpoint was trained.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="Another system text.")] = None,
     combine: Annotated[
         bool, typer.Option("--combine/--separate", help="Several pictures in one placeholder, or one for each.")
@@ -79,12 +82,14 @@ def chat(
         frames=frames,
         **asdict(placement),
     )
+    positions = positions_line(session.processor.spec, session.strides)
     images = [f for f in files if f.suffix.lower() not in VIDEOS]
     videos = [f for f in files if f.suffix.lower() in VIDEOS]
     note_pictures(images)
     if question is not None:
-        print_answer(session, question, images, videos, settings)
+        print_answer(session, question, images, videos, settings, said_first=positions)
     else:
+        say(positions, err=True)
         ChatShell(session, settings, images, videos).run()
 
 
@@ -143,10 +148,19 @@ def note_pictures(paths: list[Path]) -> None:
 
 
 def print_answer(
-    session: "ChatSession", question: str, images: list[Path], videos: list[Path], settings: dict[str, Any]
+    session: "ChatSession",
+    question: str,
+    images: list[Path],
+    videos: list[Path],
+    settings: dict[str, Any],
+    *,
+    said_first: str | None = None,
 ) -> None:
-    """Print an answer as it is made."""
+    """Print an answer as it is made; before it, on standard error, what is to be said first."""
     for piece in session.stream(question, images=images, videos=videos, **settings):
+        if said_first:
+            say(said_first, err=True)
+            said_first = None
         say(piece, end="")
     say()
 

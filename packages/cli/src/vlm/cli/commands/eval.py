@@ -23,7 +23,8 @@ from vlm.cli.options import (
     grouped,
 )
 from vlm.cli.show.evaluation import show_all, show_evaluation
-from vlm.cli.show.say import say_json
+from vlm.cli.show.positions import positions_line
+from vlm.cli.show.say import say, say_json
 from vlm.core.errors import ConfigError, FetchError, UnknownName, VlmError
 
 if TYPE_CHECKING:
@@ -159,6 +160,9 @@ def evaluate(
         asked = native(path, placement, attention=attention, max_length=max_length, group=group)
     else:
         asked = server(endpoint, model, family=family)
+
+    for value in sweep if asked.spec and not asked.follows else ():
+        say(positions_line(asked.spec, value), err=True)
 
     def evaluate_one(bench: str) -> Done:
         table = load_benchmark(bench, home())

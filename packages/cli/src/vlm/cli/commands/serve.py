@@ -11,6 +11,7 @@ import typer
 
 from vlm.cli.find import find_model
 from vlm.cli.options import MODEL_HELP, PlacementOptions, grouped
+from vlm.cli.show.positions import positions_line
 from vlm.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ def serve(
     vlm serve -m V2PE-32K -m mine=runs/mine/train/mine/model
     """
     if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]:
-        raise ConfigError(f"vlm serve needs {', '.join(missing)}", fix='pip install "farlens-cli[serve]"')
+        raise ConfigError(
+            f"no {', '.join(missing)} here, which `vlm serve` needs", fix='pip install "farlens-cli[serve]"'
+        )
     key = os.environ.get(api_key_env, "") if api_key_env else None
     if key == "":
         raise ConfigError(f"--api-key-env {api_key_env}: no such environment variable, or it is empty")
@@ -148,8 +151,7 @@ def run(
     address = f"{'https' if certificate else 'http'}://{shown}:{listener.getsockname()[1]}"
     for model in models.values():
         limit = model.engine.limits.context
-        positions = model.processor.spec.strides or "plain"
-        typer.echo(f"{model.name}: {model.processor.family}, positions {positions}, {limit:,} tokens")
+        typer.echo(f"{model.name}: {model.processor.family}, {limit:,} tokens, {positions_line(model.processor.spec)}")
     typer.echo(f"{address} for people, {address}/v1 for OpenAI clients; Ctrl-C ends it")
     config = uvicorn.Config(
         make_app(models, settings, log=typer.echo),

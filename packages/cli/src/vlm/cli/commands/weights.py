@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlm.cli.find import find_model
+from vlm.cli.show.positions import positions_line
 from vlm.cli.show.say import say, say_json
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def inspect(
         "parameters": counts,
         "total": sum(p.numel() for p in model.parameters()),
         "tokens_per_tile": model.tokens_per_tile,
+        "positions": positions_line(layout.spec).removeprefix("positions: "),
         "files": {f.name: f.stat().st_size for f in weight_files(folder)},
         "towers": {str(t): {f.name: f.stat().st_size for f in weight_files(t)} for t, _ in layout.towers},
         "spec": layout.spec.model_dump(mode="json"),
@@ -173,6 +175,7 @@ def convert(
     """
     from vlm.core.progress import byte_bar
     from vlm.models.checkpoint.convert import convert as convert_checkpoint
+    from vlm.models.checkpoint.layout import read_layout
 
     folder = find_model(path)
     with byte_bar(f"{path} -> {to}") as report:
@@ -186,6 +189,7 @@ def convert(
             remote_code=remote_code,
             report=report,
         )
+    say(positions_line(read_layout(written).spec), err=True)
     if to == "internvl" and remote_code is None:
         say(REMOTE_CODE, err=True)
     say(written)
