@@ -161,8 +161,9 @@ def evaluate(
     else:
         asked = server(endpoint, model, family=family)
 
-    for value in sweep if asked.spec and not asked.follows else ():
-        say(positions_line(asked.spec, value), err=True)
+    if asked.spec is not None and not asked.follows:
+        for value in sweep:
+            say(positions_line(asked.spec, value), err=True)
 
     def evaluate_one(bench: str) -> Done:
         table = load_benchmark(bench, home())
