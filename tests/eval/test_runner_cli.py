@@ -7,7 +7,7 @@ import pytest
 
 from vlm.cli.commands.eval import _shard, _strides, evaluate
 from vlm.cli.commands.report import report
-from vlm.cli.find import find_model, model_name
+from vlm.cli.find import model_name
 from vlm.core.errors import ConfigError, DataError, UnknownName
 
 
@@ -34,23 +34,6 @@ def test_without_data_the_lines_that_get_it_are_shown():
 def test_an_unknown_benchmark_names_the_nearest():
     with pytest.raises(UnknownName, match=r"(?i)did you mean milebench"):
         evaluate(["mileBenk"])
-
-
-def test_without_a_model_the_possible_lines_are_shown(home):
-    checkpoint(home / "pretrained" / "tiny")
-    with pytest.raises(ConfigError, match="--model pretrained/tiny"):
-        find_model(None)
-
-
-def test_the_newest_export_below_runs_is_the_default_and_checkpoints_are_not_exports(home):
-    import os
-
-    old = checkpoint(home / "runs" / "a" / "train" / "1" / "export")
-    new = checkpoint(home / "runs" / "b" / "train" / "2" / "export")
-    checkpoint(home / "runs" / "b" / "train" / "2" / "checkpoints" / "step-9")
-    os.utime(old / "config.json", (1, 1))
-    assert find_model(None) == new
-    assert find_model("runs/a/train/1/export") == old
 
 
 def test_model_names_leave_generic_folders_out():

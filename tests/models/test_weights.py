@@ -75,8 +75,10 @@ def test_a_checkpoint_is_found_by_its_name_below_pretrained(checkpoint, tmp_path
     shutil.copytree(checkpoint("tiny-internvl2"), tmp_path / "pretrained" / "mine")
     assert find_checkpoint("mine") == tmp_path / "pretrained" / "mine"
     assert find_checkpoint("someone/mine") == tmp_path / "pretrained" / "mine"
-    with pytest.raises(CheckpointError, match="vlm download yours"):
+    with pytest.raises(CheckpointError, match="fix: `vlm list models`"):
         find_checkpoint("yours")
+    with pytest.raises(CheckpointError, match=r"fix: vlm download V2PE$"):
+        find_checkpoint("pretrained/V2PE-32K")
 
 
 def test_a_missing_shard_is_named(copy, checkpoint):

@@ -22,19 +22,21 @@ if TYPE_CHECKING:
     from vlm.eval.run.runner import Options
     from vlm.eval.run.summary import Summary
     from vlm.models.sequence.group import SequenceGroup
+    from vlm.models.specs import ModelSpec
 
 
 @dataclass(frozen=True)
 class AskedModel:
     """A model that answers: its name in results, its own stride, and its backend for a benchmark and options.
 
-    `follows`: this process only takes part in what the first process of its ring asks.
+    `follows`: this process only takes part in what the first process of its ring asks. `spec`: of a checkpoint here.
     """
 
     name: str
     stride: float | None
     backend: "Callable[[Benchmark, Options], Backend]"
     follows: bool = False
+    spec: "ModelSpec | None" = None
 
 
 def native(
@@ -61,9 +63,8 @@ def native(
         kind = TeacherForcedBackend if table.teacher_forced else NativeBackend
         return kind(checkpoint, image_rule=rule, **settings)
 
-    return AskedModel(
-        model_name(path), checkpoint.processor.spec.strides, backend, group is not None and group.rank > 0
-    )
+    spec = checkpoint.processor.spec
+    return AskedModel(model_name(path), spec.strides, backend, group is not None and group.rank > 0, spec)
 
 
 def server(options: ServerOptions, model: str | None, *, family: str) -> AskedModel:

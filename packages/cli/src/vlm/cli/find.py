@@ -1,24 +1,43 @@
 """Resolve what a command line names on this machine: catalogue entries, checkpoints, benchmark files, token rules."""
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlm.cli.local_models import (
+    GENERIC,
+    LocalModel,
+    chosen_model,
+    downloadable,
+    local_models,
+    matches,
+    short_name,
+)
 from vlm.cli.show.say import say
-from vlm.core.errors import ConfigError, DataError
-from vlm.core.fetch.catalogue import Entry, find_benchmark, find_entry, find_file, find_group, with_needs
+from vlm.core.config import package_tables
+from vlm.core.errors import CheckpointError, ConfigError, DataError, UnknownName, VlmError
+from vlm.core.fetch.catalogue import (
+    Entry,
+    find_benchmark,
+    find_entry,
+    find_file,
+    find_group,
+    load_catalogue,
+    weights_names,
+    with_needs,
+)
 from vlm.core.fetch.installed import is_built
 from vlm.core.home import dataset, home, pretrained, resolve, runs
 from vlm.core.paths import as_name, is_name
+from vlm.core.reading import is_folder
 from vlm.core.text import printable
+from vlm.models.checkpoint.locate import is_file
 
 if TYPE_CHECKING:
     from vlm.cli.options import BenchmarkFiles, EntryChoice, LongSetOptions
     from vlm.core.synth.long.record_cost import Ruler
     from vlm.eval.benchmark import Benchmark
-
-SKIPPED = {"checkpoints", "eval", "report"}
-"""Folders below runs/ that hold no exported model."""
 
 
 def find_entries(catalogue: dict[str, Entry], names: list[str] | None, choice: "EntryChoice") -> list[Entry]:
@@ -84,25 +103,80 @@ def find_benchmark_files(table: "Benchmark", files: "BenchmarkFiles") -> Path:
 
 
 def find_model(model: str | None) -> Path:
-    """Return the folder of the named checkpoint, or of the newest exported one below runs/.
+    """Return the folder of a model: a folder, a released name, a stage or a run; or the one that is meant by default.
+
+    A folder may hold the model deeper down: a stage's, a run's. Without a name it is the one that `vlm use` has
+    chosen, or the only one here. What a name led to is said in a line.
 
     Raises:
-        ConfigError: nothing named and nothing trained; lists the --model lines that would work.
+        ConfigError: nothing named, and none chosen among several; a name of several models. Both list what there is.
+        CheckpointError: a released model that is not here, with the line that downloads it; a folder without a model.
+        UnknownName: nothing has this name; names the nearest.
     """
-    if model:
-        return next((p for p in (resolve(model), pretrained() / model) if (p / "config.json").exists()), Path(model))
-    exported = [p.parent for p in runs().rglob("config.json") if next(p.parent.glob("*.safetensors"), None)]
-    exported = [p for p in exported if not SKIPPED & set(p.relative_to(runs()).parts)]
-    if exported:
-        newest = max(exported, key=lambda p: (p / "config.json").stat().st_mtime)
-        say(f"--model {newest.relative_to(home())} (the newest below runs/)", err=True)
-        return newest
-    local = sorted(p.parent.relative_to(home()) for p in pretrained().rglob("config.json"))
-    raise ConfigError(
-        "no --model, and no exported model below runs/",
-        expected="one of: " + ", ".join(f"--model {p}" for p in local) if local else "weights below pretrained/",
-        fix="`vlm list weights` shows what can be downloaded; then `vlm download NAME` and `--model NAME`",
-    )
+    if model is None:
+        return _default_model()
+    for folder in (resolve(model), Path(model), pretrained() / model):
+        if is_file(folder / "config.json"):
+            return folder
+    models = local_models()
+    folder = Path(os.path.abspath(resolve(model)))  # noqa: PTH100  # looks nothing up: any text may come
+    inside = [m for m in models if m.folder.is_relative_to(folder) and folder not in (home(), runs(), pretrained())]
+    found = inside or matches(model, models)
+    if len(found) == 1:
+        say(f"--model {found[0].place}", err=True)
+        return found[0].folder
+    if found:
+        raise ConfigError(f"{printable(model)} names {len(found)} models", expected=_one_of(found, models))
+    if entry := downloadable(model):
+        raise CheckpointError(
+            f"{printable(model)} is not here: no config.json in {entry.folder}",
+            expected=_one_of(models, models) if models else None,
+            fix=f"vlm download {entry.name}",
+        )
+    if is_folder(folder):
+        raise CheckpointError(
+            f"no config.json in {folder}",
+            expected="a checkpoint folder, or a run with a trained model",
+            fix="`vlm list models` shows what is here",
+        )
+    names = {name for m in models for name in (*m.released, *m.stage, *m.run)}
+    error = UnknownName("model", printable(model), names | _released_names(), fix=MODELS)
+    if error.near and not matches(error.near[0], models) and (entry := downloadable(error.near[0])):
+        error = UnknownName("model", printable(model), names | _released_names(), fix=f"vlm download {entry.name}")
+    raise error
+
+
+MODELS = "`vlm list models` shows what is here, `vlm list weights` what can be downloaded"
+
+
+def _default_model() -> Path:
+    """Return the model that is meant where none is named."""
+    models = local_models()
+    chosen = chosen_model()
+    if chosen is not None or len(models) == 1:
+        model = LocalModel(chosen) if chosen is not None else models[0]
+        say(f"--model {model.place} ({'vlm use' if chosen else 'the only model here'})", err=True)
+        return model.folder
+    if models:
+        raise ConfigError(
+            f"no --model, and {len(models)} models are here",
+            expected=_one_of(models, models),
+            fix="name one of them with --model, or choose it for all commands: `vlm use MODEL`",
+        )
+    expected = "weights in pretrained/, or a trained run"
+    raise ConfigError("no --model, and no model is here", expected=expected, fix=MODELS)
+
+
+def _one_of(found: list[LocalModel], models: list[LocalModel]) -> str:
+    """Return the `--model` options that name each of some models, the first twenty of many."""
+    names = [f"--model {printable(short_name(m, models))}" for m in found[:20]]
+    return "one of: " + ", ".join(names) + (f" and {len(found) - 20} more" if len(found) > 20 else "")
+
+
+def _released_names() -> set[str]:
+    """Return the names of the models that can be downloaded."""
+    weights = [weights_names(entry).values() for entry in load_catalogue().values() if entry.automatic]
+    return {names[0] for entry in weights for names in entry}
 
 
 def model_name(path: Path) -> str:
@@ -113,8 +187,7 @@ def model_name(path: Path) -> str:
     >>> model_name(Path("/h/exp1/checkpoint-500"))
     'exp1-checkpoint-500'
     """
-    generic = {"runs", "train", "export", "exported", "model", "pretrained", "checkpoint", "final", "latest", "hf"}
-    parts = [part for part in path.parts if part.lower() not in generic]
+    parts = [part for part in path.parts if part.lower() not in GENERIC]
     step = re.fullmatch(r"(checkpoint|step|iter|epoch|global_step)s?[-_]?\d+", parts[-1]) if parts else None
     return as_name(
         "-".join(part for part in parts[-2 if step or "runs" in path.parts else -1 :] if part != path.anchor)
@@ -133,13 +206,18 @@ def find_ruler(options: "LongSetOptions") -> "Ruler":
     """Return what tokens are counted with: the rules of a checkpoint folder or of a preset.
 
     Raises:
-        ConfigError: a preset without a tokenizer. UnknownName: neither a checkpoint nor a preset.
+        ConfigError: a preset without a tokenizer. Others: as `find_model`, for neither a model nor a preset.
     """
     from vlm.core.synth.long.record_cost import Ruler
     from vlm.models.specs import load_preset
 
     model, tokenizer, max_tiles = options.model, options.tokenizer, options.max_tiles
-    found = next((p for p in (resolve(model), pretrained() / model) if (p / "config.json").exists()), None)
+    found = None
+    try:
+        found = find_model(model)
+    except VlmError:
+        if model.lower() not in map(str.lower, package_tables("vlm.models", "presets")):
+            raise
     if found:
         from vlm.models.checkpoint.layout import read_layout
 

@@ -19,6 +19,9 @@ import typer
 Replace = Annotated[bool, typer.Option(help="Give up results of other weights, settings or items in the same folder.")]
 """The option `--replace` of `vlm eval` and `vlm eval score`."""
 
+MODEL_HELP = "Folder, released name, stage or run. Default: what `vlm use` chose, or the only model here."
+"""Help of `--model`; `vlm.cli.find.find_model` does what it says."""
+
 NATIVE = "Native backend"
 SERVER = "Server (--backend openai)"
 JUDGE = "Judge"

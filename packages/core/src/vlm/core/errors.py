@@ -62,8 +62,11 @@ class UnknownName(ConfigError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, fix: str | None = None):
         known = sorted(known)
-        lower = {k.lower(): k for k in known}
-        near = [lower[n] for n in difflib.get_close_matches(name.lower(), list(lower), n=3, cutoff=0.4)]
+        lower: dict[str, list[str]] = {}
+        for k in known:  # `V2PE-32K` and `v2pe-32k` may be two
+            lower.setdefault(k.lower(), []).append(k)
+        near = [k for n in difflib.get_close_matches(name.lower(), list(lower), n=3, cutoff=0.4) for k in lower[n]]
+        self.near = near
         expected = f"did you mean {' or '.join(near)}?" if near else f"one of: {', '.join(known)}"
         super().__init__(f"unknown {kind} {name!r}", expected=expected, fix=fix)
 

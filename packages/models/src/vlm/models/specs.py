@@ -208,7 +208,8 @@ class ImageTokenSpec(Strict):
 class ModelSpec(Strict):
     """Everything that makes a model of one family.
 
-    `strides`: V2PE positions per tile by default, or None (0, 1, 2, ...).
+    `strides`: V2PE positions per tile by default, or None (0, 1, 2, ...). `stride_choices`: what training drew from,
+    for each image, or None where it drew none.
     """
 
     family: str
@@ -219,6 +220,7 @@ class ModelSpec(Strict):
     image_tokens: ImageTokenSpec
     template: str
     strides: Positive | None = None
+    stride_choices: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
     system: str | None = None
 
     @model_validator(mode="after")
@@ -228,6 +230,12 @@ class ModelSpec(Strict):
             raise ValueError(
                 f"tiles of {self.image_rule.size} pixels, which are no multiple of {cell}, one token's side"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _default_stride(self) -> "ModelSpec":
+        if self.stride_choices is not None and self.strides is None:
+            raise ValueError("stride_choices without strides: V2PE needs the stride that is used by default")
         return self
 
     def with_language(self, **changes: Any) -> "ModelSpec":

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlm.cli.find import find_model
-from vlm.cli.options import PlacementOptions, grouped
+from vlm.cli.options import MODEL_HELP, PlacementOptions, grouped
+from vlm.cli.show.positions import positions_line
 from vlm.cli.show.say import say
 from vlm.core.errors import ConfigError, VlmError
 from vlm.core.text import printable
@@ -44,15 +45,15 @@ def chat(
             help="Pictures or videos, then the question in quotes. Without a question: interactive.",
         ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Checkpoint. Default: the newest below runs/.")
-    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP)] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0: greedy; above: tokens are drawn.")] = 0.0,
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this mass.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the draw. Default: 0.")] = None,
     beams: Annotated[int, typer.Option(min=1, help="Beam search; the answer then comes at once.")] = 1,
-    stride: Annotated[str | None, typer.Option(help="V2PE stride, or `none`. Default: the checkpoint's.")] = None,
+    stride: Annotated[
+        str | None, typer.Option(help="V2PE stride, or `none`. Default: as the checkpoint was trained.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="Another system text.")] = None,
     combine: Annotated[
         bool, typer.Option("--combine/--separate", help="Several pictures in one placeholder, or one for each.")
@@ -62,7 +63,7 @@ def chat(
 ) -> None:
     """Ask one question about files, or open a conversation.
 
-    vlm chat cat.png "What is in the picture?"
+    vlm chat -m InternVL2-2B cat.png "What is in the picture?"
     """
     files, question = split_words(words or [])
     drawing: dict[str, Any] = {"top_p": top_p, "seed": seed}
@@ -81,12 +82,14 @@ def chat(
         frames=frames,
         **asdict(placement),
     )
+    positions = positions_line(session.processor.spec, session.strides)
     images = [f for f in files if f.suffix.lower() not in VIDEOS]
     videos = [f for f in files if f.suffix.lower() in VIDEOS]
     note_pictures(images)
     if question is not None:
-        print_answer(session, question, images, videos, settings)
+        print_answer(session, question, images, videos, settings, said_first=positions)
     else:
+        say(positions, err=True)
         ChatShell(session, settings, images, videos).run()
 
 
@@ -145,10 +148,19 @@ def note_pictures(paths: list[Path]) -> None:
 
 
 def print_answer(
-    session: "ChatSession", question: str, images: list[Path], videos: list[Path], settings: dict[str, Any]
+    session: "ChatSession",
+    question: str,
+    images: list[Path],
+    videos: list[Path],
+    settings: dict[str, Any],
+    *,
+    said_first: str | None = None,
 ) -> None:
-    """Print an answer as it is made."""
+    """Print an answer as it is made; before it, on standard error, what is to be said first."""
     for piece in session.stream(question, images=images, videos=videos, **settings):
+        if said_first:
+            say(said_first, err=True)
+            said_first = None
         say(piece, end="")
     say()
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlm.cli.find import find_model
 from vlm.cli.show.say import say_json
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ class AllowOption(StrEnum):
 
 def check(
     what: Annotated[str, typer.Argument(help="A recipe (name or YAML), or a JSONL file of records.")],
-    model: Annotated[str | None, typer.Option(help="Checkpoint whose rules count; default: the recipe's.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model whose rules count, by folder or name; default: the recipe's.")
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="A shape without weights, instead of --model.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer folder, where the model has none.")] = None,
     root: Annotated[Path | None, typer.Option(help="Where media paths start; default: the file's folder.")] = None,
@@ -170,7 +173,7 @@ def find_spec(
     if preset:
         return load_preset(preset), None
     if model:
-        return read_checkpoint(model, tokenizer)
+        return read_checkpoint(find_model(model), tokenizer)
     if recipe is None:
         raise ConfigError("a file alone has no image rule", expected="--model CHECKPOINT or --preset NAME")
     try:
@@ -178,18 +181,17 @@ def find_spec(
     except CheckpointError:
         folder = pretrained() / recipe.model.preset
         return load_preset(recipe.model.preset), folder if folder.is_dir() else None
-    return read_checkpoint(recipe.model.start, tokenizer)
+    return read_checkpoint(find_checkpoint(recipe.model.start), tokenizer)
 
 
-def read_checkpoint(name: str, tokenizer: Path | None) -> "tuple[ModelSpec, Path]":
+def read_checkpoint(folder: Path, tokenizer: Path | None) -> "tuple[ModelSpec, Path]":
     """Return spec and folder of a checkpoint whose tokenizer fits it. Our own layout is read without torch."""
     from vlm.core.config import parse
     from vlm.core.sample.tokenizer import load_tokenizer
     from vlm.models.checkpoint.agreement import check_agreement
-    from vlm.models.checkpoint.locate import find_checkpoint, read_config
+    from vlm.models.checkpoint.locate import read_config
     from vlm.models.specs import ModelSpec
 
-    folder = find_checkpoint(name)
     config = read_config(folder)
     if "spec" in config:
         spec = parse(config["spec"], ModelSpec, where=f"{folder}/config.json: spec")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlm.cli.show.say import say_json
+from vlm.core.errors import VlmError
 
 if TYPE_CHECKING:
     import torch
@@ -24,11 +25,11 @@ Check = tuple[str, bool | None, str]
 
 @app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
-    """Check Python, torch, CUDA, flash-attn, DeepSpeed, Slurm, disk, a shadowing `vlm`, and the attention kernel.
+    """Check Python, torch, CUDA, flash-attn, DeepSpeed, Slurm, disk, the default model and the attention kernel.
 
     Exit code 7 when something that everything needs is broken.
     """
-    checks = [python(), shadow(), *packages(), *torch_facts(), slurm(), *disk(), chromium()]
+    checks = [python(), shadow(), *packages(), *torch_facts(), slurm(), *disk(), default_model(), chromium()]
     if as_json:
         say_json([{"what": w, "ok": ok, "found": f} for w, ok, f in checks])
     else:
@@ -161,6 +162,21 @@ def disk() -> list[Check]:
     return [
         ("VLM_HOME", writable and free > 1, f"{place}, {free:.0f} GB free" + ("" if writable else ", not writable"))
     ]
+
+
+def default_model() -> Check:
+    """Show which model is meant where none is named."""
+    from vlm.cli.local_models import chosen_model, local_models
+
+    try:
+        chosen, models = chosen_model(), local_models()
+    except VlmError as error:
+        return "default model", False, str(error)
+    if chosen is not None:
+        return "default model", True, f"{chosen}, chosen by `vlm use`"
+    if len(models) == 1:
+        return "default model", True, f"{models[0].place}, the only one here"
+    return "default model", None, f"{len(models)} models here; `vlm use MODEL` chooses one"
 
 
 def chromium() -> Check:

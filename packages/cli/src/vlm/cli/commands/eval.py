@@ -12,6 +12,7 @@ from vlm.cli.backends import make_judge, native, ring, run_one, server
 from vlm.cli.commands.eval_score import score
 from vlm.cli.find import check_result_name, find_benchmark_files, find_model
 from vlm.cli.options import (
+    MODEL_HELP,
     NATIVE,
     SERVER,
     BenchmarkFiles,
@@ -22,7 +23,8 @@ from vlm.cli.options import (
     grouped,
 )
 from vlm.cli.show.evaluation import show_all, show_evaluation
-from vlm.cli.show.say import say_json
+from vlm.cli.show.positions import positions_line
+from vlm.cli.show.say import say, say_json
 from vlm.core.errors import ConfigError, FetchError, UnknownName, VlmError
 
 if TYPE_CHECKING:
@@ -61,8 +63,7 @@ def evaluate(
         typer.Option(
             "--model",
             "-m",
-            help="Checkpoint folder, or a name below pretrained/. Default: the newest below runs/. "
-            "With a server: the model's name there.",
+            help=f"{MODEL_HELP} With a server: the model's name there.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Results go to OUT/NAME/BENCH/VARIANT/.")] = Path("runs/eval"),
@@ -159,6 +160,10 @@ def evaluate(
         asked = native(path, placement, attention=attention, max_length=max_length, group=group)
     else:
         asked = server(endpoint, model, family=family)
+
+    if asked.spec is not None and not asked.follows:
+        for value in sweep:
+            say(positions_line(asked.spec, value), err=True)
 
     def evaluate_one(bench: str) -> Done:
         table = load_benchmark(bench, home())

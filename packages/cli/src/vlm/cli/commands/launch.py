@@ -21,6 +21,9 @@ def launch(
     launcher: Annotated[
         str, typer.Option(help="srun, torchrun or vlm (one node, ours); auto: srun in Slurm, else vlm.")
     ] = "auto",
+    partition: Annotated[str | None, typer.Option(help="Slurm partition, for srun.")] = None,
+    account: Annotated[str | None, typer.Option(help="Slurm account, for srun.")] = None,
+    time: Annotated[str | None, typer.Option(help="Longest time, for srun: 30, 12:00:00, 2-00.")] = None,
     show: Annotated[bool, typer.Option("--print", "--dry-run", help="Show the line and run nothing.")] = False,
     processes: Annotated[int | None, typer.Option("--processes", "-n", hidden=True)] = None,
 ) -> None:
@@ -46,7 +49,12 @@ def launch(
     run = str(options.run) if options.run else None
     recipe = load_recipe(options.recipe, run=run, overrides=options.overrides, published=options.published)
     command, env = launch_line(
-        options.words(), nodes=nodes, gpus_per_node=gpus_per_node, launcher=launcher, inside=inside
+        options.words(),
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        launcher=launcher,
+        inside=inside,
+        job={"partition": partition, "account": account, "time": time},
     )
     line = as_typed(command, env)
     plan = RunPlan.resolve(recipe, nodes=nodes, gpus_per_node=gpus_per_node)

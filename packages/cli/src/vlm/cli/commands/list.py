@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from vlm.cli.local_models import LocalModel, chosen_model, local_models, short_name
 from vlm.cli.show.catalogue import entry_row
 from vlm.cli.show.say import say_json
 from vlm.cli.show.screen import Screen
@@ -25,6 +26,7 @@ class What(StrEnum):
     data = "data"
     benchmarks = "benchmarks"
     recipes = "recipes"
+    models = "models"
 
 
 @app.command("list")
@@ -32,19 +34,21 @@ def list_(
     what: Annotated[What, typer.Argument(help="Which list.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list on standard output.")] = False,
 ) -> None:
-    """List weights, data, benchmarks or recipes with their local state: present, partial, damaged or absent."""
-    rows = {What.weights: _entries, What.data: _entries, What.benchmarks: _benchmarks, What.recipes: _recipes}[what](
-        what
-    )
+    """List weights, data, benchmarks or recipes with their local state: present, partial, damaged or absent.
+
+    `vlm list models`: the models that are here, trained ones too, by the name that `--model` takes.
+    """
+    lists = {What.benchmarks: _benchmarks, What.recipes: _recipes, What.models: _models}
+    rows = lists.get(what, _entries)(what)
     if as_json:
         say_json(rows)
         return
     table = Table(title=what.value)
-    hidden = ("folder", "size", "terms", "notes", "entry")
+    hidden = ("size", "terms", "notes", "entry", *(() if what is What.models else ("folder",)))
     keys = [key for key in (rows[0] if rows else ()) if key not in hidden]
     cells = [[str(row[key]) for key in keys] for row in rows]
     for i, key in enumerate(keys):  # names stay whole, as they must be typed; `--json` has the other fields
-        whole = max(len(row[i]) for row in cells) if key in ("name", "state", "bytes", "from") else None
+        whole = max(len(row[i]) for row in cells) if key in ("name", "state", "bytes", "from", "default") else None
         table.add_column(key, min_width=whole)
     for cell in cells:
         table.add_row(*cell)
@@ -84,6 +88,18 @@ def _benchmarks(what: What) -> list[dict[str, Any]]:
             row = {"name": name, "state": here, "title": title, "folder": f"dataset/{folder}"}
             rows.append(row | {key: about[key] for key in keys} | {"entry": entry.name if entry else ""})
     return rows
+
+
+def _models(what: What) -> list[dict[str, Any]]:
+    """Return one row for each model that is here; the default is the one that `vlm use` chose, or the only one."""
+    models = local_models()
+    chosen = chosen_model() or (models[0].folder if len(models) == 1 else None)
+    if chosen is not None and chosen not in [m.folder for m in models]:
+        models.append(LocalModel(chosen))
+    return [
+        {"name": short_name(m, models), "default": "yes" if m.folder == chosen else "", "folder": m.place}
+        for m in models
+    ]
 
 
 def _recipes(what: What) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlm.cli.find import find_model
-from vlm.cli.options import PlacementOptions, grouped
+from vlm.cli.options import MODEL_HELP, PlacementOptions, grouped
+from vlm.cli.show.positions import positions_line
 from vlm.cli.show.say import say
 from vlm.core.errors import ConfigError
 
@@ -29,7 +30,7 @@ def serve(
     placement: PlacementOptions,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", help="Checkpoint, or NAME=CHECKPOINT; may be repeated."),
+        typer.Option("--model", "-m", help=f"{MODEL_HELP} NAME=MODEL serves it as NAME; may be repeated."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
@@ -149,8 +150,7 @@ def run(
     address = f"{'https' if certificate else 'http'}://{shown}:{listener.getsockname()[1]}"
     for model in models.values():
         limit = model.engine.limits.context
-        positions = model.processor.spec.strides or "plain"
-        say(f"{model.name}: {model.processor.family}, positions {positions}, {limit:,} tokens")
+        say(f"{model.name}: {model.processor.family}, {limit:,} tokens, {positions_line(model.processor.spec)}")
     say(f"{address} for people, {address}/v1 for OpenAI clients; Ctrl-C ends it")
     config = uvicorn.Config(
         make_app(models, settings, log=say),

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlm.cli.find import find_model
+from vlm.cli.show.positions import positions_line
 from vlm.cli.show.say import say, say_json
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def make(
 
 @app.command()
 def inspect(
-    path: Annotated[str, typer.Argument(help="Checkpoint folder or name.")],
+    path: Annotated[str, typer.Argument(help="Folder, released name, stage or run.")],
     keys: Annotated[bool, typer.Option("--keys", help="Account for every stored key.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
@@ -89,12 +91,11 @@ def inspect(
     import torch
 
     from vlm.models.checkpoint.layout import read_layout
-    from vlm.models.checkpoint.locate import find_checkpoint
     from vlm.models.checkpoint.losses import opens_in
     from vlm.models.checkpoint.safetensors_io import weight_files
     from vlm.models.vlm import make_model
 
-    folder = find_checkpoint(path)
+    folder = find_model(path)
     layout = read_layout(folder)
     with torch.device("meta"):
         model = make_model(layout.spec)
@@ -106,6 +107,7 @@ def inspect(
         "total": sum(p.numel() for p in model.parameters()),
         "tokens_per_tile": model.tokens_per_tile,
         "opens_in": opens_in(layout.spec, model.tokens_per_tile),
+        "positions": positions_line(layout.spec).removeprefix("positions: "),
         "files": {f.name: f.stat().st_size for f in weight_files(folder)},
         "towers": {str(t): {f.name: f.stat().st_size for f in weight_files(t)} for t, _ in layout.towers},
         "spec": layout.spec.model_dump(mode="json"),
@@ -153,7 +155,9 @@ def show_json(facts: dict[str, Any], as_json: bool) -> None:
 
 @app.command()
 def convert(
-    path: Annotated[str, typer.Argument(help="Checkpoint folder or name, in any layout; or an adapter/ folder.")],
+    path: Annotated[
+        str, typer.Argument(help="Folder, released name, stage or run; any layout. Or an adapter/ folder.")
+    ],
     to: Annotated[str, typer.Option("--to", help="internvl, llava, hf or vlm.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder, e.g. pretrained/InternVL2-2B-hf.")],
     max_shard_size: Annotated[str, typer.Option(help="Largest file, e.g. 500MB.")] = "5GB",
@@ -185,15 +189,17 @@ def convert(
     from vlm.core.progress import byte_bar
     from vlm.models.checkpoint.adapters import convert_adapters, is_adapter_folder
     from vlm.models.checkpoint.convert import convert as convert_checkpoint
+    from vlm.models.checkpoint.layout import read_layout
 
     if is_adapter_folder(resolve(path)):
         say(convert_adapters(path, to, out, base=base, allow=allow or ()))
         return
     if base is not None:
         raise ConfigError("--base with a checkpoint", expected="an adapter/ folder", fix="leave it out")
+    folder = find_model(path)
     with byte_bar(f"{path} -> {to}") as report:
         written = convert_checkpoint(
-            path,
+            folder,
             to,
             out,
             max_shard_size=max_shard_size,
@@ -202,6 +208,7 @@ def convert(
             remote_code=remote_code,
             report=report,
         )
+    say(positions_line(read_layout(written).spec), err=True)
     if to == "internvl" and remote_code is None:
         say(REMOTE_CODE, err=True)
     say(written)
@@ -215,8 +222,8 @@ REMOTE_CODE = (
 
 @app.command()
 def diff(
-    a: Annotated[str, typer.Argument(help="Checkpoint folder or name.")],
-    b: Annotated[str, typer.Argument(help="Another checkpoint, in any layout.")],
+    a: Annotated[str, typer.Argument(help="Folder, released name, stage or run.")],
+    b: Annotated[str, typer.Argument(help="Another one, in any layout.")],
     image: Annotated[Path | None, typer.Option(help="Picture to run. Default: random pixels.")] = None,
     text: Annotated[str | None, typer.Option(help="Question to run, with A's tokenizer. Default: random ids.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random input.")] = 0,
@@ -231,7 +238,7 @@ def diff(
     """
     from vlm.models.compare import diff as compare
 
-    found = compare(a, b, picture=image, question=text, seed=seed, atol=atol)
+    found = compare(find_model(a), find_model(b), picture=image, question=text, seed=seed, atol=atol)
     if as_json:
         say_json(found.as_dict())
     else:

@@ -203,6 +203,8 @@ def load_catalogue(extra: Path | None = None) -> dict[str, Entry]:
 def find_entry(name: str, catalogue: dict[str, Entry]) -> Entry:
     """Return the entry with this name or hub id (`OpenGVLab/InternVL2-2B`), in upper or lower case.
 
+    A checkpoint inside of an entry names it, too: `V2PE-32K` is a folder of V2PE.
+
     Raises:
         UnknownName: No entry has this name; the message names the nearest ones.
 
@@ -213,7 +215,27 @@ def find_entry(name: str, catalogue: dict[str, Entry]) -> Entry:
         repos = [s.repo.lower() for s in entry.source if isinstance(s, HubSource)]
         if name.lower() == entry.name.lower() or [name.lower()] == repos:
             return entry
+    for entry in catalogue.values():
+        if any(name.lower() == known.lower() for names in weights_names(entry).values() for known in names):
+            return entry
     raise UnknownName("download", name, catalogue, fix="`vlm list weights` and `vlm list data` show them all")
+
+
+def weights_names(entry: Entry) -> dict[str, list[str]]:
+    """Return folder -> names of each checkpoint in an entry of weights: the entry's, its hub id, or the folder's own.
+
+    >>> weights_names(load_catalogue()["InternVL2-2B"])
+    {'pretrained/InternVL2-2B': ['InternVL2-2B', 'OpenGVLab/InternVL2-2B']}
+    >>> list(weights_names(load_catalogue()["V2PE"]))
+    ['pretrained/V2PE/V2PE-32K', 'pretrained/V2PE/V2PE-256K']
+    """
+    if entry.kind != "weights":
+        return {}
+    repos = [source.repo for source in entry.source if isinstance(source, HubSource)]
+    inner = [path.removesuffix("/config.json") for path in entry.tree if path.endswith("/config.json")]
+    if "config.json" in entry.tree or not inner:
+        return {entry.folder: [entry.name, *(repos if len(repos) == 1 else ())]}
+    return {f"{entry.folder}/{name}": [name, *(f"{repo}/{name}" for repo in repos)] for name in inner}
 
 
 KINDS = {"weights": "weights", "data": "data", "benchmarks": "benchmark"}

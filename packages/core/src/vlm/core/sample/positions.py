@@ -15,6 +15,9 @@ from vlm.core.errors import DataError
 STRIDES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """The strides drawn in the published training (positions per tile of 256 tokens)."""
 
+USUAL_INCREMENT = 1 / 4
+"""Positions a token of the published evaluation: stride 64 over 256 tokens, for every benchmark."""
+
 Layout = Sequence[tuple[str, int]]
 """`("text", n tokens)` and `("image", n tiles)`; with brackets an image includes its `<img>` and `</img>`."""
 
@@ -26,6 +29,17 @@ def draw_strides(n_images: int, rng: random.Random, choices: Sequence[float] = S
     [64, 64, 1]
     """
     return [rng.choice(choices) for _ in range(n_images)]
+
+
+def default_stride(choices: Sequence[float], tokens_per_tile: int) -> float:
+    """Return the stride to use after training with random ones: the nearest, by ratio, to the published evaluation's.
+
+    Source: ours. The published evaluation takes 64 over 256 tokens, 1/4 position a token.
+
+    >>> default_stride(STRIDES, 256), default_stride((0.5, 1, 2, 4), 4)
+    (64.0, 1.0)
+    """
+    return float(min(choices, key=lambda stride: abs(math.log(stride / tokens_per_tile / USUAL_INCREMENT))))
 
 
 def positions(

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from vlm.core.errors import CheckpointError
+from vlm.core.errors import CheckpointError, UnknownName
+from vlm.core.fetch.catalogue import find_entry, load_catalogue
 from vlm.core.home import pretrained, read_object, resolve
 from vlm.core.text import printable
 
@@ -12,7 +13,7 @@ def find_checkpoint(path: str | Path) -> Path:
     """Return the folder of a checkpoint: a path, or a name below `pretrained/`.
 
     Raises:
-        CheckpointError: there is none; the message has the command that downloads it.
+        CheckpointError: there is none; the message has the command that downloads it, if one does.
     """
     for candidate in (resolve(path), pretrained() / str(path), pretrained() / Path(path).name):
         if is_file(candidate / "config.json"):
@@ -20,8 +21,16 @@ def find_checkpoint(path: str | Path) -> Path:
     raise CheckpointError(
         f"no checkpoint at {path}",
         expected=f"a folder with config.json, here or below {pretrained()}",
-        fix=f"vlm download {Path(path).name}",
+        fix=f"vlm download {entry}" if (entry := download_of(path)) else "`vlm list models` shows what is here",
     )
+
+
+def download_of(path: str | Path) -> str | None:
+    """Return the entry of the catalogue that brings a checkpoint of this name; None without one."""
+    try:
+        return find_entry(Path(path).name, load_catalogue()).name
+    except UnknownName:
+        return None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -34,7 +34,13 @@ def free_port() -> int:
 
 
 def launch_line(
-    options: list[str], *, nodes: int, gpus_per_node: int, launcher: str, inside: bool = False
+    options: list[str],
+    *,
+    nodes: int,
+    gpus_per_node: int,
+    launcher: str,
+    inside: bool = False,
+    job: Mapping[str, str | None] | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """Return the (command, environment) that starts `vlm train OPTIONS` on `nodes` x `gpus_per_node` processes.
 
@@ -45,15 +51,19 @@ def launch_line(
         launcher: `srun`; `torchrun`, a line for each node, with NODE_RANK and MASTER_ADDR in the environment; or `vlm`,
             our own, on one node.
         inside: whether srun runs in an allocation, whose GPUs it takes; outside of one it asks for them.
+        job: partition, account and time that srun asks for; None is left out.
 
     Raises:
-        ConfigError: several nodes with our own launcher.
+        ConfigError: several nodes with our own launcher; what only srun takes with another.
     """
+    asked = [f"--{name}={value}" for name, value in (job or {}).items() if value is not None]
+    if asked and launcher != "srun":
+        raise ConfigError(f"{' '.join(asked)} with {launcher}", expected="--launcher srun", fix="leave it out")
     total, train = nodes * gpus_per_node, ["vlm", "train", *options]
     expect = {"VLM_EXPECT_WORLD": str(total)}
     if launcher == "srun":
         shape = [f"--nodes={nodes}", f"--ntasks-per-node={gpus_per_node}", "--kill-on-bad-exit=1"]
-        return ["srun", *shape, *([] if inside else [f"--gpus-per-node={gpus_per_node}"]), *train], expect
+        return ["srun", *shape, *asked, *([] if inside else [f"--gpus-per-node={gpus_per_node}"]), *train], expect
     if launcher == "torchrun":
         shape = [f"--nproc-per-node={gpus_per_node}"]
         if nodes > 1:

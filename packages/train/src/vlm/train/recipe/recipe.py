@@ -15,7 +15,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from vlm.core.config import Strict, find_table, load_yaml, package_tables, parse, parse_yaml
 from vlm.core.errors import ConfigError
 from vlm.core.paths import FileName, is_name
-from vlm.core.sample.positions import STRIDES
+from vlm.core.sample.positions import STRIDES, default_stride
 from vlm.core.text import printable
 from vlm.models.specs import ModelSpec, load_preset
 from vlm.train.recipe.sections import AboveZero, Share
@@ -199,6 +199,14 @@ def whole_faults(recipe: dict[str, Any]) -> list[tuple[str, Any]]:
         except (ConfigError, ValidationError) as error:
             faults.append(("model.spec", str(error).splitlines()[0]))
     return faults
+
+
+def trained_strides(recipe: Recipe, tokens_per_tile: int) -> dict[str, Any]:
+    """Return what a checkpoint says of its V2PE strides: the one to use by default, and what training drew from."""
+    if recipe.strides != "random":
+        return {"strides": recipe.strides, "stride_choices": None}
+    choices = tuple(map(float, recipe.stride_choices))
+    return {"strides": default_stride(choices, tokens_per_tile), "stride_choices": choices}
 
 
 def training_spec(model: Model, spec: ModelSpec) -> ModelSpec:

@@ -23,7 +23,7 @@ from vlm.models.sequence_parallel import spread
 from vlm.train.parameters.lora import merge, prepare, save_adapters
 from vlm.train.parameters.optim import lr_factor
 from vlm.train.plan.run_plan import RunPlan
-from vlm.train.recipe.recipe import Recipe, training_spec
+from vlm.train.recipe.recipe import Recipe, trained_strides, training_spec
 from vlm.train.run.boards import Boards, is_spike
 from vlm.train.run.checkpoint import RunState, load_checkpoint, save_checkpoint, writing
 from vlm.train.run.engine import Engine, seed_step, slicer
@@ -278,8 +278,7 @@ def export(
     """Write the trained model in our layout and the summary; a model that exists means that the stage is done."""
     state = engine.gathered_state()
     if me.first:
-        strides = None if recipe.strides == "random" else recipe.strides
-        spec = engine.model.spec.model_copy(update={"strides": strides})
+        spec = engine.model.spec.model_copy(update=trained_strides(recipe, engine.model.tokens_per_tile))
         ledger.add_unseen(stream.total_steps, stream.unseen)
         summary = {"recipe": recipe.name, "trained": counts, "ledger": ledger.counts, "unseen": len(stream.unseen)}
         write_json(out / "summary.json", summary)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from vlm.core.errors import CheckpointError
 from vlm.core.sample.chat import get_template
+from vlm.core.sample.positions import STRIDES, default_stride
 from vlm.core.sample.tiling import IMAGENET, ImageRule
+from vlm.core.text import printable
 from vlm.models.checkpoint.formats import schema
 from vlm.models.checkpoint.formats.schema import LLAMA, QWEN2, CheckpointLayout, FolderFiles, Json, StoredFacts
 from vlm.models.checkpoint.renaming import Patterns, inverted, prefixed, without_layers
@@ -80,6 +82,8 @@ VISION_DEFAULTS = {
     "image_size": 224, "patch_size": 14, "layer_norm_eps": 1e-6, "qkv_bias": False, "qk_normalization": True,
 }  # fmt: skip
 """Values that the published class has for missing keys; a configuration may be saved without them."""
+RELEASED = ("V2PE-32K", "V2PE-256K")
+"""Folders of the published V2PE checkpoints. Both were trained with `v2pe_rnd` (published training scripts)."""
 
 DEFAULT_TEMPLATES = {"internlm2": "internlm2-chat", "llama": "Hermes-2", "qwen2": "internvl2_5"}
 """Key of `PATTERNS` -> template of a configuration that names none."""
@@ -113,9 +117,8 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
     family = FAMILIES.get(template) or FAMILIES[DEFAULT_TEMPLATES[kind]]
     if template in HERMES and unshuffle == "v2":
         family, template = "internvl2", HERMES[template]
-    version = config.get("rope_pos_id_version", "default")
-    v2pe = version != "default"
-    if v2pe:
+    strides, choices = read_strides(folder, config)
+    if strides is not None:
         language = language.model_copy(update={"rope_scaling": None})
     depth = vit["num_hidden_layers"]
     used = schema.selected_depth(depth, config.get("select_layer", -1))
@@ -148,12 +151,41 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
         ),
         image_tokens=ImageTokenSpec(context_id=schema.context_id(folder, language.vocab - CONTEXT_FROM_END)),
         template=template,
-        strides=config.get("rope_pos_id_stride") if v2pe else None,
+        strides=strides,
+        stride_choices=choices,
         system=config.get("system_message"),
     )
     return CheckpointLayout(
         "internvl", spec, without_layers(PATTERNS[kind], "vision_model.encoder.layers", range(used, depth))
     )
+
+
+def read_strides(folder: Path, config: Json) -> tuple[float | None, tuple[float, ...] | None]:
+    """Return the default stride of a configuration and the strides that training drew from; None twice without V2PE.
+
+    The published chat code reads neither from `config.json`, so that a configuration may name no stride. Of the
+    released checkpoints it is known how they were trained; for others a guess would be silent, so they are refused.
+
+    Raises:
+        CheckpointError: V2PE without a stride.
+    """
+    version, stride = config.get("rope_pos_id_version") or "default", config.get("rope_pos_id_stride")
+    released = folder.name in RELEASED and "vlm" not in config
+    if version == "default" and not released:
+        return None, None
+    choices = STRIDES if released or version == "v2pe_rnd" else None
+    if released and (version == "default" or stride is None):
+        tile = (config.get("force_image_size") or config["vision_config"]["image_size"]) // config["vision_config"][
+            "patch_size"
+        ]
+        return default_stride(STRIDES, int(tile * config["downsample_ratio"]) ** 2), choices
+    if stride is None:
+        raise CheckpointError(
+            f"{folder}/config.json: rope_pos_id_version is {printable(repr(version))}, without a stride",
+            expected="the V2PE stride that is used by default, positions a tile: 64 in the published evaluation",
+            fix=f'add "rope_pos_id_stride": 64 to {folder}/config.json; --stride takes others then',
+        )
+    return stride, choices
 
 
 def write(spec: ModelSpec, facts: StoredFacts) -> list[FolderFiles]:
