@@ -15,6 +15,7 @@ from typing import Any
 
 from vlm.core.errors import DataError
 from vlm.core.home import split_lines
+from vlm.core.text import printable
 
 Record = dict[str, Any]
 """A record as its file has it: nothing is known of its values before they are checked."""
@@ -219,8 +220,8 @@ def _records(file: Path) -> Iterator[tuple[str, Any]]:
     try:
         for number, record in enumerate(reader(file), 1):
             yield f"{file.name}:{number}", record
-    except (ValueError, OSError, KeyError) as error:  # KeyError: an .xlsx that is a ZIP of something else
-        raise DataError(f"{file} cannot be read: {error}", fix="save it again") from error
+    except Exception as error:  # readers of tables and spreadsheets raise whatever they meet
+        raise DataError(f"{file} cannot be read: {printable(error)}", fix="save it again") from error
 
 
 def _json(file: Path) -> Iterator[Any]:
