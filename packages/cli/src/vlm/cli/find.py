@@ -12,6 +12,7 @@ from vlm.cli.local_models import (
     downloadable,
     local_models,
     matches,
+    shipped_entries,
     short_name,
 )
 from vlm.cli.show.say import say
@@ -23,7 +24,6 @@ from vlm.core.fetch.catalogue import (
     find_entry,
     find_file,
     find_group,
-    load_catalogue,
     weights_names,
     with_needs,
 )
@@ -175,7 +175,7 @@ def _one_of(found: list[LocalModel], models: list[LocalModel]) -> str:
 
 def _released_names() -> set[str]:
     """Return the names of the models that can be downloaded."""
-    weights = [weights_names(entry).values() for entry in load_catalogue().values() if entry.automatic]
+    weights = [weights_names(entry).values() for entry in shipped_entries() if entry.automatic]
     return {names[0] for entry in weights for names in entry}
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from vlm.core.errors import ConfigError, VlmError
@@ -22,6 +23,12 @@ PARTS = {"clip", "convnext", "intern_vit_6b", "internlm2", "llama", "mistral", "
 
 CHOICE = ".vlm-model.json"
 """File of the home that holds what `vlm use` has chosen."""
+
+
+@cache
+def shipped_entries() -> tuple[Entry, ...]:
+    """Return the entries of the shipped catalogue, read once."""
+    return tuple(load_catalogue().values())
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ def local_models() -> list[LocalModel]:
 
 def _pretrained_models() -> Iterator[LocalModel]:
     """Yield checkpoints at most two folders deep; the image encoder inside of one and parts of models are none."""
-    entries = list(load_catalogue().values())
+    entries = shipped_entries()
     top = sorted(path.parent for path in pretrained().glob("*/config.json"))
     nested = sorted(path.parent for path in pretrained().glob("*/*/config.json"))
     for folder in [*top, *(path for path in nested if path.parent not in top)]:
@@ -92,7 +99,7 @@ def matches(name: str, models: list[LocalModel]) -> list[LocalModel]:
 
 def downloadable(name: str, fold: Callable[[str], str] = str.lower) -> Entry | None:
     """Return the entry of the catalogue that brings the model of this name; None without one."""
-    for entry in load_catalogue().values():
+    for entry in shipped_entries():
         names = {n for names in weights_names(entry).values() for n in names} if entry.automatic else ()
         if fold(name) in map(fold, names):
             return entry
