@@ -261,3 +261,25 @@ def test_an_id_of_no_item_is_not_taken_for_the_name_of_an_image(data: Any, tmp_p
     assert summary["imported"]["problems"] == {
         "extra": {"n": len(names or {""}), "examples": summary["imported"]["problems"]["extra"]["examples"]}
     }
+
+
+def test_rows_of_our_own_results_keep_their_outcome(data: Any, tmp_path: Path) -> None:
+    _, items, _ = data("POPE")
+    records = [{"id": item.id, "outcome": "ok", "completion": item.gold, "why": "right"} for item in items]
+    kinds = ["unanswered", "oom", "refused", "error"]
+    for record, kind in zip(records, kinds, strict=False):
+        record |= {"outcome": kind, "completion": None, "why": f"for a reason: {kind}"}
+    records[4] |= {"outcome": "truncated"}
+    records[5] |= {"outcome": "ok", "completion": None}
+    records[6] |= {"outcome": "of another version", "completion": None}
+    summary, rows = scored(records, data, tmp_path)
+    found = [rows[item.id] for item in items]
+    assert [row["outcome"] for row in found[:8]] == [*kinds, "truncated", "error", "error", "ok"]
+    assert [row["why"] for row in found[:4]] == [f"for a reason: {kind}" for kind in kinds]
+    assert all(row["score"] is row["strict_score"] is row["completion"] is None for row in [*found[:4], *found[5:7]])
+    problems = {kind: found["n"] for kind, found in summary["imported"]["problems"].items()}
+    assert problems == {"no answer": 1, "not answered": 3, "null": 2}
+    again = score_predictions(
+        data("POPE")[0], [tmp_path / "out" / "results.jsonl"], tmp_path / "again", data=data("POPE")[2], name="theirs"
+    )
+    assert again["outcomes"] == summary["outcomes"] and again["metrics"] == summary["metrics"]
