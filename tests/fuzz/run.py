@@ -30,7 +30,8 @@ from fuzz.targets import TARGETS, Files, Target
 from vlm.core.errors import VlmError
 
 CORPUS = Path(__file__).with_name("corpus")
-SECONDS = 20
+SECONDS, WAIT = 20, 300
+"""Longest processor time of a read, and longest time by the clock: a busy machine is no find."""
 
 
 class Hang(BaseException):
@@ -58,14 +59,15 @@ def read(target: Target, files: Files, world: Path) -> str:
     """Put files through a reader and return the kind of its outcome. Raises what is a find."""
 
     def late(number: int, frame: FrameType | None) -> None:
-        raise Hang(f"longer than {SECONDS} s")
+        raise Hang(f"longer than {SECONDS} s of processor time, or {WAIT} s")
 
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    before = signal.signal(signal.SIGALRM, late)
+    before = {number: signal.signal(number, late) for number in (signal.SIGALRM, signal.SIGPROF)}
     try:
         for name, content in files.items():
             (folder / name).write_bytes(content)
-        signal.alarm(SECONDS)
+        signal.alarm(WAIT)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             target.read(folder, world)
         except VlmError as error:
@@ -75,7 +77,9 @@ def read(target: Target, files: Files, world: Path) -> str:
         return "read"
     finally:
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         shutil.rmtree(folder, ignore_errors=True)
 
 
