@@ -83,6 +83,6 @@ def test_a_shape_that_no_partition_has_is_refused_before_anything_is_submitted(d
     profile = folder / "profiles/slurm/config.yaml"
     profile.write_text(profile.read_text().replace("mem_mb: 4000, disk_mb", "mem_mb: 4000000, disk_mb"))
     refused = Dag(folder, dag.cluster)
-    refused.run(code=1)
+    refused.run(code=7)
     assert "this cluster cannot run" in refused.said and "--mem=4000000" in refused.said
     assert not refused.submitted()

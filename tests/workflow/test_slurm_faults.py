@@ -108,7 +108,7 @@ def test_a_second_snakemake_in_the_same_run_is_refused(faulty: Dag, undisturbed:
     process = training(faulty, steps=1)
     second = Dag(faulty.folder, faulty.cluster, faulty.config)
     first_log = faulty.log.rename(faulty.log.with_suffix(".first"))
-    second.run(code=1)
+    second.run(code=6)
     assert "is in use by" in second.said
     first_log.rename(faulty.log)
     faulty.wait(process)
