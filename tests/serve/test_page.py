@@ -20,7 +20,8 @@ def page(driver, server):
     driver.set_window_size(1200, 900)
     driver.get(server.url)
     WebDriverWait(driver, 20).until(lambda d: d.find_elements(By.CSS_SELECTOR, "#model option"))
-    return driver
+    yield driver
+    driver.get_log("browser")  # the driver is shared: its log is emptied
 
 
 @pytest.fixture

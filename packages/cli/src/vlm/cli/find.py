@@ -2,6 +2,7 @@
 
 import os
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -216,7 +217,10 @@ def find_ruler(options: "LongSetOptions") -> "Ruler":
     try:
         found = find_model(model)
     except VlmError:
-        if model.lower() not in map(str.lower, package_tables("vlm.models", "presets")):
+        presets = package_tables("vlm.models", "presets")
+        if model.lower() not in map(str.lower, presets):
+            if get_close_matches(model.lower(), map(str.lower, presets), cutoff=0.8):  # nearer than a released model
+                raise UnknownName("preset", model, presets) from None
             raise
     if found:
         from vlm.models.checkpoint.layout import read_layout

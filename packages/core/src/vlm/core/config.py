@@ -64,7 +64,7 @@ def load_yaml(path: Path) -> Any:
     try:
         check_regular(path)
     except DataError as error:
-        raise ConfigError(error.found, expected="a YAML file") from error
+        raise ConfigError(error.found, expected="a YAML file", fix=error.fix or "name a file") from error
     try:
         with Path(path).open("rb") as f:
             content = f.read(MOST_BYTES + 1)

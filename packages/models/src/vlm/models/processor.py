@@ -105,8 +105,13 @@ class Processor:
         )
 
     def resolve_strides(self, strides: Strides | str) -> Strides:
-        """Return the checkpoint's strides for "model", else the given ones. Raises ConfigError for anything else."""
+        """Return the checkpoint's strides for "model", else the given ones.
+
+        Raises:
+            CheckpointError: a checkpoint with V2PE that names no stride. ConfigError: anything else.
+        """
         if strides == FROM_MODEL:
+            self.spec.check_stride()
             return self.spec.strides
         if isinstance(strides, str) or (isinstance(strides, int | float) and not 0 < strides < math.inf):
             raise ConfigError(f"strides {strides!r}", expected=f"positions per tile above 0, None, or {FROM_MODEL!r}")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from vlm.core.config import Strict, find_table, load_yaml, parse
-from vlm.core.errors import ConfigError
+from vlm.core.errors import CheckpointError, ConfigError
 from vlm.core.sample.tiling import ImageRule
 
 # bounds far above every published model: a damaged or hostile number is named before anything is built from it
@@ -220,7 +220,7 @@ class ModelSpec(Strict):
     image_tokens: ImageTokenSpec
     template: str
     strides: Positive | None = None
-    stride_choices: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    stride_choices: tuple[Positive, ...] | None = None
     system: str | None = None
 
     @model_validator(mode="after")
@@ -232,11 +232,14 @@ class ModelSpec(Strict):
             )
         return self
 
-    @model_validator(mode="after")
-    def _default_stride(self) -> "ModelSpec":
-        if self.stride_choices is not None and self.strides is None:
-            raise ValueError("stride_choices without strides: V2PE needs the stride that is used by default")
-        return self
+    def check_stride(self) -> None:
+        """Raise CheckpointError for a model with V2PE that names no stride: plain counting would be a silent guess."""
+        if self.strides is None and self.stride_choices is not None:
+            raise CheckpointError(
+                "the checkpoint has V2PE positions, without a stride",
+                expected="the stride that is used by default, positions a tile: 64 in the published evaluation",
+                fix='pass --stride, or add "rope_pos_id_stride": 64 to its config.json',
+            )
 
     def with_language(self, **changes: Any) -> "ModelSpec":
         """Return a copy with other language settings, e.g. `with_language(vocab=512)`."""

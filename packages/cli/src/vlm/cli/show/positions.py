@@ -16,6 +16,8 @@ def positions_line(spec: ModelSpec, asked: float | str | None = "model") -> str:
     else:
         trained = f"its own stride is {spec.strides:g}" if spec.strides else "the checkpoint says nothing of V2PE"
     if asked == "model":
+        if spec.strides is None and drawn is not None:
+            return "positions: V2PE, but the checkpoint names no stride; --stride chooses one"
         if spec.strides is None:
             return f"positions: 0, 1, 2, ... ({trained}; --stride turns it on)"
         return f"positions: V2PE, stride {spec.strides:g} (" + (

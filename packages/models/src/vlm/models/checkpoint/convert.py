@@ -76,6 +76,7 @@ def convert(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists", expected="a new or empty folder", fix="choose another -o, or remove it")
     layout = read_layout(folder)
+    layout.spec.check_stride()
     lost = losses(layout.spec, to)
     refuse_losses(lost, to, allow)
     whole = has_tokenizer(folder)

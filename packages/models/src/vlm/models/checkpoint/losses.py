@@ -37,7 +37,7 @@ def opens_in(spec: ModelSpec, tokens_per_tile: int) -> dict[str, str]:
             found[name] = f"no: {error.found}"
             continue
         v2pe = name == "internvl" and spec.strides is not None
-        reader = "the published V2PE code, with its *.py files (--remote-code)" if v2pe else READERS[name]
+        reader = "the published V2PE code, with its *.py files (--remote-code)" if v2pe else READERS.get(name, "vlm")
         found[name] = reader + "".join(f"; --allow {key} loses {text}" for key, text in lost.items())
     return found
 

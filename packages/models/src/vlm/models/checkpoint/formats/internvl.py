@@ -12,7 +12,6 @@ from vlm.core.errors import CheckpointError
 from vlm.core.sample.chat import get_template
 from vlm.core.sample.positions import STRIDES, default_stride
 from vlm.core.sample.tiling import IMAGENET, ImageRule
-from vlm.core.text import printable
 from vlm.models.checkpoint.formats import schema
 from vlm.models.checkpoint.formats.schema import LLAMA, QWEN2, CheckpointLayout, FolderFiles, Json, StoredFacts
 from vlm.models.checkpoint.renaming import Patterns, inverted, prefixed, without_layers
@@ -118,7 +117,7 @@ def read(folder: Path, config: Json) -> CheckpointLayout:
     if template in HERMES and unshuffle == "v2":
         family, template = "internvl2", HERMES[template]
     strides, choices = read_strides(folder, config)
-    if strides is not None:
+    if strides is not None or choices is not None:
         language = language.model_copy(update={"rope_scaling": None})
     depth = vit["num_hidden_layers"]
     used = schema.selected_depth(depth, config.get("select_layer", -1))
@@ -164,27 +163,19 @@ def read_strides(folder: Path, config: Json) -> tuple[float | None, tuple[float,
     """Return the default stride of a configuration and the strides that training drew from; None twice without V2PE.
 
     The published chat code reads neither from `config.json`, so that a configuration may name no stride. Of the
-    released checkpoints it is known how they were trained; for others a guess would be silent, so they are refused.
-
-    Raises:
-        CheckpointError: V2PE without a stride.
+    released checkpoints it is known how they were trained; for others a guess would be silent: they have choices
+    without a default, and `ModelSpec.check_stride` refuses them where the default is asked for.
     """
     version, stride = config.get("rope_pos_id_version") or "default", config.get("rope_pos_id_stride")
     released = folder.name in RELEASED and "vlm" not in config
     if version == "default" and not released:
         return None, None
-    choices = STRIDES if released or version == "v2pe_rnd" else None
+    choices = STRIDES if released or version == "v2pe_rnd" else None if stride is not None else ()
     if released and (version == "default" or stride is None):
         tile = (config.get("force_image_size") or config["vision_config"]["image_size"]) // config["vision_config"][
             "patch_size"
         ]
         return default_stride(STRIDES, int(tile * config["downsample_ratio"]) ** 2), choices
-    if stride is None:
-        raise CheckpointError(
-            f"{folder}/config.json: rope_pos_id_version is {printable(repr(version))}, without a stride",
-            expected="the V2PE stride that is used by default, positions a tile: 64 in the published evaluation",
-            fix=f'add "rope_pos_id_stride": 64 to {folder}/config.json; --stride takes others then',
-        )
     return stride, choices
 
 
