@@ -8,15 +8,12 @@ Archives are read as a stream. The target is a folder for unfinished work: if th
 import calendar
 import errno
 import io
-import lzma
 import os
 import re
 import shutil
 import stat
-import struct
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,10 +21,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from vlm.core.errors import FetchError
+from vlm.core.errors import FetchError, VlmError
 from vlm.core.home import beside
 from vlm.core.paths import is_control, is_inside
 from vlm.core.reading import check_regular
+from vlm.core.text import printable
 
 RATIO, FREE = 200, 100_000_000
 """An archive may unpack to 200 times its size plus 100 MB: photographs reach 1, text 20, a bomb millions."""
@@ -178,25 +176,24 @@ def _write(member: Member, path: Path, temporary: Path, archive: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, struct.error)
-
-
 @contextmanager
 def _readable(archive: str) -> Iterator[None]:
     try:
         yield
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise FetchError(f"{archive}: two members have the path {error.filename2 or error.filename}") from error
-    except OSError as error:
-        if error.errno not in (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL):
-            raise
-        raise _refused(archive, "a member has a name that this disk cannot hold") from error
+    except VlmError:
+        raise
     except NotImplementedError as error:
         raise FetchError(f"{archive} is compressed in a way that Python cannot read: {error}") from error
-    except (*DAMAGE, RuntimeError, ValueError, OverflowError) as error:
-        # an encrypted zip is a RuntimeError; numbers and names that mean nothing are a ValueError
+    except Exception as error:  # what the readers raise on damage is no fixed list
+        if isinstance(error, OSError) and error.errno is not None:
+            if error.errno not in (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL):
+                raise
+            raise _refused(archive, "a member has a name that this disk cannot hold") from error
         raise FetchError(
-            f"{archive} is damaged or not an archive: {error}", fix="fetch it again: vlm download NAME --verify"
+            f"{archive} is damaged or not an archive: {printable(error)}",
+            fix="fetch it again: vlm download NAME --verify",
         ) from error
 
 
