@@ -122,6 +122,8 @@ TYPICAL = {
     "questions_per_record": "2",
     "rate": "60",
     "recipe": "quickstart-v2pe-sft",
+    "base": "none",
+    "newline": "each",
     "remote_code": "none",
     "retries": "1",
     "revision": "main",
