@@ -48,7 +48,9 @@ def test_two_workers_write_what_one_process_writes_and_one_of_them_reports(home)
 
 
 def test_the_error_of_a_worker_is_the_error_of_the_command(home):
-    failed = vlm(home, "eval", "ai2d", "--model", "tiny", "--mini", "--out", "x", "--workers", "2", "--device", "cuda:9")
+    failed = vlm(
+        home, "eval", "ai2d", "--model", "tiny", "--mini", "--out", "x", "--workers", "2", "--device", "cuda:9"
+    )
     assert failed.returncode == 7 and failed.stderr.count("error:") == 1, failed.stderr
     assert "Traceback" not in failed.stderr
 

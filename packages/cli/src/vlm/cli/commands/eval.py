@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from vlm.cli.backends import make_judge, native, ring, run_one, server
 from vlm.cli.commands.eval_score import score
+from vlm.cli.commands.eval_script import from_script
 from vlm.cli.find import check_result_name, find_benchmark_files, find_model
 from vlm.cli.options import (
     MODEL_HELP,
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
 
 
 class EvaluateOrScore(TyperGroup):
-    """Run `vlm eval score …` as a separate command; any other arguments of `vlm eval` go to `evaluate`."""
+    """Run `vlm eval score …` and `from-script …` as separate commands; any other arguments go to `evaluate`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the empty name of `evaluate` in front of its arguments."""
-        return super().parse_args(ctx, args if args[:1] == ["score"] else ["", *args])
+        return super().parse_args(ctx, args if args[:1] in (["score"], ["from-script"]) else ["", *args])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the name, the command and the rest of the line."""
@@ -48,6 +49,7 @@ class EvaluateOrScore(TyperGroup):
 
 app = typer.Typer(cls=EvaluateOrScore, add_completion=False)
 app.command()(score)
+app.command()(from_script)
 
 
 @app.command()
@@ -123,7 +125,8 @@ def evaluate(
 ) -> None:
     """Evaluate a model on benchmarks. Rerun the same command after a kill; results do not depend on interruptions.
 
-    `vlm eval score --help`: score predictions that were saved, by us or by others.
+    `vlm eval score --help`: score predictions that were saved, by us or by others. `vlm eval from-script --help`:
+    translate published lines.
 
     \b
     vlm eval pope --model runs/demo/train/sft/export --mini
@@ -175,7 +178,7 @@ def evaluate(
     else:
         asked = server(endpoint, model, family=family)
 
-    sweep = [per_tile(value, asked.spec and asked.spec.tokens_per_tile) for value in strides]
+    sweep = [per_tile(value, asked.spec.tokens_per_tile if asked.spec else None) for value in strides]
     if asked.spec is not None and not asked.follows and (worker is not None or workers == 1):
         for value in sweep:
             say(positions_line(asked.spec, value), err=True)
