@@ -8,13 +8,16 @@ def chat(words: Words, placement: PlacementOptions) -> None:   # takes --device,
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+
+if TYPE_CHECKING:
+    from vlm.core.rows.write import ImportOptions
 
 Replace = Annotated[bool, typer.Option(help="Give up results of other weights, settings or items in the same folder.")]
 """The option `--replace` of `vlm eval` and `vlm eval score`."""
@@ -117,6 +120,34 @@ class EntryChoice:
     catalogue: Annotated[Path | None, typer.Option(help="A catalogue of your own beside the shipped one (YAML).")] = (
         None
     )
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """How rows of a file of one's own become records."""
+
+    root: Annotated[
+        Path | None, typer.Option(help="Folder that paths of pictures start from. Default: that of the file.")
+    ] = None
+    question: Annotated[
+        str | None, typer.Option(help="What is asked where the columns have an answer only.", show_default=False)
+    ] = None
+    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures that are given as addresses.")] = (
+        False
+    )
+    allow_outside: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Folder outside of the root that records may name. Repeatable."),
+    ] = None
+
+    def rows(self, max_lost: float = 0.01, allow: Sequence[str] = ()) -> "ImportOptions":
+        """Return them as `vlm.core.rows.write` takes them."""
+        from vlm.core.home import resolve
+        from vlm.core.rows.write import ImportOptions
+
+        outside = tuple(resolve(folder) for folder in self.allow_outside or ())
+        root = resolve(self.root) if self.root else None
+        return ImportOptions(self.question, self.allow_urls, outside, root, tuple(allow), max_lost)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

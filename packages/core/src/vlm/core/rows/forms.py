@@ -204,8 +204,9 @@ def _spoken(turns: Sequence[Any], key: str) -> tuple[list[Any], dict[str, list[A
             raise Unfit(
                 kind, f"`{key}` {i} {what}, expected {known}{'; tools are not trained' if kind != 'turns' else ''}"
             )
-        value = turn.pop("value", None) if "value" in turn else turn.pop("content", None)
-        text = _parts(value, f"`{key}` {i}", files) if isinstance(value, list) else "" if value is None else value
+        content = turn.pop("content", None)
+        value = turn.pop("value", _parts(content, f"`{key}` {i}", files) if isinstance(content, list) else content)
+        text = "" if value is None else value
         weight = turn.pop("loss", turn.pop("weight", turn.pop("train", None)))
         spoken.append({"from": role, "value": text, **turn, **({} if weight is None else {"loss": weight})})
     return spoken, files
@@ -215,7 +216,6 @@ def _parts(parts: Sequence[Any], where: str, files: dict[str, list[Any]]) -> str
     """Return the parts of a message as one text, with a placeholder and a newline for each picture."""
     said = ""
     for part in parts:
-        part = {"type": "text", "text": part} if isinstance(part, str) else part
         if not isinstance(part, dict):
             raise Unfit("turns", f"{where} holds {named(part)}, expected parts: {{type: text or image, …}}")
         part = {name: value for name, value in part.items() if not _absent(value)}

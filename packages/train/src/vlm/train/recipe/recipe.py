@@ -1,4 +1,4 @@
-"""A recipe: one stage of training as data, in YAML: over a `base:`, and in what is shipped with a source for every number.
+"""A recipe: one stage of training as data, in YAML; what is shipped has a source for every number.
 
 >>> load_recipe("convllava-stage3", overrides=("optimizer.lr=1e-4",)).optimizer.lr
 0.0001
