@@ -151,18 +151,27 @@ class RowOptions:
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(RowOptions):
     """Which stage to train and how to treat what is there: the options that `vlm launch` passes on to `vlm train`."""
 
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Name of a shipped recipe, or a YAML file.")]
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Name of a shipped recipe, or a YAML file.")] = (
+        None
+    )
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help=f"With --data, instead of --recipe. {MODEL_HELP}")
+    ] = None
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Your data: FILE, FOLDER or OWNER/NAME of the hub, :SPLIT behind it. Repeatable."),
+    ] = None
+    eval_data: Annotated[
+        list[str] | None, typer.Option(help="Data that is held back: its loss is measured. Repeatable.")
+    ] = None
+    lora: Annotated[bool, typer.Option("--lora", help="With --data: train adapters, not the weights.")] = False
     run: Annotated[
         Path | None, typer.Option(help="Folder of the run; stages go to RUN/train/RECIPE. Default: runs/<first word>.")
     ] = None
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: optimizer.lr=1e-4.")] = None
-    allow_outside: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR", help="Folder outside of the sets that records may name. Repeatable."),
-    ] = None
     published: Annotated[
         bool, typer.Option("--published", help="Do as the published scripts did wherever the recipe differs.")
     ] = False
@@ -174,10 +183,16 @@ class TrainOptions:
 
     def chosen(self) -> list[str]:
         """Return the options that choose a run, as they are typed."""
-        words = ["--recipe", self.recipe, *(["--run", str(self.run)] if self.run else [])]
-        words += [word for override in self.set_ or () for word in ("--set", override)]
-        words += [word for folder in self.allow_outside or () for word in ("--allow-outside", str(folder))]
-        return words + ["--published"] * self.published
+        once = {"--recipe": self.recipe, "--model": self.model, "--run": self.run}
+        many = {"--data": self.data, "--eval-data": self.eval_data}
+        rest = {"--set": self.set_, "--allow-outside": self.allow_outside}
+        words = [word for name, value in once.items() if value is not None for word in (name, str(value))]
+        words += [word for name, values in many.items() for value in values or () for word in (name, value)]
+        own = {"--root": self.root, "--question": self.question}
+        words += [word for name, value in own.items() if value is not None for word in (name, str(value))]
+        words += [word for name, values in rest.items() for value in values or () for word in (name, str(value))]
+        flags = {"--published": self.published, "--lora": self.lora, "--allow-urls": self.allow_urls}
+        return words + [flag for flag, given in flags.items() if given]
 
     @property
     def overrides(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -264,12 +265,7 @@ def load_recipe(
         data = with_own_sources(data, path)
     if published:
         data = as_published(data)
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if not value or not key:
-            raise ConfigError(f"override {override!r}", expected="key.path=value")
-        parsed = parse_yaml(value, where=f"override {override!r:.80}")
-        data = with_value(data, key, parsed, "override on the command line")
+    data = with_overrides(data, overrides)
     try:
         folder = run or "runs/" + str(data["name"]).split("-")[0]
         text = json.dumps(data, default=str).replace("{run}", json.dumps(folder)[1:-1])
@@ -314,6 +310,17 @@ def with_own_sources(data: dict[str, Any], path: Path) -> dict[str, Any]:
 def shipped(name: str) -> Path:
     """Return the file of a shipped recipe. Raises UnknownName with the nearest."""
     return find_table("recipe", name, "vlm.train", "recipes", fix="`vlm list recipes` shows them all")
+
+
+def with_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the keys of a recipe with each `key.path=value` in its place. Raises ConfigError for another form."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if not value or not key:
+            raise ConfigError(f"override {override!r}", expected="key.path=value")
+        parsed = parse_yaml(value, where=f"override {override!r:.80}")
+        data = with_value(data, key, parsed, "override on the command line")
+    return data
 
 
 def with_value(data: dict[str, Any], key: str, value: Any, source: str) -> dict[str, Any]:
