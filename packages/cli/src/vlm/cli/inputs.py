@@ -119,13 +119,3 @@ def read_clip(value: str) -> tuple[float, float]:
 
 def _seconds(hours: str | None, minutes: str | None, seconds: str) -> float:
     return 3600 * int(hours or 0) + 60 * int(minutes or 0) + float(seconds)
-
-
-def read_stride(value: str | None) -> float | str | None:
-    """Read the `--stride` option: None is the checkpoint's own, "none" is plain counting. Raises ConfigError."""
-    if value is None:
-        return "model"
-    try:
-        return None if value.lower() == "none" else float(value)
-    except ValueError as error:
-        raise ConfigError(f"--stride {value}", expected="positions per tile above 0, or `none`") from error
