@@ -75,7 +75,9 @@ def normal(row: Mapping[str, Any], question: str | None = None) -> Normal:
     >>> normal({"Image Path": "a.png", "Question": "What?", "Answer": "A cat."}).record["conversations"][1]
     {'from': 'gpt', 'value': 'A cat.'}
     """
-    keys = {re.sub(r"[\s-]+", "_", key.strip()).lower(): key for key in [*row][::-1]}
+    keys: dict[str, str] = {}
+    for key in row:
+        keys.setdefault(re.sub(r"[\s-]+", "_", key.strip()).lower(), key)
     values = {name: _opened(name, row[key]) for name, key in keys.items() if not _absent(row[key])}
     used: set[str] = set()
 
@@ -145,10 +147,11 @@ def _columns(take: Any, values: Mapping[str, Any], asked: str | None) -> list[An
     if question is not None and values.get("instruction") == question and isinstance(values.get("input"), str):
         question = f"{question}\n{take(('input',))}"
     question = asked if question is None else question
-    answer = take(ANSWER)
     found = ", ".join(printable(key, 40) for key in list(values)[:12]) or "nothing"
     if question is None:
-        raise Unfit("form", f"no question: the columns are {found}; expected {EXPECTED}")
+        ask = "; --question TEXT asks the same of each" if take(ANSWER) is not None else ""
+        raise Unfit("form", f"no question: the columns are {found}; expected {EXPECTED}{ask}")
+    answer = take(ANSWER)
     if answer is None:
         raise Unfit(
             "empty answer", f"no answer: the columns with a value are {found}; expected {', '.join(ANSWER[:4])}, …"
@@ -204,8 +207,9 @@ def _spoken(turns: Sequence[Any], key: str) -> tuple[list[Any], dict[str, list[A
             raise Unfit(
                 kind, f"`{key}` {i} {what}, expected {known}{'; tools are not trained' if kind != 'turns' else ''}"
             )
-        value = turn.pop("value", None) if "value" in turn else turn.pop("content", None)
-        text = _parts(value, f"`{key}` {i}", files) if isinstance(value, list) else "" if value is None else value
+        content = turn.pop("content", None)
+        value = turn.pop("value", _parts(content, f"`{key}` {i}", files) if isinstance(content, list) else content)
+        text = "" if value is None else value
         weight = turn.pop("loss", turn.pop("weight", turn.pop("train", None)))
         spoken.append({"from": role, "value": text, **turn, **({} if weight is None else {"loss": weight})})
     return spoken, files
@@ -215,7 +219,6 @@ def _parts(parts: Sequence[Any], where: str, files: dict[str, list[Any]]) -> str
     """Return the parts of a message as one text, with a placeholder and a newline for each picture."""
     said = ""
     for part in parts:
-        part = {"type": "text", "text": part} if isinstance(part, str) else part
         if not isinstance(part, dict):
             raise Unfit("turns", f"{where} holds {named(part)}, expected parts: {{type: text or image, …}}")
         part = {name: value for name, value in part.items() if not _absent(value)}
