@@ -104,6 +104,8 @@ def test_a_beacon_says_how_far_work_is_and_how_it_ended(tmp_path):
         return json.loads((tmp_path / BEACON).read_text())
 
     with Beacon(tmp_path, "a", 10, unit="steps") as beacon:
+        assert not (tmp_path / BEACON).exists(), "what is refused before its first step leaves nothing"
+        beacon.update(0)
         assert read()["done"] == 0 and read()["ended"] is None and read()["pid"] == os.getpid()
         beacon.update(4, score=0.5)
         beacon.write()
@@ -114,14 +116,16 @@ def test_a_beacon_says_how_far_work_is_and_how_it_ended(tmp_path):
         (KeyboardInterrupt(), "stopped", ""),
         (DataError("loss is nan"), "failed", "loss is nan"),
     ):
-        with pytest.raises(type(error)), Beacon(tmp_path, "a", 10, unit="steps"):
+        with pytest.raises(type(error)), Beacon(tmp_path, "a", 10, unit="steps") as beacon:
+            beacon.update(1)
             raise error
         assert (read()["ended"], read()["why"]) == (ended, why)
 
 
 def test_a_beacon_gives_signs_of_life_while_nothing_moves(tmp_path, monkeypatch):
     monkeypatch.setattr("vlm.core.progress.BEAT", 0.02)
-    with Beacon(tmp_path, "a", 10, unit="steps"):
+    with Beacon(tmp_path, "a", 10, unit="steps") as beacon:
+        beacon.update(1)
         before, until = (tmp_path / BEACON).stat().st_mtime_ns, time.monotonic() + 10
         while (tmp_path / BEACON).stat().st_mtime_ns == before and time.monotonic() < until:
             time.sleep(0.01)
@@ -132,6 +136,6 @@ def test_a_beacon_that_cannot_be_written_ends_no_work(tmp_path):
     (tmp_path / "file").write_text("")
     with Beacon(tmp_path / "file", "a", 10, unit="steps") as beacon:
         beacon.update(1)
-    with Beacon(tmp_path / "b", "a", 10, unit="steps", writes=False):
-        pass
+    with Beacon(tmp_path / "b", "a", 10, unit="steps", writes=False) as beacon:
+        beacon.update(1)
     assert not (tmp_path / "b").exists()

@@ -264,7 +264,8 @@ class Beacon:
     """A file that says how far work has come, written every ten seconds while its process lives.
 
     Whoever reads it, on any machine that sees the disk, knows how far the work is and whether it lives: a file that is
-    no longer written is of a process that was killed. The folder must be held with `locked`.
+    no longer written is of a process that was killed. It is there from the first `update` on, so that work that is
+    refused before leaves nothing. The folder must be held with `locked`.
 
     >>> with Beacon(Path("runs/a"), "a", total=700, unit="steps") as beacon:      # doctest: +SKIP
     ...     beacon.update(1, loss=2.31)
@@ -291,14 +292,11 @@ class Beacon:
         self.thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> "Beacon":
-        if self.writes:
-            self.write()
-            self.thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self.over.set()
-        if self.writes:
+        if self.thread.ident is not None:
             self.thread.join()
             stopped = isinstance(error, (Preempted, KeyboardInterrupt, SystemExit, GeneratorExit))
             self.state["ended"] = "finished" if error is None else "stopped" if stopped else "failed"
@@ -316,6 +314,9 @@ class Beacon:
                 self.pace.mark(done, now)
                 self.marked = now
             self.state["left"] = self.pace.left(done, total, now)
+        if self.writes and self.thread.ident is None:
+            self.write()
+            self.thread.start()
 
     def write(self) -> None:
         """Write the file now; a disk that refuses it ends no work."""

@@ -1,4 +1,4 @@
-"""Writers of a step's numbers beside metrics.jsonl (TensorBoard, Weights & Biases, MLflow), and what a loss spike is."""
+"""Writers of a step's numbers beside metrics.jsonl (TensorBoard, Weights & Biases, MLflow), and loss spikes."""
 
 import os
 import time
