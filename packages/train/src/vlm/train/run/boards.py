@@ -85,9 +85,10 @@ class MlflowRun:
     def __init__(self, folder: Path, title: str):
         from mlflow import MlflowClient
 
-        # as a path, and not as a server: a store of files needs none; it says so itself where it is no longer kept
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        where = os.environ.get("MLFLOW_TRACKING_URI") or (folder / "mlflow").absolute().as_uri()
+        where = os.environ.get("MLFLOW_TRACKING_URI")
+        if not where:
+            where = (folder / "mlflow").absolute().as_uri()
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # its switch for a store without a server
         self.client = MlflowClient(tracking_uri=where)
         found = self.client.get_experiment_by_name("vlm")
         experiment = found.experiment_id if found is not None else self.client.create_experiment("vlm")
