@@ -26,7 +26,7 @@ def vlm(*words: str, home: Path, columns: int = 80, **env: str) -> subprocess.Co
     return subprocess.run(line, env=around, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("what", ["weights", "data", "benchmarks", "recipes"])
+@pytest.mark.parametrize("what", ["weights", "data", "benchmarks", "suites", "recipes"])
 @pytest.mark.parametrize("columns", [80, 40])
 def test_a_list_has_one_line_for_each_name_and_cuts_none(what: str, columns: int, tmp_path: Path) -> None:
     names = [row["name"] for row in json.loads(vlm("list", what, "--json", home=tmp_path).stdout)]

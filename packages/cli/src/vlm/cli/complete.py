@@ -30,8 +30,10 @@ def benchmarks() -> list[str]:
 
 
 def benchmarks_or_all() -> list[str]:
-    """Return the names of the benchmarks, and `all`."""
-    return ["all", *benchmarks()]
+    """Return the names of the benchmarks and of their suites, and `all`."""
+    from vlm.eval.suites import suites
+
+    return ["all", *suites(), *benchmarks()]
 
 
 def entries() -> list[str]:

@@ -10,7 +10,7 @@ from rich.cells import cell_len, set_cell_size
 from vlm.cli.show.say import say
 from vlm.core.text import printable
 
-SHORTENED = ("licence", "title", "folder")
+SHORTENED = ("licence", "title", "folder", "benchmarks")
 """Columns that may be cut at their end."""
 
 LEAST = 8
