@@ -154,7 +154,7 @@ def test_names_of_runs_stages_and_paths_are_found_and_others_get_the_nearest(hom
 
 def test_nothing_to_watch_is_said_with_a_way_out(tmp_path: Path) -> None:
     done = watch("--once", home=tmp_path)
-    assert done.returncode == 3 and "no training and no evaluation" in done.stderr and "vlm train" in done.stderr
+    assert done.returncode == 3 and "no training and no evaluation" in done.stderr and "vlm list recipes" in done.stderr
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"done": "x", "moved": null}', b"\xff\x00"])

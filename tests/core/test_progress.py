@@ -10,7 +10,7 @@ import time
 import pytest
 
 from vlm.core.errors import DataError, Preempted
-from vlm.core.progress import BEACON, Beacon, Pace, Progress, byte_bar, duration, line_seconds, speed
+from vlm.core.progress import BEACON, Beacon, Tempo, Progress, byte_bar, duration, line_seconds, speed
 
 
 def run(code: str, *, seconds: str = "0", stderr=subprocess.PIPE) -> subprocess.Popen:
@@ -87,15 +87,15 @@ def test_the_interval_comes_from_the_environment_and_is_thirty_seconds_otherwise
 
 
 def test_work_done_before_does_not_count_as_speed():
-    pace = Pace()
-    assert pace.rate(500, 10.0) is None
-    pace.mark(500, 10.0)
-    assert pace.rate(510, 20.0) == 1.0 and pace.left(510, 560, 20.0) == 50.0
+    tempo = Tempo()
+    assert tempo.rate(500, 10.0) is None
+    tempo.mark(500, 10.0)
+    assert tempo.rate(510, 20.0) == 1.0 and tempo.left(510, 560, 20.0) == 50.0
     for i in range(20):  # slower since: the last ten marks count
-        pace.mark(510 + i, 30.0 + 10 * i)
-    assert pace.rate(530, 230.0) == pytest.approx(0.1, rel=0.2)
-    pace.mark(0, 300.0)  # it began anew
-    assert pace.rate(10, 310.0) == 1.0
+        tempo.mark(510 + i, 30.0 + 10 * i)
+    assert tempo.rate(530, 230.0) == pytest.approx(0.1, rel=0.2)
+    tempo.mark(0, 300.0)  # it began anew
+    assert tempo.rate(10, 310.0) == 1.0
     assert duration(3600) == "1 h" and speed(0.5, "items") == "2.0 s each"
 
 

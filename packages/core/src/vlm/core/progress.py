@@ -79,13 +79,13 @@ class Tally:
         return say
 
 
-class Pace:
+class Tempo:
     """How fast work goes, over about the last ten marks: work that was done before the first one does not count.
 
-    >>> pace = Pace()
-    >>> pace.mark(120, now=0.0), pace.mark(220, now=50.0)
+    >>> tempo = Tempo()
+    >>> tempo.mark(120, now=0.0), tempo.mark(220, now=50.0)
     (None, None)
-    >>> pace.rate(220, now=50.0), pace.left(220, 700, now=50.0)
+    >>> tempo.rate(220, now=50.0), tempo.left(220, 700, now=50.0)
     (2.0, 240.0)
     """
 
@@ -139,7 +139,7 @@ class Progress:
         terminal = is_terminal()
         self.lines = visible and not terminal
         self.seconds = line_seconds() if seconds is None else seconds
-        self.pace, self.lock = Pace(), threading.Lock()
+        self.tempo, self.lock = Tempo(), threading.Lock()
         self.said = time.monotonic()
         columns = (TextColumn("{task.description}", style="bold", markup=False), BarColumn())
         state = TextColumn("{task.fields[state]}", markup=False)
@@ -166,23 +166,23 @@ class Progress:
         with self.lock:
             now = time.monotonic()
             self.total = total if total is not None else self.total
-            if not self.pace.marks:
-                self.pace.mark(done, now)
+            if not self.tempo.marks:
+                self.tempo.mark(done, now)
             if not self.bar.disable:
                 self.bar.update(self.task, completed=done, total=self.total, state=self.state(done, note, now))
             if now - self.said >= self.seconds:
                 self.said = now
                 if self.lines:
                     write_line(f"{time.strftime('%H:%M:%S')} {self.title}: {self.state(done, note, now)}")
-                self.pace.mark(done, now)
+                self.tempo.mark(done, now)
 
     def state(self, done: int, note: str, now: float) -> str:
         """Return what a line says after its title."""
         share = f" ({done / self.total:.0%})".replace("%", " %") if self.total else ""
         parts = [f"{amount(done, self.total, self.unit)}{share}", *([note] if note else [])]
-        if (rate := self.pace.rate(done, now)) is not None:
+        if (rate := self.tempo.rate(done, now)) is not None:
             parts.append(speed(rate, self.unit))
-            left = self.pace.left(done, self.total, now)
+            left = self.tempo.left(done, self.total, now)
             parts += [f"{duration(left)} left"] if left else []
         return ", ".join(parts)
 
@@ -272,7 +272,7 @@ class Beacon:
     """
 
     def __init__(self, folder: Path, title: str, total: int | None = None, *, unit: str, writes: bool = True):
-        self.path, self.writes, self.pace = folder / BEACON, writes, Pace()
+        self.path, self.writes, self.tempo = folder / BEACON, writes, Tempo()
         now = time.time()
         self.state: BeaconState = {
             "title": title,
@@ -310,10 +310,10 @@ class Beacon:
             self.state["total"] = total = total if total is not None else self.state["total"]
             self.state["done"], self.state["moved"] = done, now
             self.state["values"] = values
-            if now - self.marked >= BEAT or not self.pace.marks:
-                self.pace.mark(done, now)
+            if now - self.marked >= BEAT or not self.tempo.marks:
+                self.tempo.mark(done, now)
                 self.marked = now
-            self.state["left"] = self.pace.left(done, total, now)
+            self.state["left"] = self.tempo.left(done, total, now)
         if self.writes and self.thread.ident is None:
             self.write()
             self.thread.start()

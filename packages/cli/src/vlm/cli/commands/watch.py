@@ -83,5 +83,8 @@ def states_below(top: Path, run: str | None) -> list[WorkState]:
     found = [read_work(folder) for folder in find_work(top)]
     if not found:
         where = printable(run) if run is not None else top
-        raise DataError(f"no training and no evaluation in {where}", fix="start one: vlm train, or vlm eval")
+        raise DataError(
+            f"no training and no evaluation in {where}",
+            fix="start one: `vlm list recipes` names what can be trained, `vlm list benchmarks` what can be asked",
+        )
     return found
