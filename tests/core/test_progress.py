@@ -10,7 +10,7 @@ import time
 import pytest
 
 from vlm.core.errors import DataError, Preempted
-from vlm.core.progress import BEACON, Beacon, Tempo, Progress, byte_bar, duration, line_seconds, speed
+from vlm.core.progress import BEACON, Beacon, Progress, Tempo, byte_bar, duration, line_seconds, speed
 
 
 def run(code: str, *, seconds: str = "0", stderr=subprocess.PIPE) -> subprocess.Popen:
