@@ -19,16 +19,16 @@ $(VENV)/.done: constraints.txt pyproject.toml $(wildcard packages/*/pyproject.to
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(PACKAGES) --group dev
 	@touch $@
 
-# the longest chain first, the others fill the second core
+# the longest chain first, the others fill the second core; the terminal shows stages, .snakemake/log has everything
 quickstart: setup
-	snakemake --profile profiles/local --prioritize runs/quickstart/train/quickstart-convllava-stage3/model/config.json
+	snakemake --profile profiles/local --logger vlm --prioritize runs/quickstart/train/quickstart-convllava-stage3/model/config.json
 
 smol: setup
-	snakemake --profile profiles/local --configfile workflows/config/smol.yaml
+	snakemake --profile profiles/local --logger vlm --configfile workflows/config/smol.yaml
 
 # the V2PE study, about an hour on two cores; its tables and plots go to docs/results
 mini-v2pe: setup
-	snakemake --profile profiles/local --configfile workflows/config/mini-v2pe.yaml
+	snakemake --profile profiles/local --logger vlm --configfile workflows/config/mini-v2pe.yaml
 	python workflows/scripts/mini_v2pe.py runs/mini-v2pe docs/results
 
 # both cores: a worker takes whole files

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from support.command_line import verb
+from support.command_line import all_commands
 from vlm.cli import main as command
-from vlm.cli.main import VERBS
 
 CODES = {0, 1, 2, 3, 4, 5, 6, 7}
 """The documented exit codes of a command that nobody interrupts."""
@@ -43,6 +42,7 @@ BASE = {
     "recipe verify": ["v2pe-32k", "-a", "none.sh"],
     "plan": ["quickstart-v2pe-sft"],
     "train": ["-r", "quickstart-v2pe-sft"],
+    "watch": ["--once"],
     "launch": ["-r", "quickstart-v2pe-sft", "--print"],
     "eval score": ["pope", "none.jsonl"],
     "eval evaluate": ["pope", "-m", "none", "--mini"],
@@ -81,6 +81,7 @@ TYPICAL = {
     "dtype": "bfloat16",
     "encoder": "none",
     "eval_data": "none",
+    "every": "1",
     "f": "md",
     "family": "internvl2",
     "files": "none",
@@ -186,16 +187,7 @@ TYPICAL = {
 """A value for each option by its long name; an option that is new needs one here."""
 
 
-def commands(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """Yield (path, command) of each command below one."""
-    if hasattr(node, "commands"):
-        for name, inner in node.commands.items():
-            yield from commands(inner, (*path, name))
-    else:
-        yield " ".join(path), node
-
-
-COMMANDS = dict(pair for name in VERBS for pair in commands(verb(name), (name,)))
+COMMANDS = all_commands()
 
 
 def options(name: str, node: Any) -> Iterator[list[str]]:

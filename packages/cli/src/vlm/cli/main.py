@@ -7,6 +7,7 @@ import sys
 from typing import Any, NoReturn
 
 import typer
+from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from vlm.cli.show.say import say
@@ -23,6 +24,7 @@ VERBS = {
     "recipe": "Show, validate and verify training recipes.",
     "plan": "Predict what a recipe costs, before anything is loaded.",
     "train": "Train one stage from a recipe; rerun to resume.",
+    "watch": "Show live what trainings and evaluations do, from their files alone.",
     "launch": "Train on several GPUs or nodes: print and run the srun or torchrun line.",
     "eval": "Evaluate a model on benchmarks; rerun to resume.",
     "infer": "Write a model's replies to pictures or prompts; rerun to resume.",
@@ -54,9 +56,26 @@ class LazyGroup(TyperGroup):
             return super().resolve_command(ctx, args)
         if name not in VERBS:
             raise UnknownName("command", name, VERBS, fix="`vlm --help` lists the commands")
-        command = typer.main.get_command(importlib.import_module(f"vlm.cli.commands.{name}").app)
+        from vlm.cli.complete import complete
+
+        own = importlib.import_module(f"vlm.cli.commands.{name}").app
+        complete(own, name)
+        command = typer.main.get_command(own)
         command.name, command.help = name, command.help or VERBS[name]
+        plain_help(command)
         return name, command, rest
+
+
+def plain_help(command: Any) -> None:
+    """Let a verb's help be shown as it is written, and leave out what only `vlm` itself has.
+
+    Typer would read `[serve]` as a style of Rich, and adds options that install the completion to each verb.
+    """
+    command.params = [p for p in command.params if p.name not in ("install_completion", "show_completion")]
+    for one in (command, *command.params):
+        one.help = escape(one.help) if getattr(one, "help", None) else None
+    for inner in getattr(command, "commands", {}).values():
+        plain_help(inner)
 
 
 app = typer.Typer(

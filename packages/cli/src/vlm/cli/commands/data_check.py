@@ -69,13 +69,16 @@ def check(
     from vlm.core.check.report import collect
     from vlm.core.errors import DataError
     from vlm.core.home import resolve, write_atomic
+    from vlm.core.progress import count_bar
 
     outside = tuple(resolve(folder) for folder in allow_outside or ())
     rules, sources = rules_and_sources(
         what, model, preset, tokenizer, root, outside, max_length, strides, run, set_ or (), allow or ()
     )
     began = time.perf_counter()
-    report = collect(rules, sources, check_sources(rules, sources, workers, decode=decode))
+    with count_bar(what, "records") as progress:
+        found = check_sources(rules, sources, workers, decode=decode, report=progress)
+        report = collect(rules, sources, found)
     report.seconds = time.perf_counter() - began
     show_report(report)
     if json_out:

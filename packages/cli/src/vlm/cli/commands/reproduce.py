@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from vlm.cli.show.say import say, say_json
-from vlm.core.errors import ConfigError
+from vlm.core.errors import ConfigError, HardwareError, VlmError
+from vlm.core.text import printable
 
 app = typer.Typer()
 
@@ -42,6 +43,8 @@ def reproduce(
     """
     options = snakemake_options(system.value, profile, config)
     if not dry_run:
+        refuse_without_slurm(Path(options[options.index("--profile") + 1]))
+        options += ["--logger", "vlm"]
         say(shlex.join(["snakemake", *options]), err=True)
         raise typer.Exit(subprocess.run([sys.executable, "-m", "snakemake", *options]).returncode)
     from vlm.cli.show.dag import show_dag
@@ -53,6 +56,22 @@ def reproduce(
         say_json(found)
     else:
         show_dag(found)
+
+
+def refuse_without_slurm(profile: Path) -> None:
+    """Raise HardwareError where the profile submits to Slurm and none answers on this machine."""
+    file = profile / "config.yaml"
+    if not (file.is_file() and "executor: slurm" in file.read_text(encoding="utf-8")):
+        return
+    from vlm.cli.workflow.guards import slurm
+
+    try:
+        slurm("squeue", "--me", "--noheader")
+    except VlmError as error:
+        raise HardwareError(
+            f"no Slurm answers on this machine, and the profile {printable(profile.name)} submits to it",
+            fix="run it on a login node of a cluster, or add --dry-run; --profile local runs miniatures here",
+        ) from error
 
 
 def snakemake_options(target: str, profile: str, config: Path | None) -> list[str]:

@@ -61,6 +61,7 @@ def train(
     from vlm.train.run.loop import train as run_training
 
     first = os.environ.get("RANK", "0") == "0"
+    was_finished = (out / "model/config.json").exists()
     with one_voice(out):
         try:
             folder = run_training(recipe, out, plan=plan, quiet=options.quiet, resume_changed=options.allow_change)
@@ -70,6 +71,8 @@ def train(
             return
     if first:
         say(folder)
+        done = "was finished before" if was_finished else "finished"
+        say(f"{recipe.name} {done}: its model is in {folder}", err=True)
 
 
 def check_before_start(plan: "RunPlan", processes: int, options: TrainOptions) -> None:
