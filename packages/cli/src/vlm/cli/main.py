@@ -27,6 +27,7 @@ VERBS = {
     "eval": "Evaluate a model on benchmarks; rerun to resume.",
     "diff": "Show which samples moved between two evaluations, and why.",
     "report": "Write one self-contained page from training runs and evaluations.",
+    "view": "Show trainings as they run, evaluations, and every sample of them, on a page.",
     "reproduce": "Run a published system from weights to report through the DAG, or show what it takes.",
     "chat": "Talk to a model about images and videos.",
     "serve": "Serve models to OpenAI clients and on a page, with the positions that they were trained with.",

@@ -3,7 +3,6 @@
 import os
 from contextlib import suppress
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ import typer
 
 from vlm.cli.find import find_model
 from vlm.cli.options import MODEL_HELP, PlacementOptions, grouped
+from vlm.cli.server.listening import LOCAL, hosts_of, listen, needs_packages
 from vlm.cli.show.positions import positions_line
 from vlm.cli.show.say import say
 from vlm.core.errors import ConfigError
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from vlm.models.engine import Limits
 
 app = typer.Typer()
-
-LOCAL = {"127.0.0.1", "localhost", "::1"}
 
 
 @app.command()
@@ -56,8 +54,7 @@ def serve(
 
     vlm serve -m V2PE-32K -m mine=runs/mine/train/mine/model
     """
-    if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]:
-        raise ConfigError(f"the server needs {', '.join(missing)}", fix='pip install "farlens-cli[serve]"')
+    needs_packages("fastapi", "uvicorn", "prometheus_client")
     key = os.environ.get(api_key_env, "") if api_key_env else None
     if key == "":
         raise ConfigError(f"--api-key-env {api_key_env}: no such environment variable, or it is empty")
@@ -131,29 +128,22 @@ def run(
     key: Path | None = None,
 ) -> None:
     """Serve until a signal comes; replies in progress are finished first."""
-    import socket
-
     import uvicorn
 
     from vlm.cli.server.app import make_app
+    from vlm.cli.server.views.routes import Viewer
+    from vlm.cli.server.views.runs import Runs
+    from vlm.core.home import dataset, runs
+    from vlm.core.media_root import MediaRoot
 
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {host} port {port}: {error.strerror}", fix="choose another --port"
-        ) from error
-    shown = f"[{host}]" if ":" in host else host
-    address = f"{'https' if certificate else 'http'}://{shown}:{listener.getsockname()[1]}"
+    listener, address = listen(host, port, secure=certificate is not None)
     for model in models.values():
         limit = model.engine.limits.context
         say(f"{model.name}: {model.processor.family}, {limit:,} tokens, {positions_line(model.processor.spec)}")
     say(f"{address} for people, {address}/v1 for OpenAI clients; Ctrl-C ends it")
+    viewer = Viewer(Runs(runs()), MediaRoot(dataset()), hosts_of(host, settings.api_key))
     config = uvicorn.Config(
-        make_app(models, settings, log=say),
+        make_app(models, settings, log=say, viewer=viewer),
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=int(settings.seconds),

@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import hmac
 import json
 import secrets
 import tempfile
@@ -15,106 +14,35 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vlm.cli.server.gate import Gate, Log, answer_errors
 from vlm.cli.server.incoming import Media
 from vlm.cli.server.metrics import metrics_of
 from vlm.cli.server.protocol import ChatRequest, RequestError, head, logprobs_of, usage
 from vlm.cli.server.served import Prompt, ServedModel, Settings
+from vlm.cli.server.views.routes import Viewer, add_views
+from vlm.cli.server.views.runs import Runs
+from vlm.core.home import dataset, runs
+from vlm.core.media_root import MediaRoot
 from vlm.core.sample.encoded import Encoded
 from vlm.models.engine import Event, GenerationRequest
 
 PAGE = Path(__file__).with_name("page")
 
-SECURITY = [
-    (b"content-security-policy", b"default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-frame-options", b"DENY"),
-]
 
-BODY_SECONDS = 60
-"""Longest time that a request may take to arrive."""
+def make_app(
+    models: dict[str, ServedModel], settings: Settings, *, log: Log = lambda line: None, viewer: Viewer | None = None
+) -> FastAPI:
+    """Return the application.
 
-Log = Callable[[str], None]
-
-
-class Gate:
-    """What every request passes first: key, origin, and the size of its body, counted while it arrives."""
-
-    def __init__(self, app: ASGIApp, settings: Settings):
-        self.app, self.settings = app, settings
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse a request, or pass it on with the security headers added to its answer."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-
-        async def secured(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *SECURITY]
-            await send(message)
-
-        try:
-            self._check(scope, headers)
-            async with asyncio.timeout(BODY_SECONDS):
-                body = await self._body(receive)
-        except TimeoutError:
-            late = RequestError(f"the request took more than {BODY_SECONDS} seconds to arrive", status=408)
-            await answer_error(late)(scope, receive, secured)
-            return
-        except RequestError as error:
-            await answer_error(error)(scope, receive, secured)
-            return
-        given = False
-
-        async def replayed() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        await self.app(scope, replayed, secured)
-
-    async def _body(self, receive: Receive) -> bytes:
-        """Return the whole body. Raises RequestError as soon as it is too large."""
-        body, more = bytearray(), True
-        while more:
-            message = await receive()
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self.settings.max_body:
-                raise RequestError(
-                    f"the request has more than {self.settings.max_body:,} bytes", status=413, code="request_too_large"
-                )
-        return bytes(body)
-
-    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        key = self.settings.api_key
-        if key and scope["path"].startswith(("/v1/", "/vlm/")):
-            given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-            if not hmac.compare_digest(given, key.encode()):
-                raise RequestError("wrong or missing key", status=401, code="invalid_api_key")
-        origin, host = headers.get(b"origin"), headers.get(b"host", b"")
-        if origin and origin.split(b"://")[-1] != host:
-            raise RequestError("requests from pages of another site are refused", status=403, code="cross_site")
-
-
-def answer_error(error: RequestError) -> JSONResponse:
-    """Return an error as a response."""
-    headers = {"Retry-After": str(error.wait)} if error.wait else None
-    return JSONResponse(error.body, status_code=error.status, headers=headers)
-
-
-def make_app(models: dict[str, ServedModel], settings: Settings, *, log: Log = lambda line: None) -> FastAPI:
-    """Return the application. `models`: by name, the first is the page's choice; `log` takes one line per request."""
+    Args:
+        models: By name; the first is the page's choice.
+        settings: Limits.
+        log: Takes one line for each request.
+        viewer: The runs and samples that it shows too; by default those of the home.
+    """
     folder, uploads = tempfile.TemporaryDirectory(prefix="vlm-uploads-"), dict[str, Path]()
     for model in models.values():
         model.uploads = uploads
@@ -128,20 +56,8 @@ def make_app(models: dict[str, ServedModel], settings: Settings, *, log: Log = l
 
     app = FastAPI(title="vlm serve", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
 
-    @app.exception_handler(RequestError)
-    async def refused(request: Request, error: RequestError) -> JSONResponse:
-        log(f"{request.method} {request.url.path} {error.status} {error}".splitlines()[0])
-        return answer_error(error)
-
-    @app.exception_handler(RequestValidationError)
-    async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        return await refused(request, RequestError(f"{where}: {first['msg']}".removeprefix(": "), param=where or None))
-
-    @app.exception_handler(HTTPException)
-    async def missing(request: Request, error: HTTPException) -> JSONResponse:
-        return await refused(request, RequestError(f"{request.url.path}: {error.detail}", status=error.status_code))
+    answer_errors(app, log)
+    add_views(app, viewer or Viewer(Runs(runs()), MediaRoot(dataset())), chat=True)
 
     @app.get("/health")
     async def health() -> dict[str, str]:

@@ -332,8 +332,9 @@ $("save").onclick = () => {
 };
 $("theme").onclick = () => {
   const root = document.documentElement;
-  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  root.dataset.theme = dark ? "light" : "dark";
+  const chosen = root.style.colorScheme;
+  const dark = chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  root.style.colorScheme = dark ? "light" : "dark";
 };
 $("pick").onchange = () => {
   attach([...$("pick").files]); // a copy: the list empties with the field

@@ -140,14 +140,18 @@ def _thumbnail(path: str, images: dict[str, str]) -> str:
     name = hashlib.sha256(path.encode()).hexdigest()[:12]
     if name not in images:
         try:
-            images[name] = _data_url(_still(Path(path)))
+            images[name] = _data_url(still(Path(path)))
         except (MediaError, OSError):
             return ""
     return name
 
 
-def _still(path: Path) -> Image.Image:
-    """Return the image, or the four quarter points of a video side by side."""
+def still(path: Path) -> Image.Image:
+    """Return the image, or the four quarter points of a video side by side.
+
+    Raises:
+        MediaError: It is missing or cannot be decoded.
+    """
     if not path.is_dir() and path.suffix.lower() not in {".mp4", ".avi", ".mkv", ".webm", ".mov", ".gif"}:
         return load_image(path)
     frames = load_video(path, 4)

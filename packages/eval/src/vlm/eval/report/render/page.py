@@ -50,7 +50,7 @@ def as_html(report: Report) -> str:
         charts=_draw_charts(report),
         systems=[(name, list(group)) for name, group in groupby(report.published, lambda table: table["system"])],
         graphs=_draw_graphs(report),
-        css=Markup((ASSETS / "style.css").read_text(encoding="utf-8")),
+        css=Markup("".join((ASSETS / name).read_text(encoding="utf-8") for name in ("base.css", "style.css"))),
         js=Markup((ASSETS / "app.js").read_text(encoding="utf-8")),
         data=Markup(data),
     )
