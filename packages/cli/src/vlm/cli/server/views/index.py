@@ -26,7 +26,7 @@ BREAK = "\x00"
 
 
 class SampleLine(NamedTuple):
-    """A row of the list. `offset`: where its line starts, in bytes."""
+    """A row of the list. `asked`: the image that stands for it. `offset`: where its line starts, in bytes."""
 
     id: str
     group: str
@@ -37,6 +37,7 @@ class SampleLine(NamedTuple):
     reply: str
     gold: str
     images: int
+    asked: int
     offset: int
 
 
@@ -128,8 +129,17 @@ def line_of(row: dict[str, Any], offset: int) -> SampleLine | None:
         reply=str(row.get("completion") or "")[:SHORT],
         gold=written(row.get("gold"))[:SHORT],
         images=len(images) if isinstance(images, list) else 0,
+        asked=next((n for n in asked_of(row) if isinstance(n, int)), 0),
         offset=offset,
     )
+
+
+def asked_of(row: dict[str, Any]) -> list[int | str]:
+    """Return what a row's question is about, where it says so: numbers of its images, texts of its prompt."""
+    asked, images = row.get("asked"), row.get("images")
+    n = len(images) if isinstance(images, list) else 0
+    given = asked if isinstance(asked, list) else []
+    return [a for a in given if isinstance(a, str) or (isinstance(a, int) and not isinstance(a, bool) and 0 <= a < n)]
 
 
 def question_of(prompt: str) -> str:

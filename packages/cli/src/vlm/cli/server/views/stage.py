@@ -204,6 +204,9 @@ class StageLog:
         counts = {"used": int(sum(self.samples)) - what["truncated"]}
         counts |= {kind: what[kind] for kind in ("dropped", "truncated", "replaced")}
         taken = samples_taken(self._recipe, done)
+        if taken is None and isinstance(said := read_small(self.folder / "summary.json").get("ledger"), dict):
+            counts = {kind: int(number(said.get(kind)) or 0) for kind in counts}
+            taken = int(number(said.get("in")) or 0)
         all_in = sum(counts.values()) if taken is None else taken
         reasons = [(kind, why, n) for (kind, why), n in self.lost.most_common(20)]
         return {"counts": {"in": all_in, **counts}, "closes": all_in == sum(counts.values()), "reasons": reasons}

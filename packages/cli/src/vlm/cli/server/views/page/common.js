@@ -61,7 +61,8 @@ $("theme").addEventListener("click", () => {
   root.style.colorScheme = dark ? "light" : "dark";
 });
 
-$("key").addEventListener("change", () => {
+$("key-line").addEventListener("submit", (event) => {
+  event.preventDefault();
   const secure = location.protocol === "https:" ? "; Secure" : "";
   document.cookie = `vlm-key=${encodeURIComponent($("key").value)}; path=/; SameSite=Strict${secure}`;
   location.reload();

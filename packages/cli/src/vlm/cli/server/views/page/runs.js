@@ -35,7 +35,7 @@ function tile(stage) {
   return el("button", { class: "card tile", type: "button", "data-id": stage.id, onclick: () => open(stage.id) },
     el("span", { class: "tile-head" }, el("b", {}, stage.name), state(stage.state)),
     el("small", {}, stage.run),
-    meter(stage.step, stage.steps, known),
+    meter(stage.step, stage.steps ?? (stage.state === "finished" ? stage.step : null), known),
     el("small", {}, known, stage.left ? ` · ${duration(stage.left)} left` : ""),
     el("dl", { class: "numbers" }, row("loss", short(stage.loss)), row("tokens/s", short(stage.tokens_per_s)), row("GB", short(stage.memory_gb))),
     stage.damaged ? el("small", { class: "warn" }, `${stage.damaged} lines cannot be read`) : null);
@@ -60,7 +60,7 @@ function evaluation(row) {
     el("td", {}, row.model, el("small", {}, row.variant)),
     el("td", { class: "n" }, el("b", {}, score), bounds, running && row.score !== null ? el("small", {}, row.metric) : null),
     el("td", {}, running ? [state(row.state), meter(row.done ?? 0, row.total, `${row.title}: ${items}`)] : null,
-      el("small", {}, items, running && row.left ? ` · ${duration(row.left)} left` : ""), row.damaged ? el("small", { class: "warn" }, row.damaged) : null),
+      el("span", { class: "items" }, items, running && row.left ? ` · ${duration(row.left)} left` : ""), row.damaged ? el("small", { class: "warn" }, row.damaged) : null),
     el("td", {}, running ? null : el("a", { href: address("samples.html", { evaluation: row.id }), "data-id": row.id, "aria-label": `Samples of ${row.title}, ${row.model}` }, "Samples")));
 }
 
@@ -69,7 +69,7 @@ function facts(head) {
   return [
     fact("State", state(head.state), head.holder),
     fact("Step", head.step.toLocaleString(), head.steps ? `of ${head.steps.toLocaleString()}` : "of a number not recorded"),
-    fact("Time left", duration(head.left), head.age === null ? "" : `last step ${duration(head.age)} ago`),
+    fact("Time left", head.state === "finished" ? "none" : duration(head.left), head.age === null ? "" : `last step ${duration(head.age)} ago`),
     fact("Loss", short(head.loss), "smoothed"),
     fact("Tokens / s", short(head.tokens_per_s), "median of 50 steps"),
     fact("Memory", head.memory_gb === null ? "–" : `${short(head.memory_gb)} GB`, "peak"),

@@ -83,10 +83,11 @@ function prompt(row) {
 function side({ head, row }, title) {
   return el("div", {},
     el("div", { class: "side-head" }, title ? `${title}: ${head.model}` : null, ...scoreChips(row)),
-    el("div", { class: "content plain-content" },
+    el("div", { class: "fields" },
       block("Reply", row.completion ?? ""),
-      block("Extracted", String(row.extracted ?? "")),
-      block("Score", el("div", {}, `${points(row.score)} published rule · ${points(row.strict_score)} strict`)),
+      el("div", { class: "two" },
+        block("Extracted", String(row.extracted ?? "")),
+        block("Score", el("div", {}, `${points(row.score)} by the published rule`, el("br"), `${points(row.strict_score)} by the strict one`))),
       block("Why", String(row.why ?? ""))));
 }
 
@@ -101,7 +102,7 @@ function sampleOf(found, { step, close, show }) {
   const what = moved ? el("p", {}, el("span", { class: "chip" }, moved.kind), moved.causes.length ? `because of: ${moved.causes.join(", ")}` : "nothing moved") : null;
   const elsewhere = others.length && !against ? el("div", { class: "others" }, el("h3", {}, "The same item elsewhere"),
     others.map((o) => el("button", { type: "button", class: "plain", onclick: () => show(o) }, el("span", { class: `chip ${verdict(o.score)}` }, verdict(o.score)), `${o.model} · ${o.variant}: ${o.reply || "(none)"}`))) : null;
-  return [bar, el("div", { class: "content" }, what, pictures(found), sides, block("Gold", written(row.gold)), prompt(row), elsewhere)];
+  return [bar, el("div", { class: "content" }, what, pictures(found), prompt(row), block("Gold", written(row.gold)), sides, elsewhere)];
 }
 
 const signed = (value) => (value === null ? "–" : `${value >= 0 ? "+" : ""}${value.toFixed(1)}`);
