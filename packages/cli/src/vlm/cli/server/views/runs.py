@@ -7,6 +7,7 @@ runs.overview()["stages"][0]["step"]
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypedDict
@@ -93,7 +94,10 @@ class Runs:
     def overview(self) -> dict[str, Any]:
         """Return all heads: running ones first, then the latest."""
         found = self.found()
-        stages = [log.head() for id_ in found["stages"] if (log := self.stage(id_))]
+        stages: list[StageHead] = []
+        for id_ in found["stages"]:
+            with suppress(VlmError):  # a disk that does not answer, or a file that is none by now: it is left out
+                stages += [log.head()] if (log := self.stage(id_)) else []
         evaluations = [self.evaluation(id_) for id_ in found["evaluations"]]
         return {
             "stages": sorted(stages, key=_latest),

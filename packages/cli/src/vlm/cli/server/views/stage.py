@@ -36,7 +36,7 @@ Curve = list[list[float]]
 
 
 class StageHead(TypedDict):
-    """A stage in the list. Times in seconds; None where nothing is known."""
+    """A stage in the list. Times in seconds; None where nothing is known. `read`: share of its lines read so far."""
 
     id: str
     run: str
@@ -51,6 +51,7 @@ class StageHead(TypedDict):
     left: float | None
     age: float | None
     damaged: int
+    read: float
 
 
 class LedgerView(TypedDict):
@@ -82,15 +83,18 @@ class StageLog:
         self.ledger_damaged = 0
         self.last_lost = -1
 
-    def look(self) -> "StageLog":
-        """Read what is new, and return the stage."""
+    def look(self, seconds: float = 1.0) -> "StageLog":
+        """Read what is new, for that long at most, and return the stage; the next look reads on."""
+        until = time.monotonic() + seconds
         with self._lock:
             self._look_recipe()
             anew, lines = self._metrics.read()
             if anew:
                 self._clear()
-            for line in lines:
+            for count, line in enumerate(lines):
                 self._add(object_of(line))
+                if count % 1000 == 999 and time.monotonic() > until:
+                    break
             anew, lines = self._ledger.read()
             if anew:
                 self._clear_ledger()
@@ -164,6 +168,7 @@ class StageLog:
             "left": (steps - step) * pace if steps and pace and state == "running" else None,
             "age": time.time() - written if written else None,
             "damaged": self.damaged + self.ledger_damaged,
+            "read": 1 - self._metrics.left / max(1, self._metrics.stamp.size),
         }
 
     def _state(self, holder: Holder, age: float, pace: float) -> str:
@@ -250,6 +255,8 @@ def thinned(x: "np.ndarray", y: "np.ndarray", points: int) -> Curve:
 
 def number(value: Any) -> float | None:
     """Return a finite number, or None for anything else."""
+    if type(value) is float:  # nearly always: a million lines have eight each
+        return value if math.isfinite(value) else None
     good = isinstance(value, int | float) and not isinstance(value, bool)
     try:
         return float(value) if good and math.isfinite(value) else None

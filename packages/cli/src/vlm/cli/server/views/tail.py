@@ -40,13 +40,15 @@ def stamp_of(path: Path) -> Stamp:
 class Tail:
     """The whole lines of a file, each read once. A file that was cut, replaced or removed is read from its start.
 
+    Who stops before the last line gets the rest with the next `read`; `left` says how many bytes that is.
+
     Args:
         path: The file; it need not exist yet.
     """
 
     def __init__(self, path: Path):
         self.path, self.stamp = path, Stamp()
-        self._at, self._edge = 0, b""
+        self._at, self._edge, self.left = 0, b"", 0
 
     def read(self) -> tuple[bool, Iterator[bytes]]:
         """Return whether the file starts anew, and an iterator over the lines that are new.
@@ -55,12 +57,12 @@ class Tail:
             DataError: It is no regular file, or its disk does not answer.
         """
         now = stamp_of(self.path)
-        if now == self.stamp:
+        if now == self.stamp and not self.left:
             return False, iter(())
         anew = bool(self._at) and (now.inode != self.stamp.inode or now.size < self._at or not self._same_edge())
         if anew:
             self._at, self._edge = 0, b""
-        self.stamp = now
+        self.stamp, self.left = now, now.size - self._at
         return anew, self._lines(now.size)
 
     def _same_edge(self) -> bool:
@@ -81,8 +83,9 @@ class Tail:
                 *whole, rest = (rest + piece).split(b"\n")
                 for line in whole:
                     self._at += len(line) + 1
-                    self._edge = (line + b"\n")[-EDGE:]
+                    self._edge, self.left = (line + b"\n")[-EDGE:], size - self._at
                     yield line
+        self.left = 0
 
 
 def object_of(line: bytes) -> dict[str, Any] | None:

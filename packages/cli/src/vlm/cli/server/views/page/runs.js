@@ -38,6 +38,7 @@ function tile(stage) {
     meter(stage.step, stage.steps ?? (stage.state === "finished" ? stage.step : null), known),
     el("small", {}, known, stage.left ? ` · ${duration(stage.left)} left` : ""),
     el("dl", { class: "numbers" }, row("loss", short(stage.loss)), row("tokens/s", short(stage.tokens_per_s)), row("GB", short(stage.memory_gb))),
+    stage.read < 1 ? el("small", { class: "warn" }, `reading: ${Math.floor(100 * stage.read)} %`) : null,
     stage.damaged ? el("small", { class: "warn" }, `${stage.damaged} lines cannot be read`) : null);
 }
 
@@ -73,6 +74,7 @@ function facts(head) {
     fact("Loss", short(head.loss), "smoothed"),
     fact("Tokens / s", short(head.tokens_per_s), "median of 50 steps"),
     fact("Memory", head.memory_gb === null ? "–" : `${short(head.memory_gb)} GB`, "peak"),
+    head.read < 1 ? fact("Reading", `${Math.floor(100 * head.read)} %`, "a long file") : null,
     head.damaged ? fact("Damaged lines", head.damaged, "left out of the curves") : null,
   ].filter(Boolean);
 }
