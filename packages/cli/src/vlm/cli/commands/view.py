@@ -42,6 +42,8 @@ def view(
     key = os.environ.get(api_key_env, "") if api_key_env else None
     if key == "":
         raise ConfigError(f"--api-key-env {api_key_env}: no such environment variable, or it is empty")
+    import uvicorn
+
     from vlm.cli.server.views.app import ViewLimits, make_view_app
     from vlm.cli.server.views.routes import Viewer
     from vlm.cli.server.views.runs import Runs
@@ -59,8 +61,6 @@ def view(
     say(f"{address} shows {root}; Ctrl-C ends it")
     if open_:
         typer.launch(address)
-    import uvicorn
-
     config = uvicorn.Config(make_view_app(viewer, ViewLimits(key)), log_level="warning", access_log=False)
     with suppress(KeyboardInterrupt):  # raised again by uvicorn after it has shut down
         uvicorn.Server(config).run(sockets=[listener])

@@ -26,6 +26,7 @@ def listen(host: str, port: int, *, secure: bool = False) -> tuple[socket.socket
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(128)  # who connects before the server is up waits a moment
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {host} port {port}: {error.strerror}", fix="choose another --port"

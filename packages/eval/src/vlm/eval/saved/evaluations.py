@@ -6,7 +6,8 @@ for evaluation in find_evaluations([Path("runs/demo")]):
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -112,9 +113,19 @@ class Evaluation:
 
     def read(self, offset: int) -> ResultRow:
         """Read the whole row that starts at `offset`, with None for values that are not numbers."""
+        with self.reading() as read:
+            return read(offset)
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[int], ResultRow]]:
+        """Yield `read` for many rows: the file is opened once."""
         with (self.folder / "results.jsonl").open("rb") as f:
-            f.seek(offset)
-            return cast(ResultRow, json.loads(f.readline(), parse_constant=lambda _: None))
+
+            def read(offset: int) -> ResultRow:
+                f.seek(offset)
+                return cast(ResultRow, json.loads(f.readline(), parse_constant=lambda _: None))
+
+            yield read
 
 
 def label_of(v: Variant) -> str:

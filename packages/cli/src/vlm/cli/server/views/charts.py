@@ -7,7 +7,7 @@ from vlm.cli.server.views.stage import Curve, StageLog
 POINTS = 500
 
 CHARTS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
-    ("Loss", "loss", (("each step", "loss"), ("smoothed", "smooth"))),
+    ("Loss", "of a token", (("each step", "loss"), ("smoothed", "smooth"))),
     ("Learning rate", "lr", (("learning rate", "lr"),)),
     ("Speed", "useful tokens / s", (("tokens / s", "tokens_per_s"),)),
     ("Time of a step", "seconds", (("step", "seconds"), ("wait for data", "data_wait_s"))),

@@ -65,7 +65,7 @@ class Samples:
 
     def __init__(self, runs: Runs):
         self.runs = runs
-        self._lock, self._reading = Lock(), Lock()
+        self._lock, self._reading, self._comparing = Lock(), Lock(), Lock()
         self._indices: dict[str, tuple[Stamp, SampleIndex]] = {}
         self._texts: OrderedDict[str, int] = OrderedDict()
         self._chosen: OrderedDict[tuple[Any, ...], list[Place]] = OrderedDict()
@@ -165,29 +165,19 @@ class Samples:
             KeyError: One of them is not there.
             DataError: They are of different benchmarks, share no item, or one is damaged.
         """
-        from vlm.eval.saved.diff import compare_evaluations
-        from vlm.eval.saved.evaluations import find_evaluations
-
         sides = [self.index(id_) for id_ in (a, b)]
-        key = tuple((side.id, side.stamp) for side in sides)
-        with self._lock:
-            if key in self._compared:
-                return self._compared[key]
         if sides[0].head["benchmark"] != sides[1].head["benchmark"]:
             raise DataError(
                 f"{sides[0].head['title']} and {sides[1].head['title']} are two benchmarks",
                 expected="two evaluations of one benchmark",
             )
-        pair = [next(iter(find_evaluations([side.folder]))) for side in sides]
-        made = dict(compare_evaluations((pair[0], pair[1])))
-        same = {row.id for row in sides[0].rows} & {row.id for row in sides[1].rows}
-        moved = {sample["id"]: sample for sample in made.pop("moved")}  # type: ignore[attr-defined]
-        made["all"] = {id_: moved.get(id_, {"kind": "same", "causes": []}) for id_ in same}
-        with self._lock:
-            self._compared[key] = made
-            while len(self._compared) > 4:
-                self._compared.popitem(last=False)
-        return made
+        key = tuple((side.id, side.stamp) for side in sides)
+        with self._comparing:  # the list and what stands above it ask at the same time
+            if key not in self._compared:
+                self._compared[key] = compared(*sides)
+                while len(self._compared) > 4:
+                    self._compared.popitem(last=False)
+            return self._compared[key]
 
     def moved(self, a: str, b: str) -> dict[str, Any]:
         """Return id -> what moved, for all samples of both evaluations."""
@@ -205,3 +195,15 @@ class Samples:
             if theirs and theirs.head["benchmark"] == index.head["benchmark"] and id_ in theirs.numbers:
                 found.append(Place(other, theirs.numbers[id_]))
         return found
+
+
+def compared(a: SampleIndex, b: SampleIndex) -> dict[str, Any]:
+    """Return `vlm diff` of two evaluations; in place of what moved, all samples of both by their ids."""
+    from vlm.eval.saved.diff import compare_evaluations
+    from vlm.eval.saved.evaluations import find_evaluations
+
+    pair = [find_evaluations([side.folder])[0] for side in (a, b)]
+    made: dict[str, Any] = dict(compare_evaluations((pair[0], pair[1])))
+    moved = {sample["id"]: sample for sample in made.pop("moved")}
+    same = [row.id for row in a.rows if row.id in b.numbers]
+    return made | {"all": {id_: moved.get(id_, {"kind": "same", "causes": []}) for id_ in same}}

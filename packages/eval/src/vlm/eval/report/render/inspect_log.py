@@ -139,33 +139,36 @@ def _metrics(metrics: Sequence[MetricRow]) -> dict[str, Any]:
 
 def _samples(e: Evaluation) -> Iterator[dict[str, Any]]:
     model = f"vlm/{e.summary['model']}"
-    for line in e.rows:
-        row = e.read(line.offset)
-        attachments: dict[str, str] = {}
-        asked = {"role": "user", "content": _content(row, attachments)}
-        completion, gold = row["completion"], row["gold"]
-        messages, choices = [asked], list[dict[str, Any]]()
-        if completion is not None:
-            said = {"role": "assistant", "content": completion, "source": "generate", "model": model}
-            messages.append(said)
-            choices.append({"message": said, "stop_reason": STOPPED.get(row["outcome"], "unknown")})
-        sample = {
-            "id": _id(line.id),
-            "epoch": 1,
-            "input": [asked],
-            "target": gold if _is_words(gold) else json.dumps(gold, ensure_ascii=False),
-            "messages": messages,
-            "output": {"model": model, "choices": choices, "completion": completion or ""},
-            "scores": _scores(row),
-            "metadata": {key: row.get(key) for key in ("group", "outcome", "meta", "tokens", "max_position", "images")},
-            "store": {},
-            "events": [],
-            "model_usage": {},
-            "attachments": attachments,
-        }
-        if completion is None:
-            sample["error"] = {"message": f"{row['outcome']}: {row['why']}", "traceback": "", "traceback_ansi": ""}
-        yield sample
+    with e.reading() as read:
+        for line in e.rows:
+            row = read(line.offset)
+            attachments: dict[str, str] = {}
+            asked = {"role": "user", "content": _content(row, attachments)}
+            completion, gold = row["completion"], row["gold"]
+            messages, choices = [asked], list[dict[str, Any]]()
+            if completion is not None:
+                said = {"role": "assistant", "content": completion, "source": "generate", "model": model}
+                messages.append(said)
+                choices.append({"message": said, "stop_reason": STOPPED.get(row["outcome"], "unknown")})
+            sample = {
+                "id": _id(line.id),
+                "epoch": 1,
+                "input": [asked],
+                "target": gold if _is_words(gold) else json.dumps(gold, ensure_ascii=False),
+                "messages": messages,
+                "output": {"model": model, "choices": choices, "completion": completion or ""},
+                "scores": _scores(row),
+                "metadata": {
+                    key: row.get(key) for key in ("group", "outcome", "meta", "tokens", "max_position", "images")
+                },
+                "store": {},
+                "events": [],
+                "model_usage": {},
+                "attachments": attachments,
+            }
+            if completion is None:
+                sample["error"] = {"message": f"{row['outcome']}: {row['why']}", "traceback": "", "traceback_ansi": ""}
+            yield sample
 
 
 def _id(name: str) -> str:

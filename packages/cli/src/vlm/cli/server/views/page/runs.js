@@ -82,7 +82,7 @@ function facts(head) {
 function chart({ title, unit, svg, lines }) {
   const drawing = new DOMParser().parseFromString(svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" '), "image/svg+xml").documentElement;
   const said = el("small", { class: "pointed" }, unit);
-  const box = el("figure", { class: lines.length > 1 ? "card chart double" : "card chart" },
+  const box = el("figure", { class: title === "Loss" ? "card chart double" : "card chart" },
     el("figcaption", {}, title, said), drawing,
     lines.length > 1 ? el("ul", { class: "legend" }, lines.map((line, i) => el("li", { class: `c${i}` }, line.name))) : null);
   point(drawing, lines, said, unit);

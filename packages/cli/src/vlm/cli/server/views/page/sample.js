@@ -25,12 +25,12 @@ function pictures({ evaluation, number, row }) {
   const order = images.map((_, i) => i).sort((a, b) => asked.has(b) - asked.has(a) || a - b);
   const box = el("div", { class: images.length === 1 ? "media single" : "media" }, order.slice(0, 60).map((i) => {
     const source = address("/vlm/media", { evaluation, number, image: i, size: images.length === 1 ? 1024 : 480 });
-    const frame = el("span", { class: "frame" });
+    const frame = el("span", { class: asked.has(i) ? "frame asked" : "frame" });
     const name = String(images[i]).split("/").pop();
     frame.append(el("img", { src: source, alt: name, loading: "lazy", onerror: () => absent(frame, source) }));
     if (images.length === 1) boxes(frame, row);
     return el("figure", { id: `image-${i}` },
-      el("div", { class: asked.has(i) ? "asked" : "" }, frame), el("small", {}, `${i + 1}. ${name}${asked.has(i) ? " · asked about" : ""}`));
+      frame, el("small", {}, `${i + 1}. ${name}${asked.has(i) ? " · asked about" : ""}`));
   }));
   return block(images.length === 1 ? "Image" : `${images.length} images`, box);
 }

@@ -15,9 +15,14 @@ let asking = null;
 const filters = () => Object.fromEntries(NAMES.map((name) => [name, form.elements[name].value.trim()]));
 const label = (head) => `${head.model} · ${head.variant}${head.run ? ` · ${head.run}` : ""}`;
 
+const offered = {}; // what each field offers: a list that is open is never exchanged for an equal one
+
 function options(name, pairs) {
   const select = form.elements[name];
   const held = select.dataset.wish ?? select.value;
+  const now = JSON.stringify(pairs);
+  if (offered[name] === now && !select.dataset.wish) return;
+  offered[name] = now;
   select.replaceChildren(select.options[0], ...pairs.map(([value, text]) => el("option", { value }, text)));
   select.value = held;
   if (select.value === held) delete select.dataset.wish; else select.value = "";
@@ -55,6 +60,7 @@ async function filter() {
   const now = filters();
   try {
     let answer;
+    if (now.against && now.against !== wanted.against) $("matches").textContent = "comparing …";
     for (;;) {
       answer = await ask("/vlm/samples", { ...now, offset: 0, limit: PIECE }, signal);
       if (!answer.reading) break;
@@ -230,7 +236,8 @@ async function start() {
     const select = form.elements[name];
     if (select.dataset.wish) { select.value = select.dataset.wish; delete select.dataset.wish; }
   }
-  form.addEventListener("input", filter);
+  form.elements.text.addEventListener("input", filter);
+  for (const select of form.querySelectorAll("select")) select.addEventListener("change", filter);
   form.addEventListener("submit", (event) => event.preventDefault());
   try { await loadFacets(); } catch (error) { problem(error instanceof Refused ? error.message : "The server does not answer."); return; }
   fillFilters(); // a second time: one filter decides what another offers
