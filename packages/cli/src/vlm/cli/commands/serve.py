@@ -16,12 +16,17 @@ from vlm.cli.show.say import say
 from vlm.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    import socket
+
     from vlm.cli.server.served import ServedModel, Settings
     from vlm.models.engine import Limits
 
 app = typer.Typer()
 
-LOCAL = {"127.0.0.1", "localhost", "::1"}
+LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
+
+SILENT_SECONDS = 60
+"""A client that takes nothing of its reply for so long is cut off."""
 
 
 @app.command()
@@ -34,8 +39,13 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    api_key_env: Annotated[
-        str | None, typer.Option(help="Environment variable with the key that clients must send.")
+    api_key: Annotated[
+        str | None, typer.Option(help="Key that clients must send; other users of this machine can see it there.")
+    ] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable with that key.")] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Answer under this host name too (behind a balancer); may be repeated."),
     ] = None,
     max_context: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of a prompt and its reply. Default: the trained range.")
@@ -58,16 +68,15 @@ def serve(
     """
     if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]:
         raise ConfigError(f"the server needs {', '.join(missing)}", fix='pip install "farlens-cli[serve]"')
-    key = os.environ.get(api_key_env, "") if api_key_env else None
-    if key == "":
-        raise ConfigError(f"--api-key-env {api_key_env}: no such environment variable, or it is empty")
-    if bool(tls_certificate) != bool(tls_key):
-        raise ConfigError("only one of --tls-certificate and --tls-key", expected="both or neither")
+    key = find_key(api_key, api_key_env)
+    check_tls(tls_certificate, tls_key)
+    listener = listen(host, port)  # before the models are loaded: a port in use is said at once
     from vlm.cli.server.served import Settings
     from vlm.models.engine import Limits
 
     settings = Settings(
         hosts=frozenset(allow_images_from or ()),
+        names=LOCAL | set(allow_host or ()) if host in LOCAL and key is None else None,
         seconds=max_seconds,
         api_key=key,
     )
@@ -83,7 +92,54 @@ def serve(
         models[label] = load_served(label, folder, placement, settings, limits, max_tiles=max_tiles, frames=frames)
     if host not in LOCAL and key is None:
         say(f"warning: {host} is open to others without a key (--api-key-env)", fg="yellow", err=True)
-    run(models, settings, host, port, tls_certificate, tls_key)
+    run(models, settings, listener, tls_certificate, tls_key)
+
+
+def find_key(key: str | None, variable: str | None) -> str | None:
+    """Return the key of the server, or None. Raises ConfigError for two, an empty one, or an unset variable."""
+    if key is not None and variable is not None:
+        raise ConfigError("both --api-key and --api-key-env", expected="one of them")
+    if variable is not None and not os.environ.get(variable):
+        raise ConfigError(f"--api-key-env {variable}: no such environment variable, or it is empty")
+    if key == "":
+        raise ConfigError("--api-key is empty", expected="a key, or no --api-key")
+    return os.environ[variable] if variable is not None else key
+
+
+def check_tls(certificate: Path | None, key: Path | None) -> None:
+    """Raise ConfigError unless the files are a certificate and its private key."""
+    if bool(certificate) != bool(key):
+        raise ConfigError("only one of --tls-certificate and --tls-key", expected="both or neither")
+    if certificate is None:
+        return
+    import ssl
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except (OSError, ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"--tls-certificate {certificate} with --tls-key {key}: {reason}",
+            expected="PEM files, the key without a password and made for that certificate",
+        ) from error
+
+
+def listen(host: str, port: int) -> "socket.socket":
+    """Return a socket that listens there. Raises ConfigError where that is not possible."""
+    import socket
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections inherit it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_SECONDS * 1000)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {error.strerror}", fix="choose another --port"
+        ) from error
+    return listener
 
 
 def split_name(given: str | None) -> tuple[str | None, str | None]:
@@ -125,29 +181,18 @@ def load_served(
 def run(
     models: "dict[str, ServedModel]",
     settings: "Settings",
-    host: str,
-    port: int,
+    listener: "socket.socket",
     certificate: Path | None = None,
     key: Path | None = None,
 ) -> None:
     """Serve until a signal comes; replies in progress are finished first."""
-    import socket
-
     import uvicorn
 
     from vlm.cli.server.app import make_app
 
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {host} port {port}: {error.strerror}", fix="choose another --port"
-        ) from error
+    host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    address = f"{'https' if certificate else 'http'}://{shown}:{listener.getsockname()[1]}"
+    address = f"{'https' if certificate else 'http'}://{shown}:{port}"
     for model in models.values():
         limit = model.engine.limits.context
         say(f"{model.name}: {model.processor.family}, {limit:,} tokens, {positions_line(model.processor.spec)}")

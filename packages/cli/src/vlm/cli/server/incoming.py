@@ -5,12 +5,13 @@ import binascii
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
 from vlm.cli.server.protocol import ChatMessage, RequestError
+from vlm.cli.server.uploads import Uploads
 from vlm.core.sample.chat import Template
 from vlm.core.sample.records import Message, Part, image, text, video
 
@@ -39,14 +40,14 @@ class Media:
 
     Attributes:
         folder: Folder of this request's files.
-        uploads: Files that were sent before, by id.
+        uploads: Files that were sent before.
         hosts: Hosts from which http(s) media may be fetched.
         limit: Greatest number of bytes of one file.
         most: Greatest number of images and videos of a request.
     """
 
     folder: Path
-    uploads: dict[str, Path] = field(default_factory=dict)
+    uploads: Uploads | None = None
     hosts: frozenset[str] = frozenset()
     limit: int = 64 << 20
     most: int = 1000
@@ -60,7 +61,7 @@ class Media:
         if url.startswith("data:"):
             kind, content = self._data(url, param)
         elif url.startswith("upload:"):
-            known = self.uploads.get(url.removeprefix("upload:"))
+            known = self.uploads and self.uploads.find(url.removeprefix("upload:"), self.folder)
             if known is None:
                 raise RequestError(f"no upload {url[:60]!r}", param=param, code="not_found")
             return known
@@ -140,6 +141,14 @@ def read_messages(
     Raises:
         RequestError: no user turn, two turns of one role in a row, media in another role's turn, or broken media.
     """
+    given = [part for message in messages if isinstance(message.content, list) for part in message.content]
+    count = sum(part.image_url is not None or part.video_url is not None for part in given)
+    if count > media.most:  # before the first of them is read
+        raise RequestError(
+            f"{count:,} images and videos; at most {media.most:,} in a request",
+            param="messages",
+            code="too_many_images",
+        )
     result: list[Message] = []
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
@@ -155,8 +164,6 @@ def read_messages(
         result.append({"role": role, "content": content})
     if result[-1]["role"] != "user":
         raise RequestError("the last message must be the user's", param="messages")
-    if sum(part["type"] != "text" for m in result for part in m["content"]) > media.most:
-        raise RequestError(f"more than {media.most} images and videos", param="messages")
     return result
 
 
