@@ -13,6 +13,7 @@ from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 from vlm.cli.server.protocol import ChatMessage, RequestError
 from vlm.cli.server.uploads import Uploads
 from vlm.core.sample.chat import Template
+from vlm.core.sample.media import image_size
 from vlm.core.sample.records import Message, Part, image, text, video
 
 SUFFIXES = {
@@ -44,6 +45,7 @@ class Media:
         hosts: Hosts from which http(s) media may be fetched.
         limit: Greatest number of bytes of one file.
         most: Greatest number of images and videos of a request.
+        pixels: Greatest number of pixels of an image.
     """
 
     folder: Path
@@ -51,6 +53,7 @@ class Media:
     hosts: frozenset[str] = frozenset()
     limit: int = 64 << 20
     most: int = 1000
+    pixels: int = 89_478_485
 
     def file(self, url: str, param: str) -> Path:
         """Return a file with the content of a URL.
@@ -176,12 +179,23 @@ def _content(message: ChatMessage, media: Media, where: str) -> list[Part]:
         if part.type in ("text", "input_text") and part.text is not None:
             found.append(text(part.text))
         elif part.type == "image_url" and part.image_url is not None:
-            found.append(image(media.file(_url(part.image_url, param), param)))
+            found.append(image(_small_enough(media.file(_url(part.image_url, param), param), media.pixels, param)))
         elif part.type == "video_url" and part.video_url is not None:
             found.append(video(media.file(_url(part.video_url, param), param)))
         else:
             raise RequestError(f"{param}: a part of type {part.type[:40]!r} that is not known or empty", param=param)
     return found
+
+
+def _small_enough(path: Path, limit: int, param: str) -> Path:
+    width, height = image_size(path)  # of the header: nothing is decoded
+    if width * height > limit:
+        raise RequestError(
+            f"{param}: {width:,} x {height:,} pixels are {width * height:,}, at most {limit:,}",
+            param=param,
+            code="image_too_large",
+        )
+    return path
 
 
 def _separated(parts: list[Part], template: Template) -> list[Part]:

@@ -5,11 +5,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncGenerator
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from anyio import CapacityLimiter, to_thread
+from PIL import Image
 
 from vlm.cli.server.incoming import Media, read_messages
 from vlm.cli.server.protocol import ChatRequest, RequestError
@@ -17,7 +19,7 @@ from vlm.cli.server.uploads import Uploads
 from vlm.core.errors import ConfigError, VlmError
 from vlm.core.sample.encoded import Encoded
 from vlm.core.sample.media import image_size
-from vlm.core.sample.records import ImagePart, Sample
+from vlm.core.sample.records import ImagePart, Message, Sample
 from vlm.models.engine import Busy, ChatEngine, ContextOverflow, Event, GenerationRequest, Sampling
 from vlm.models.processor import Processor
 
@@ -109,9 +111,8 @@ class ServedModel:
         if request.vlm.frames is not None:
             processor = processor.with_frames(request.vlm.frames)
         sampling = request.sampling(settings.max_tokens)
-        if any(part["type"] == "image" for m in messages for part in m["content"]):
-            sample = Sample("prompt", messages, "prompt")  # sizes come from headers: nothing is decoded in vain
-            self.engine.check(processor.encoder.encode(sample, generation_prompt=True, pixels=False), sampling)
+        if any(part["type"] != "text" for m in messages for part in m["content"]):
+            self.engine.check(counted(processor, messages), sampling)  # nothing is decoded in vain
         prompt = processor.encode(messages, strides=request.vlm.strides)
         self.engine.check(prompt, sampling)
         return Prompt(
@@ -160,6 +161,17 @@ class Reply:
             yield event
             if event.ended:
                 return
+
+
+def counted(processor: Processor, messages: list[Message]) -> Encoded:
+    """Return a prompt without pixels: sizes come from the headers of images, and a frame is one tile.
+
+    Raises:
+        VlmError: the header of an image cannot be read.
+    """
+    encoder = copy(processor.encoder)
+    encoder.load_frames = lambda path, segments, clip=None: [Image.new("RGB", (1, 1))] * segments
+    return encoder.encode(Sample("prompt", messages, "prompt"), generation_prompt=True, pixels=False)
 
 
 def cut_of(part: ImagePart, processor: Processor) -> dict[str, Any]:
