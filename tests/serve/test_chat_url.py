@@ -4,12 +4,12 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
-import av
-import numpy as np
 import pytest
 from PIL import Image
 
+from support.videos import write_video
 from vlm.cli import main as command
 from vlm.cli.remote import RemoteSession
 from vlm.core.errors import ConfigError, DataError, FetchError, MediaError, UnknownName
@@ -31,24 +31,13 @@ def pictures(tmp_path) -> list[Path]:
     return [tmp_path / "a.png", tmp_path / "b.png"]
 
 
-def movie(path: Path) -> Path:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=4)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for i in range(12):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * i, np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
-
-
 def said(chat, question, **files):
     return "".join(chat.stream(question, **files, **SHORT)).strip()
 
 
 def test_it_says_what_the_checkpoint_says(chat, parts, pictures, tmp_path):
     model, processor = parts
-    video = movie(tmp_path / "clip.mp4")
+    video = write_video(tmp_path / "clip.mp4", range(0, 240, 20))
     processor = processor.with_frames(3)
     chat.own, chat.frames = {"frames": 3}, 3
     for images, videos in (([], []), (pictures[:1], []), (pictures, []), ([], [video]), (pictures[:1], [video])):
@@ -131,7 +120,7 @@ class Foreign(BaseHTTPRequestHandler):
 
     said: bytes = b""
     status = 200
-    asked: list[dict] = []
+    asked: ClassVar[list[dict]] = []
 
     def log_message(self, *_):
         pass
@@ -175,7 +164,10 @@ def test_a_server_of_another_make_gets_plain_parts(foreign, pictures, tmp_path):
         RemoteSession(foreign, model="m", own={"strides": 1.0})
     chat = RemoteSession(foreign, model="m", system="Be brief.", frames=2)
     Foreign.status, Foreign.said = 200, event("A ") + event("cat.") + event("", "stop") + b"data: [DONE]\n\n"
-    assert said(chat, "What?", images=pictures[:1], videos=[movie(tmp_path / "clip.mp4")]) == "A cat."
+    assert (
+        said(chat, "What?", images=pictures[:1], videos=[write_video(tmp_path / "clip.mp4", range(0, 240, 20))])
+        == "A cat."
+    )
     (body,) = Foreign.asked
     kinds = [part["type"] for part in body["messages"][1]["content"]]
     assert body["messages"][0]["role"] == "system" and kinds.count("image_url") == 3 and "vlm" not in body

@@ -8,14 +8,12 @@ import socket
 import struct
 import time
 import zlib
-from fractions import Fraction
 
-import av
 import httpx
-import numpy as np
 import pytest
 from PIL import Image
 
+from support.videos import write_video
 from vlm.cli.commands import serve
 from vlm.cli.server import gate, served, uploads
 from vlm.core.errors import ConfigError
@@ -87,22 +85,10 @@ def test_too_many_tokens_are_counted_before_a_picture_is_decoded(server, monkeyp
     refused(server, got, 400, "context_length_exceeded", "tokens of prompt", "4,096")
 
 
-def ten_hours(path, frames=600):
-    """A video that lasts ten hours and shows a frame a minute."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=1)
-        stream.width = stream.height = 32
-        stream.pix_fmt, stream.codec_context.time_base = "yuv420p", Fraction(1, 1)
-        for i in range(frames):
-            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), i % 256, np.uint8), format="rgb24")
-            frame.pts, frame.time_base = 60 * i, Fraction(1, 1)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path.read_bytes()
-
-
 def test_a_video_of_ten_hours_costs_its_frames_and_too_many_frames_are_refused_unread(server, tmp_path, monkeypatch):
-    part = {"type": "video_url", "video_url": {"url": url_of(ten_hours(tmp_path / "long.mp4"), "video/mp4")}}
+    minutes = range(600)  # a frame a minute
+    video = write_video(tmp_path / "long.mp4", [m % 256 for m in minutes], times=[60_000 * m for m in minutes])
+    part = {"type": "video_url", "video_url": {"url": url_of(video.read_bytes(), "video/mp4")}}
     got = post(server, [part, {"type": "text", "text": "What happens?"}])
     assert got.status_code == 200 and len(got.json()["vlm"]["tiles"]) == 8
     monkeypatch.setattr("vlm.core.sample.media.video_frames", lambda *_: pytest.fail("the video was decoded"))

@@ -196,6 +196,7 @@ def run(
     for model in models.values():
         limit = model.engine.limits.context
         say(f"{model.name}: {model.processor.family}, {limit:,} tokens, {positions_line(model.processor.spec)}")
+    listener.listen(1024)  # whoever reads the next line may connect
     say(f"{address} for people, {address}/v1 for OpenAI clients; Ctrl-C ends it")
     config = uvicorn.Config(
         make_app(models, settings, log=say),

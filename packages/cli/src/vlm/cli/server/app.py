@@ -256,6 +256,7 @@ def about(prompt: Prompt) -> dict[str, Any]:
     encoded = prompt.encoded
     return {
         "images": prompt.images,
+        "frames": prompt.frames,
         "tiles": [tiles for _, _, tiles in encoded.image_spans],
         "positions": float(encoded.position_ids[-1]) + 1,
         "strides": encoded.strides,

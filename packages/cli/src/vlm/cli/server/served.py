@@ -46,10 +46,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Prompt:
-    """An encoded request, and how each of its images is cut: size, grid of tiles (columns, rows), thumbnail."""
+    """An encoded request, and how each of its images is cut: size, grid of tiles (columns, rows), thumbnail.
+
+    `frames` is the number of frames that were taken from each of its videos; 0 without a video.
+    """
 
     encoded: Encoded
     images: list[dict[str, Any]]
+    frames: int
 
 
 class ServedModel:
@@ -101,9 +105,9 @@ class ServedModel:
 
     def _prepare(self, request: ChatRequest, folder: Path) -> Prompt:
         settings = self.settings
-        media = Media(folder, self.uploads, settings.hosts, settings.max_file, settings.max_images)
+        files = Media(folder, self.uploads, settings.hosts, settings.max_file, settings.max_images)
         processor = self.processor
-        messages = read_messages(request.messages, media, processor.template, exact=request.vlm.exact)
+        messages = read_messages(request.messages, files, processor.template, exact=request.vlm.exact)
         if request.vlm.max_tiles is not None:
             if processor.spec.image_rule.kind != "tiles":
                 raise ConfigError(f"vlm.max_tiles {request.vlm.max_tiles}, but this model makes one square of an image")
@@ -115,9 +119,10 @@ class ServedModel:
             self.engine.check(counted(processor, messages), sampling)  # nothing is decoded in vain
         prompt = processor.encode(messages, strides=request.vlm.strides)
         self.engine.check(prompt, sampling)
-        return Prompt(
-            prompt, [cut_of(part, processor) for m in messages for part in m["content"] if part["type"] == "image"]
-        )
+        media = [part for m in messages for part in m["content"] if part["type"] != "text"]
+        videos = any(part["type"] == "video" for part in media)
+        cuts = [cut_of(part, processor) for part in media if part["type"] == "image"]
+        return Prompt(prompt, cuts, processor.frames if videos else 0)
 
     def start(self, prompt: Encoded, request: ChatRequest, number: int) -> "Reply":
         """Queue one reply. Raises RequestError if the queue is full."""
