@@ -8,7 +8,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -16,12 +15,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from support.live_server import WAIT, ServeProcess
 from vlm.models.checkpoint.assemble import build
 from vlm.models.checkpoint.load import save_model
 from vlm.models.specs import load_preset
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "internlm2"
-WAIT = 120
 
 
 @pytest.fixture(scope="module")
@@ -31,50 +30,12 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder
 
 
-class Process:
-    """A running `vlm serve`: its address, its lines, and signals to it."""
-
-    def __init__(self, home, checkpoint, *options):
-        command = [sys.executable, "-m", "vlm.cli.main", "serve", "-m", str(checkpoint), "--device", "cpu", *options]
-        env = {
-            **os.environ,
-            "VLM_HOME": str(home),
-            "TMPDIR": str(home),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONUNBUFFERED": "1",
-        }
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, cwd=home
-        )
-        self.lines, self.url = [], ""
-        self.reader = threading.Thread(target=self.read, daemon=True)
-        self.reader.start()
-        deadline = time.monotonic() + WAIT
-        while not self.url:
-            assert self.process.poll() is None and time.monotonic() < deadline, self.lines
-            time.sleep(0.05)
-        while httpx.get(f"{self.url}/health", verify=False).status_code != 200:
-            time.sleep(0.05)
-
-    def read(self):
-        for line in self.process.stdout:
-            self.lines.append(line.rstrip())
-            if found := re.search(r"(https?://\S+) for people", line):
-                self.url = found[1]
-
-    def end(self, signal_):
-        self.process.send_signal(signal_)
-        code = self.process.wait(WAIT)
-        self.reader.join(WAIT)
-        return code
-
-
 @pytest.fixture
 def begin(tmp_path, checkpoint):
     started = []
 
     def make(*options):
-        started.append(Process(tmp_path, checkpoint, *options))
+        started.append(ServeProcess(tmp_path, checkpoint, *options))
         return started[-1]
 
     yield make

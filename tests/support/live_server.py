@@ -1,10 +1,17 @@
-"""An application behind a real port."""
+"""Servers behind real ports: an application in a thread, and `vlm serve` as a process."""
 
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 
+import httpx
 import uvicorn
+
+WAIT = 120
 
 
 class Server:
@@ -24,3 +31,41 @@ class Server:
         self.server.should_exit = True
         self.thread.join(20)
         self.socket.close()
+
+
+class ServeProcess:
+    """A running `vlm serve`: its address, its lines, and signals to it."""
+
+    def __init__(self, home, checkpoint, *options):
+        command = [sys.executable, "-m", "vlm.cli.main", "serve", "-m", str(checkpoint), "--device", "cpu", *options]
+        env = {
+            **os.environ,
+            "VLM_HOME": str(home),
+            "TMPDIR": str(home),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, cwd=home
+        )
+        self.lines, self.url = [], ""
+        self.reader = threading.Thread(target=self.read, daemon=True)
+        self.reader.start()
+        deadline = time.monotonic() + WAIT
+        while not self.url:
+            assert self.process.poll() is None and time.monotonic() < deadline, self.lines
+            time.sleep(0.05)
+        while httpx.get(f"{self.url}/health", verify=False).status_code != 200:
+            time.sleep(0.05)
+
+    def read(self):
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip())
+            if found := re.search(r"(https?://\S+) for people", line):
+                self.url = found[1]
+
+    def end(self, signal_):
+        self.process.send_signal(signal_)
+        code = self.process.wait(WAIT)
+        self.reader.join(WAIT)
+        return code
