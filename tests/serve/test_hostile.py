@@ -6,8 +6,11 @@ import json
 import os
 import socket
 import struct
+import threading
 import time
 import zlib
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -185,6 +188,60 @@ def test_a_client_that_leaves_a_stream_before_its_first_token_leaves_the_queue(s
         while any(not r.cancelled for r in engine.waiting) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not any(not r.cancelled for r in engine.waiting)
+
+
+class Elsewhere(BaseHTTPRequestHandler):
+    """Another host: a picture, a picture that does not end, and redirects."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        port = self.server.server_port
+        places = {
+            "/to-a-name-of-this-machine": f"http://localhost:{port}/red.png",
+            "/to-a-private-address": "http://10.0.0.1/red.png",
+            "/to-a-file": "file:///etc/hostname",
+            "/round": "/round",
+            "/moved": "/red.png",
+        }
+        self.send_response(302 if self.path in places else 200)
+        self.send_header("Content-Type", "text/html" if self.path == "/page" else "image/png")
+        if self.path in places:
+            self.send_header("Location", places[self.path])
+        self.end_headers()
+        with suppress(OSError):
+            self.wfile.write(bytes(300_000) if self.path == "/giant" else small_png())
+
+
+@pytest.fixture
+def elsewhere():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/red.png", None),
+        ("/moved", None),
+        ("/to-a-name-of-this-machine", "host_not_allowed"),
+        ("/to-a-private-address", "host_not_allowed"),
+        ("/to-a-file", "host_not_allowed"),
+        ("/round", "fetch_failed"),
+        ("/giant", "file_too_large"),
+        ("/page", "unsupported_media_type"),
+    ],
+)
+def test_pictures_are_fetched_from_allowed_hosts_alone(start, elsewhere, path, code):
+    server = start(hosts=frozenset({"127.0.0.1"}), max_file=200_000)
+    got = post(server, [picture(elsewhere + path), {"type": "text", "text": "What?"}])
+    if code is None:
+        assert got.status_code == 200 and got.json()["vlm"]["tiles"] == [1]
+    else:
+        refused(server, got, 400, code)
 
 
 def test_uploads_forget_the_oldest_but_not_one_in_use(tmp_path):

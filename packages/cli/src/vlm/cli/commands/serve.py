@@ -70,13 +70,12 @@ def serve(
         raise ConfigError(f"the server needs {', '.join(missing)}", fix='pip install "farlens-cli[serve]"')
     key = find_key(api_key, api_key_env)
     check_tls(tls_certificate, tls_key)
-    listener = listen(host, port)  # before the models are loaded: a port in use is said at once
     from vlm.cli.server.served import Settings
     from vlm.models.engine import Limits
 
     settings = Settings(
         hosts=frozenset(allow_images_from or ()),
-        names=LOCAL | set(allow_host or ()) if host in LOCAL and key is None else None,
+        names=LOCAL | set(allow_host or ()) if allow_host or (host in LOCAL and key is None) else None,
         seconds=max_seconds,
         api_key=key,
     )
@@ -85,6 +84,7 @@ def serve(
     named = [
         (name, find_model(given)) for name, given in map(split_name, model or (None,))
     ]  # all, before one is loaded
+    listener = listen(host, port)  # a port in use is said at once
     for name, folder in named:
         label = name or label_of(folder)
         if label in models:

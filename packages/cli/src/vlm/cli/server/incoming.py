@@ -33,6 +33,7 @@ SUFFIXES = {
 """Media types that are taken, and the suffix of the file."""
 
 FETCH_SECONDS = 20
+UNFETCHED = "fetch_failed"
 
 
 @dataclass
@@ -75,7 +76,9 @@ class Media:
                 f"{param}: media must be data URLs or uploads, found {url[:30]!r}", param=param, code="invalid_url"
             )
         if len(content) > self.limit:
-            raise RequestError(f"{param}: {len(content):,} bytes, at most {self.limit:,}", param=param)
+            raise RequestError(
+                f"{param}: {len(content):,} bytes, at most {self.limit:,}", param=param, code="file_too_large"
+            )
         return self.store(kind, content, param)
 
     def store(self, kind: str, content: bytes, param: str) -> Path:
@@ -121,16 +124,22 @@ class Media:
                         url = urljoin(url, response.headers["location"])
                         continue
                     if response.status_code != 200:
-                        raise RequestError(f"{param}: {host} answered {response.status_code}", param=param)
+                        raise RequestError(
+                            f"{param}: {host} answered {response.status_code}", param=param, code=UNFETCHED
+                        )
                     content = bytearray()
                     for piece in response.iter_bytes():
                         content += piece
                         if len(content) > self.limit:
-                            raise RequestError(f"{param}: more than {self.limit:,} bytes", param=param)
+                            raise RequestError(
+                                f"{param}: more than {self.limit:,} bytes", param=param, code="file_too_large"
+                            )
                     return response.headers.get("content-type", "").split(";")[0].strip().lower(), bytes(content)
             except (httpx.HTTPError, httpx.InvalidURL) as error:
-                raise RequestError(f"{param}: {host} cannot be reached: {error}", param=param) from error
-        raise RequestError(f"{param}: too many redirects", param=param)
+                raise RequestError(
+                    f"{param}: {host} cannot be reached: {error}", param=param, code=UNFETCHED
+                ) from error
+        raise RequestError(f"{param}: too many redirects", param=param, code=UNFETCHED)
 
 
 def read_messages(
