@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -207,23 +207,28 @@ def against_transformers(ours: Server, theirs: Server, runs: int) -> Iterator[di
 
 def main() -> None:
     """Measure and write bench/serve.json."""
-    options = argparse.ArgumentParser()
-    options.add_argument("--runs", type=int, default=RUNS)
-    runs = options.parse_args().runs
+    parser = argparse.ArgumentParser()
+    parser.add_argument("parts", nargs="*", default=["transformers", "itself"], metavar="transformers|itself")
+    parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--port", type=int, default=18301)
+    options = parser.parse_args()
     weights, hf = make_weights()
-    bin_ = Path(sys.executable).parent
-    ours = [str(bin_ / "vlm"), "serve", "-m", f"m={weights}", "--device", "cpu", "--port", "18301"]
-    theirs = [str(bin_ / "transformers"), "serve", str(hf), "--device", "cpu", "--dtype", "float32", "--port", "18302"]
+    bin_, port, rows = Path(sys.executable).parent, options.port, []
+    ours = [str(bin_ / "vlm"), "serve", "-m", f"m={weights}", "--device", "cpu", "--port", str(port)]
+    theirs = [str(bin_ / "transformers"), "serve", str(hf), "--device", "cpu", "--dtype", "float32"]
     print(f"models below {home()}")
-    with ExitStack() as stack:
-        mine = stack.enter_context(running(ours, "m", 18301))
-        other = stack.enter_context(running(theirs, str(hf), 18302))
-        rows = []
-        for part in (against_transformers(mine, other, runs), against_itself(mine, runs)):
-            for row in part:
-                rows.append(row)
-                print(row, flush=True)
+    with running(ours, "m", port) as mine:
+        if "transformers" in options.parts:
+            with running([*theirs, "--port", str(port + 1)], str(hf), port + 1) as other:
+                rows += shown(against_transformers(mine, other, options.runs))
+        if "itself" in options.parts:
+            rows += shown(against_itself(mine, options.runs))
     report("serve", rows)
+
+
+def shown(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Print each row as soon as it is measured; return all."""
+    return [row for row in rows if print(row, flush=True) is None]
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from vlm.models.specs import load_preset
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "internlm2"
 
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
@@ -40,10 +42,7 @@ def begin(tmp_path, checkpoint):
 
     yield make
     for one in started:
-        if one.process.poll() is None:
-            one.process.kill()
-        one.process.wait()
-        one.process.stdout.close()
+        one.kill()
 
 
 def body(tokens, **more):

@@ -162,6 +162,4 @@ def test_two_thousand_requests_and_memory_is_flat_after_the_first_two_hundred(tm
         assert max(memory.values()) < memory[200] * 1.1 + 20
         assert not any("Traceback" in line for line in server.lines)
     finally:
-        server.process.kill()
-        server.process.wait()
-        server.process.stdout.close()
+        server.kill()

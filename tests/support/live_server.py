@@ -11,7 +11,8 @@ import time
 import httpx
 import uvicorn
 
-WAIT = 120
+WAIT = 240
+"""Seconds: starting takes five of a processor, of which a busy machine may give little."""
 
 
 class Server:
@@ -51,12 +52,26 @@ class ServeProcess:
         self.lines, self.url = [], ""
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
+        try:
+            self.await_start()
+        except BaseException:
+            self.kill()
+            raise
+
+    def await_start(self):
         deadline = time.monotonic() + WAIT
         while not self.url:
             assert self.process.poll() is None and time.monotonic() < deadline, self.lines
             time.sleep(0.05)
-        while httpx.get(f"{self.url}/health", verify=False).status_code != 200:
+        while httpx.get(f"{self.url}/health", verify=False, timeout=WAIT).status_code != 200:
             time.sleep(0.05)
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.reader.join(WAIT)
+        self.process.stdout.close()
 
     def read(self):
         for line in self.process.stdout:
