@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from support.app_server import Server
+from support.live_server import Server
 from vlm.cli.server.app import make_app
 from vlm.cli.server.served import ServedModel, Settings
 from vlm.models.checkpoint.assemble import build

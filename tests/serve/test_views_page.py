@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support import view_runs
-from support.app_server import Server
+from support.live_server import Server
 from vlm.cli.server.views.app import ViewLimits, make_view_app
 from vlm.cli.server.views.routes import Viewer
 from vlm.cli.server.views.runs import Runs

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from support import view_runs
-from support.app_server import Server
-from vlm.cli.server.listening import hosts_of
+from support.live_server import Server
+from vlm.cli.server.listening import LOCAL
 from vlm.cli.server.views.app import ViewLimits, make_view_app
 from vlm.cli.server.views.routes import Viewer
 from vlm.cli.server.views.runs import Runs
@@ -35,8 +35,8 @@ def client(home):
     server.stop()
 
 
-def app_of(home, key=None, hosts=frozenset()):
-    return make_view_app(Viewer(Runs(home / "runs"), MediaRoot(home / "dataset"), hosts), ViewLimits(key))
+def app_of(home, key=None, names=None):
+    return make_view_app(Viewer(Runs(home / "runs"), MediaRoot(home / "dataset")), ViewLimits(key, names))
 
 
 def asked(client, path, **query):
@@ -238,10 +238,9 @@ def test_the_key_is_asked_for_everything_but_the_empty_pages(home):
 
 
 def test_a_name_that_another_site_pointed_here_is_refused(home):
-    server = Server(app_of(home, hosts=hosts_of("127.0.0.1", None)))
+    server = Server(app_of(home, names=LOCAL))
     with httpx.Client(base_url=server.url) as client:
         assert client.get("/vlm/runs").status_code == 200
         assert client.get("/vlm/runs", headers={"Host": "attacker.example:80"}).status_code == 403
         assert client.get("/vlm/runs", headers={"Origin": "http://attacker.example"}).status_code == 403
     server.stop()
-    assert hosts_of("0.0.0.0", "key") == hosts_of("127.0.0.1", "key") == frozenset()

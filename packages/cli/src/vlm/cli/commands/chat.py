@@ -17,6 +17,7 @@ from vlm.core.errors import ConfigError, VlmError
 from vlm.core.text import printable
 
 if TYPE_CHECKING:
+    from vlm.cli.remote import RemoteSession
     from vlm.core.sample.records import Medium
     from vlm.models import ChatSession
 
@@ -60,6 +61,13 @@ def chat(
     ] = False,
     max_tiles: Annotated[int | None, typer.Option(help="Tiles per picture. Default: the checkpoint's.")] = None,
     frames: Annotated[int, typer.Option(help="Frames taken from a video.")] = 8,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Ask an OpenAI-compatible server, up to /v1; --model is then a name in its list."),
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="With --url: environment variable with its key. Default: VLM_API_KEY, if set.")
+    ] = None,
 ) -> None:
     """Ask one question about files, or open a conversation.
 
@@ -73,23 +81,36 @@ def chat(
     if temperature > 0:
         drawn = {k: v for k, v in drawing.items() if v is not None}
         settings |= {"do_sample": True, "temperature": temperature, "seed": 0, **drawn}
-    session = load_session(
-        find_model(model),
-        strides=read_stride(stride),
-        system=system,
-        combine=combine,
-        max_tiles=max_tiles,
-        frames=frames,
-        **asdict(placement),
-    )
-    positions = positions_line(session.processor.spec, session.strides)
+    session: ChatSession | RemoteSession
+    positions: str | None = None
+    if url is None:
+        local = session = load_session(
+            find_model(model),
+            strides=read_stride(stride),
+            system=system,
+            combine=combine,
+            max_tiles=max_tiles,
+            frames=frames,
+            **asdict(placement),
+        )
+        positions = positions_line(local.processor.spec, local.strides)
+        if api_key_env is not None:
+            raise ConfigError("--api-key-env without --url", fix="leave it out, or name the server")
+    else:
+        own = {"strides": read_stride(stride)} if stride is not None else {}
+        own |= {"max_tiles": max_tiles} if max_tiles is not None else {}
+        idle = {"--beams": beams > 1, "--combine": combine, "a place for weights": placement != PlacementOptions()}
+        session = ask_server(url, api_key_env, model, idle, system=system, frames=frames, own=own)
+        settings = {"max_tokens": max_new_tokens, "temperature": temperature}
+        settings |= {"seed": 0, **{k: v for k, v in drawing.items() if v is not None}} if temperature > 0 else {}
     images = [f for f in files if f.suffix.lower() not in VIDEOS]
     videos = [f for f in files if f.suffix.lower() in VIDEOS]
     note_pictures(images)
     if question is not None:
         print_answer(session, question, images, videos, settings, said_first=positions)
     else:
-        say(positions, err=True)
+        if positions:
+            say(positions, err=True)
         ChatShell(session, settings, images, videos).run()
 
 
@@ -110,6 +131,22 @@ def split_words(words: list[str]) -> tuple[list[Path], str | None]:
             f"no such file: {', '.join(lost)}", expected="pictures or videos, then one question in quotes"
         )
     return [Path(name) for name in names], question
+
+
+def ask_server(
+    url: str, api_key_env: str | None, model: str | None, idle: dict[str, bool], **settings: Any
+) -> "RemoteSession":
+    """Return a conversation with a server. `idle`: options that say nothing to a server -> whether they were given.
+
+    Raises:
+        ConfigError: such an option; an address or a model that is none. FetchError: no answer.
+    """
+    from vlm.cli.backends import key_of
+    from vlm.cli.remote import RemoteSession
+
+    if given := [name for name, is_given in idle.items() if is_given]:
+        raise ConfigError(f"--url with {' and '.join(given)}", fix="leave it out: the server decides it")
+    return RemoteSession(url, key_of(api_key_env, "VLM_API_KEY"), model, **settings)
 
 
 def read_stride(value: str | None) -> float | str | None:
@@ -148,7 +185,7 @@ def note_pictures(paths: list[Path]) -> None:
 
 
 def print_answer(
-    session: "ChatSession",
+    session: "ChatSession | RemoteSession",
     question: str,
     images: list[Path],
     videos: list[Path],
@@ -168,7 +205,9 @@ def print_answer(
 class ChatShell:
     """The interactive conversation. A mistake prints an error, and the conversation continues."""
 
-    def __init__(self, session: "ChatSession", settings: dict[str, Any], images: list[Path], videos: list[Path]):
+    def __init__(
+        self, session: "ChatSession | RemoteSession", settings: dict[str, Any], images: list[Path], videos: list[Path]
+    ):
         self.session, self.settings = session, settings
         self.images, self.videos = list(images), list(videos)
         self.commands: dict[str, Callable[[str], None]] = {
@@ -236,7 +275,7 @@ class ChatShell:
 
         paths = file_names(rest, "/video FILE")
         for path in paths:
-            load_video(path, self.session.processor.frames)
+            load_video(path, self.session.frames)
         self.videos += paths
 
     def show_history(self, _: str) -> None:

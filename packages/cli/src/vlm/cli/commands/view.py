@@ -1,15 +1,14 @@
 """`vlm view`: the pages of runs and samples, from files alone; no model is loaded."""
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vlm.cli.server.listening import LOCAL, hosts_of, listen, needs_packages
+from vlm.cli.server.listening import LOCAL, address_of, find_key, listen, needs_packages
 from vlm.cli.show.say import say
-from vlm.core.errors import ConfigError, DataError
+from vlm.core.errors import DataError
 
 app = typer.Typer()
 
@@ -39,9 +38,7 @@ def view(
     vlm view /shared/runs --allow-outside /shared/dataset --open
     """
     needs_packages("fastapi", "uvicorn")
-    key = os.environ.get(api_key_env, "") if api_key_env else None
-    if key == "":
-        raise ConfigError(f"--api-key-env {api_key_env}: no such environment variable, or it is empty")
+    key = find_key(None, api_key_env)
     import uvicorn
 
     from vlm.cli.server.views.app import ViewLimits, make_view_app
@@ -56,12 +53,15 @@ def view(
     if host not in LOCAL and key is None:
         say(f"warning: {host} is open to others without a key (--api-key-env)", fg="yellow", err=True)
     outside = tuple(resolve(path) for path in allow_outside or ())
-    viewer = Viewer(Runs(root), MediaRoot(dataset(), outside), hosts_of(host, key))
-    listener, address = listen(host, port)
+    viewer = Viewer(Runs(root), MediaRoot(dataset(), outside))
+    limits = ViewLimits(key, LOCAL if host in LOCAL and key is None else None)
+    listener = listen(host, port)
+    address = address_of(listener)
+    listener.listen(1024)  # whoever reads the next line may connect
     say(f"{address} shows {root}; Ctrl-C ends it")
     if open_:
         typer.launch(address)
-    config = uvicorn.Config(make_view_app(viewer, ViewLimits(key)), log_level="warning", access_log=False)
+    config = uvicorn.Config(make_view_app(viewer, limits), log_level="warning", access_log=False)
     with suppress(KeyboardInterrupt):  # raised again by uvicorn after it has shut down
         uvicorn.Server(config).run(sockets=[listener])
     say("ended")

@@ -6,10 +6,9 @@
 import asyncio
 import json
 import secrets
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,18 @@ from vlm.cli.server.gate import Gate, Log, answer_errors
 from vlm.cli.server.incoming import Media
 from vlm.cli.server.metrics import metrics_of
 from vlm.cli.server.protocol import ChatRequest, RequestError, head, logprobs_of, usage
-from vlm.cli.server.served import Prompt, ServedModel, Settings
+from vlm.cli.server.served import Prompt, Reply, ServedModel, Settings
+from vlm.cli.server.uploads import Uploads, scratch
 from vlm.cli.server.views.routes import Viewer, add_views
 from vlm.cli.server.views.runs import Runs
 from vlm.core.home import dataset, runs
 from vlm.core.media_root import MediaRoot
 from vlm.core.sample.encoded import Encoded
-from vlm.models.engine import Event, GenerationRequest
+from vlm.models.engine import Event
 
 PAGE = Path(__file__).with_name("page")
+
+LEFT = "the client left"
 
 
 def make_app(
@@ -43,16 +45,16 @@ def make_app(
         log: Takes one line for each request.
         viewer: The runs and samples that it shows too; by default those of the home.
     """
-    folder, uploads = tempfile.TemporaryDirectory(prefix="vlm-uploads-"), dict[str, Path]()
+    uploads = Uploads(settings.max_uploads)
     for model in models.values():
         model.uploads = uploads
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        for model in models.values():
-            await asyncio.to_thread(model.engine.close, settings.seconds)
-        folder.cleanup()
+        with scratch() as uploads.folder:
+            yield
+            for model in models.values():
+                await asyncio.to_thread(model.engine.close, settings.seconds)
 
     app = FastAPI(title="vlm serve", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
 
@@ -81,9 +83,7 @@ def make_app(
         if len(content) > settings.max_file:
             raise RequestError(f"{len(content):,} bytes, at most {settings.max_file:,}", status=413)
         kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-        path = Media(Path(folder.name)).store(kind, content, "upload")
-        id_ = secrets.token_urlsafe(16)
-        uploads[id_] = path
+        id_ = uploads.keep(Media(uploads.folder).store(kind, content, "upload"))
         return {"id": id_, "url": f"upload:{id_}"}
 
     @app.post("/v1/chat/completions", response_model=None)
@@ -92,26 +92,27 @@ def make_app(
         body.check()
         model = find(body.model)
         prompt = await model.prepare(body)
-        id_ = f"chatcmpl-{secrets.token_hex(12)}"
 
-        def done(made: list[GenerationRequest], how: str) -> None:
-            new = sum(r.new_tokens for r in made)
-            cached = made[0].cached_tokens if made else 0
+        def done(how: str) -> None:
+            new = sum(reply.request.new_tokens for reply in replies)
+            cached = replies[0].request.cached_tokens
             tokens, tiles = len(prompt.encoded), prompt.encoded.n_tiles
             log(
                 f"{model.name} {how}: {tokens:,} tokens ({cached:,} cached, {tiles} tiles) + {new:,} "
                 f"in {time.monotonic() - started:.1f} s"
             )
 
-        if not body.stream:
-            return await whole(request, model, prompt, body, id_, done)
-        streams = [model.replies(prompt.encoded, body, i) for i in range(body.n or 1)]
-        try:  # a full queue is an error of HTTP, not of the stream
-            firsts = await asyncio.gather(*(anext(stream) for stream in streams))
-        except RequestError:
-            await asyncio.gather(*(stream.aclose() for stream in streams), return_exceptions=True)
+        replies: list[Reply] = []
+        try:
+            for number in range(body.n or 1):
+                replies.append(model.start(prompt.encoded, body, number))
+        except RequestError:  # the queue is full
+            for reply in replies:
+                reply.cancel()
             raise
-        pieces = streamed(model, prompt, body, id_, list(zip(streams, firsts, strict=True)), done)
+        if not body.stream:
+            return await whole(request, model, prompt, body, replies, done)
+        pieces = streamed(model, prompt, body, replies, done)
         return StreamingResponse(pieces, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     def find(name: str) -> ServedModel:
@@ -123,38 +124,43 @@ def make_app(
 
     if PAGE.exists():
         app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
-    app.add_middleware(Gate, settings=settings)
+    app.add_middleware(Gate, settings=settings, log=log)
     return app
 
 
 async def whole(
-    request: Request, model: ServedModel, prompt: Prompt, body: ChatRequest, id_: str, done: Callable[..., None]
+    request: Request,
+    model: ServedModel,
+    prompt: Prompt,
+    body: ChatRequest,
+    replies: Sequence[Reply],
+    done: Callable[[str], None],
 ) -> JSONResponse:
     """Return the complete replies. A client that goes away cancels them."""
 
-    async def one(number: int) -> tuple[GenerationRequest, list[Event]]:
-        async with aclosing(model.replies(prompt.encoded, body, number)) as stream:
-            pairs = [pair async for pair in stream]
-        return pairs[0][0], [event for _, event in pairs]
+    async def one(reply: Reply) -> list[Event]:
+        return [event async for event in reply.events()]
 
     async def gone() -> None:
         while not await request.is_disconnected():
             await asyncio.sleep(0.2)
 
-    work = asyncio.gather(*(one(i) for i in range(body.n or 1)))
+    work = asyncio.gather(*map(one, replies))
     leaving = asyncio.ensure_future(gone())
     try:
         both: set[asyncio.Future[Any]] = {work, leaving}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             work.cancel()
-            done([], "the client left")
-            raise RequestError("the client left", status=499)
+            done(LEFT)
+            return JSONResponse({}, status_code=499)  # nobody reads it
         made = work.result()
     finally:
         leaving.cancel()
+        for reply in replies:
+            reply.cancel()
     choices = []
-    for index, (_, events) in enumerate(made):
+    for index, events in enumerate(made):
         tokens = [t for e in events for t in e.tokens]
         choices.append(
             {
@@ -164,23 +170,21 @@ async def whole(
                 "finish_reason": "stop" if events[-1].ended == "stop" else "length",
             }
         )
-    requests = [r for r, _ in made]
-    done(requests, choices[0]["finish_reason"])
-    answer = head(id_, model.name, "chat.completion") | {
+    done(made[0][-1].ended or "")
+    answer = head(new_id(), model.name, "chat.completion") | {
         "choices": choices,
-        "usage": counts(prompt.encoded, requests),
+        "usage": counts(prompt.encoded, replies),
         "vlm": about(prompt),
     }
     return JSONResponse(answer)
 
 
 async def streamed(
-    model: ServedModel, prompt: Prompt, body: ChatRequest, id_: str, streams: list[Any], done: Callable[..., None]
+    model: ServedModel, prompt: Prompt, body: ChatRequest, replies: Sequence[Reply], done: Callable[[str], None]
 ) -> AsyncIterator[str]:
     """Yield the server-sent events of the replies, one reply's piece as soon as it is there."""
-    base = head(id_, model.name, "chat.completion.chunk")
-    made: dict[int, GenerationRequest] = {}
-    how = "the client left"
+    base = head(new_id(), model.name, "chat.completion.chunk")
+    how = LEFT
 
     def line(index: int, delta: dict[str, Any], event: Event | None = None) -> str:
         ended = event.ended if event else None
@@ -192,28 +196,26 @@ async def streamed(
         }
         return f"data: {json.dumps(base | {'choices': [choice]})}\n\n"
 
-    queue: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[int, Event | RequestError]] = asyncio.Queue()
 
-    async def pump(index: int, stream: Any, first: Any) -> None:
-        await queue.put((index, first))
+    async def pump(index: int, reply: Reply) -> None:
         try:
-            async for item in stream:
-                await queue.put((index, item))
+            async for event in reply.events():
+                await queue.put((index, event))
         except RequestError as error:
             await queue.put((index, error))
 
-    tasks = [asyncio.ensure_future(pump(i, stream, first)) for i, (stream, first) in enumerate(streams)]
+    tasks = [asyncio.ensure_future(pump(i, reply)) for i, reply in enumerate(replies)]
     try:
-        for index in range(len(streams)):
+        for index in range(len(replies)):
             yield line(index, {"role": "assistant", "content": ""})
-        left = len(streams)
+        left = len(replies)
         while left:
-            index, item = await queue.get()
-            if isinstance(item, RequestError):
-                yield f"data: {json.dumps(item.body)}\n\n"
-                how = "error"
+            index, event = await queue.get()
+            if isinstance(event, RequestError):
+                how = f"failed ({event})"
+                yield f"data: {json.dumps(event.body)}\n\n"
                 return
-            made[index], event = item
             if event.text or (event.tokens and body.logprobs):
                 yield line(index, {"content": event.text}, Event(event.text, event.tokens))
             if event.ended:
@@ -221,20 +223,25 @@ async def streamed(
                 how = event.ended
                 yield line(index, {}, Event(ended=event.ended))
         if body.stream_options and body.stream_options.include_usage:
-            last = base | {"choices": [], "usage": counts(prompt.encoded, list(made.values())), "vlm": about(prompt)}
+            last = base | {"choices": [], "usage": counts(prompt.encoded, replies), "vlm": about(prompt)}
             yield f"data: {json.dumps(last)}\n\n"
         yield "data: [DONE]\n\n"
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for stream, _ in streams:
-            await stream.aclose()
-        done(list(made.values()), how)
+        for reply in replies:
+            reply.cancel()
+        done(how)
 
 
-def counts(prompt: Encoded, made: list[GenerationRequest]) -> dict[str, Any]:
+def new_id() -> str:
+    """Return the id of an answer."""
+    return f"chatcmpl-{secrets.token_hex(12)}"
+
+
+def counts(prompt: Encoded, replies: Sequence[Reply]) -> dict[str, Any]:
     """Return the usage of a request."""
+    made = [reply.request for reply in replies]
     images = sum(count for _, count, _ in prompt.image_spans)
     return usage(len(prompt), sum(r.new_tokens for r in made), made[0].cached_tokens, images)
 
@@ -244,6 +251,7 @@ def about(prompt: Prompt) -> dict[str, Any]:
     encoded = prompt.encoded
     return {
         "images": prompt.images,
+        "frames": prompt.frames,
         "tiles": [tiles for _, _, tiles in encoded.image_spans],
         "positions": float(encoded.position_ids[-1]) + 1,
         "strides": encoded.strides,

@@ -1,11 +1,14 @@
-"""What every request passes first: key, origin, size; and how a refusal looks. Nothing here needs a model."""
+"""What every request passes first: key, host, origin, and the size of its body, counted while it arrives.
+
+Nothing here needs a model.
+"""
 
 import asyncio
 import hmac
 from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
 from typing import Protocol
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -22,6 +25,9 @@ SECURITY = [
 
 BODY_SECONDS = 60
 """Longest time that a request may take to arrive."""
+
+Log = Callable[[str], None]
+"""Function that takes one line for each request."""
 
 
 class RequestError(Exception):
@@ -54,19 +60,30 @@ class GateLimits(Protocol):
     def max_body(self) -> int:
         """Most bytes of a request."""
 
+    @property
+    def max_bodies(self) -> int:
+        """Most bytes of all requests that are here."""
+
+    @property
+    def names(self) -> frozenset[str] | None:
+        """Names by which the server may be asked for; None: any."""
+
 
 class Gate:
-    """What every request passes first: key, origin, and the size of its body, counted while it arrives."""
+    """Refuses a request, or passes it on; adds the security headers to every answer.
 
-    def __init__(self, app: ASGIApp, settings: GateLimits):
-        self.app, self.settings = app, settings
+    `held` is the number of bytes of all bodies that are here.
+    """
+
+    def __init__(self, app: ASGIApp, settings: GateLimits, log: Log):
+        self.app, self.settings, self.log = app, settings, log
+        self.held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse a request, or pass it on with the security headers added to its answer."""
+        """Answer one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
 
         async def secured(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -75,50 +92,93 @@ class Gate:
                 message["headers"] = [*own, *(pair for pair in SECURITY if pair[0] not in names)]
             await send(message)
 
+        body = bytearray()
         try:
-            self._check(scope, headers)
+            if await self._arrived(scope, receive, secured, body):
+                await self.app(scope, _replayed(bytes(body), receive), secured)
+        finally:
+            self.held -= len(body)
+
+    async def _arrived(self, scope: Scope, receive: Receive, send: Send, body: bytearray) -> bool:
+        """Fill the body, or refuse the request; return whether it is whole."""
+        try:
+            self._check(scope)
             async with asyncio.timeout(BODY_SECONDS):
-                body = await self._body(receive)
+                return await self._read(receive, body)
         except TimeoutError:
-            late = RequestError(f"the request took more than {BODY_SECONDS} seconds to arrive", status=408)
-            await answer_error(late)(scope, receive, secured)
-            return
-        except RequestError as error:
-            await answer_error(error)(scope, receive, secured)
-            return
-        given = False
+            error = RequestError(f"the request took more than {BODY_SECONDS} seconds to arrive", status=408)
+        except RequestError as refused:
+            error = refused
+        self.log(refusal_line(scope["method"], scope["path"], error))
+        await answer_error(error)(scope, receive, send)
+        return False
 
-        async def replayed() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        await self.app(scope, replayed, secured)
-
-    async def _body(self, receive: Receive) -> bytes:
-        """Return the whole body. Raises RequestError as soon as it is too large."""
-        body, more = bytearray(), True
+    async def _read(self, receive: Receive, body: bytearray) -> bool:
+        """Fill the body; False for a client that left. Raises RequestError as soon as it is too large."""
+        limits, more = self.settings, True
         while more:
             message = await receive()
-            body += message.get("body", b"")
+            if message["type"] == "http.disconnect":
+                return False
+            piece = message.get("body", b"")
             more = message.get("more_body", False)
-            if len(body) > self.settings.max_body:
+            body += piece
+            self.held += len(piece)
+            if len(body) > limits.max_body:
                 raise RequestError(
-                    f"the request has more than {self.settings.max_body:,} bytes", status=413, code="request_too_large"
+                    f"the request has more than {limits.max_body:,} bytes", status=413, code="request_too_large"
                 )
-        return bytes(body)
+            if self.held > limits.max_bodies:
+                raise RequestError(
+                    f"the requests that are here have more than {limits.max_bodies:,} bytes", status=429, wait=5
+                )
+        return True
 
-    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        key = self.settings.api_key
+    def _check(self, scope: Scope) -> None:
+        headers = dict(scope["headers"])
+        key, host = self.settings.api_key, headers.get(b"host", b"").decode("latin-1")
         if key and scope["path"].startswith(("/v1/", "/vlm/")):
             given = headers.get(b"authorization", b"").removeprefix(b"Bearer ") or cookie_key(headers)
             if not hmac.compare_digest(given, key.encode()):
                 raise RequestError("wrong or missing key", status=401, code="invalid_api_key")
-        origin, host = headers.get(b"origin"), headers.get(b"host", b"")
-        if origin and origin.split(b"://")[-1] != host:
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        if origin and origin.split("://")[-1] != host:
             raise RequestError("requests from pages of another site are refused", status=403, code="cross_site")
+        names = self.settings.names
+        if names is not None and host_name(host) not in names:  # a page whose name was pointed at this address
+            raise RequestError(
+                f"this server is not {host[:80]!r}; start it with --allow-host", status=403, code="unknown_host"
+            )
+
+
+def host_name(host: str) -> str:
+    """Return the name in a Host header, without the port.
+
+    >>> host_name("localhost:8000"), host_name("[::1]:8000")
+    ('localhost', '::1')
+    """
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def refusal_line(method: str, path: str, error: RequestError) -> str:
+    """Return the line of the log for a request that was refused."""
+    return f"{method} {path[:100]} {error.status} {str(error)[:300]}".splitlines()[0]
 
 
 def answer_error(error: RequestError) -> JSONResponse:
@@ -136,16 +196,12 @@ def cookie_key(headers: dict[bytes, bytes]) -> bytes:
     return unquote(cookie.value).encode() if cookie else b""
 
 
-Log = Callable[[str], None]
-"""Function that takes one line for each request."""
-
-
 def answer_errors(app: FastAPI, log: Log) -> None:
     """Let every refusal of an application have the form of OpenAI's errors, and a line in the log."""
 
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> JSONResponse:
-        log(f"{request.method} {request.url.path} {error.status} {error}".splitlines()[0])
+        log(refusal_line(request.method, request.url.path, error))
         return answer_error(error)
 
     @app.exception_handler(RequestValidationError)
@@ -157,3 +213,7 @@ def answer_errors(app: FastAPI, log: Log) -> None:
     @app.exception_handler(HTTPException)
     async def missing(request: Request, error: HTTPException) -> JSONResponse:
         return await refused(request, RequestError(f"{request.url.path}: {error.detail}", status=error.status_code))
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:  # the server prints the traceback
+        return await refused(request, RequestError(f"a fault of the server: {type(error).__name__}", status=500))

@@ -10,10 +10,12 @@ from vlm.cli.server.views.routes import Viewer, add_views
 
 @dataclass(frozen=True)
 class ViewLimits:
-    """What the gate asks for: a key, and the largest body; nothing is sent to these pages."""
+    """What the gate asks for; nothing is sent to these pages."""
 
     api_key: str | None = None
+    names: frozenset[str] | None = None
     max_body: int = 1 << 16
+    max_bodies: int = 1 << 24
 
 
 def make_view_app(viewer: Viewer, limits: ViewLimits, *, log: Log = lambda line: None) -> FastAPI:
@@ -21,5 +23,5 @@ def make_view_app(viewer: Viewer, limits: ViewLimits, *, log: Log = lambda line:
     app = FastAPI(title="vlm view", docs_url=None, redoc_url=None, openapi_url=None)
     answer_errors(app, log)
     add_views(app, viewer, chat=False)
-    app.add_middleware(Gate, settings=limits)
+    app.add_middleware(Gate, settings=limits, log=log)
     return app

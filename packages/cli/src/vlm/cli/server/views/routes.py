@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi import APIRouter, FastAPI, Query
 from fastapi.responses import FileResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 
@@ -37,24 +37,15 @@ READ_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Viewer:
-    """What is shown: runs, the gate for pictures, and the host names of this machine (empty: any may be asked for)."""
+    """What is shown: runs, and the gate for their pictures."""
 
     runs: Runs
     media: MediaRoot
-    hosts: frozenset[str] = frozenset()
 
 
 def add_views(app: FastAPI, viewer: Viewer, *, chat: bool) -> None:
     """Add pages and addresses to an application. `chat`: it has the page that talks to a model."""
-
-    def of_this_machine(request: Request) -> None:
-        """Refuse a name that a page of another site may have pointed at this machine (DNS rebinding)."""
-        if viewer.hosts and request.url.hostname not in viewer.hosts:
-            raise RequestError(
-                f"{request.url.hostname} is no name of this machine; a server for others has --api-key-env", status=403
-            )
-
-    routes = APIRouter(prefix="/vlm", dependencies=[Depends(of_this_machine)])
+    routes = APIRouter(prefix="/vlm")
     samples = Samples(viewer.runs)
 
     @routes.get("/about")
