@@ -46,6 +46,7 @@ BASE = {
     "eval evaluate": ["pope", "-m", "none", "--mini"],
     "diff": ["runs/eval/a", "runs/eval/b"],
     "report": ["runs/none"],
+    "view": ["runs/none"],
     "reproduce": ["convllava", "--dry-run"],
     "chat": ["Why?", "-m", "none"],
     "serve": ["-m", "none"],

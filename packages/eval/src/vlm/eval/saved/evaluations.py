@@ -6,7 +6,7 @@ for evaluation in find_evaluations([Path("runs/demo")]):
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +137,15 @@ def label_of(v: Variant) -> str:
     parts += [f"up to {v['max_new_tokens']} new tokens"] if v.get("max_new_tokens") else []
     parts += ["images exchanged"] if v.get("shuffle_images") else []
     return ", ".join(parts)
+
+
+def asked_of(row: Mapping[str, Any]) -> list[int | str]:
+    """Return what a row's question is about, where it says so: numbers of its images, texts of its prompt."""
+    asked, images = row.get("asked"), row.get("images")
+    n = len(images) if isinstance(images, list) else 0
+    given = asked if isinstance(asked, list) else []
+    whole = [a for a in given if isinstance(a, str) or (isinstance(a, int) and not isinstance(a, bool) and 0 <= a < n)]
+    return list(dict.fromkeys(whole))
 
 
 def numbers_of(metric: MetricRow) -> MetricNumbers:

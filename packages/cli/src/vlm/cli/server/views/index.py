@@ -112,7 +112,7 @@ class SampleIndex:
 
 def line_of(row: dict[str, Any], offset: int) -> SampleLine | None:
     """Return the row of the list; None for an object that is no row of results."""
-    from vlm.eval.saved.evaluations import sample_row
+    from vlm.eval.saved.evaluations import asked_of, sample_row
 
     try:
         small = sample_row(row, offset)
@@ -132,14 +132,6 @@ def line_of(row: dict[str, Any], offset: int) -> SampleLine | None:
         asked=next((n for n in asked_of(row) if isinstance(n, int)), 0),
         offset=offset,
     )
-
-
-def asked_of(row: dict[str, Any]) -> list[int | str]:
-    """Return what a row's question is about, where it says so: numbers of its images, texts of its prompt."""
-    asked, images = row.get("asked"), row.get("images")
-    n = len(images) if isinstance(images, list) else 0
-    given = asked if isinstance(asked, list) else []
-    return [a for a in given if isinstance(a, str) or (isinstance(a, int) and not isinstance(a, bool) and 0 <= a < n)]
 
 
 def question_of(prompt: str) -> str:

@@ -85,12 +85,15 @@ def add_views(app: FastAPI, viewer: Viewer, *, chat: bool) -> None:
 
     @routes.get("/samples/one")
     def one(evaluation: str, number: int | None = None, id: str | None = None, against: str = "") -> dict[str, Any]:
+        from vlm.eval.saved.evaluations import asked_of
+
         with answered():
             index = samples.index(resolved(samples, evaluation))
             at = index.numbers.get(id, -1) if id is not None else number if number is not None else -1
             if not 0 <= at < len(index.rows):
                 raise KeyError(evaluation)
             row = index.read(at)
+            row["asked"] = asked_of(row)
             others = [other_of(samples, place) for place in samples.same_item(index, index.rows[at].id)]
             found = {"evaluation": index.id, "number": at, "head": index.head, "row": row, "others": others}
             if against:

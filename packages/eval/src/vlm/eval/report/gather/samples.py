@@ -15,7 +15,7 @@ from vlm.core.errors import MediaError
 from vlm.core.home import runs
 from vlm.core.sample.media import load_image, load_video
 from vlm.eval.measures.rows import ResultRow
-from vlm.eval.saved.evaluations import Evaluation, SampleRow
+from vlm.eval.saved.evaluations import Evaluation, SampleRow, asked_of
 
 THUMBNAIL, QUALITY, IMAGES, TEXT, AROUND = 320, 72, 8, 3000, 120
 """Longest side in px, JPEG quality, most images of a sample, most characters of a prompt or completion, and those
@@ -110,8 +110,8 @@ def _choose(group: Sequence[Evaluation], n: int, seed: str) -> set[str]:
 
 def _sample(e: Evaluation, row: SampleRow, images: dict[str, str]) -> BrowserSample:
     full = e.read(row.offset)
-    paths, asked = full["images"], full.get("asked", [])
-    first = [n for n in dict.fromkeys(asked) if isinstance(n, int) and 0 <= n < len(paths)]
+    paths, asked = full["images"], asked_of(full)
+    first = [n for n in asked if isinstance(n, int)]
     needles = [text for text in asked if isinstance(text, str)]
     order = [*first, *(n for n in range(len(paths)) if n not in first)][:IMAGES]
     box = box_of(full)
