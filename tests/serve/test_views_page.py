@@ -95,7 +95,7 @@ def named(driver):
 def test_a_running_training_is_opened_and_goes_on_before_the_eyes(opened, tmp_path, size):
     page = opened("/view/runs.html", size)
     tile = wait(page, lambda d: d.find_element(By.CSS_SELECTOR, "[data-id='study/train/v2pe-32k']"))
-    assert "running" in tile.text and "of 1,000" in tile.text
+    assert "running" in tile.text and "of 4,000" in tile.text
     named(page)
     fits(page, size)
     shot(page, tmp_path, f"runs-{size[0]}")
@@ -111,7 +111,7 @@ def test_a_running_training_is_opened_and_goes_on_before_the_eyes(opened, tmp_pa
     wait(page, lambda d: step(d) > first)
     wait(page, lambda d: d.find_element(By.CSS_SELECTOR, "#charts .c0 polyline").get_attribute("points") != line)
     facts = text(page, "#facts")
-    assert "running" in facts and "of 1,000" in facts and "Time left" in facts and "Damaged" not in facts
+    assert "running" in facts and "of 4,000" in facts and "Time left" in facts and "Damaged" not in facts
     titles = [e.text.split("\n")[0] for e in page.find_elements(By.CSS_SELECTOR, "#charts figcaption")]
     assert titles == ["Loss", "Learning rate", "Speed", "Time of a step", "Memory", "Gradient norm"]
     assert "dropped" in text(page, "#ledger") and "FILE" in text(page, "#ledger")

@@ -19,9 +19,9 @@ WRITER = """
 import json, math, random, sys, time
 path, began = sys.argv[1], int(sys.argv[2])
 random.seed(1)
-for step in range(began, 100_000):
+for step in range(began, 4000):
     loss = 1.2 + 4 * math.exp(-step / 150) + random.gauss(0, 0.08)
-    line = {"step": step, "loss": loss, "lr": 1e-3 * min(1, step / 60) * 0.5 * (1 + math.cos(math.pi * step / 1000)),
+    line = {"step": step, "loss": loss, "lr": 1e-3 * min(1, step / 60) * 0.5 * (1 + math.cos(math.pi * step / 4000)),
             "grad_norm": 1 + random.random(), "useful_tokens": 4000, "samples": 15 if step % 100 == 7 else 16,
             "tokens_per_s": 2000 + 60 * random.random(), "seconds": 2 + random.random() / 9,
             "memory_gb": 3.1 + step / 5000, "data_wait_s": random.random() / 20}
@@ -29,13 +29,14 @@ for step in range(began, 100_000):
     with open(path, "a") as out:
         out.write(text[:30])
         out.flush()
-        time.sleep(0.02 if step >= began + 400 else 0)
+        time.sleep(0.1 if step >= began + 400 else 0)
         out.write(text[30:])
+time.sleep(3600)
 """
 
 
-def write_training(folder: Path, steps: int = 1000) -> subprocess.Popen:
-    """Start a process that writes a training as it goes: 400 steps at once, then 50 a second, in torn pieces."""
+def write_training(folder: Path, steps: int = 4000) -> subprocess.Popen:
+    """Start a process that writes a training as it goes: 400 steps at once, then ten a second, in torn pieces."""
     folder.mkdir(parents=True)
     record = {"recipe": {"name": folder.name, "steps": steps, "batch": {"samples": 16}}}
     (folder / "recipe.json").write_text(json.dumps(record))

@@ -165,7 +165,7 @@ class StageLog:
             "loss": _last(loss),
             "tokens_per_s": recent("tokens_per_s"),
             "memory_gb": _last(self.columns["memory_gb"]),
-            "left": (steps - step) * pace if steps and pace and state == "running" else None,
+            "left": max(0, steps - step) * pace if steps and pace and state == "running" else None,
             "age": time.time() - written if written else None,
             "damaged": self.damaged + self.ledger_damaged,
             "read": 1 - self._metrics.left / max(1, self._metrics.stamp.size),

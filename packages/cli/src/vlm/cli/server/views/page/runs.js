@@ -47,7 +47,7 @@ function evaluations(rows) {
   const groups = Map.groupBy ? Map.groupBy(rows, (row) => row.run) : new Map([["", rows]]);
   return [...groups].map(([run, group]) => el("div", { class: "scroll card flat" }, el("table", {},
     el("caption", {}, run),
-    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Benchmark"), el("th", { scope: "col" }, "Model"), el("th", { scope: "col", class: "n" }, "Score"), el("th", { scope: "col" }, "Items"), el("th", { scope: "col" }, el("span", { class: "hidden" }, "Samples")))),
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Benchmark"), el("th", { scope: "col" }, "Model"), el("th", { scope: "col", class: "n" }, "Score"), el("th", { scope: "col" }, "Items"))),
     el("tbody", {}, group.map(evaluation)))));
 }
 
@@ -57,12 +57,11 @@ function evaluation(row) {
   const running = row.state !== "finished";
   const items = row.total ? `${(row.done ?? 0).toLocaleString()} of ${row.total.toLocaleString()}` : "";
   return el("tr", {},
-    el("td", { class: "name" }, row.title, row.mini ? el("small", { class: "warn" }, "miniature") : null),
+    el("td", { class: "name" }, running ? row.title : el("a", { href: address("samples.html", { evaluation: row.id }), "data-id": row.id }, row.title), row.mini ? el("small", { class: "warn" }, "miniature") : null),
     el("td", {}, row.model, el("small", {}, row.variant)),
     el("td", { class: "n" }, el("b", {}, score), bounds, running && row.score !== null ? el("small", {}, row.metric) : null),
     el("td", {}, running ? [state(row.state), meter(row.done ?? 0, row.total, `${row.title}: ${items}`)] : null,
-      el("span", { class: "items" }, items, running && row.left ? ` · ${duration(row.left)} left` : ""), row.damaged ? el("small", { class: "warn" }, row.damaged) : null),
-    el("td", {}, running ? null : el("a", { href: address("samples.html", { evaluation: row.id }), "data-id": row.id, "aria-label": `Samples of ${row.title}, ${row.model}` }, "Samples")));
+      el("span", { class: "items" }, items, running && row.left ? ` · ${duration(row.left)} left` : ""), row.damaged ? el("small", { class: "warn" }, row.damaged) : null));
 }
 
 function facts(head) {
