@@ -73,7 +73,8 @@ def wait(driver, met, seconds=30):
 
 
 def text(driver, selector):
-    return driver.find_element(By.CSS_SELECTOR, selector).text
+    """In one step: the page may draw the element anew at any moment. "" while there is none."""
+    return driver.execute_script("return document.querySelector(arguments[0])?.innerText ?? ''", selector)
 
 
 def samples(driver, n):
