@@ -95,25 +95,21 @@ def named(driver):
 @both
 def test_a_running_training_is_opened_and_goes_on_before_the_eyes(opened, tmp_path, size):
     page = opened("/view/runs.html", size)
-    tile = wait(page, lambda d: d.find_element(By.CSS_SELECTOR, "[data-id='study/train/v2pe-32k']"))
-    assert "running" in tile.text and "of 4,000" in tile.text
+    tile = "[data-id='study/train/v2pe-32k']"
+    wait(page, lambda d: "running" in text(d, tile) and "of 4,000" in text(d, tile))
     named(page)
     fits(page, size)
     shot(page, tmp_path, f"runs-{size[0]}")
-    page.execute_script("arguments[0].click()", tile)
+    page.execute_script("document.querySelector(arguments[0]).click()", tile)
     wait(page, lambda d: len(d.find_elements(By.CSS_SELECTOR, "#charts figure")) == 6)
-
-    def step(d):
-        return int(
-            d.execute_script("return document.querySelectorAll('#facts dd')[1].firstChild.textContent").replace(",", "")
-        )
-
-    first, line = step(page), page.find_element(By.CSS_SELECTOR, "#charts .c0 polyline").get_attribute("points")
-    wait(page, lambda d: step(d) > first)
-    wait(page, lambda d: d.find_element(By.CSS_SELECTOR, "#charts .c0 polyline").get_attribute("points") != line)
+    step = "return Number(document.querySelectorAll('#facts dd')[1].firstChild.textContent.replaceAll(',', ''))"
+    line = "return document.querySelector('#charts .c0 polyline').getAttribute('points')"
+    first, drawn = page.execute_script(step), page.execute_script(line)
+    wait(page, lambda d: d.execute_script(step) > first and d.execute_script(line) != drawn)
     facts = text(page, "#facts")
     assert "running" in facts and "of 4,000" in facts and "Time left" in facts and "Damaged" not in facts
-    titles = [e.text.split("\n")[0] for e in page.find_elements(By.CSS_SELECTOR, "#charts figcaption")]
+    captions = "return [...document.querySelectorAll('#charts figcaption')].map(e => e.firstChild.textContent)"
+    titles = page.execute_script(captions)
     assert titles == ["Loss", "Learning rate", "Speed", "Time of a step", "Memory", "Gradient norm"]
     assert "dropped" in text(page, "#ledger") and "FILE" in text(page, "#ledger")
     named(page)

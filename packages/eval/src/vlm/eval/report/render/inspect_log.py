@@ -111,7 +111,7 @@ def _head(e: Evaluation) -> dict[str, Any]:
         "version": 2,
         "status": "success",
         "eval": spec,
-        "plan": {"name": "vlm eval", "steps": [], "config": {}},
+        "plan": {"name": "vlm", "steps": [], "config": {}},
         "results": {"total_samples": len(e.rows), "completed_samples": len(e.rows), "scores": scores},
         "stats": {"started_at": created, "completed_at": completed, "model_usage": {}},
     }
