@@ -10,6 +10,7 @@ import json
 import mimetypes
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,14 @@ class RemoteSession:
         self.model = self.model or next(iter(cards))
         if cards and self.model not in cards:
             raise UnknownName("model", self.model, cards, fix=f"{self.url}/models lists them all")
-        self.ours = isinstance(cards.get(self.model, {}).get("vlm"), dict)
+        card = cards.get(self.model, {}).get("vlm")
+        self.ours = isinstance(card, dict)
         if self.own and not self.ours:
             raise ConfigError(
                 f"{' and '.join(self.own)} for a server that is not `vlm serve`", fix="leave these options out"
             )
+        if self.own and isinstance(increment := self.own.get("strides"), Fraction):
+            self.own = {**self.own, "strides": float(increment * card["tokens_per_tile"])}
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         self.client = open_client(self.url, timeout=SECONDS, headers=headers)
         self.start: list[Message] = [{"role": "system", "content": [text(self.system)]}] if self.system else []
