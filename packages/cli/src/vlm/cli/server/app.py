@@ -22,7 +22,7 @@ from vlm.cli.server.gate import Gate, Log, answer_error, refusal_line
 from vlm.cli.server.incoming import Media
 from vlm.cli.server.metrics import metrics_of
 from vlm.cli.server.protocol import ChatRequest, RequestError, head, logprobs_of, usage
-from vlm.cli.server.served import Prompt, ServedReply, ServedModel, Settings
+from vlm.cli.server.served import Prompt, ServedModel, ServedReply, Settings
 from vlm.cli.server.uploads import Uploads, scratch
 from vlm.core.sample.encoded import Encoded
 from vlm.models.engine import Event
