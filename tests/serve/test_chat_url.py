@@ -93,8 +93,11 @@ def test_the_command_asks_the_server(server, pictures, monkeypatch, capsys):
     ask = ("--url", f"{server.url}/v1", str(pictures[0]), "What is it?", "--max-new-tokens", "4")
     code, out, err = run(*ask)
     assert code == 0 and out.count("\n") == 1 and out.strip() and not err
-    before = server.served.engine.counts["prompt_tokens"]
-    assert run(*ask, "--stride", "0.25", "-m", "tiny", "--max-tiles", "2")[0] == 0
+    before, prepare = server.served.engine.counts["prompt_tokens"], server.served.prepare
+    asked = []
+    monkeypatch.setattr(server.served, "prepare", lambda request: asked.append(request.vlm) or prepare(request))
+    assert run(*ask, "--stride", "1/16", "-m", "tiny", "--max-tiles", "2")[0] == 0  # an increment of a token, of four
+    assert (asked[0].strides, asked[0].max_tiles) == (0.25, 2)
     assert server.served.engine.counts["prompt_tokens"] > before
     for wrong, found in (
         (("--beams", "2"), "--url with --beams"),

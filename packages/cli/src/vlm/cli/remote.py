@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from vlm.cli.strides import per_tile
 from vlm.core.errors import ConfigError, DataError, FetchError, UnknownName
 from vlm.core.net import open_client
 from vlm.core.sample.encode import frames_as_images
@@ -70,11 +71,14 @@ class RemoteSession:
         self.model = self.model or next(iter(cards))
         if cards and self.model not in cards:
             raise UnknownName("model", self.model, cards, fix=f"{self.url}/models lists them all")
-        self.ours = isinstance(cards.get(self.model, {}).get("vlm"), dict)
+        card = cards.get(self.model, {}).get("vlm")
+        self.ours = isinstance(card, dict)
         if self.own and not self.ours:
             raise ConfigError(
                 f"{' and '.join(self.own)} for a server that is not `vlm serve`", fix="leave these options out"
             )
+        if self.own and "strides" in self.own:
+            self.own = {**self.own, "strides": per_tile(self.own["strides"], card["tokens_per_tile"])}
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         self.client = open_client(self.url, timeout=SECONDS, headers=headers)
         self.start: list[Message] = [{"role": "system", "content": [text(self.system)]}] if self.system else []
@@ -113,7 +117,8 @@ class RemoteSession:
     def _content(self, message: Message) -> list[dict[str, Any]]:
         """Return the parts of a turn; our server takes a video whole and knows how its family writes the frames."""
         if not self.ours:
-            return content_parts(*frames_as_images([message], load_video, self.frames), "none")
+            (expanded,) = frames_as_images([message], load_video, self.frames)
+            return content_parts(expanded, "none")
         parts: list[dict[str, Any]] = []
         for part in message["content"]:
             if part["type"] == "video":

@@ -13,6 +13,7 @@ from vlm.cli.find import find_model
 from vlm.cli.options import MODEL_HELP, PlacementOptions, grouped
 from vlm.cli.show.positions import positions_line
 from vlm.cli.show.say import say
+from vlm.cli.strides import STRIDE_HELP, read_stride
 from vlm.core.errors import ConfigError, VlmError
 from vlm.core.text import printable
 
@@ -52,9 +53,7 @@ def chat(
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this mass.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the draw. Default: 0.")] = None,
     beams: Annotated[int, typer.Option(min=1, help="Beam search; the answer then comes at once.")] = 1,
-    stride: Annotated[
-        str | None, typer.Option(help="V2PE stride, or `none`. Default: as the checkpoint was trained.")
-    ] = None,
+    stride: Annotated[str | None, typer.Option(help=f"{STRIDE_HELP}. Default: as the checkpoint was trained.")] = None,
     system: Annotated[str | None, typer.Option(help="Another system text.")] = None,
     combine: Annotated[
         bool, typer.Option("--combine/--separate", help="Several pictures in one placeholder, or one for each.")
@@ -147,16 +146,6 @@ def ask_server(
     if given := [name for name, is_given in idle.items() if is_given]:
         raise ConfigError(f"--url with {' and '.join(given)}", fix="leave it out: the server decides it")
     return RemoteSession(url, key_of(api_key_env, "VLM_API_KEY"), model, **settings)
-
-
-def read_stride(value: str | None) -> float | str | None:
-    """Read the `--stride` option: None is the checkpoint's own, "none" is plain counting. Raises ConfigError."""
-    if value is None:
-        return "model"
-    try:
-        return None if value.lower() == "none" else float(value)
-    except ValueError as error:
-        raise ConfigError(f"--stride {value}", expected="positions per tile above 0, or `none`") from error
 
 
 def load_session(path: Path, **settings: Any) -> "ChatSession":

@@ -20,7 +20,7 @@ from vlm.cli.server.gate import Gate, Log, answer_errors
 from vlm.cli.server.incoming import Media
 from vlm.cli.server.metrics import metrics_of
 from vlm.cli.server.protocol import ChatRequest, RequestError, head, logprobs_of, usage
-from vlm.cli.server.served import Prompt, Reply, ServedModel, Settings
+from vlm.cli.server.served import Prompt, ServedModel, ServedReply, Settings
 from vlm.cli.server.uploads import Uploads, scratch
 from vlm.cli.server.views.routes import Viewer, add_views
 from vlm.cli.server.views.runs import Runs
@@ -102,7 +102,7 @@ def make_app(
                 f"in {time.monotonic() - started:.1f} s"
             )
 
-        replies: list[Reply] = []
+        replies: list[ServedReply] = []
         try:
             for number in range(body.n or 1):
                 replies.append(model.start(prompt.encoded, body, number))
@@ -133,12 +133,12 @@ async def whole(
     model: ServedModel,
     prompt: Prompt,
     body: ChatRequest,
-    replies: Sequence[Reply],
+    replies: Sequence[ServedReply],
     done: Callable[[str], None],
 ) -> JSONResponse:
     """Return the complete replies. A client that goes away cancels them."""
 
-    async def one(reply: Reply) -> list[Event]:
+    async def one(reply: ServedReply) -> list[Event]:
         return [event async for event in reply.events()]
 
     async def gone() -> None:
@@ -180,7 +180,7 @@ async def whole(
 
 
 async def streamed(
-    model: ServedModel, prompt: Prompt, body: ChatRequest, replies: Sequence[Reply], done: Callable[[str], None]
+    model: ServedModel, prompt: Prompt, body: ChatRequest, replies: Sequence[ServedReply], done: Callable[[str], None]
 ) -> AsyncIterator[str]:
     """Yield the server-sent events of the replies, one reply's piece as soon as it is there."""
     base = head(new_id(), model.name, "chat.completion.chunk")
@@ -198,7 +198,7 @@ async def streamed(
 
     queue: asyncio.Queue[tuple[int, Event | RequestError]] = asyncio.Queue()
 
-    async def pump(index: int, reply: Reply) -> None:
+    async def pump(index: int, reply: ServedReply) -> None:
         try:
             async for event in reply.events():
                 await queue.put((index, event))
@@ -239,7 +239,7 @@ def new_id() -> str:
     return f"chatcmpl-{secrets.token_hex(12)}"
 
 
-def counts(prompt: Encoded, replies: Sequence[Reply]) -> dict[str, Any]:
+def counts(prompt: Encoded, replies: Sequence[ServedReply]) -> dict[str, Any]:
     """Return the usage of a request."""
     made = [reply.request for reply in replies]
     images = sum(count for _, count, _ in prompt.image_spans)

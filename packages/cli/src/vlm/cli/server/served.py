@@ -124,9 +124,9 @@ class ServedModel:
         cuts = [cut_of(part, processor) for part in media if part["type"] == "image"]
         return Prompt(prompt, cuts, processor.frames if videos else 0)
 
-    def start(self, prompt: Encoded, request: ChatRequest, number: int) -> "Reply":
+    def start(self, prompt: Encoded, request: ChatRequest, number: int) -> "ServedReply":
         """Queue one reply. Raises RequestError if the queue is full."""
-        made = Reply(prompt, request.sampling(self.settings.max_tokens, number), self)
+        made = ServedReply(prompt, request.sampling(self.settings.max_tokens, number), self)
         try:
             self.engine.submit(made.request)
         except Busy as error:
@@ -134,7 +134,7 @@ class ServedModel:
         return made
 
 
-class Reply:
+class ServedReply:
     """A reply in the making; its events are read in the loop that has started it."""
 
     def __init__(self, prompt: Encoded, sampling: Sampling, model: ServedModel):
