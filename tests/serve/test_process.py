@@ -86,7 +86,7 @@ def test_a_killed_server_is_an_error_for_its_clients_and_starts_again(begin, tmp
 
     def ask(number):
         try:
-            pieces = streamed(server.url, 3000, begun[number])
+            pieces = streamed(server.url, 1800, begun[number])
             failures.append("[DONE]" not in pieces[-1] and "cut")
         except httpx.HTTPError as error:
             failures.append(type(error).__name__)

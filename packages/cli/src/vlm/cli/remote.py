@@ -77,7 +77,7 @@ class RemoteSession:
             raise ConfigError(
                 f"{' and '.join(self.own)} for a server that is not `vlm serve`", fix="leave these options out"
             )
-        if self.own and "strides" in self.own:
+        if card and self.own and "strides" in self.own:
             self.own = {**self.own, "strides": per_tile(self.own["strides"], card["tokens_per_tile"])}
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         self.client = open_client(self.url, timeout=SECONDS, headers=headers)

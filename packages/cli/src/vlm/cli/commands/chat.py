@@ -98,8 +98,8 @@ def chat(
     else:
         own = {"strides": read_stride(stride)} if stride is not None else {}
         own |= {"max_tiles": max_tiles} if max_tiles is not None else {}
-        idle = {"--beams": beams > 1, "--combine": combine, "a place for weights": placement != PlacementOptions()}
-        session = ask_server(url, api_key_env, model, idle, system=system, frames=frames, own=own)
+        unused = {"--beams": beams > 1, "--combine": combine, "a place for weights": placement != PlacementOptions()}
+        session = ask_server(url, api_key_env, model, unused, system=system, frames=frames, own=own)
         settings = {"max_tokens": max_new_tokens, "temperature": temperature}
         settings |= {"seed": 0, **{k: v for k, v in drawing.items() if v is not None}} if temperature > 0 else {}
     images = [f for f in files if f.suffix.lower() not in VIDEOS]

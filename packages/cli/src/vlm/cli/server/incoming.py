@@ -65,7 +65,7 @@ class Media:
         if url.startswith("data:"):
             kind, content = self._data(url, param)
         elif url.startswith("upload:"):
-            known = self.uploads and self.uploads.find(url.removeprefix("upload:"), self.folder)
+            known = self.uploads.find(url.removeprefix("upload:"), self.folder) if self.uploads else None
             if known is None:
                 raise RequestError(f"no upload {url[:60]!r}", param=param, code="not_found")
             return known
