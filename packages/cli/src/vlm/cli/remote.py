@@ -20,7 +20,7 @@ from vlm.core.errors import ConfigError, DataError, FetchError, UnknownName
 from vlm.core.net import open_client
 from vlm.core.sample.encode import frames_as_images
 from vlm.core.sample.media import load_video
-from vlm.core.sample.records import Message, Part, image, text, video
+from vlm.core.sample.records import Message, Part, VideoPart, image, text, video
 from vlm.core.text import printable
 from vlm.eval.backends.endpoint import Endpoint, Unanswered
 from vlm.eval.backends.parts import content_parts
@@ -89,7 +89,7 @@ class RemoteSession:
         self.history = list(self.start)
 
     def stream(
-        self, question: str, *, images: Sequence[Path] = (), videos: Sequence[Path] = (), **settings: Any
+        self, question: str, *, images: Sequence[Path] = (), videos: Sequence[Path | VideoPart] = (), **settings: Any
     ) -> Iterator[str]:
         """Yield pieces of the answer as they come. `settings` are fields of the request.
 
@@ -102,8 +102,8 @@ class RemoteSession:
         if not question.strip():
             raise ConfigError("the question is empty", expected="some text")
         content: list[Part] = [image(path) for path in images]
-        for path in videos:
-            content += [video(path), text("\n")]
+        for one in videos:
+            content += [one if isinstance(one, dict) else video(one), text("\n")]
         messages = [*self.history, Message(role="user", content=[*content, text(question)])]
         body = {
             "model": self.model,
@@ -115,16 +115,20 @@ class RemoteSession:
         return self._pieces(messages, body)
 
     def _content(self, message: Message) -> list[dict[str, Any]]:
-        """Return the parts of a turn; our server takes a video whole and knows how its family writes the frames."""
+        """Return the parts of a turn; our server takes a video whole and knows how its family writes the frames.
+
+        Of a video of which a part is asked about, the frames of that part are sent.
+        """
         if not self.ours:
             (expanded,) = frames_as_images([message], load_video, self.frames)
             return content_parts(expanded, "none")
         parts: list[dict[str, Any]] = []
         for part in message["content"]:
-            if part["type"] == "video":
+            if part["type"] == "video" and part["clip"] is None:
                 parts.append(video_url(Path(part["path"])))
             else:
-                parts += content_parts({**message, "content": [part]}, "none")
+                (expanded,) = frames_as_images([{**message, "content": [part]}], load_video, self.frames)
+                parts += content_parts(expanded, "none")
         return parts
 
     def _pieces(self, messages: list[Message], body: dict[str, Any]) -> Generator[str, None, None]:
