@@ -1,20 +1,14 @@
-"""Our models in lmms-eval and VLMEvalKit, each in its own virtual environment: the same answers as our own runner.
-
-The environments see the packages of this one (torch is not installed again) and are kept in pytest's cache.
-"""
+"""Our models in lmms-eval and VLMEvalKit, each in its own virtual environment: the same answers as our own runner."""
 
 import csv
 import json
-import os
-import subprocess
 import sys
-import sysconfig
-import venv
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from support.harnesses import LMMS_CODE, LMMS_TASK, call, environment
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.sample.records import image, text
 from vlm.eval.harness.model import HarnessModel, media_in_front, new_token_limit
@@ -59,58 +53,6 @@ def parts_of(item):
     """Image path and words of a question, as a harness has them: apart."""
     picture, words = item.messages[0]["content"]
     return picture["path"], words["text"].removeprefix("\n")
-
-
-def environment(cache, package):
-    """The Python of a virtual environment with that package, made once; skips where it cannot be installed."""
-    folder = Path(cache.mkdir("harness-" + package.replace("==", "-")))
-    python, done = folder / "bin" / "python", folder / "done"
-    if not done.exists():
-        venv.create(folder, clear=True, with_pip=True)
-        site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
-        parent = sysconfig.get_path("purelib")
-        (site / "parent.pth").write_text(f"import site; site.addsitedir({parent!r})\n")
-        for wanted in ([package], ["--no-deps", "-e", str(ROOT / "packages" / "eval")]):
-            command = [str(python), "-m", "pip", "install", "--quiet", *wanted]
-            result = subprocess.run(command, capture_output=True, text=True)
-            if result.returncode:
-                pytest.skip(f"{wanted[-1]} cannot be installed here: {result.stderr.strip().splitlines()[-1]}")
-        done.touch()
-    return python
-
-
-def call(python, home, *arguments, **variables):
-    fixed = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home / "hf"), "OMP_NUM_THREADS": "1"}
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("COV", "PYTEST"))}
-    command = [str(python), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=home, env={**inherited, **fixed, **variables})
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    return result
-
-
-LMMS_TASK = """
-task: mini_pope
-dataset_path: json
-dataset_kwargs: {data_files: {test: ROWS}}
-test_split: test
-output_type: generate_until
-doc_to_visual: !function mini_pope.picture
-doc_to_text: "{{question}}"
-doc_to_target: "{{gold}}"
-generation_kwargs: {max_new_tokens: 10, temperature: 0, do_sample: false}
-process_results: !function mini_pope.scores
-metric_list: [{metric: exact, aggregation: mean, higher_is_better: true}]
-metadata: [{version: 0}]
-"""
-LMMS_CODE = """
-from PIL import Image
-
-def picture(doc):
-    return [Image.open(doc["path"])]
-
-def scores(doc, results):
-    return {"exact": float(results[0] == doc["gold"])}
-"""
 
 
 @pytest.mark.slow

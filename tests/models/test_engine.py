@@ -143,6 +143,33 @@ def test_a_short_request_does_not_wait_for_a_long_one(chat):
         slow.wait()
 
 
+def test_a_long_prompt_is_read_in_small_pieces_while_others_write_and_in_large_ones_alone(chat, monkeypatch):
+    def prompt(words):
+        return chat.processor.encode([user_turn("word " * words, [], [], chat.processor.template)], strides=None)
+
+    long, short = prompt(1500), prompt(1)
+    assert len(short) < 256 < len(long)
+    limits, packs = Limits(step_tokens=256, shared_tokens=4), []
+    with ChatEngine(chat.model, chat.processor, limits) as engine:
+        pack = engine._pack
+
+        def noted(running):
+            packed = pack(running)
+            packs.append([(r.request, count, r.left) for r, count in packed])
+            return packed
+
+        monkeypatch.setattr(engine, "_pack", noted)
+        slow, reading = submit(engine, long, max_new_tokens=1)
+        while not packs:
+            time.sleep(0.001)
+        _, writing = submit(engine, short, max_new_tokens=6)
+        writing.wait()
+        reading.wait()
+    pieces = [(count, len(step) > 1) for step in packs for request, count, left in step if request is slow and left]
+    assert {count for count, beside in pieces if beside} == {4}
+    assert max(count for count, beside in pieces if not beside) == 256
+
+
 def test_a_cancelled_or_late_request_ends_and_leaves_its_place(chat, prompts):
     batch = prompts(3)
     with ChatEngine(chat.model, chat.processor, Limits(running=1)) as engine:

@@ -1,13 +1,10 @@
 """A tiny model behind a real server on a free port."""
 
-import socket
-import threading
-import time
 from pathlib import Path
 
 import pytest
-import uvicorn
 
+from support.live_server import Server
 from vlm.cli.server.app import make_app
 from vlm.cli.server.served import ServedModel, Settings
 from vlm.models.checkpoint.assemble import build
@@ -17,25 +14,6 @@ from vlm.models.specs import load_preset
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "internlm2"
 NAME = "tiny"
-
-
-class Server:
-    """An application served from a thread on a free port."""
-
-    def __init__(self, app):
-        self.socket = socket.socket()
-        self.socket.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True)
-        self.thread.start()
-        while not self.server.started:
-            time.sleep(0.01)
-
-    def stop(self):
-        self.server.should_exit = True
-        self.thread.join(20)
-        self.socket.close()
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,13 @@ import pytest
 from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from vlm.models.engine import TokenChoice
+from support.live_server import Server
+from support.videos import write_video
+from vlm.cli.server.app import make_app
+from vlm.cli.server.served import ServedModel, Settings
+from vlm.models.engine import ChatEngine, TokenChoice
 from vlm.models.engine.sampling import Chooser
 
 pytestmark = pytest.mark.browser
@@ -70,6 +74,68 @@ def test_two_strides_side_by_side(page, pictures):
     terms = page.find_elements(By.CSS_SELECTOR, "#facts dl")
     assert len(terms) == 2
     assert not errors(page)
+
+
+def test_two_strides_of_v2pe_side_by_side(page, pictures):
+    Select(page.find_element(By.ID, "other")).select_by_visible_text("stride 4")
+    assert page.find_element(By.ID, "compare").is_selected()
+    page.execute_script("const s = document.getElementById('stride'); s.value = 0; s.oninput()")
+    ask(page, "What is it?", pictures[:1])
+    labels = [e.text for e in page.find_elements(By.CSS_SELECTOR, "#turns .pair small")]
+    assert labels == ["stride 0.25", "stride 4"]
+    lists = [[e.text for e in d.find_elements(By.TAG_NAME, "dd")] for d in page.find_elements(By.CSS_SELECTOR, "dl")]
+    positions = [float(values[-2].replace(",", "")) for values in lists]
+    assert positions[0] < positions[1]  # the same picture, closer together
+    assert not errors(page)
+
+
+def test_a_video_is_asked_about_and_its_frames_are_said(page, tmp_path):
+    page.execute_script("document.getElementById('frames').value = 3")
+    ask(page, "What happens?", [write_video(tmp_path / "clip.webm", range(0, 200, 20), codec="libvpx")])
+    assert [e.text for e in page.find_elements(By.CSS_SELECTOR, "#turns figcaption")] == ["3 frames, a tile each"]
+    assert page.find_elements(By.CSS_SELECTOR, "#turns .assistant .said")[-1].text
+    assert not errors(page)
+
+
+def test_a_turn_can_be_edited_retried_copied_and_the_conversation_saved(page, tmp_path):
+    page.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    page.execute_script(
+        "window.copied = []; navigator.clipboard.writeText = (text) => { window.copied.push(text); return {} }"
+    )
+    ask(page, "Who are you?")
+    button = "//*[@id='turns']//button[text()='{}']"
+    reply = page.execute_script("return turns.at(-1).text")
+    page.find_element(By.XPATH, button.format("Copy")).click()
+    assert page.execute_script("return window.copied") == [reply]
+    page.find_element(By.XPATH, button.format("Retry")).click()
+    WebDriverWait(page, 20).until(lambda d: d.execute_script("return !running && turns.length === 2"))
+    assert page.execute_script("return turns.at(-1).text") == reply  # greedy
+    page.find_element(By.XPATH, button.format("Edit")).click()
+    question = page.find_element(By.ID, "question")
+    assert question.get_attribute("value") == "Who are you?" and page.execute_script("return turns.length") == 0
+    question.clear()
+    ask(page, "Who else?")
+    page.find_element(By.ID, "save").click()
+    saved = tmp_path / "conversation.json"
+    WebDriverWait(page, 20).until(lambda d: saved.exists())
+    assert json.loads(saved.read_text())[0]["text"] == "Who else?"
+
+
+def test_the_model_is_picked_where_several_are_served(driver, parts):
+    settings = Settings()
+    names = ["first", "<b>second</b>"]
+    models = {name: ServedModel(name, ChatEngine(*parts), parts[1], settings) for name in names}
+    server = Server(make_app(models, settings))
+    try:
+        driver.get(server.url)
+        WebDriverWait(driver, 20).until(lambda d: len(d.find_elements(By.CSS_SELECTOR, "#model option")) == 2)
+        picker = Select(driver.find_element(By.ID, "model"))
+        assert [option.text for option in picker.options] == names  # a name is text
+        picker.select_by_visible_text(names[1])
+        ask(driver, "Who are you?")
+        assert models[names[1]].engine.counts["new_tokens"] and not models[names[0]].engine.counts["new_tokens"]
+    finally:
+        server.stop()
 
 
 def test_a_reply_can_be_stopped(page, server, monkeypatch):

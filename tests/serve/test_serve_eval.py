@@ -14,6 +14,9 @@ from vlm.eval.mini import make_mini
 from vlm.models.engine import Sampling
 from vlm.models.engine.sampling import Chooser
 
+MINIATURES = ["easyVQA", "POPE", "MileBench", "MME", "ChartQA", "TextVQA", "MMBench-dev-en", "MMMU"]
+"""One picture and several, long prompts, options, numbers, yes or no."""
+
 
 class Loaded:
     """Stands for `Checkpoint`, whose weights are in this process already."""
@@ -22,7 +25,7 @@ class Loaded:
         self.model, self.processor, self.fingerprint, self.settings = model, processor, "loaded", {}
 
 
-@pytest.mark.parametrize("name", ["easyVQA", "POPE", "MileBench"])
+@pytest.mark.parametrize("name", MINIATURES)
 def test_the_answers_of_our_server_are_those_of_the_checkpoint(name, parts, server, tmp_path):
     table = load_benchmark(name)
     items = load_items(table, make_mini(name, tmp_path / "mini"))

@@ -30,6 +30,7 @@ VERBS = {
     "infer": "Write a model's replies to pictures or prompts; rerun to resume.",
     "diff": "Show which samples moved between two evaluations, and why.",
     "report": "Write one self-contained page from training runs and evaluations.",
+    "view": "Show trainings as they run, evaluations, and every sample of them, on a page.",
     "reproduce": "Run a published system from weights to report through the DAG, or show what it takes.",
     "chat": "Talk to a model about images and videos.",
     "cite": "Show the papers of the published systems as BibTeX.",

@@ -100,7 +100,7 @@ class ChatSession:
         if isinstance(strides, Fraction):
             strides = float(strides * self.processor.tokens_per_tile)
         self.processor.resolve_strides(strides)  # report a fault before gigabytes are read
-        self.strides, self.combine = strides, combine
+        self.strides, self.combine, self.frames = strides, combine, frames
         self.start: list[Message] = [{"role": "system", "content": [text(system)]}] if system is not None else []
         self.history: list[Message] = list(self.start)
         self._answering: Generator[str, None, None] | None = None

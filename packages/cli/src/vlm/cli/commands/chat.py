@@ -20,6 +20,7 @@ from vlm.core.paths import exists
 from vlm.core.text import printable
 
 if TYPE_CHECKING:
+    from vlm.cli.remote import RemoteSession
     from vlm.core.sample.records import Medium, VideoPart
     from vlm.models import ChatSession
 
@@ -59,6 +60,13 @@ def chat(
     ] = False,
     max_tiles: Annotated[int | None, typer.Option(help="Tiles per picture. Default: the checkpoint's.")] = None,
     frames: Annotated[int, typer.Option(help="Frames taken from a video.")] = 8,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Ask an OpenAI-compatible server, up to /v1; --model is then a name in its list."),
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="With --url: environment variable with its key. Default: VLM_API_KEY, if set.")
+    ] = None,
     clip: Annotated[
         str | None, typer.Option(metavar="START-END", help="Part of the video: seconds or mm:ss, 10-25 or 1:10-1:25.")
     ] = None,
@@ -80,21 +88,34 @@ def chat(
     if temperature > 0:
         drawn = {k: v for k, v in drawing.items() if v is not None}
         settings |= {"do_sample": True, "temperature": temperature, "seed": 0, **drawn}
-    session = load_session(
-        find_model(model),
-        strides=read_stride(stride),
-        system=system,
-        combine=combine,
-        max_tiles=max_tiles,
-        frames=frames,
-        **asdict(placement),
-    )
-    positions = positions_line(session.processor.spec, session.strides)
+    session: ChatSession | RemoteSession
+    positions: str | None = None
+    if url is None:
+        local = session = load_session(
+            find_model(model),
+            strides=read_stride(stride),
+            system=system,
+            combine=combine,
+            max_tiles=max_tiles,
+            frames=frames,
+            **asdict(placement),
+        )
+        positions = positions_line(local.processor.spec, local.strides)
+        if api_key_env is not None:
+            raise ConfigError("--api-key-env without --url", fix="leave it out, or name the server")
+    else:
+        own = {"strides": read_stride(stride)} if stride is not None else {}
+        own |= {"max_tiles": max_tiles} if max_tiles is not None else {}
+        unused = {"--beams": beams > 1, "--combine": combine, "a place for weights": placement != PlacementOptions()}
+        session = ask_server(url, api_key_env, model, unused, system=system, frames=frames, own=own)
+        settings = {"max_tokens": max_new_tokens, "temperature": temperature}
+        settings |= {"seed": 0, **{k: v for k, v in drawing.items() if v is not None}} if temperature > 0 else {}
     note_pictures(images)
     if question is not None:
         print_answer(session, question, images, videos, settings, said_first=positions)
     else:
-        say(positions, err=True)
+        if positions:
+            say(positions, err=True)
         ChatShell(session, settings, images, videos).run()
 
 
@@ -136,6 +157,22 @@ def media_of(files: list[Path], clip: str | None) -> "tuple[list[Path], list[Vid
     return images, [video(path, span) for path in videos]
 
 
+def ask_server(
+    url: str, api_key_env: str | None, model: str | None, idle: dict[str, bool], **settings: Any
+) -> "RemoteSession":
+    """Return a conversation with a server. `idle`: options that say nothing to a server -> whether they were given.
+
+    Raises:
+        ConfigError: such an option; an address or a model that is none. FetchError: no answer.
+    """
+    from vlm.cli.backends import key_of
+    from vlm.cli.remote import RemoteSession
+
+    if given := [name for name, is_given in idle.items() if is_given]:
+        raise ConfigError(f"--url with {' and '.join(given)}", fix="leave it out: the server decides it")
+    return RemoteSession(url, key_of(api_key_env, "VLM_API_KEY"), model, **settings)
+
+
 def load_session(path: Path, **settings: Any) -> "ChatSession":
     """Load a session, with progress on standard error while torch is imported and the weights are read."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
@@ -162,7 +199,7 @@ def note_pictures(paths: list[Path]) -> None:
 
 
 def print_answer(
-    session: "ChatSession",
+    session: "ChatSession | RemoteSession",
     question: str,
     images: list[Path],
     videos: "list[VideoPart]",
@@ -182,7 +219,13 @@ def print_answer(
 class ChatShell:
     """The interactive conversation. A mistake prints an error, and the conversation continues."""
 
-    def __init__(self, session: "ChatSession", settings: dict[str, Any], images: list[Path], videos: "list[VideoPart]"):
+    def __init__(
+        self,
+        session: "ChatSession | RemoteSession",
+        settings: dict[str, Any],
+        images: list[Path],
+        videos: "list[VideoPart]",
+    ):
         self.session, self.settings = session, settings
         self.images, self.videos = list(images), list(videos)
         self.commands: dict[str, Callable[[str], None]] = {
@@ -253,7 +296,7 @@ class ChatShell:
         span = read_clip(str(last)) if names and CLIP.fullmatch(str(last)) else None
         paths = names if span else [*names, last]
         for path in paths:
-            load_video(path, self.session.processor.frames, span)
+            load_video(path, self.session.frames, span)
         self.videos += [video(path, span) for path in paths]
 
     def show_history(self, _: str) -> None:

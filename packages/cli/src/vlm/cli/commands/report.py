@@ -17,11 +17,17 @@ def report(
     ],
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", help="A file (.html .md .csv .json .png .pdf), or a folder for every format."),
+        typer.Option(
+            "--out", "-o", help="A file (.html .md .csv .json .png .pdf .eval), or a folder for every format."
+        ),
     ] = Path("report/index.html"),
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", "-f", help="html, md, csv, json, png or pdf, beside --out; repeatable."),
+        typer.Option(
+            "--format",
+            "-f",
+            help="html, md, csv, json, png, pdf, or eval: logs of inspect_ai; beside --out; repeatable.",
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Samples shown per benchmark.")] = 60,
     seed: Annotated[int, typer.Option(help="Seed of the choice of samples.")] = 0,
@@ -34,6 +40,7 @@ def report(
     vlm report runs/demo -o runs/demo/report/index.html
     vlm report runs/demo -o runs/demo/report            # page, Markdown, CSV, JSON, PNG and PDF figures
     vlm report runs/a runs/b -o both.md
+    vlm report runs/a/eval/m/POPE/default -o pope.eval  # for `inspect view`
     """
     from vlm.core.home import resolve
     from vlm.eval.report.write import write_report

@@ -1,9 +1,7 @@
 """`vlm serve`: an OpenAI-compatible server and a chat page for one or several models."""
 
-import os
 from contextlib import suppress
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,17 +9,18 @@ import typer
 
 from vlm.cli.find import find_model
 from vlm.cli.options import MODEL_HELP, PlacementOptions, grouped
+from vlm.cli.server.listening import LOCAL, address_of, find_key, listen, needs_packages
 from vlm.cli.show.positions import positions_line
 from vlm.cli.show.say import say
 from vlm.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    import socket
+
     from vlm.cli.server.served import ServedModel, Settings
     from vlm.models.engine import Limits
 
 app = typer.Typer()
-
-LOCAL = {"127.0.0.1", "localhost", "::1"}
 
 
 @app.command()
@@ -34,8 +33,13 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    api_key_env: Annotated[
-        str | None, typer.Option(help="Environment variable with the key that clients must send.")
+    api_key: Annotated[
+        str | None, typer.Option(help="Key that clients must send; other users of this machine can see it there.")
+    ] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable with that key.")] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Answer under this host name too (behind a balancer); may be repeated."),
     ] = None,
     max_context: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of a prompt and its reply. Default: the trained range.")
@@ -56,18 +60,15 @@ def serve(
 
     vlm serve -m V2PE-32K -m mine=runs/mine/train/mine/model
     """
-    if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]:
-        raise ConfigError(f"the server needs {', '.join(missing)}", fix='pip install "farlens-cli[serve]"')
-    key = os.environ.get(api_key_env, "") if api_key_env else None
-    if key == "":
-        raise ConfigError(f"--api-key-env {api_key_env}: no such environment variable, or it is empty")
-    if bool(tls_certificate) != bool(tls_key):
-        raise ConfigError("only one of --tls-certificate and --tls-key", expected="both or neither")
+    needs_packages("fastapi", "uvicorn", "prometheus_client")
+    key = find_key(api_key, api_key_env)
+    check_tls(tls_certificate, tls_key)
     from vlm.cli.server.served import Settings
     from vlm.models.engine import Limits
 
     settings = Settings(
         hosts=frozenset(allow_images_from or ()),
+        names=LOCAL | set(allow_host or ()) if allow_host or (host in LOCAL and key is None) else None,
         seconds=max_seconds,
         api_key=key,
     )
@@ -76,6 +77,7 @@ def serve(
     named = [
         (name, find_model(given)) for name, given in map(split_name, model or (None,))
     ]  # all, before one is loaded
+    listener = listen(host, port)  # a port in use is said at once
     for name, folder in named:
         label = name or label_of(folder)
         if label in models:
@@ -83,7 +85,25 @@ def serve(
         models[label] = load_served(label, folder, placement, settings, limits, max_tiles=max_tiles, frames=frames)
     if host not in LOCAL and key is None:
         say(f"warning: {host} is open to others without a key (--api-key-env)", fg="yellow", err=True)
-    run(models, settings, host, port, tls_certificate, tls_key)
+    run(models, settings, listener, tls_certificate, tls_key)
+
+
+def check_tls(certificate: Path | None, key: Path | None) -> None:
+    """Raise ConfigError unless the files are a certificate and its private key."""
+    if bool(certificate) != bool(key):
+        raise ConfigError("only one of --tls-certificate and --tls-key", expected="both or neither")
+    if certificate is None:
+        return
+    import ssl
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except (OSError, ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"--tls-certificate {certificate} with --tls-key {key}: {reason}",
+            expected="PEM files, the key without a password and made for that certificate",
+        ) from error
 
 
 def split_name(given: str | None) -> tuple[str | None, str | None]:
@@ -125,35 +145,28 @@ def load_served(
 def run(
     models: "dict[str, ServedModel]",
     settings: "Settings",
-    host: str,
-    port: int,
+    listener: "socket.socket",
     certificate: Path | None = None,
     key: Path | None = None,
 ) -> None:
     """Serve until a signal comes; replies in progress are finished first."""
-    import socket
-
     import uvicorn
 
     from vlm.cli.server.app import make_app
+    from vlm.cli.server.views.routes import Viewer
+    from vlm.cli.server.views.runs import Runs
+    from vlm.core.home import dataset, runs
+    from vlm.core.media_root import MediaRoot
 
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {host} port {port}: {error.strerror}", fix="choose another --port"
-        ) from error
-    shown = f"[{host}]" if ":" in host else host
-    address = f"{'https' if certificate else 'http'}://{shown}:{listener.getsockname()[1]}"
+    address = address_of(listener, secure=certificate is not None)
     for model in models.values():
         limit = model.engine.limits.context
         say(f"{model.name}: {model.processor.family}, {limit:,} tokens, {positions_line(model.processor.spec)}")
+    listener.listen(1024)  # whoever reads the next line may connect
     say(f"{address} for people, {address}/v1 for OpenAI clients; Ctrl-C ends it")
+    viewer = Viewer(Runs(runs()), MediaRoot(dataset()))
     config = uvicorn.Config(
-        make_app(models, settings, log=say),
+        make_app(models, settings, log=say, viewer=viewer),
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=int(settings.seconds),

@@ -4,144 +4,62 @@
 """
 
 import asyncio
-import hmac
 import json
 import secrets
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vlm.cli.server.gate import Gate, Log, answer_errors
 from vlm.cli.server.incoming import Media
 from vlm.cli.server.metrics import metrics_of
 from vlm.cli.server.protocol import ChatRequest, RequestError, head, logprobs_of, usage
-from vlm.cli.server.served import Prompt, ServedModel, Settings
+from vlm.cli.server.served import Prompt, ServedModel, ServedReply, Settings
+from vlm.cli.server.uploads import Uploads, scratch
+from vlm.cli.server.views.routes import Viewer, add_views
+from vlm.cli.server.views.runs import Runs
+from vlm.core.home import dataset, runs
+from vlm.core.media_root import MediaRoot
 from vlm.core.sample.encoded import Encoded
-from vlm.models.engine import Event, GenerationRequest
+from vlm.models.engine import Event
 
 PAGE = Path(__file__).with_name("page")
 
-SECURITY = [
-    (b"content-security-policy", b"default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-frame-options", b"DENY"),
-]
-
-BODY_SECONDS = 60
-"""Longest time that a request may take to arrive."""
-
-Log = Callable[[str], None]
+LEFT = "the client left"
 
 
-class Gate:
-    """What every request passes first: key, origin, and the size of its body, counted while it arrives."""
+def make_app(
+    models: dict[str, ServedModel], settings: Settings, *, log: Log = lambda line: None, viewer: Viewer | None = None
+) -> FastAPI:
+    """Return the application.
 
-    def __init__(self, app: ASGIApp, settings: Settings):
-        self.app, self.settings = app, settings
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse a request, or pass it on with the security headers added to its answer."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-
-        async def secured(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *SECURITY]
-            await send(message)
-
-        try:
-            self._check(scope, headers)
-            async with asyncio.timeout(BODY_SECONDS):
-                body = await self._body(receive)
-        except TimeoutError:
-            late = RequestError(f"the request took more than {BODY_SECONDS} seconds to arrive", status=408)
-            await answer_error(late)(scope, receive, secured)
-            return
-        except RequestError as error:
-            await answer_error(error)(scope, receive, secured)
-            return
-        given = False
-
-        async def replayed() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        await self.app(scope, replayed, secured)
-
-    async def _body(self, receive: Receive) -> bytes:
-        """Return the whole body. Raises RequestError as soon as it is too large."""
-        body, more = bytearray(), True
-        while more:
-            message = await receive()
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self.settings.max_body:
-                raise RequestError(
-                    f"the request has more than {self.settings.max_body:,} bytes", status=413, code="request_too_large"
-                )
-        return bytes(body)
-
-    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        key = self.settings.api_key
-        if key and scope["path"].startswith(("/v1/", "/vlm/")):
-            given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-            if not hmac.compare_digest(given, key.encode()):
-                raise RequestError("wrong or missing key", status=401, code="invalid_api_key")
-        origin, host = headers.get(b"origin"), headers.get(b"host", b"")
-        if origin and origin.split(b"://")[-1] != host:
-            raise RequestError("requests from pages of another site are refused", status=403, code="cross_site")
-
-
-def answer_error(error: RequestError) -> JSONResponse:
-    """Return an error as a response."""
-    headers = {"Retry-After": str(error.wait)} if error.wait else None
-    return JSONResponse(error.body, status_code=error.status, headers=headers)
-
-
-def make_app(models: dict[str, ServedModel], settings: Settings, *, log: Log = lambda line: None) -> FastAPI:
-    """Return the application. `models`: by name, the first is the page's choice; `log` takes one line per request."""
-    folder, uploads = tempfile.TemporaryDirectory(prefix="vlm-uploads-"), dict[str, Path]()
+    Args:
+        models: By name; the first is the page's choice.
+        settings: Limits.
+        log: Takes one line for each request.
+        viewer: The runs and samples that it shows too; by default those of the home.
+    """
+    uploads = Uploads(settings.max_uploads)
     for model in models.values():
         model.uploads = uploads
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        for model in models.values():
-            await asyncio.to_thread(model.engine.close, settings.seconds)
-        folder.cleanup()
+        with scratch() as uploads.folder:
+            yield
+            for model in models.values():
+                await asyncio.to_thread(model.engine.close, settings.seconds)
 
     app = FastAPI(title="vlm serve", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
 
-    @app.exception_handler(RequestError)
-    async def refused(request: Request, error: RequestError) -> JSONResponse:
-        log(f"{request.method} {request.url.path} {error.status} {error}".splitlines()[0])
-        return answer_error(error)
-
-    @app.exception_handler(RequestValidationError)
-    async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        return await refused(request, RequestError(f"{where}: {first['msg']}".removeprefix(": "), param=where or None))
-
-    @app.exception_handler(HTTPException)
-    async def missing(request: Request, error: HTTPException) -> JSONResponse:
-        return await refused(request, RequestError(f"{request.url.path}: {error.detail}", status=error.status_code))
+    answer_errors(app, log)
+    add_views(app, viewer or Viewer(Runs(runs()), MediaRoot(dataset())), chat=True)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -165,9 +83,7 @@ def make_app(models: dict[str, ServedModel], settings: Settings, *, log: Log = l
         if len(content) > settings.max_file:
             raise RequestError(f"{len(content):,} bytes, at most {settings.max_file:,}", status=413)
         kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-        path = Media(Path(folder.name)).store(kind, content, "upload")
-        id_ = secrets.token_urlsafe(16)
-        uploads[id_] = path
+        id_ = uploads.keep(Media(uploads.folder).store(kind, content, "upload"))
         return {"id": id_, "url": f"upload:{id_}"}
 
     @app.post("/v1/chat/completions", response_model=None)
@@ -176,26 +92,27 @@ def make_app(models: dict[str, ServedModel], settings: Settings, *, log: Log = l
         body.check()
         model = find(body.model)
         prompt = await model.prepare(body)
-        id_ = f"chatcmpl-{secrets.token_hex(12)}"
 
-        def done(made: list[GenerationRequest], how: str) -> None:
-            new = sum(r.new_tokens for r in made)
-            cached = made[0].cached_tokens if made else 0
+        def done(how: str) -> None:
+            new = sum(reply.request.new_tokens for reply in replies)
+            cached = replies[0].request.cached_tokens
             tokens, tiles = len(prompt.encoded), prompt.encoded.n_tiles
             log(
                 f"{model.name} {how}: {tokens:,} tokens ({cached:,} cached, {tiles} tiles) + {new:,} "
                 f"in {time.monotonic() - started:.1f} s"
             )
 
-        if not body.stream:
-            return await whole(request, model, prompt, body, id_, done)
-        streams = [model.replies(prompt.encoded, body, i) for i in range(body.n or 1)]
-        try:  # a full queue is an error of HTTP, not of the stream
-            firsts = await asyncio.gather(*(anext(stream) for stream in streams))
-        except RequestError:
-            await asyncio.gather(*(stream.aclose() for stream in streams), return_exceptions=True)
+        replies: list[ServedReply] = []
+        try:
+            for number in range(body.n or 1):
+                replies.append(model.start(prompt.encoded, body, number))
+        except RequestError:  # the queue is full
+            for reply in replies:
+                reply.cancel()
             raise
-        pieces = streamed(model, prompt, body, id_, list(zip(streams, firsts, strict=True)), done)
+        if not body.stream:
+            return await whole(request, model, prompt, body, replies, done)
+        pieces = streamed(model, prompt, body, replies, done)
         return StreamingResponse(pieces, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     def find(name: str) -> ServedModel:
@@ -207,38 +124,43 @@ def make_app(models: dict[str, ServedModel], settings: Settings, *, log: Log = l
 
     if PAGE.exists():
         app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
-    app.add_middleware(Gate, settings=settings)
+    app.add_middleware(Gate, settings=settings, log=log)
     return app
 
 
 async def whole(
-    request: Request, model: ServedModel, prompt: Prompt, body: ChatRequest, id_: str, done: Callable[..., None]
+    request: Request,
+    model: ServedModel,
+    prompt: Prompt,
+    body: ChatRequest,
+    replies: Sequence[ServedReply],
+    done: Callable[[str], None],
 ) -> JSONResponse:
     """Return the complete replies. A client that goes away cancels them."""
 
-    async def one(number: int) -> tuple[GenerationRequest, list[Event]]:
-        async with aclosing(model.replies(prompt.encoded, body, number)) as stream:
-            pairs = [pair async for pair in stream]
-        return pairs[0][0], [event for _, event in pairs]
+    async def one(reply: ServedReply) -> list[Event]:
+        return [event async for event in reply.events()]
 
     async def gone() -> None:
         while not await request.is_disconnected():
             await asyncio.sleep(0.2)
 
-    work = asyncio.gather(*(one(i) for i in range(body.n or 1)))
+    work = asyncio.gather(*map(one, replies))
     leaving = asyncio.ensure_future(gone())
     try:
         both: set[asyncio.Future[Any]] = {work, leaving}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             work.cancel()
-            done([], "the client left")
-            raise RequestError("the client left", status=499)
+            done(LEFT)
+            return JSONResponse({}, status_code=499)  # nobody reads it
         made = work.result()
     finally:
         leaving.cancel()
+        for reply in replies:
+            reply.cancel()
     choices = []
-    for index, (_, events) in enumerate(made):
+    for index, events in enumerate(made):
         tokens = [t for e in events for t in e.tokens]
         choices.append(
             {
@@ -248,23 +170,21 @@ async def whole(
                 "finish_reason": "stop" if events[-1].ended == "stop" else "length",
             }
         )
-    requests = [r for r, _ in made]
-    done(requests, choices[0]["finish_reason"])
-    answer = head(id_, model.name, "chat.completion") | {
+    done(made[0][-1].ended or "")
+    answer = head(new_id(), model.name, "chat.completion") | {
         "choices": choices,
-        "usage": counts(prompt.encoded, requests),
+        "usage": counts(prompt.encoded, replies),
         "vlm": about(prompt),
     }
     return JSONResponse(answer)
 
 
 async def streamed(
-    model: ServedModel, prompt: Prompt, body: ChatRequest, id_: str, streams: list[Any], done: Callable[..., None]
+    model: ServedModel, prompt: Prompt, body: ChatRequest, replies: Sequence[ServedReply], done: Callable[[str], None]
 ) -> AsyncIterator[str]:
     """Yield the server-sent events of the replies, one reply's piece as soon as it is there."""
-    base = head(id_, model.name, "chat.completion.chunk")
-    made: dict[int, GenerationRequest] = {}
-    how = "the client left"
+    base = head(new_id(), model.name, "chat.completion.chunk")
+    how = LEFT
 
     def line(index: int, delta: dict[str, Any], event: Event | None = None) -> str:
         ended = event.ended if event else None
@@ -276,28 +196,26 @@ async def streamed(
         }
         return f"data: {json.dumps(base | {'choices': [choice]})}\n\n"
 
-    queue: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[int, Event | RequestError]] = asyncio.Queue()
 
-    async def pump(index: int, stream: Any, first: Any) -> None:
-        await queue.put((index, first))
+    async def pump(index: int, reply: ServedReply) -> None:
         try:
-            async for item in stream:
-                await queue.put((index, item))
+            async for event in reply.events():
+                await queue.put((index, event))
         except RequestError as error:
             await queue.put((index, error))
 
-    tasks = [asyncio.ensure_future(pump(i, stream, first)) for i, (stream, first) in enumerate(streams)]
+    tasks = [asyncio.ensure_future(pump(i, reply)) for i, reply in enumerate(replies)]
     try:
-        for index in range(len(streams)):
+        for index in range(len(replies)):
             yield line(index, {"role": "assistant", "content": ""})
-        left = len(streams)
+        left = len(replies)
         while left:
-            index, item = await queue.get()
-            if isinstance(item, RequestError):
-                yield f"data: {json.dumps(item.body)}\n\n"
-                how = "error"
+            index, event = await queue.get()
+            if isinstance(event, RequestError):
+                how = f"failed ({event})"
+                yield f"data: {json.dumps(event.body)}\n\n"
                 return
-            made[index], event = item
             if event.text or (event.tokens and body.logprobs):
                 yield line(index, {"content": event.text}, Event(event.text, event.tokens))
             if event.ended:
@@ -305,20 +223,25 @@ async def streamed(
                 how = event.ended
                 yield line(index, {}, Event(ended=event.ended))
         if body.stream_options and body.stream_options.include_usage:
-            last = base | {"choices": [], "usage": counts(prompt.encoded, list(made.values())), "vlm": about(prompt)}
+            last = base | {"choices": [], "usage": counts(prompt.encoded, replies), "vlm": about(prompt)}
             yield f"data: {json.dumps(last)}\n\n"
         yield "data: [DONE]\n\n"
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for stream, _ in streams:
-            await stream.aclose()
-        done(list(made.values()), how)
+        for reply in replies:
+            reply.cancel()
+        done(how)
 
 
-def counts(prompt: Encoded, made: list[GenerationRequest]) -> dict[str, Any]:
+def new_id() -> str:
+    """Return the id of an answer."""
+    return f"chatcmpl-{secrets.token_hex(12)}"
+
+
+def counts(prompt: Encoded, replies: Sequence[ServedReply]) -> dict[str, Any]:
     """Return the usage of a request."""
+    made = [reply.request for reply in replies]
     images = sum(count for _, count, _ in prompt.image_spans)
     return usage(len(prompt), sum(r.new_tokens for r in made), made[0].cached_tokens, images)
 
@@ -328,6 +251,7 @@ def about(prompt: Prompt) -> dict[str, Any]:
     encoded = prompt.encoded
     return {
         "images": prompt.images,
+        "frames": prompt.frames,
         "tiles": [tiles for _, _, tiles in encoded.image_spans],
         "positions": float(encoded.position_ids[-1]) + 1,
         "strides": encoded.strides,

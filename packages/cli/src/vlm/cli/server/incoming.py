@@ -5,13 +5,15 @@ import binascii
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
 from vlm.cli.server.protocol import ChatMessage, RequestError
+from vlm.cli.server.uploads import Uploads
 from vlm.core.sample.chat import Template
+from vlm.core.sample.media import image_size
 from vlm.core.sample.records import Message, Part, image, text, video
 
 SUFFIXES = {
@@ -31,6 +33,7 @@ SUFFIXES = {
 """Media types that are taken, and the suffix of the file."""
 
 FETCH_SECONDS = 20
+UNFETCHED = "fetch_failed"
 
 
 @dataclass
@@ -39,17 +42,19 @@ class Media:
 
     Attributes:
         folder: Folder of this request's files.
-        uploads: Files that were sent before, by id.
+        uploads: Files that were sent before.
         hosts: Hosts from which http(s) media may be fetched.
         limit: Greatest number of bytes of one file.
         most: Greatest number of images and videos of a request.
+        pixels: Greatest number of pixels of an image.
     """
 
     folder: Path
-    uploads: dict[str, Path] = field(default_factory=dict)
+    uploads: Uploads | None = None
     hosts: frozenset[str] = frozenset()
     limit: int = 64 << 20
     most: int = 1000
+    pixels: int = 89_478_485
 
     def file(self, url: str, param: str) -> Path:
         """Return a file with the content of a URL.
@@ -60,7 +65,7 @@ class Media:
         if url.startswith("data:"):
             kind, content = self._data(url, param)
         elif url.startswith("upload:"):
-            known = self.uploads.get(url.removeprefix("upload:"))
+            known = self.uploads.find(url.removeprefix("upload:"), self.folder) if self.uploads else None
             if known is None:
                 raise RequestError(f"no upload {url[:60]!r}", param=param, code="not_found")
             return known
@@ -71,7 +76,9 @@ class Media:
                 f"{param}: media must be data URLs or uploads, found {url[:30]!r}", param=param, code="invalid_url"
             )
         if len(content) > self.limit:
-            raise RequestError(f"{param}: {len(content):,} bytes, at most {self.limit:,}", param=param)
+            raise RequestError(
+                f"{param}: {len(content):,} bytes, at most {self.limit:,}", param=param, code="file_too_large"
+            )
         return self.store(kind, content, param)
 
     def store(self, kind: str, content: bytes, param: str) -> Path:
@@ -117,16 +124,22 @@ class Media:
                         url = urljoin(url, response.headers["location"])
                         continue
                     if response.status_code != 200:
-                        raise RequestError(f"{param}: {host} answered {response.status_code}", param=param)
+                        raise RequestError(
+                            f"{param}: {host} answered {response.status_code}", param=param, code=UNFETCHED
+                        )
                     content = bytearray()
                     for piece in response.iter_bytes():
                         content += piece
                         if len(content) > self.limit:
-                            raise RequestError(f"{param}: more than {self.limit:,} bytes", param=param)
+                            raise RequestError(
+                                f"{param}: more than {self.limit:,} bytes", param=param, code="file_too_large"
+                            )
                     return response.headers.get("content-type", "").split(";")[0].strip().lower(), bytes(content)
             except (httpx.HTTPError, httpx.InvalidURL) as error:
-                raise RequestError(f"{param}: {host} cannot be reached: {error}", param=param) from error
-        raise RequestError(f"{param}: too many redirects", param=param)
+                raise RequestError(
+                    f"{param}: {host} cannot be reached: {error}", param=param, code=UNFETCHED
+                ) from error
+        raise RequestError(f"{param}: too many redirects", param=param, code=UNFETCHED)
 
 
 def read_messages(
@@ -140,6 +153,14 @@ def read_messages(
     Raises:
         RequestError: no user turn, two turns of one role in a row, media in another role's turn, or broken media.
     """
+    given = [part for message in messages if isinstance(message.content, list) for part in message.content]
+    count = sum(part.image_url is not None or part.video_url is not None for part in given)
+    if count > media.most:  # before the first of them is read
+        raise RequestError(
+            f"{count:,} images and videos; at most {media.most:,} in a request",
+            param="messages",
+            code="too_many_images",
+        )
     result: list[Message] = []
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
@@ -155,8 +176,6 @@ def read_messages(
         result.append({"role": role, "content": content})
     if result[-1]["role"] != "user":
         raise RequestError("the last message must be the user's", param="messages")
-    if sum(part["type"] != "text" for m in result for part in m["content"]) > media.most:
-        raise RequestError(f"more than {media.most} images and videos", param="messages")
     return result
 
 
@@ -169,12 +188,23 @@ def _content(message: ChatMessage, media: Media, where: str) -> list[Part]:
         if part.type in ("text", "input_text") and part.text is not None:
             found.append(text(part.text))
         elif part.type == "image_url" and part.image_url is not None:
-            found.append(image(media.file(_url(part.image_url, param), param)))
+            found.append(image(_small_enough(media.file(_url(part.image_url, param), param), media.pixels, param)))
         elif part.type == "video_url" and part.video_url is not None:
             found.append(video(media.file(_url(part.video_url, param), param)))
         else:
             raise RequestError(f"{param}: a part of type {part.type[:40]!r} that is not known or empty", param=param)
     return found
+
+
+def _small_enough(path: Path, limit: int, param: str) -> Path:
+    width, height = image_size(path)  # of the header: nothing is decoded
+    if width * height > limit:
+        raise RequestError(
+            f"{param}: {width:,} x {height:,} pixels are {width * height:,}, at most {limit:,}",
+            param=param,
+            code="image_too_large",
+        )
+    return path
 
 
 def _separated(parts: list[Part], template: Template) -> list[Part]:

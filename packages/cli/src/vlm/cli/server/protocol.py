@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vlm.cli.server.gate import RequestError as RequestError  # the errors of this protocol
 from vlm.models.engine import Sampling, TokenChoice
 
 LABELS = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity"}
@@ -31,25 +32,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prediction": (None,),
 }
 """Fields that are not supported -> the values with which they ask for nothing."""
-
-
-class RequestError(Exception):
-    """A request that cannot be answered: HTTP status and OpenAI's error fields."""
-
-    def __init__(
-        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None, wait: int = 0
-    ):
-        super().__init__(message)
-        kind = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}.get(status)
-        self.status, self.wait = status, wait
-        self.body = {
-            "error": {
-                "message": message,
-                "type": kind or ("server_error" if status >= 500 else "invalid_request_error"),
-                "param": param,
-                "code": code,
-            }
-        }
 
 
 class Part(BaseModel):

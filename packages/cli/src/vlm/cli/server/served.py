@@ -5,29 +5,39 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncGenerator
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from anyio import CapacityLimiter, to_thread
+from PIL import Image
 
 from vlm.cli.server.incoming import Media, read_messages
 from vlm.cli.server.protocol import ChatRequest, RequestError
+from vlm.cli.server.uploads import Uploads
 from vlm.core.errors import ConfigError, VlmError
 from vlm.core.sample.encoded import Encoded
 from vlm.core.sample.media import image_size
-from vlm.core.sample.records import ImagePart
-from vlm.models.engine import Busy, ChatEngine, ContextOverflow, Event, GenerationRequest
+from vlm.core.sample.records import ImagePart, Message, Sample
+from vlm.models.engine import Busy, ChatEngine, ContextOverflow, Event, GenerationRequest, Sampling
 from vlm.models.processor import Processor
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Limits of the server. Times in seconds, sizes in bytes."""
+    """Limits of the server. Times in seconds, sizes in bytes.
+
+    `hosts`: from which media may be fetched. `names`: of this server, as its clients call it; None for any.
+    `max_bodies`: of all requests that are there. `max_uploads`: files that are kept for later requests.
+    """
 
     hosts: frozenset[str] = frozenset()
+    names: frozenset[str] | None = None
     max_file: int = 64 << 20
     max_body: int = 256 << 20
+    max_bodies: int = 1 << 30
+    max_uploads: int = 1 << 30
     max_images: int = 1000
     max_tokens: int = 1024
     seconds: float = 600.0
@@ -36,10 +46,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Prompt:
-    """An encoded request, and how each of its images is cut: size, grid of tiles (columns, rows), thumbnail."""
+    """An encoded request, and how each of its images is cut: size, grid of tiles (columns, rows), thumbnail.
+
+    `frames` is the number of frames that were taken from each of its videos; 0 without a video.
+    """
 
     encoded: Encoded
     images: list[dict[str, Any]]
+    frames: int
 
 
 class ServedModel:
@@ -47,7 +61,7 @@ class ServedModel:
 
     def __init__(self, name: str, engine: ChatEngine, processor: Processor, settings: Settings):
         self.name, self.engine, self.processor, self.settings = name, engine, processor, settings
-        self.uploads: dict[str, Path] = {}
+        self.uploads = Uploads(settings.max_uploads)
         self.created = int(time.time())
         self.encoders = CapacityLimiter(2)
 
@@ -76,7 +90,7 @@ class ServedModel:
         Raises:
             RequestError: anything in it that cannot be used.
         """
-        folder = Path(tempfile.mkdtemp(prefix="vlm-serve-"))
+        folder = Path(tempfile.mkdtemp(dir=self.uploads.folder))
         try:
             return await to_thread.run_sync(self._prepare, request, folder, limiter=self.encoders)
         except ContextOverflow as error:
@@ -91,55 +105,78 @@ class ServedModel:
 
     def _prepare(self, request: ChatRequest, folder: Path) -> Prompt:
         settings = self.settings
-        media = Media(folder, self.uploads, settings.hosts, settings.max_file, settings.max_images)
+        files = Media(folder, self.uploads, settings.hosts, settings.max_file, settings.max_images)
         processor = self.processor
-        messages = read_messages(request.messages, media, processor.template, exact=request.vlm.exact)
+        messages = read_messages(request.messages, files, processor.template, exact=request.vlm.exact)
         if request.vlm.max_tiles is not None:
             if processor.spec.image_rule.kind != "tiles":
                 raise ConfigError(f"vlm.max_tiles {request.vlm.max_tiles}, but this model makes one square of an image")
             processor = processor.with_image_rule(max_tiles=request.vlm.max_tiles)
         if request.vlm.frames is not None:
             processor = processor.with_frames(request.vlm.frames)
+        sampling = request.sampling(settings.max_tokens)
+        if any(part["type"] != "text" for m in messages for part in m["content"]):
+            self.engine.check(counted(processor, messages), sampling)  # nothing is decoded in vain
         prompt = processor.encode(messages, strides=request.vlm.strides)
-        self.engine.check(prompt, request.sampling(settings.max_tokens))
-        return Prompt(
-            prompt, [cut_of(part, processor) for m in messages for part in m["content"] if part["type"] == "image"]
-        )
+        self.engine.check(prompt, sampling)
+        media = [part for m in messages for part in m["content"] if part["type"] != "text"]
+        videos = any(part["type"] == "video" for part in media)
+        cuts = [cut_of(part, processor) for part in media if part["type"] == "image"]
+        return Prompt(prompt, cuts, processor.frames if videos else 0)
 
-    async def replies(
-        self, prompt: Encoded, request: ChatRequest, number: int
-    ) -> AsyncGenerator[tuple[GenerationRequest, Event]]:
-        """Yield the events of one reply. A reader that leaves cancels it.
-
-        Raises:
-            RequestError: the queue is full, or the reply failed.
-        """
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
-
-        def take(event: Event) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-        sampling = request.sampling(self.settings.max_tokens, number)
-        deadline = time.monotonic() + self.settings.seconds
-        made = GenerationRequest(prompt, sampling, take, deadline)
+    def start(self, prompt: Encoded, request: ChatRequest, number: int) -> "ServedReply":
+        """Queue one reply. Raises RequestError if the queue is full."""
+        made = ServedReply(prompt, request.sampling(self.settings.max_tokens, number), self)
         try:
-            self.engine.submit(made)
+            self.engine.submit(made.request)
         except Busy as error:
             raise RequestError(str(error), status=429, code="queue_full", wait=2) from error
-        try:
-            while True:
-                event = await events.get()
-                if event.ended == "error":
-                    raise RequestError(event.error, status=500, code="generation_failed")
-                if event.ended == "timeout" and not made.new_tokens:
-                    raise RequestError(
-                        f"no reply within {self.settings.seconds:g} seconds", status=503, code="timeout", wait=10
-                    )
-                yield made, event
-                if event.ended:
-                    return
-        finally:
-            self.engine.cancel(made)
+        return made
+
+
+class ServedReply:
+    """A reply in the making; its events are read in the loop that has started it."""
+
+    def __init__(self, prompt: Encoded, sampling: Sampling, model: ServedModel):
+        loop, self._events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+        self.model, seconds = model, model.settings.seconds
+
+        def take(event: Event) -> None:
+            loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+        self.request = GenerationRequest(prompt, sampling, take, time.monotonic() + seconds)
+
+    def cancel(self) -> None:
+        """Make room for others; nothing happens to a reply that is complete."""
+        self.model.engine.cancel(self.request)
+
+    async def events(self) -> AsyncGenerator[Event]:
+        """Yield the events.
+
+        Raises:
+            RequestError: the reply failed, or did not begin in time.
+        """
+        while True:
+            event = await self._events.get()
+            if event.ended == "error":
+                raise RequestError(event.error, status=500, code="generation_failed")
+            if event.ended == "timeout" and not self.request.new_tokens:
+                seconds = self.model.settings.seconds
+                raise RequestError(f"no reply within {seconds:g} seconds", status=503, code="timeout", wait=10)
+            yield event
+            if event.ended:
+                return
+
+
+def counted(processor: Processor, messages: list[Message]) -> Encoded:
+    """Return a prompt without pixels: sizes come from the headers of images, and a frame is one tile.
+
+    Raises:
+        VlmError: the header of an image cannot be read.
+    """
+    encoder = copy(processor.encoder)
+    encoder.load_frames = lambda path, segments, clip=None: [Image.new("RGB", (1, 1))] * segments
+    return encoder.encode(Sample("prompt", messages, "prompt"), generation_prompt=True, pixels=False)
 
 
 def cut_of(part: ImagePart, processor: Processor) -> dict[str, Any]:

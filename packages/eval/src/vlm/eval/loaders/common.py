@@ -51,6 +51,7 @@ class Item:
             `max_new_tokens`: the budget of this item. Other keys are for scorers and aggregates.
         fault: Why the item cannot be asked: its outcome is `error`, with this reason.
         missing: The place of the row and its first picture or video that is not on the disk; "" when all are.
+        asked: What the question is about, where the set says it: numbers of images from 0, or texts of the prompt.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Item:
     meta: dict[str, Any] = field(default_factory=dict)
     fault: str = ""
     missing: str = ""
+    asked: tuple[int | str, ...] = ()
 
 
 class Loader(Protocol):

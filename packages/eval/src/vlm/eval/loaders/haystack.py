@@ -78,9 +78,16 @@ def load_mmniah(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens
             messages = user(record["context"] + question, images, where)
             if benchmark.teacher_forced:
                 messages.append({"role": "assistant", "content": [text(str(record["answer"]))]})
-            item = Item(item_id, messages, record["answer"], task, kept)
+            item = Item(item_id, messages, record["answer"], task, kept, asked=needles_of(meta, names))
             items.add(item, where=where, images=images, needs_image=options["needs_image"])
     return items.finish(benchmark, folder)
+
+
+def needles_of(meta: dict[str, Any], names: list[str]) -> tuple[int | str, ...]:
+    """Return the needles that a record names: an image by its place among `names`, a text as it stands."""
+    listed = meta.get("needles")
+    needles = [needle for needle in listed if isinstance(needle, str)] if isinstance(listed, list) else []
+    return tuple(names.index(needle) if needle in names else needle for needle in needles)
 
 
 def _check(record: Any, where: str) -> dict[str, Any]:

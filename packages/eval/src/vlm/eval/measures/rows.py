@@ -20,7 +20,8 @@ class ResultRow(TypedDict):
     """One line of results.jsonl: an item, its reply, and both scores.
 
     `score` is by the published rule, `strict_score` by the corrected one, from 0 to 1; None: not scored. `meta` is the
-    item's own, `judge` the verdict where a judge was asked.
+    item's own, `judge` the verdict where a judge was asked. `asked` is what the question is about, where the set
+    says it: numbers of images from 0, or texts of the prompt.
     """
 
     benchmark: str
@@ -40,6 +41,7 @@ class ResultRow(TypedDict):
     meta: dict[str, Any]
     key: str
     judge: NotRequired[dict[str, Any]]
+    asked: NotRequired[list[int | str]]
 
 
 ANSWERED = ("ok", "truncated")

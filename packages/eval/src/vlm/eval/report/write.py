@@ -1,4 +1,4 @@
-"""Write reports of run folders: HTML, Markdown, CSV, JSON, PNG and PDF.
+"""Write reports of run folders: HTML, Markdown, CSV, JSON, PNG and PDF; and logs of inspect_ai.
 
 write_report([Path("runs/demo")], Path("report/index.html"))          # the page, and report.json beside it
 write_report([Path("runs/demo")], Path("report"))                     # every format
@@ -14,8 +14,10 @@ from vlm.eval.report.build import build_report
 from vlm.eval.report.data import Report
 from vlm.eval.report.render import figures
 from vlm.eval.report.render.csv_table import as_csv
+from vlm.eval.report.render.inspect_log import log_names, only_evaluation, write_inspect_log
 from vlm.eval.report.render.markdown import as_markdown
 from vlm.eval.report.render.page import as_html
+from vlm.eval.saved.evaluations import Evaluation, find_evaluations
 
 NAMES = {
     "html": "index.html",
@@ -24,8 +26,12 @@ NAMES = {
     "csv": "report.csv",
     "png": "figures",
     "pdf": "figures",
+    "eval": "inspect",
 }
-"""Format -> its file name in a folder; figures are a folder of files."""
+"""Format -> its file name in a folder; figures and logs of inspect_ai are a folder of files each."""
+
+ON_REQUEST = {"eval"}
+"""Formats that a folder has only when they are named: such a log holds every sample."""
 
 
 def write_report(
@@ -41,7 +47,7 @@ def write_report(
     Args:
         folders: Run folders: training runs, evaluations, or both.
         out: With a known suffix this one file, and `report.json` beside a page; any other path is a folder.
-        formats: Formats to write beside the file or into the folder; by default a folder has all of them.
+        formats: Formats to write beside the file or into the folder; by default a folder has all but `eval`.
         samples_per_benchmark: Most samples of a benchmark that the page shows.
         seed: Seed of the choice of samples.
 
@@ -53,14 +59,22 @@ def write_report(
     """
     targets = plan_files(Path(out), formats)
     report = build_report(folders, samples_per_benchmark=samples_per_benchmark, seed=seed)
-    made: dict[Path, str | bytes] = {}
+    made: dict[Path, str | bytes | Evaluation] = {}
     for path, kind in targets:
-        if path.suffix:
+        if kind == "eval":
+            found = find_evaluations(folders)
+            made |= (
+                {path: only_evaluation(found)} if path.suffix else {path / n: e for n, e in log_names(found).items()}
+            )
+        elif path.suffix:
             made[path] = _one_file(report, kind)
         else:
             made |= {path / name: data for name, data in figures.figure_files(report, kind).items()}
     for path, content in made.items():
-        write_atomic(path, content)
+        if isinstance(content, Evaluation):
+            write_inspect_log(content, path)
+        else:
+            write_atomic(path, content)
     return report, list(made)
 
 
@@ -72,7 +86,9 @@ def plan_files(out: Path, formats: Sequence[str]) -> list[tuple[Path, str]]:
         expected = f"one of: {', '.join(NAMES)}; or a folder without a suffix"
         raise ConfigError(f"no report format {wrong[0]!r}", expected=expected)
     if not kind:
-        return [(out / NAMES[name], name) for name in dict.fromkeys(formats or NAMES)]
+        return [
+            (out / NAMES[name], name) for name in dict.fromkeys(formats or [n for n in NAMES if n not in ON_REQUEST])
+        ]
     beside = dict.fromkeys([*(["json"] if kind == "html" else []), *formats])
     return [(out, kind), *((out.parent / NAMES[name], name) for name in beside if name != kind)]
 

@@ -137,6 +137,8 @@ def _result_row(benchmark: Benchmark, task: Task, outcome: Outcome, verdict: Ver
     }
     if verdict:
         row["judge"] = asdict(verdict)
+    if item.asked:
+        row["asked"] = list(item.asked)
     unreadable = (
         strict.value is not None
         and (strict.extracted in NOT_READ or strict.extracted.startswith("no box "))

@@ -166,7 +166,8 @@ def compare_evaluations(pair: tuple[Evaluation, Evaluation]) -> Comparison:
             expected="evaluations of the same items (miniatures of one seed, one split, overlapping --limit)",
         )
     differ = differences(a, b)
-    samples = [sample_change(a.read(rows[0][i].offset), b.read(rows[1][i].offset), differ) for i in shared]
+    with a.reading() as one, b.reading() as other:
+        samples = [sample_change(one(rows[0][i].offset), other(rows[1][i].offset), differ) for i in shared]
     moved = [s for s in samples if s["kind"] != "same"]
     clusters = [rows[0][i].cluster for i in shared]
     metrics = [{m["name"]: m["value"] for m in e.summary["metrics"]} for e in pair]

@@ -6,7 +6,8 @@ for evaluation in find_evaluations([Path("runs/demo")]):
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -97,15 +98,7 @@ class Evaluation:
     @property
     def label(self) -> str:
         """The variant in words: `plain positions`, `stride 64`, `stride 64, images exchanged`."""
-        v = self.variant
-        stride = v.get("stride")
-        parts = [f"stride {stride:g}" if stride is not None else "plain positions"]
-        parts += ["float32 positions"] if v.get("positions") == "float32" else []
-        parts += [f"{v['tiles']} tiles"] if v.get("tiles") else []
-        parts += [f"up to {v['max_new_tokens']} new tokens"] if v.get("max_new_tokens") else []
-        parts += ["images exchanged"] if v.get("shuffle_images") else []
-        parts += [f"file {v['edition']}"] if v.get("edition") else []
-        return ", ".join(parts)
+        return label_of(self.variant)
 
     @property
     def who(self) -> Who:
@@ -120,9 +113,40 @@ class Evaluation:
 
     def read(self, offset: int) -> ResultRow:
         """Read the whole row that starts at `offset`, with None for values that are not numbers."""
+        with self.reading() as read:
+            return read(offset)
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[int], ResultRow]]:
+        """Yield `read` for many rows: the file is opened once."""
         with (self.folder / "results.jsonl").open("rb") as f:
-            f.seek(offset)
-            return cast(ResultRow, json.loads(f.readline(), parse_constant=lambda _: None))
+
+            def read(offset: int) -> ResultRow:
+                f.seek(offset)
+                return cast(ResultRow, json.loads(f.readline(), parse_constant=lambda _: None))
+
+            yield read
+
+
+def label_of(v: Variant) -> str:
+    """Return a variant in words: `plain positions`, `stride 64`, `stride 64, images exchanged`."""
+    stride = v.get("stride")
+    parts = [f"stride {stride:g}" if stride is not None else "plain positions"]
+    parts += ["float32 positions"] if v.get("positions") == "float32" else []
+    parts += [f"{v['tiles']} tiles"] if v.get("tiles") else []
+    parts += [f"up to {v['max_new_tokens']} new tokens"] if v.get("max_new_tokens") else []
+    parts += ["images exchanged"] if v.get("shuffle_images") else []
+    parts += [f"file {v['edition']}"] if v.get("edition") else []
+    return ", ".join(parts)
+
+
+def asked_of(row: Mapping[str, Any]) -> list[int | str]:
+    """Return what a row's question is about, where it says so: numbers of its images, texts of its prompt."""
+    asked, images = row.get("asked"), row.get("images")
+    n = len(images) if isinstance(images, list) else 0
+    given = asked if isinstance(asked, list) else []
+    whole = [a for a in given if isinstance(a, str) or (isinstance(a, int) and not isinstance(a, bool) and 0 <= a < n)]
+    return list(dict.fromkeys(whole))
 
 
 def numbers_of(metric: MetricRow) -> MetricNumbers:
@@ -203,19 +227,23 @@ def _read_evaluation(folder: Path) -> Evaluation:
         for line_number, line in enumerate(f, 1):
             try:
                 row = json.loads(line)
-                rows.append(_sample_row(row, offset))
+                rows.append(sample_row(row, offset))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 where = f"{folder / 'results.jsonl'}:{line_number}"
                 raise DataError(f"{where}: not a results row: {error!r}", fix=RERUN) from error
             bad += row["score"] is not None and finite(row["score"]) is None
             offset += len(line)
-    summary, bad_metrics = _read_summary(folder / "summary.json")
+    summary, bad_metrics = read_summary(folder / "summary.json")
     run, timing = (read_object(path) if (path := folder / n).exists() else {} for n in ("run.json", "timing.json"))
     return Evaluation(folder, summary, rows, cast(Provenance, run), cast(Timing, timing), bad + bad_metrics)
 
 
-def _read_summary(path: Path) -> tuple[Summary, int]:
-    """Return the summary with None for values that are not numbers, and how many of those there were."""
+def read_summary(path: Path) -> tuple[Summary, int]:
+    """Return the summary with None for values that are not numbers, and how many of those there were.
+
+    Raises:
+        DataError: It is missing, damaged, or a key is missing.
+    """
     content, bad = read_object(path), 0
     faults = [key for key, kind in REQUIRED.items() if not isinstance(content.get(key), kind)]
     if faults:
@@ -232,7 +260,8 @@ def _read_summary(path: Path) -> tuple[Summary, int]:
     return cast(Summary, content), bad
 
 
-def _sample_row(row: dict[str, Any], offset: int) -> SampleRow:
+def sample_row(row: dict[str, Any], offset: int) -> SampleRow:
+    """Return the small part of a row that starts at `offset`. Raises what reading something else raises."""
     meta = row.get("meta") or {}
     depth = meta.get("placed_depth")
     if isinstance(depth, list):

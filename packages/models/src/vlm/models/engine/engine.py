@@ -35,6 +35,8 @@ class Limits:
         queue: requests that may wait; one more is refused with `Busy`.
         context: greatest number of tokens of a prompt and its reply; None for no limit.
         step_tokens: prompt tokens read in one step.
+        shared_tokens: of those, what a prompt that needs several steps gets while others write or read short prompts:
+            so many tokens more cost a step of writing about its own time again.
         step_tiles: tiles encoded in one step.
         prefix_bytes: keys and values of finished requests that are kept.
         feature_bytes: features of tiles that are kept.
@@ -44,6 +46,7 @@ class Limits:
     queue: int = 64
     context: int | None = None
     step_tokens: int = 512
+    shared_tokens: int = 16
     step_tiles: int = 4
     prefix_bytes: int = 1 << 30
     feature_bytes: int = 1 << 28
@@ -61,6 +64,8 @@ class Running:
     text: ReplyText
     tile_of: list[int]
     """Number of tiles whose placeholders begin before each token, one more than tokens."""
+    long: bool = False
+    """Its prompt is not read in one step."""
     done: int = 0
     position: float = 0.0
     last: int | None = None
@@ -231,6 +236,7 @@ class ChatEngine:
             position=math.ceil(float(prompt.position_ids[-1])),
         )
         running.done = request.cached_tokens = running.row.length
+        running.long = running.left > self.limits.step_tokens
         self.counts["prompt_tokens"] += len(prompt)
         self.counts["cached_tokens"] += running.done
         return running
@@ -240,10 +246,11 @@ class ChatEngine:
         pack = [(r, 1) for r in running if not r.left]
         reading = sorted((r for r in running if r.left), key=lambda r: r.left)
         budget, tiles = self.limits.step_tokens, self.limits.step_tiles
+        shared = any(not (r.left and r.long) for r in self.running)
         for place, r in enumerate(reading):
             # the shortest first, but the longest still gets half of the room
             share = budget if place == len(reading) - 1 else max(1, budget // 2)
-            wanted = min(r.left, share)
+            wanted = min(r.left, share, self.limits.shared_tokens if shared and r.long else share)
             end, tiles = self._with_features(r, r.done + wanted, tiles)
             if end > r.done:
                 pack.append((r, end - r.done))

@@ -40,8 +40,17 @@ function showModel() {
 
 function strides() {
   const chosen = document.querySelector("input[name=strides]:checked").value;
+  return stridesOf(chosen === "v2pe" ? strideAt($("stride").value) : chosen);
+}
+
+function stridesOf(chosen) {
   if (chosen === "plain") return null;
-  return chosen === "v2pe" ? strideAt($("stride").value) : "model";
+  return chosen === "model" ? chosen : Number(chosen);
+}
+
+function stridesName(chosen) {
+  if (chosen === null) return "plain";
+  return chosen === "model" ? "the model's own" : `stride ${chosen}`;
 }
 
 // files
@@ -94,7 +103,7 @@ function markdown(text) {
   return DOMPurify.sanitize(html, { FORBID_TAGS: ["style", "form", "input", "iframe", "img"], FORBID_ATTR: ["style"] });
 }
 
-function figure(file, image) {
+function figure(file, image, frames) {
   const box = make("figure");
   box.append(shown(file));
   if (image && file.kind === "image") {
@@ -119,6 +128,7 @@ function figure(file, image) {
     const extra = image.thumbnail ? " and the whole" : "";
     box.append(make("figcaption", `${image.size.join(" × ")}, ${columns} × ${rows} tiles${extra}`));
   }
+  if (frames && file.kind === "video") box.append(make("figcaption", `${frames} frames, a tile each`));
   return box;
 }
 
@@ -140,7 +150,7 @@ function showTurn(turn, index) {
     const media = make("div", "", { className: "media" });
     let images = 0;
     for (const file of turn.files) {
-      media.append(figure(file, file.kind === "image" ? turn.facts?.images[images++] : null));
+      media.append(figure(file, file.kind === "image" ? turn.facts?.images[images++] : null, turn.facts?.frames));
     }
     item.append(media);
   }
@@ -244,9 +254,8 @@ async function reply() {
   const request = body(strides());
   const requests = [request];
   if ($("compare").checked) {
-    requests.push({ ...request, vlm: { ...request.vlm, strides: null } });
-    const label = request.vlm.strides === "model" ? "the model's own" : `stride ${request.vlm.strides ?? "none"}`;
-    turn.sides = [{ label, text: "" }, { label: "plain", text: "" }];
+    requests.push({ ...request, vlm: { ...request.vlm, strides: stridesOf($("other").value) } });
+    turn.sides = requests.map((r) => ({ label: stridesName(r.vlm.strides), text: "" }));
   }
   turns.push(turn);
   showAll();
@@ -332,8 +341,9 @@ $("save").onclick = () => {
 };
 $("theme").onclick = () => {
   const root = document.documentElement;
-  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  root.dataset.theme = dark ? "light" : "dark";
+  const chosen = root.style.colorScheme;
+  const dark = chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  root.style.colorScheme = dark ? "light" : "dark";
 };
 $("pick").onchange = () => {
   attach([...$("pick").files]); // a copy: the list empties with the field
@@ -346,6 +356,10 @@ $("stride").oninput = () => {
   document.querySelector("input[name=strides][value=v2pe]").checked = true;
 };
 $("stride-shown").textContent = strideAt($("stride").value);
+for (let value = 8; value >= 0; value--) {
+  $("other").append(make("option", `stride ${strideAt(value)}`, { value: strideAt(value) }));
+}
+$("other").onchange = () => ($("compare").checked = true);
 for (const name of ["dragover", "dragenter"]) {
   document.addEventListener(name, (event) => {
     event.preventDefault();

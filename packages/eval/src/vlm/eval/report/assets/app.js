@@ -10,7 +10,9 @@ $("#theme").addEventListener("click", () => {
 
 const { samples, images } = JSON.parse($("#data").textContent);
 const form = $("#filters");
-const PAGE = 24;
+const PAGE = matchMedia("(max-width: 640px)").matches ? 6 : 24;
+// On the server of `vlm view` or `vlm serve` a sample of the page leads to all of them.
+const served = location.pathname.startsWith("/vlm/reports/") ? "/view/samples.html" : null;
 let matching = [];
 let visible = PAGE;
 
@@ -44,17 +46,20 @@ function picture(sample, i) {
   return name ? el("img", { src: images[name], alt: sample.files[i], loading: "lazy" }) : el("span", { class: "absent" }, "cannot be read");
 }
 
-function question(prompt) {
+function question({ prompt, needles }) {
   const plain = prompt.replaceAll(/<(image|video)>/g, " ").trim();
+  const needle = needles.find((text) => plain.length > 500 && plain.includes(text));
+  if (needle) return `“${needle}” … ${plain.slice(-110)}`;
   return plain.length > 500 ? "… " + plain.slice(-110) : plain; // a long context ends with its question
 }
 
 function card(sample, i) {
-  const strip = el("div", { class: "strip" }, ...sample.images.slice(0, 3).map((_, n) => picture(sample, n)));
+  const shown = sample.images.slice(0, sample.asked ? Math.min(sample.asked, 3) : 3);
+  const strip = el("div", { class: sample.asked ? "strip whole" : "strip" }, ...shown.map((_, n) => picture(sample, n)));
   if (!sample.images.length) strip.append(el("span", { class: "absent" }, "no image"));
   return el("button", { class: "sample", type: "button", onclick: () => show(i) }, strip,
     el("div", { class: "body" }, chips(sample),
-      el("div", { class: "question" }, question(sample.prompt)),
+      el("div", { class: "question" }, question(sample)),
       el("dl", { class: "pair" },
         el("dt", {}, "answer"), el("dd", {}, sample.completion || "(none)"),
         el("dt", {}, "gold"), el("dd", {}, written(sample.gold))),
@@ -80,6 +85,20 @@ function filter() {
 
 const block = (title, text) => el("div", {}, el("h4", {}, title), el("pre", {}, text === "" ? "(empty)" : text));
 
+// The prompt, with the asked parts of its text marked.
+function marked({ prompt, needles }) {
+  const body = el("pre");
+  let rest = prompt || "(empty)";
+  for (;;) {
+    const [at, needle] = needles.map((n) => [rest.indexOf(n), n]).filter(([i, n]) => n && i >= 0).sort((a, b) => a[0] - b[0])[0] ?? [-1, ""];
+    if (at < 0) break;
+    body.append(rest.slice(0, at), el("mark", {}, needle));
+    rest = rest.slice(at + needle.length);
+  }
+  body.append(rest);
+  return body;
+}
+
 function show(i) {
   const s = matching[i];
   const panel = $("#panel");
@@ -92,14 +111,15 @@ function show(i) {
       el("button", { type: "button", "aria-label": "Next sample", onclick: () => step(1) }, "→"),
       el("button", { type: "button", "aria-label": "Close", onclick: () => panel.close() }, "✕")),
     el("div", { class: "content" },
-      s.images.length ? el("div", { class: "media" }, ...s.images.map((_, n) => el("figure", {}, picture(s, n), el("small", {}, s.files[n])))) : null,
+      s.images.length ? el("div", { class: "media" }, ...s.images.map((_, n) => el("figure", n < s.asked ? { class: "asked" } : {}, picture(s, n), el("small", {}, s.files[n], n < s.asked ? " · asked about" : "")))) : null,
       s.more ? el("small", {}, `and ${s.more} more images that are not embedded`) : null,
-      block("Prompt", s.prompt),
+      el("div", {}, el("h4", {}, "Prompt"), marked(s)),
       el("div", { class: "two" }, block("Answer", s.completion), block("Gold", written(s.gold))),
       el("div", { class: "two" },
         block("Extracted", s.extracted),
         el("div", {}, el("h4", {}, "Score"), el("div", {}, `${points(s.score)} upstream · ${points(s.strict)} strict`), chips(s))),
       block("Why", s.why),
+      served ? el("a", { href: `${served}?${new URLSearchParams({ evaluation: s.place, id: s.id })}` }, "This sample with its whole prompt, among all") : null,
       others.length ? el("div", { class: "others" }, el("h4", {}, "The same item elsewhere"),
         ...others.map((o) => el("button", { type: "button", onclick: () => { matching = [o, ...matching]; show(0); matching.shift(); } },
           `${o.run}: ${o.completion || "(none)"} (${o.verdict})`))) : null));
@@ -110,6 +130,8 @@ function show(i) {
   if (!panel.open) panel.showModal();
   $(".content", panel).scrollTop = 0;
 }
+
+if (served) for (const link of document.querySelectorAll(".served")) { link.hidden = false; link.querySelector("a").href = served; }
 
 if (form) {
   for (const key of ["benchmark", "run", "verdict", "outcome"]) {

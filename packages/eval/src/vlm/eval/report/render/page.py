@@ -11,6 +11,7 @@ from markupsafe import Markup
 from vlm.eval.report.data import Report
 from vlm.eval.report.render import svg
 from vlm.eval.report.render.charts import charts
+from vlm.eval.report.render.matrix import matrix, title_of
 from vlm.eval.report.render.rule_graph import draw_graph
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -44,13 +45,18 @@ def as_html(report: Report) -> str:
         "duration": duration,
     }
     template = environment.from_string((ASSETS / "page.html.j2").read_text(encoding="utf-8"))
+    beside = [table for table in report.published if table["ours"]]
     data = json.dumps(report.browser, ensure_ascii=False, sort_keys=True).replace("<", "\\u003c")
     return template.render(
         r=report,
         charts=_draw_charts(report),
-        systems=[(name, list(group)) for name, group in groupby(report.published, lambda table: table["system"])],
+        title=title_of(report),
+        matrix=matrix(report),
+        beside=beside,
+        systems=[(name, list(group)) for name, group in groupby(beside, lambda table: table["system"])],
+        grids=[(h, [n for n, value in enumerate(h["plain"]) if value is not None]) for h in report.haystacks],
         graphs=_draw_graphs(report),
-        css=Markup((ASSETS / "style.css").read_text(encoding="utf-8")),
+        css=Markup("".join((ASSETS / name).read_text(encoding="utf-8") for name in ("base.css", "style.css"))),
         js=Markup((ASSETS / "app.js").read_text(encoding="utf-8")),
         data=Markup(data),
     )

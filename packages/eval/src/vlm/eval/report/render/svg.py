@@ -36,10 +36,10 @@ def line_chart(chart: Chart) -> str:
 
     title = f"{chart.y_label} against {chart.x_label}: " + ", ".join(s.name for s in series)
     out = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
-    for tick in y_ticks:
+    for tick, name in zip(y_ticks, distinct(y_ticks), strict=True):
         y = at(xs[0], tick)[1]
         out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        out.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+        out.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{name}</text>')
     for tick in x_ticks:
         if xs[0] <= tick <= xs[-1]:
             x = at(tick, low)[0]
@@ -76,12 +76,33 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round(i * step, 10) for i in range(first, last + 1)]
 
 
-def short(value: float) -> str:
-    """Return a number in at most about five characters: 0.25, 17.4, 1.5k, 256k, 2M."""
+def short(value: float, digits: int = 3) -> str:
+    """Return a number in at most about five characters: 0.25, 17.4, 1.5k, 256k, 2M, 2e-5.
+
+    Args:
+        value: The number.
+        digits: Significant digits.
+    """
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
+            return f"{value / size:.{digits}g}{unit}"
+    if 0 < abs(value) < 1e-3:
+        digits_of, _, power = f"{value:.{digits - 1}e}".partition("e")
+        return f"{float(digits_of):g}e{int(power)}"
+    return f"{value:.{digits}g}"
+
+
+def distinct(values: Sequence[float]) -> list[str]:
+    """Return the labels of an axis, with as many digits as it takes to tell them apart.
+
+    >>> distinct([1200.2, 1200.4])
+    ['1.2002k', '1.2004k']
+    """
+    for digits in range(3, 8):
+        names = [short(value, digits) for value in values]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def log2_ticks(values: Sequence[float], most: int = 9) -> list[float]:
