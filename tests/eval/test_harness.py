@@ -5,16 +5,13 @@ The environments see the packages of this one (torch is not installed again) and
 
 import csv
 import json
-import os
-import subprocess
 import sys
-import sysconfig
-import venv
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from support.environments import call, environment
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.sample.records import image, text
 from vlm.eval.harness.model import HarnessModel, media_in_front, new_token_limit
@@ -59,33 +56,6 @@ def parts_of(item):
     """Image path and words of a question, as a harness has them: apart."""
     picture, words = item.messages[0]["content"]
     return picture["path"], words["text"].removeprefix("\n")
-
-
-def environment(cache, package):
-    """The Python of a virtual environment with that package, made once; skips where it cannot be installed."""
-    folder = Path(cache.mkdir("harness-" + package.replace("==", "-")))
-    python, done = folder / "bin" / "python", folder / "done"
-    if not done.exists():
-        venv.create(folder, clear=True, with_pip=True)
-        site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
-        parent = sysconfig.get_path("purelib")
-        (site / "parent.pth").write_text(f"import site; site.addsitedir({parent!r})\n")
-        for wanted in ([package], ["--no-deps", "-e", str(ROOT / "packages" / "eval")]):
-            command = [str(python), "-m", "pip", "install", "--quiet", *wanted]
-            result = subprocess.run(command, capture_output=True, text=True)
-            if result.returncode:
-                pytest.skip(f"{wanted[-1]} cannot be installed here: {result.stderr.strip().splitlines()[-1]}")
-        done.touch()
-    return python
-
-
-def call(python, home, *arguments, **variables):
-    fixed = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home / "hf"), "OMP_NUM_THREADS": "1"}
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("COV", "PYTEST"))}
-    command = [str(python), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=home, env={**inherited, **fixed, **variables})
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    return result
 
 
 LMMS_TASK = """
