@@ -180,7 +180,8 @@ def convert(
     A setting of positions or images that the layout has no key for is refused. With --allow it is left out, and the
     README.md of the new folder says so.
 
-    An adapter/ folder of a training becomes one for peft alone, on the `--to hf` export of its base model.
+    An adapter/ folder of a training becomes one for peft alone, on the `--to hf` export of its base model; with
+    `--to vlm`, adapters that peft trained there come back under our names.
 
     Example: vlm weights convert pretrained/InternVL2-2B --to hf -o pretrained/InternVL2-2B-hf
     """
