@@ -1,4 +1,4 @@
-"""Virtual environments for other people's software: made once, kept in pytest's cache, on top of the current packages."""
+"""Virtual environments for other people's software: made once, kept in pytest's cache, above ours."""
 
 import os
 import subprocess

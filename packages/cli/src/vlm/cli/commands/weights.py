@@ -186,13 +186,13 @@ def convert(
     Example: vlm weights convert pretrained/InternVL2-2B --to hf -o pretrained/InternVL2-2B-hf
     """
     from vlm.core.errors import ConfigError
-    from vlm.core.home import resolve
+    from vlm.core.home import lookup
     from vlm.core.progress import byte_bar
     from vlm.models.checkpoint.adapters import convert_adapters, is_adapter_folder
     from vlm.models.checkpoint.convert import convert as convert_checkpoint
     from vlm.models.checkpoint.layout import read_layout
 
-    if is_adapter_folder(resolve(path)):
+    if is_adapter_folder(lookup(path)):
         say(convert_adapters(path, to, out, base=base, allow=allow or ()))
         return
     if base is not None:

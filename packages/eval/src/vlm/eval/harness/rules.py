@@ -173,7 +173,12 @@ def letter_anywhere(row: ResultRow) -> str:
 
 
 PHRASES = (
-    *(f"{the}{which} {noun} is" for noun in ("answer", "option") for which in ("correct", "best") for the in ("the ", "")),
+    *(
+        f"{the}{which} {noun} is"
+        for noun in ("answer", "option")
+        for which in ("correct", "best")
+        for the in ("the ", "")
+    ),
     *("the answer is", "answer is", "my answer is", "the correct choice is", "correct choice is", "the choice is"),
     *("choice is", "my choice is", "i choose", "i select", "i pick"),
     *("옵션", "정답은", "답은", "답:", "答案是", "答案为", "选", "答えは"),
@@ -237,13 +242,11 @@ HARNESS_RULES: dict[str, tuple[HarnessRule, ...]] = {
     "vlmevalkit_can_infer": (
         HarnessRule(
             LMMS,
-            "without a judge (mmbench_en_dev_static): a letter, the text of an option, or the likeliest letter anywhere",
+            "without a judge (mmbench_en_dev_static): a letter, the text of an option, or the likeliest letter",
             letter_anywhere,
             circular,
         ),
-        HarnessRule(
-            KIT, "without a judge: a letter near the end, or the text of an option", letter_near_end, circular
-        ),
+        HarnessRule(KIT, "without a judge: a letter near the end, or the text of an option", letter_near_end, circular),
     ),
 }
 """Scorer of a benchmark table -> the rules of the harnesses for the same replies."""

@@ -3,8 +3,8 @@
 >>> convert_adapters("runs/mine/train/mine/adapter", "hf", Path("mine-adapter-hf"))    # doctest: +SKIP
 >>> convert_adapters("mine-adapter-hf", "vlm", Path("adapter"), base="mine-hf")         # doctest: +SKIP
 
-peft then needs nothing of ours: `PeftModel.from_pretrained(model_of_the_hf_export, "mine-adapter-hf")`. What peft trained
-on an `-hf` folder, whoever ran it, comes back in the names that `vlm train` writes.
+peft then needs nothing of ours: `PeftModel.from_pretrained(model_of_the_hf_export, "mine-adapter-hf")`. What peft
+trained on an `-hf` folder, whoever ran it, comes back in the names that `vlm train` writes.
 """
 
 from collections.abc import Collection
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vlm.core.errors import CheckpointError, ConfigError
-from vlm.core.home import new_folder, read_json, resolve, write_json
+from vlm.core.home import lookup, new_folder, read_json, resolve, write_json
 from vlm.models.checkpoint.convert import published_names
 from vlm.models.checkpoint.formats import FORMATS, hf
 from vlm.models.checkpoint.formats.schema import StoredFacts
@@ -60,7 +60,7 @@ def convert_adapters(
             adapter that ours cannot hold.
         CheckpointError: damaged files, or adapters of another model.
     """
-    folder, out = resolve(path), resolve(out)
+    folder, out = lookup(path), resolve(out)
     if to not in ("hf", "vlm"):
         raise ConfigError(
             f"adapters for the {to} layout",
