@@ -45,8 +45,10 @@ def test_every_path_of_every_verb_is_taken_from_the_working_directory(
         got: dict[str, Any] = {}
         command.callback = lambda got=got, **values: got.update(values)
         paths = [p for p in command.params if "Path" in str(p.type_descriptor.annotation)]
+        if not paths:
+            continue
         words: list[str] = []
-        for param in (p for p in command.params if p in paths or (paths and p.required)):
+        for param in (p for p in command.params if p in paths or p.required):
             kind = param.type_descriptor.annotation
             other = next(iter(kind)).value if isinstance(kind, EnumMeta) else "1"
             words += param.opts[:1] if param.opts[0].startswith("-") else []
@@ -72,9 +74,7 @@ def test_defaults_and_recipes_stay_below_the_home(tmp_path: Path, monkeypatch: p
     assert absolute([Path("x"), "x", 3]) == [tmp_path / "here/x", "x", 3] and absolute(Path("/x")) == Path("/x")
 
 
-def test_a_checkpoint_is_read_and_written_where_one_stands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_is_read_and_written_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLM_HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     here = tmp_path / "here"

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from support import openai_server as fake
-from vlm.core.errors import ConfigError, FetchError, UnknownName
+from vlm.core.errors import ConfigError, UnknownName
 from vlm.core.sample.records import image, text
-from vlm.eval.backends.openai import OpenAIBackend
+from vlm.eval.backends.openai import OpenAIBackend, ServerDown
 
 chat, server, Server = fake.chat, fake.server, fake.Server
 
@@ -76,5 +76,5 @@ def test_a_server_that_cannot_list_its_models_is_asked_for_the_named_one(server:
     endpoint = server.endpoint()
     endpoint.wait = 0.001
     assert OpenAIBackend(endpoint, "any").model == "any"
-    with pytest.raises(FetchError, match="HTTP 500"):
+    with pytest.raises(ServerDown, match="HTTP 500"):
         OpenAIBackend(endpoint)
