@@ -27,21 +27,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 SIZES = {"POPE": 110, "ChartQA": 150, "MME": 12, "MMBench-dev-en": 110}
 YES_NO = (
     *("yes", "no", "Yes", "No", "Yes.", "No.", "yes, there is", "No, it is not", "There is one", "There is not"),
-    *(
-        "unknown",
-        "not sure",
-        " no ",
-        "snow",
-        "yesterday",
-        "y",
-        "n",
-        "N.",
-        "YES!",
-        "NO\n",
-        "no yes",
-        "yes or no",
-        "no-one",
-    ),
+    *("unknown", "not sure", " no ", "snow", "yesterday", "y", "n", "N.", "YES!", "NO\n", "no yes"),
+    *("yes or no", "no-one"),
     *("It is not there. No", "是", "否", "", "The answer is yes", "Definitely not. no", "nope"),
 )
 ABOUT_TEXT = ("{}", " {} ", "{}.", "The answer is {}", "{}%", "about {}", "{}\n", "**{}**")
