@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from vlm.core.errors import UnknownName
 from vlm.eval.backends.judge import ENDED, Verdict
 from vlm.eval.benchmark import Benchmark
-from vlm.eval.harness.rules import harness_metrics
 from vlm.eval.loaders.common import Item
 from vlm.eval.measures.rows import Metric, ResultRow
 from vlm.eval.measures.text import Compat
 from vlm.eval.scorers import AGGREGATES, SCORERS
+from vlm.eval.scorers.harnesses import harness_metrics
 
 __all__ = ["Metric", "Score", "aggregate", "score_item"]
 
@@ -82,7 +82,7 @@ def aggregate(benchmark: Benchmark, rows: Sequence[ResultRow], compat: Compat = 
 
     `score` is averaged in upstream mode, `strict_score` in fixed mode. Rows without an answer (unanswered, oom, error,
     refused) are in `n_total` and in no mean. A metric that cannot be computed has the value None and a note. In
-    upstream mode the numbers by the rules of lmms-eval and VLMEvalKit follow (`vlm.eval.harness.rules`).
+    upstream mode the numbers by the rules of lmms-eval and VLMEvalKit follow (`vlm.eval.scorers.harnesses`).
 
     Raises:
         UnknownName: The table names no known aggregate.
