@@ -53,7 +53,8 @@ def exported(request: Any, tmp_path_factory: Any) -> tuple[Path, Path]:
         (folder / "t.jsonl").write_text("".join(json.dumps({"conversations": t}) + "\n" for t in turns))
         train_tokenizer(tokenizer, [folder / "t.jsonl"], vocab_size=320)
     spec = load_preset(preset)
-    model = build(spec.with_language(max_positions=8192), tokenizer=tokenizer, seed=1)
+    wide = {"width": 128, "heads": 2, "kv_heads": 1, "mlp_width": 256}  # vLLM has no heads of 16 channels
+    model = build(spec.with_language(max_positions=8192, **wide), tokenizer=tokenizer, seed=1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith("language_model") and parameter.dim() == 2:
@@ -92,8 +93,12 @@ def served(command: list[str], home: Path, path: str = "/health") -> Iterator[st
             process.kill()
 
 
-def compare(ours: Path, url: str, model: str, folder: Path) -> None:
-    """Run the three miniatures on both sides; every item has the same answer."""
+def compare(ours: Path, url: str, model: str, folder: Path, *, half: str = "") -> None:
+    """Run the three miniatures on both sides; every item has the same answer.
+
+    `half`: marks at the end that are not compared: vLLM does not send the bytes of a character that never gets whole,
+    which random weights often end with.
+    """
     native = NativeBackend(Checkpoint(ours, device="cpu"))
     for name, n in BENCHMARKS.items():
         table = load_benchmark(name)
@@ -107,7 +112,7 @@ def compare(ours: Path, url: str, model: str, folder: Path) -> None:
             out = folder / side / name
             run_evaluation(table, asked, out, Options(), data=data)
             rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-            said[side] = {row["id"]: row["completion"] for row in rows}
+            said[side] = {row["id"]: (row["completion"] or "").rstrip(half or None) for row in rows}
         assert len(said["ours"]) >= 8 and len(set(said["ours"].values())) > 4
         same = sum(said["theirs"][i] == text for i, text in said["ours"].items())
         print(f"{name}: {same} of {len(said['ours'])} answers equal")
@@ -170,4 +175,4 @@ def test_vllm_gives_our_answers(exported: Any, tmp_path: Path, request: Any) -> 
     command += ["--host", "127.0.0.1", "--max-model-len", "8192", "--enforce-eager", "--served-model-name", "ours"]
     command += ["--limit-mm-per-prompt", json.dumps({"image": 200})]
     with served(command, tmp_path) as url:
-        compare(ours, url, "ours", tmp_path)
+        compare(ours, url, "ours", tmp_path, half="\ufffd \n\t\r")
