@@ -125,11 +125,12 @@ def find_model(model: str | None) -> Path:
     """
     if model is None:
         return _default_model()
-    for folder in (resolve(model), Path(model), pretrained() / model):
+    for folder in (Path(model).expanduser().absolute(), resolve(model), pretrained() / model):
         if is_file(folder / "config.json"):
             return folder
     models = local_models()
-    folder = Path(os.path.abspath(resolve(model)))  # noqa: PTH100  # looks nothing up: any text may come
+    here, ours = (Path(os.path.abspath(p)) for p in (model, resolve(model)))  # noqa: PTH100  # any text may come
+    folder = here if is_folder(here) else ours
     inside = [m for m in models if m.folder.is_relative_to(folder) and folder not in (home(), runs(), pretrained())]
     found = inside or matches(model, models)
     if len(found) == 1:

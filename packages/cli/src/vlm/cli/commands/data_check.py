@@ -110,14 +110,14 @@ def rules_and_sources(
     """Return the counting rules and the sources of a recipe or of a file."""
     from vlm.core.check.check import CheckedFile
     from vlm.core.errors import ConfigError
-    from vlm.core.home import resolve
+    from vlm.core.home import lookup, resolve
     from vlm.core.media_root import MediaRoot
     from vlm.core.sample.encode import ImageTokenIds
     from vlm.core.sample.measure import Rules
 
     recipe: Recipe | None = None
     if what.endswith((".jsonl", ".json")):
-        file = resolve(what)
+        file = lookup(what)
         allowed: tuple[Allowed, ...] = tuple(choice.value for choice in allow)
         gate = MediaRoot(resolve(root) if root else file.parent, outside)
         sources = [CheckedFile(file.stem, file, gate, allow=allowed)]

@@ -29,9 +29,12 @@ class Log:
         return [(line + b"\n", content_of(line)) for line in lines]
 
     def cut(self, steps: int) -> None:
-        """Keep the lines of steps before `steps`."""
+        """Keep the lines of steps before `steps`; a file without lines is none, because others cannot load it."""
         kept = [line for line, content in self._lines() if content is not None and content["step"] < steps]
-        write_atomic(self.path, b"".join(kept))
+        if kept:
+            write_atomic(self.path, b"".join(kept))
+        else:
+            self.path.unlink(missing_ok=True)
 
     def write(self, **values: Any) -> None:
         """Append a line of these keys and values."""
