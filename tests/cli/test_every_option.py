@@ -46,7 +46,8 @@ BASE = {
     "eval evaluate": ["pope", "-m", "none", "--mini"],
     "diff": ["runs/eval/a", "runs/eval/b"],
     "report": ["runs/none"],
-    "reproduce": ["convllava", "--dry-run"],
+    "reproduce": ["convllava", "--dry-run", "--config", "none.yaml"],
+    "workflow init": [],
     "chat": ["Why?", "-m", "none"],
     "serve": ["-m", "none"],
 }

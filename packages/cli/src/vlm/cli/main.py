@@ -11,6 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from vlm.cli.show.say import say
 from vlm.core.errors import HardwareError, UnknownName, VlmError, of_system
+from vlm.core.extras import of_import
 from vlm.core.text import printable_lines
 
 VERBS = {
@@ -28,6 +29,7 @@ VERBS = {
     "diff": "Show which samples moved between two evaluations, and why.",
     "report": "Write one self-contained page from training runs and evaluations.",
     "reproduce": "Run a published system from weights to report through the DAG, or show what it takes.",
+    "workflow": "Put the files of the workflow where you stand.",
     "chat": "Talk to a model about images and videos.",
     "serve": "Serve models to OpenAI clients and on a page, with the positions that they were trained with.",
 }
@@ -106,6 +108,11 @@ def main() -> None:
             blame_us()
             raise
         end(known)
+    except ModuleNotFoundError as error:
+        if (lacking := of_import(error)) is None:
+            blame_us()
+            raise
+        end(lacking)
     except MemoryError:
         found = "the memory of this machine is used up"
         end(

@@ -26,6 +26,7 @@ from vlm.cli.show.evaluation import show_all, show_evaluation
 from vlm.cli.show.positions import positions_line
 from vlm.cli.show.say import say, say_json
 from vlm.core.errors import ConfigError, FetchError, UnknownName, VlmError
+from vlm.core.extras import require
 
 if TYPE_CHECKING:
     from vlm.eval.run.summary import Summary
@@ -127,6 +128,7 @@ def evaluate(
     from vlm.eval.benchmark import load_benchmark, tables
     from vlm.eval.run.runner import Options
 
+    require("eval", "vlm eval")
     check_result_name(name)
     everything = "all" in [bench.lower() for bench in benchmarks]
     names = list(tables(home())) if everything else benchmarks

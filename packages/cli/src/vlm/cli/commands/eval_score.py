@@ -7,6 +7,7 @@ import typer
 
 from vlm.cli.options import BenchmarkFiles, JudgeOptions, Replace, grouped
 from vlm.cli.show.say import say_json
+from vlm.core.extras import require
 
 if TYPE_CHECKING:
     from vlm.eval.run.summary import ImportFacts
@@ -48,6 +49,7 @@ def score(
     from vlm.eval.benchmark import load_benchmark
     from vlm.eval.saved.score import score_predictions
 
+    require("eval", "vlm eval score")
     check_result_name(name)
     check_family(family)
     table = load_benchmark(benchmark, home())

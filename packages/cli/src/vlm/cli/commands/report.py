@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from vlm.cli.show.say import say
+from vlm.core.extras import require
 
 app = typer.Typer()
 
@@ -35,6 +36,7 @@ def report(
     vlm report runs/demo -o runs/demo/report            # page, Markdown, CSV, JSON, PNG and PDF figures
     vlm report runs/a runs/b -o both.md
     """
+    require("eval", "vlm report")
     from vlm.core.home import resolve
     from vlm.eval.report.write import write_report
 

@@ -3,7 +3,6 @@
 import os
 from contextlib import suppress
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +13,7 @@ from vlm.cli.options import MODEL_HELP, PlacementOptions, grouped
 from vlm.cli.show.positions import positions_line
 from vlm.cli.show.say import say
 from vlm.core.errors import ConfigError
+from vlm.core.extras import require
 
 if TYPE_CHECKING:
     from vlm.cli.server.served import ServedModel, Settings
@@ -56,8 +56,7 @@ def serve(
 
     vlm serve -m V2PE-32K -m mine=runs/mine/train/mine/model
     """
-    if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]:
-        raise ConfigError(f"the server needs {', '.join(missing)}", fix='pip install "farlens-cli[serve]"')
+    require("serve", "the server")
     key = os.environ.get(api_key_env, "") if api_key_env else None
     if key == "":
         raise ConfigError(f"--api-key-env {api_key_env}: no such environment variable, or it is empty")
