@@ -48,6 +48,7 @@ BASE = {
     "report": ["runs/none"],
     "reproduce": ["convllava", "--dry-run", "--config", "none.yaml"],
     "workflow init": [],
+    "clean": [],
     "chat": ["Why?", "-m", "none"],
     "serve": ["-m", "none"],
 }

@@ -4,7 +4,7 @@ import importlib
 import io
 import os
 import sys
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -30,6 +30,7 @@ VERBS = {
     "report": "Write one self-contained page from training runs and evaluations.",
     "reproduce": "Run a published system from weights to report through the DAG, or show what it takes.",
     "workflow": "Put the files of the workflow where you stand.",
+    "clean": "Show what takes up the disk, and remove what may go.",
     "chat": "Talk to a model about images and videos.",
     "serve": "Serve models to OpenAI clients and on a page, with the positions that they were trained with.",
 }
@@ -72,8 +73,24 @@ app = typer.Typer(
 """
 
 
+def show_version(asked: bool) -> None:
+    """Print the versions and end, if they were asked for."""
+    if asked:
+        from vlm.cli.show.version import version_lines
+
+        say("\n".join(version_lines()))
+        raise typer.Exit
+
+
+VERSION_HELP = "Versions of vlm, its packages and libraries, and how they were installed."
+
+
 @app.callback()
-def root() -> None:
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help=VERSION_HELP)
+    ] = False,
+) -> None:
     """Train and evaluate long-context, high-resolution vision-language models: V2PE, InternVL-Chat-V1-2, ConvLLaVA.
 
     Files live below $VLM_HOME (default: the working directory) in pretrained/, dataset/ and runs/.

@@ -150,14 +150,17 @@ def slurm() -> Check:
 
 
 def disk() -> list[Check]:
-    """Check space and write access where files go."""
+    """Check space and write access where files go, and what they take up."""
+    from vlm.cli.clean import disk_use
+    from vlm.cli.show.leftovers import use_of
     from vlm.core.home import home
 
     place = home()
     free = shutil.disk_usage(place).free / 1e9
     writable = os.access(place, os.W_OK)
     return [
-        ("VLM_HOME", writable and free > 1, f"{place}, {free:.0f} GB free" + ("" if writable else ", not writable"))
+        ("VLM_HOME", writable and free > 1, f"{place}, {free:.0f} GB free" + ("" if writable else ", not writable")),
+        ("disk use", True, f"{use_of(*disk_use(place))}; `vlm clean` shows what may go"),
     ]
 
 
