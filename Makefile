@@ -4,6 +4,7 @@ PYTHONS := python3.14 python3.13 python3.12 python3.11 python3
 PYTHON ?= $(firstword $(foreach p,$(PYTHONS),$(shell $(p) -c "import sys, venv; sys.version_info >= (3, 11) or sys.exit(1)" 2>/dev/null && echo $(p))))
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
+DIST := dist
 LAYERS := packages/core packages/models packages/train packages/eval
 PACKAGES := $(LAYERS:%=-e %) -e "packages/cli[train,eval,serve,workflow,gguf,tensorboard]"
 export PATH := $(BIN):$(PATH)
@@ -80,9 +81,9 @@ docs: setup
 
 # the wheels of the five packages, in dist/; docs/install.md says what to do with them
 dist: setup
-	rm -rf dist
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist $(LAYERS) packages/cli
-	@ls dist/*.whl
+	rm -rf $(DIST)
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(DIST) $(LAYERS) packages/cli
+	@ls $(DIST)/*.whl
 
 clean:
 	rm -rf runs/quickstart runs/smol .snakemake
