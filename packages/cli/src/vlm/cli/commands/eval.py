@@ -128,7 +128,7 @@ def evaluate(
     from vlm.eval.benchmark import load_benchmark, tables
     from vlm.eval.run.runner import Options
 
-    require("eval", "vlm eval")
+    require("eval", "evaluating")
     check_result_name(name)
     everything = "all" in [bench.lower() for bench in benchmarks]
     names = list(tables(home())) if everything else benchmarks

@@ -49,7 +49,7 @@ def score(
     from vlm.eval.benchmark import load_benchmark
     from vlm.eval.saved.score import score_predictions
 
-    require("eval", "vlm eval score")
+    require("eval", "scoring")
     check_result_name(name)
     check_family(family)
     table = load_benchmark(benchmark, home())

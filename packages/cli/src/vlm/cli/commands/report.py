@@ -36,7 +36,7 @@ def report(
     vlm report runs/demo -o runs/demo/report            # page, Markdown, CSV, JSON, PNG and PDF figures
     vlm report runs/a runs/b -o both.md
     """
-    require("eval", "vlm report")
+    require("eval", "a report")
     from vlm.core.home import resolve
     from vlm.eval.report.write import write_report
 

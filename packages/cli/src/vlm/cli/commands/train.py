@@ -49,7 +49,7 @@ def train(
         if dry_run:
             show_dry_run_of(plan, options, as_json=as_json)
             return
-        require("train", "vlm train")
+        require("train", "training")
         check_before_start(plan, processes or 1, options)
     from vlm.train.launch.launch import end_with_launcher, launch
 

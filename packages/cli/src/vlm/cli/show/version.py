@@ -12,7 +12,7 @@ LIBRARIES = ("torch", "transformers", "timm", "av", "decord", "deepspeed", "snak
 
 def version_lines() -> list[str]:
     """Return one line for vlm, each of its packages, Python, the libraries that are installed, and the extras."""
-    lines = [f"vlm {_version(OURS[0])} ({how_installed(OURS[0])})"]
+    lines = [" ".join(["vlm", _version(OURS[0]), f"({how_installed(OURS[0])})"])]
     lines += [f"{name} {_version(name)}" for name in OURS]
     lines.append(f"Python {platform.python_version()} ({sys.executable})")
     lines += [f"{name} {found}" for name in LIBRARIES if (found := _version(name)) != "not installed"]
