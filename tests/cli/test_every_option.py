@@ -159,7 +159,7 @@ TYPICAL = {
     "val_share": "0.5",
     "vision": "tower",
     "vocab_size": "64",
-    "workers": "1",
+    "workers": "2",
     "json": "out.json",
     "png": "out.png",
     "atol": "0.1",

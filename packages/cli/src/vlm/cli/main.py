@@ -32,6 +32,7 @@ VERBS = {
     "workflow": "Put the files of the workflow where you stand.",
     "clean": "Show what takes up the disk, and remove what may go.",
     "chat": "Talk to a model about images and videos.",
+    "cite": "Show the papers of the published systems as BibTeX.",
     "serve": "Serve models to OpenAI clients and on a page, with the positions that they were trained with.",
 }
 """Verb -> one line of help. `vlm.cli.commands.<verb>` holds an `app` (Typer); the file is imported when used."""

@@ -13,6 +13,7 @@ from pydantic import Field
 from vlm.core.config import Strict, load_yaml, package_tables, parse
 from vlm.core.errors import UnknownName
 from vlm.core.paths import FileName, InsidePath
+from vlm.eval.printed import PublishedScore, scores_of
 
 
 class GenerationRule(Strict):
@@ -58,19 +59,6 @@ class ItemCounts(Strict):
     source: str
 
 
-class PublishedScore(Strict):
-    """One published number (0 to 100; MME: points).
-
-    `metric` is the name of our metric that it is compared with, `variant` its variant when there are several.
-    """
-
-    system: str
-    metric: str
-    variant: str | None = None
-    value: float
-    source: str
-
-
 class Submission(Strict):
     """The file that an evaluation server accepts. `format` is a key of `vlm.eval.run.submission.FORMATS`."""
 
@@ -109,6 +97,7 @@ class Benchmark(Strict):
         options: Settings of the loader and the aggregate.
         teacher_forced: The answer is given, and the reply is what the model predicts at each of its tokens
             (vlm.eval.backends.teacher_forcing).
+        published: Published numbers. Those of the shipped tables are added to a user's own.
         kind: Whether the benchmark was published, or is ours.
     """
 
@@ -203,7 +192,7 @@ def load_benchmark(name: str, home: Path | None = None) -> Benchmark:
     if variant:
         names = {key: getattr(table, key).replace("{variant}", variant) for key in ("name", "title", "folder")}
         table = table.model_copy(update={**names, **_of_variant(table, variant)})
-    return table
+    return table.model_copy(update={"published": [*table.published, *scores_of(table.name)]})
 
 
 def _of_variant(table: Benchmark, variant: str) -> dict[str, Any]:

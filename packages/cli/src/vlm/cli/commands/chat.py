@@ -13,6 +13,7 @@ from vlm.cli.find import find_model
 from vlm.cli.options import MODEL_HELP, PlacementOptions, grouped
 from vlm.cli.show.positions import positions_line
 from vlm.cli.show.say import say
+from vlm.cli.strides import STRIDE_HELP, read_stride
 from vlm.core.errors import ConfigError, VlmError
 from vlm.core.text import printable
 
@@ -51,9 +52,7 @@ def chat(
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this mass.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the draw. Default: 0.")] = None,
     beams: Annotated[int, typer.Option(min=1, help="Beam search; the answer then comes at once.")] = 1,
-    stride: Annotated[
-        str | None, typer.Option(help="V2PE stride, or `none`. Default: as the checkpoint was trained.")
-    ] = None,
+    stride: Annotated[str | None, typer.Option(help=f"{STRIDE_HELP}. Default: as the checkpoint was trained.")] = None,
     system: Annotated[str | None, typer.Option(help="Another system text.")] = None,
     combine: Annotated[
         bool, typer.Option("--combine/--separate", help="Several pictures in one placeholder, or one for each.")
@@ -110,16 +109,6 @@ def split_words(words: list[str]) -> tuple[list[Path], str | None]:
             f"no such file: {', '.join(lost)}", expected="pictures or videos, then one question in quotes"
         )
     return [Path(name) for name in names], question
-
-
-def read_stride(value: str | None) -> float | str | None:
-    """Read the `--stride` option: None is the checkpoint's own, "none" is plain counting. Raises ConfigError."""
-    if value is None:
-        return "model"
-    try:
-        return None if value.lower() == "none" else float(value)
-    except ValueError as error:
-        raise ConfigError(f"--stride {value}", expected="positions per tile above 0, or `none`") from error
 
 
 def load_session(path: Path, **settings: Any) -> "ChatSession":
