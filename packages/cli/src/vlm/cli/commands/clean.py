@@ -14,7 +14,7 @@ class Kind(StrEnum):
     """What may go; `vlm.cli.clean.KINDS` says what each is."""
 
     partial = "partial"
-    index = "index"
+    lines = "index"  # a text has a method `index`
     checkpoints = "checkpoints"
     temporary = "temporary"
 
