@@ -3,6 +3,7 @@
 It needs the package index, about 7 GB of disk and some minutes, most of them for torch.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -54,7 +55,12 @@ def clean(dist: Path, tmp_path_factory) -> Run:
     assert extras
     run(f"{wheels} -c {ROOT / 'constraints.txt'} --no-cache-dir")
     Image.new("RGB", (64, 48), "red").save(here / "red.png")
-    (here / "words.txt").write_text("What is in the picture? A red square, or nothing.\n" * 50)
+    turns = [
+        {"from": "human", "value": "What is in the picture?"},
+        {"from": "gpt", "value": "A red square, or nothing."},
+    ]
+    lines = [json.dumps({"id": n, "conversations": turns}) for n in range(50)]
+    (here / "words.jsonl").write_text("\n".join(lines) + "\n")
     return run
 
 
@@ -85,7 +91,7 @@ def test_what_needs_no_extra_works_in_a_base_installation(clean: Run) -> None:
 
 
 def test_a_checkpoint_is_made_and_answers(clean: Run) -> None:
-    clean("vlm data tokenizer words.txt --out pretrained/words --vocab-size 300")
+    clean("vlm data tokenizer words.jsonl --out pretrained/words --vocab-size 300")
     clean("vlm weights make tiny-internvl2 --out pretrained/tiny --tokenizer pretrained/words")
     clean('vlm chat -m tiny red.png "What is in the picture?" --max-new-tokens 4')
 
