@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs/how-to").glob("add-*.md"))
+PAGES = sorted((ROOT / "docs/how-to").glob("*.md"))
 BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TOKENIZER = ROOT / "tests/golden/data/tokenizers/internlm2"
 
@@ -39,9 +39,9 @@ def run(tree: Path, *words: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_all_five_pages_are_there() -> None:
+def test_all_pages_are_there() -> None:
     topics = {"family", "benchmark", "scorer", "dataset-format", "recipe"}
-    assert {re.sub(r"^add-an?-", "", page.stem) for page in PAGES} == topics
+    assert {re.sub(r"^add-an?-", "", page.stem) for page in PAGES} >= {*topics, "your-data", "infer", "own-benchmark"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

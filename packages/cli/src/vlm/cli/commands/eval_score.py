@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlm.cli.options import BenchmarkFiles, JudgeOptions, Replace, grouped
+from vlm.cli.options import BenchmarkFiles, JudgeOptions, Replace, RowsOptions, grouped
 from vlm.cli.show.say import say_json
 from vlm.core.extras import require
 
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 
 @grouped
 def score(
-    benchmark: Annotated[str, typer.Argument(metavar="BENCH", help="Name in any case; `vlm list benchmarks`.")],
+    benchmark: Annotated[
+        str, typer.Argument(metavar="BENCH", help="Name in any case, or a file of your own questions.")
+    ],
     predictions: Annotated[
         list[Path],
         typer.Argument(metavar="PREDICTIONS...", help="Files (.jsonl .json .tsv .csv .xlsx .txt) or folders of them."),
     ],
     files: BenchmarkFiles,
+    rows: RowsOptions,
     grader: JudgeOptions,
     out: Annotated[Path, typer.Option(help="Results go to OUT/NAME/BENCH/imported/.")] = Path("runs/eval"),
     name: Annotated[str | None, typer.Option(help="Name in results. Default: imported- and the file's name.")] = None,
@@ -32,9 +35,9 @@ def score(
 ) -> None:
     """Score saved predictions; no model is loaded. The keys of the records tell the format.
 
-    Known: results.jsonl of `vlm eval`, results of the InternVL, V2PE, LLaVA, MileBench, MM-NIAH, Long-VQA, SEED, MME,
-    RefCOCO and MVBench scripts, tables of VLMEvalKit and MMBench, samples of lmms-eval, an object from id to reply, and
-    records with `id` and `prediction`.
+    Known: results.jsonl of `vlm eval`, replies of `vlm infer`, results of the InternVL, V2PE, LLaVA, MileBench,
+    MM-NIAH, Long-VQA, SEED, MME, RefCOCO and MVBench scripts, tables of VLMEvalKit and MMBench, samples of
+    lmms-eval, an object from id to reply, and records with `id` and `prediction`.
 
     \b
     vlm eval score pope answers.jsonl
@@ -43,23 +46,25 @@ def score(
     """
     from vlm.cli.backends import check_family, make_judge
     from vlm.cli.find import check_result_name, find_benchmark_files
+    from vlm.cli.own_file import find_table
     from vlm.cli.show.evaluation import show_evaluation
-    from vlm.core.home import home, resolve
+    from vlm.core.home import resolve
     from vlm.core.paths import as_name
-    from vlm.eval.benchmark import load_benchmark
+    from vlm.eval.own import edition_of
     from vlm.eval.saved.score import score_predictions
 
     require("eval", "scoring")
     check_result_name(name)
     check_family(family)
-    table = load_benchmark(benchmark, home())
+    table = find_table(benchmark, rows)
     folder = find_benchmark_files(table, files)
     paths = [resolve(path) for path in predictions]
     judge = make_judge(grader, resolve(out) / ".judge")
     label = name or as_name(f"imported-{paths[0].stem}")
-    target = resolve(out) / label / table.name / "imported"
+    edition = edition_of(table)
+    target = resolve(out) / label / table.name / (f"imported-file-{edition}" if edition else "imported")
     summary = score_predictions(
-        table.for_family(family), paths, target, data=folder, name=label, judge=judge, replace=replace
+        table.for_family(family), paths, target, data=folder, name=label, judge=judge, replace=replace, edition=edition
     )
     if as_json:
         say_json(summary, sort_keys=True)
