@@ -144,13 +144,13 @@ def evaluate(
     vlm eval mm-niah --model V2PE-32K --stride 1,16,64,256 --shard 0/8
     vlm eval pope --backend openai --base-url http://localhost:8000/v1 --model my-model
     """
+    require("eval", "evaluating")
     from vlm.core.config import parse
     from vlm.core.home import home, resolve
     from vlm.eval.own import describe, edition_of
     from vlm.eval.run.runner import Options
     from vlm.eval.suites import benchmarks_of, names_suite
 
-    require("eval", "evaluating")
     check_result_name(name)
     everything, names = names_suite(benchmarks), benchmarks_of(benchmarks, home())
     if files.data and len(names) > 1:

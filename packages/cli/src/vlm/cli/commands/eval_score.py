@@ -44,6 +44,7 @@ def score(
     vlm eval score chartqa chartqa_test_human.json chartqa_test_augmented.json
     vlm eval score milebench CKPT/eval_milebench
     """
+    require("eval", "scoring")
     from vlm.cli.backends import check_family, make_judge
     from vlm.cli.find import check_result_name, find_benchmark_files
     from vlm.cli.own_file import find_table
@@ -53,7 +54,6 @@ def score(
     from vlm.eval.own import edition_of
     from vlm.eval.saved.score import score_predictions
 
-    require("eval", "scoring")
     check_result_name(name)
     check_family(family)
     table = find_table(benchmark, rows)
