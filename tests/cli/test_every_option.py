@@ -50,7 +50,12 @@ BASE = {
     "diff": ["runs/eval/a", "runs/eval/b"],
     "report": ["runs/none"],
     "view": ["runs/none"],
-    "reproduce": ["convllava", "--dry-run"],
+    "reproduce": ["convllava", "--dry-run", "--config", "none.yaml"],
+    "workflow init": [],
+    "clean": [],
+    "cite": [],
+    "eval from-script": ["none.sh"],
+    "recipe from-script": ["none.sh"],
     "chat": ["Why?", "-m", "none"],
     "serve": ["-m", "none"],
 }

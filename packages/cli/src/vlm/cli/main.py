@@ -5,7 +5,7 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.markup import escape
@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from vlm.cli.show.say import say
 from vlm.core.errors import HardwareError, UnknownName, VlmError, of_system
+from vlm.core.extras import of_import
 from vlm.core.text import printable_lines
 
 VERBS = {
@@ -33,6 +34,8 @@ VERBS = {
     "report": "Write one self-contained page from training runs and evaluations.",
     "view": "Show trainings as they run, evaluations, and every sample of them, on a page.",
     "reproduce": "Run a published system from weights to report through the DAG, or show what it takes.",
+    "workflow": "Put the files of the workflow where you stand.",
+    "clean": "Show what takes up the disk, and remove what may go.",
     "chat": "Talk to a model about images and videos.",
     "cite": "Show the papers of the published systems as BibTeX.",
     "serve": "Serve models to OpenAI clients and on a page, with the positions that they were trained with.",
@@ -119,8 +122,24 @@ app = typer.Typer(
 """
 
 
+def show_version(asked: bool) -> None:
+    """Print the versions and end, if they were asked for."""
+    if asked:
+        from vlm.cli.show.version import version_lines
+
+        say("\n".join(version_lines()))
+        raise typer.Exit
+
+
+VERSION_HELP = "Versions of vlm, its packages and libraries, and how they were installed."
+
+
 @app.callback()
-def root() -> None:
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help=VERSION_HELP)
+    ] = False,
+) -> None:
     """Train and evaluate long-context, high-resolution vision-language models: V2PE, InternVL-Chat-V1-2, ConvLLaVA.
 
     Files live below $VLM_HOME (default: the working directory) in pretrained/, dataset/ and runs/. Relative paths that
@@ -156,6 +175,11 @@ def main() -> None:
             blame_us()
             raise
         end(known)
+    except ModuleNotFoundError as error:
+        if (lacking := of_import(error)) is None:
+            blame_us()
+            raise
+        end(lacking)
     except MemoryError:
         found = "the memory of this machine is used up"
         end(

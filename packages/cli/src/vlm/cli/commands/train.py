@@ -9,6 +9,7 @@ import typer
 
 from vlm.cli.options import TrainOptions, grouped
 from vlm.cli.show.say import say, say_json
+from vlm.core.extras import require
 
 if TYPE_CHECKING:
     from vlm.train.plan.run_plan import RunPlan
@@ -49,6 +50,7 @@ def train(
         if dry_run:
             show_dry_run_of(plan, options, as_json=as_json)
             return
+        require("train", "training")
         check_before_start(plan, processes or 1, options)
     from vlm.train.launch.launch import end_with_launcher, launch
 

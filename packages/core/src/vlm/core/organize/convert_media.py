@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlm.core.errors import ConfigError, DataError, MediaError
+from vlm.core.errors import DataError, MediaError
 from vlm.core.fetch.step_schema import Jpeg, MiddleFrame, Parquet
 from vlm.core.home import new_file
 from vlm.core.ledger import DroppedRecord, SetAccount
@@ -83,11 +83,9 @@ def to_pictures(rule: Parquet, folder: Path, report: Report = silent) -> SetAcco
 
 def _column(path: Path, column: str) -> Iterator[bytes]:
     """Yield the bytes of each row of a picture column (`{bytes, path}` or bytes), a few rows in memory at a time."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ConfigError("reading parquet files needs pyarrow", fix="pip install pyarrow") from error
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(path) as file:
             if column not in file.schema_arrow.names:

@@ -3,15 +3,15 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from vlm.core.errors import HardwareError, UnknownName
+from vlm.core.errors import UnknownName
+from vlm.core.extras import require
 
 BOARDS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
-"""Name in a recipe -> the package it needs."""
+"""Name in a recipe -> the extra it needs."""
 
 
 class Boards:
@@ -33,10 +33,7 @@ class Boards:
         for name in names:
             if name not in BOARDS:
                 raise UnknownName("board", name, BOARDS)
-            if find_spec(BOARDS[name]) is None:
-                raise HardwareError(
-                    f"{name} is not installed", fix=f"pip install {BOARDS[name]}, or remove it from `log`"
-                )
+            require(BOARDS[name], f"`log: [{name}]`")
         if "tensorboard" in names:
             from torch.utils.tensorboard import SummaryWriter
 
