@@ -35,6 +35,7 @@ BASE = {
     "weights inspect": ["none"],
     "weights convert": ["none", "--to", "vlm", "-o", "out"],
     "weights diff": ["none", "none"],
+    "push": ["none", "ada/none", "--dry-run"],
     "use": [],
     "recipe show": ["v2pe-32k"],
     "recipe check": ["v2pe-32k"],

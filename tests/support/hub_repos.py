@@ -93,7 +93,11 @@ class HubRepos:
             return self.store(method, found[1], found[2], body)
         if where == "/api/validate-yaml":
             faults = card_faults(json.loads(body)["content"])
-            return 200, JSON, said({"errors": [{"message": text} for text in faults], "warnings": []})
+            return (
+                400 if faults else 200,
+                JSON,
+                said({"errors": [{"message": text} for text in faults], "warnings": []}),
+            )
         if where == "/api/whoami-v2":
             return (200, JSON, said({"name": "ada", "type": "user"})) if token else denied()
         if where == "/api/repos/create":

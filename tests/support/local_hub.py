@@ -9,9 +9,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
+import pytest
+from huggingface_hub import constants
+
 from support.hub_repos import COMMIT, JSON, READ_TOKEN, WRITE_TOKEN, HubRepos, is_large, published
 
-__all__ = ["COMMIT", "CONTENT", "HUB_FILES", "READ_TOKEN", "SHA", "WRITE_TOKEN", "serving", "tree"]
+__all__ = ["COMMIT", "CONTENT", "HUB_FILES", "READ_TOKEN", "SHA", "WRITE_TOKEN", "point_client", "serving", "tree"]
 
 CONTENT = bytes(range(256)) * 4000
 SHA = hashlib.sha256(CONTENT).hexdigest()
@@ -91,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
     def hub(self, start: int) -> None:
         """The hub's protocol; `server.fault` chooses what goes wrong, as hubs, mirrors and proxies do it."""
         fault, api = self.server.fault, "/resolve/" not in self.path
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) if self.command in ("POST", "PUT") else b""
+        body = self.body()
         asked = self.headers.get("Authorization")
         self.server.tokens.append(asked)
         token = asked.removeprefix("Bearer ") if asked else None
@@ -103,6 +106,17 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(*(answer or (404, {"X-Error-Code": "RepoNotFound"}, b"")))
         else:
             self.file(start, token)
+
+    def body(self) -> bytes:
+        """The body of a request, whole or in chunks."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        pieces = []
+        while size := int(self.rfile.readline(), 16):
+            pieces.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(pieces)
 
     def file(self, start: int, token: str | None) -> None:
         """A file of a repository at a commit or a branch."""
@@ -185,6 +199,22 @@ def serving() -> Iterator[Server]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def point_client(server: Server, patch: pytest.MonkeyPatch, tmp_path: Path, token: str | None = None) -> None:
+    """Let the hub's client in this process ask the server; it has read its environment when it was imported."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_TOKEN"):
+        patch.delenv(name, raising=False)
+        patch.delenv(name.lower(), raising=False)
+    if token:
+        patch.setenv("HF_TOKEN", token)
+    patch.setenv("VLM_HOME", str(tmp_path / "home"))
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    patch.setattr(constants, "ENDPOINT", server.url)
+    address = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", server.url)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
 
 
 def tree(folder: Path) -> dict[str, bytes]:

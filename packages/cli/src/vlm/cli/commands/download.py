@@ -25,7 +25,8 @@ app = typer.Typer()
 def download(
     choice: EntryChoice,
     names: Annotated[
-        list[str] | None, typer.Argument(help="Names from `vlm list weights`, `data` and `benchmarks`.")
+        list[str] | None,
+        typer.Argument(help="Names from `vlm list weights`, `data` and `benchmarks`; or NAMESPACE/NAME, of the hub."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and fetch nothing.")] = False,
     revision: Annotated[

@@ -15,6 +15,7 @@ The tables are `vlm/core/fetch/entries/*.yaml`; `load_catalogue(extra)` adds a u
         records: {train/questions.json: 38575}
 """
 
+import re
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -219,6 +220,27 @@ def find_entry(name: str, catalogue: dict[str, Entry]) -> Entry:
         if any(name.lower() == known.lower() for names in weights_names(entry).values() for known in names):
             return entry
     raise UnknownName("download", name, catalogue, fix="`vlm list weights` and `vlm list data` show them all")
+
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/|--)[\w.-]*\w", re.ASCII)
+"""A repository of the hub as it is typed, or as the entry that `hub_entry` makes of it is called."""
+
+
+def hub_entry(repo: str) -> Entry:
+    """Return an entry for a repository of the hub that the catalogue does not have.
+
+    >>> hub_entry("ada/cats").folder
+    'pretrained/ada/cats'
+    """
+    repo = repo.replace("--", "/")
+    return Entry(
+        name=repo.replace("/", "--"),
+        kind="weights",
+        title=repo,
+        license="unverified, see its page",
+        folder=f"pretrained/{repo}",
+        source=(HubSource(kind="hub", repo=repo, revision=None),),
+    )
 
 
 def weights_names(entry: Entry) -> dict[str, list[str]]:
