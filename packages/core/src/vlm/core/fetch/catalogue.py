@@ -43,7 +43,7 @@ class HubSource(Strict):
 
     `files`: patterns of the files to take. `place`: pattern over names in the repository -> path below the entry's
     folder (see archive.target_of); other names stay. `known`: size and checksum of single files, from the repository's
-    own pages.
+    own pages. `modelscope`: the repository with the same files on ModelScope; "" where none is known.
     """
 
     kind: Literal["hub"]
@@ -51,6 +51,18 @@ class HubSource(Strict):
     revision: str | None
     repo_type: Literal["model", "dataset"] = "model"
     files: tuple[str, ...] = Field(default=(), description="patterns of the files to take; empty takes all")
+    place: dict[str, InsidePath] = Field(default_factory=dict)
+    known: dict[str, Known] = Field(default_factory=dict)
+    modelscope: str = Field(default="", exclude_if=lambda repo: not repo)
+
+
+class ModelScopeSource(Strict):
+    """A repository of ModelScope; the keys are those of `HubSource`. `vlm download --source modelscope` makes them."""
+
+    kind: Literal["modelscope"]
+    repo: str
+    revision: str | None
+    files: tuple[str, ...] = ()
     place: dict[str, InsidePath] = Field(default_factory=dict)
     known: dict[str, Known] = Field(default_factory=dict)
 
@@ -111,7 +123,7 @@ class BuiltSource(Strict):
 
 
 Source = Annotated[
-    HubSource | UrlSource | PackageSource | ManualSource | BuiltSource,
+    HubSource | ModelScopeSource | UrlSource | PackageSource | ManualSource | BuiltSource,
     Field(discriminator="kind"),
 ]
 
@@ -168,6 +180,25 @@ class Entry(Strict):
         return tuple(s for s in self.source if not isinstance(s, ManualSource | BuiltSource))
 
     @property
+    def on_modelscope(self) -> bool:
+        """Whether all that comes from the hub is on ModelScope too."""
+        hubs = [s for s in self.source if isinstance(s, HubSource)]
+        return bool(hubs) and all(s.modelscope for s in hubs)
+
+    def from_modelscope(self) -> "Entry":
+        """Return the entry with ModelScope in place of the hub. The catalogue's commits are of the hub alone.
+
+        Raises:
+            ConfigError: A repository is not known to be there.
+        """
+        if not self.on_modelscope and not any(isinstance(s, ModelScopeSource) for s in self.source):
+            raise ConfigError(
+                f"{self.name} is not known to be on ModelScope",
+                fix=f"leave out --source: vlm download {self.name}",
+            )
+        return self.model_copy(update={"source": tuple(_on_modelscope(s) for s in self.source)})
+
+    @property
     def annotation(self) -> set[str]:
         """Annotation files below the folder that are counted, checked or made."""
         rules = [step.records for step in self.organize if step.records]
@@ -177,6 +208,19 @@ class Entry(Strict):
         """Return the manual sources whose paths are not all here; one that names no paths counts as not here."""
         manual = [s for s in self.source if isinstance(s, ManualSource)]
         return [s for s in manual if not (s.paths and all(any(self.path.glob(p)) for p in s.paths))]
+
+
+def _on_modelscope(source: Source) -> Source:
+    if not isinstance(source, HubSource):
+        return source
+    return ModelScopeSource(
+        kind="modelscope",
+        repo=source.modelscope,
+        revision=None,
+        files=source.files,
+        place=source.place,
+        known=source.known,
+    )
 
 
 class _Table(Strict):
