@@ -3,8 +3,9 @@
 import pytest
 import yaml
 
+from vlm.core.config import parse
 from vlm.core.errors import ConfigError, UnknownName
-from vlm.train.recipe.recipe import load_recipe, recipe_names
+from vlm.train.recipe.recipe import Recipe, load_recipe, recipe_names
 
 GOOD = {
     "title": "t",
@@ -52,8 +53,6 @@ def test_all_faults_are_reported_at_once(write):
         "batch.samples: Input should be a valid integer",
         "max_length: Input should be a valid integer",
         "epochs: give exactly one of `epochs` and `steps`",
-        "numbers without a source: ",
-        "optimizer.lr",
     ):
         assert fault in message, (fault, message)
     assert all(line.startswith(("mine.yaml: ", "  fix")) for line in message.splitlines())
@@ -65,10 +64,37 @@ def test_exactly_one_of_epochs_and_steps(write, changes):
         load_recipe(write(**changes))
 
 
-def test_a_number_needs_a_source_and_a_prefix_covers_it(write):
+def test_a_shipped_number_needs_a_source_and_a_prefix_covers_it():
+    named = {**GOOD, "name": "mine"}
     with pytest.raises(ConfigError, match=r"numbers without a source: optimizer\.lr, steps"):
-        load_recipe(write(sources={"batch": "x", "max_length": "x", "optim": "a prefix of letters is none"}))
-    load_recipe(write(sources={"batch": "x", "max_length": "x", "steps": "x", "optimizer": "x"}))
+        parse(
+            {**named, "sources": {"batch": "x", "max_length": "x", "optim": "a prefix of letters"}}, Recipe, where="r"
+        )
+    parse({**named, "sources": {"batch": "x", "max_length": "x", "steps": "x", "optimizer": "x"}}, Recipe, where="r")
+
+
+def test_a_recipe_of_a_user_needs_no_source_and_its_numbers_are_its_own(write):
+    assert load_recipe(write(sources=None)).sources[""] == "mine.yaml"
+    path = write(**{**dict.fromkeys(GOOD), "base": "convllava-stage3", "optimizer": {"lr": 0.5}})
+    sources = load_recipe(path).sources
+    assert sources["optimizer.lr"] == "mine.yaml" and "conv-llava" in sources[""]
+    with pytest.raises(ConfigError, match="sources: Input should be a valid dictionary"):
+        load_recipe(write(sources=["x"]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "nearest"),
+    [
+        ({"optimiser": {}}, "optimizer"),
+        ({"optimizer": {"lr": 0.1, "weight_deacy": 0.1}}, "weight_decay"),
+        ({"data": [{"name": "d", "file": "d", "root": "d", "repeats": 2}]}, "repeat"),
+        ({"lora": {"rank": 1, "alpha": 1, "target": ["*"], "targets": ["*"]}}, "targets"),
+        ({"model": {"start": "x", "preset": "tiny-internvl2", "spec": {"image_rule": {"max_tile": 2}}}}, "max_tiles"),
+    ],
+)
+def test_a_misspelt_key_names_the_nearest_at_any_depth(write, changes, nearest):
+    with pytest.raises(ConfigError, match=rf"unknown key; did you mean .*{nearest}"):
+        load_recipe(write(**changes))
 
 
 def test_a_sample_must_fit_in_a_row(write):
@@ -90,11 +116,21 @@ def test_a_base_is_merged_key_by_key_and_lists_are_replaced(write):
     assert recipe.name == "above"
 
 
-def test_a_base_has_no_base(write):
-    write("lowest")
-    write("below", base="lowest")
-    with pytest.raises(ConfigError, match="one level"):
-        load_recipe(write("above", base="below"))
+def test_a_base_may_have_a_base_but_not_lead_in_a_circle(write, tmp_path):
+    only = dict.fromkeys(GOOD)
+    write("lowest", steps=7, optimizer={"lr": 0.25, "clip": 2.0})
+    write("below", **{**only, "base": "lowest", "optimizer": {"lr": 0.5}})
+    recipe = load_recipe(write("above", **{**only, "base": "below", "seed": 3}))
+    assert (recipe.steps, recipe.optimizer.lr, recipe.optimizer.clip, recipe.seed) == (7, 0.5, 2.0, 3)
+    write("lowest", base="above")
+    with pytest.raises(ConfigError, match="leads in a circle: above -> below -> lowest -> above"):
+        load_recipe(str(tmp_path / "above.yaml"))
+
+
+def test_any_shipped_recipe_is_a_base_also_under_its_own_name(write):
+    only = dict.fromkeys(GOOD)
+    name = "internvl2_5-2b-finetune-lora"  # it has a base itself
+    assert load_recipe(write(name, **{**only, "base": name})).lora == load_recipe(name).lora
 
 
 def test_a_shipped_recipe_is_a_base_too_and_an_unknown_one_names_the_nearest(write):

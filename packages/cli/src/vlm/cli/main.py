@@ -17,7 +17,7 @@ VERBS = {
     "doctor": "Show what this machine has, and which kernels will run.",
     "list": "List recipes, benchmarks, datasets and weights, with their local state.",
     "download": "Fetch weights, datasets and benchmarks into the published folder trees.",
-    "data": "Organize, check, build and preview datasets.",
+    "data": "Organize, import, check, build and preview datasets.",
     "weights": "Make, inspect and convert checkpoints.",
     "push": "Share a model on the hub, with a model card.",
     "use": "Choose the model that is meant where none is named.",

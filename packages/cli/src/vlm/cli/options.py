@@ -8,13 +8,16 @@ def chat(words: Words, placement: PlacementOptions) -> None:   # takes --device,
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+
+if TYPE_CHECKING:
+    from vlm.core.rows.write import ImportOptions
 
 Replace = Annotated[bool, typer.Option(help="Give up results of other weights, settings or items in the same folder.")]
 """The option `--replace` of `vlm eval` and `vlm eval score`."""
@@ -120,18 +123,55 @@ class EntryChoice:
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class RowOptions:
+    """How rows of a file of one's own become records."""
+
+    root: Annotated[
+        Path | None, typer.Option(help="Folder that paths of pictures start from. Default: that of the file.")
+    ] = None
+    question: Annotated[
+        str | None, typer.Option(help="What is asked where the columns have an answer only.", show_default=False)
+    ] = None
+    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures that are given as addresses.")] = (
+        False
+    )
+    allow_outside: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Folder outside of the root that records may name. Repeatable."),
+    ] = None
+
+    def rows(self, max_lost: float = 0.01, allow: Sequence[str] = ()) -> "ImportOptions":
+        """Return them as `vlm.core.rows.write` takes them."""
+        from vlm.core.home import resolve
+        from vlm.core.rows.write import ImportOptions
+
+        outside = tuple(resolve(folder) for folder in self.allow_outside or ())
+        root = resolve(self.root) if self.root else None
+        return ImportOptions(self.question, self.allow_urls, outside, root, tuple(allow), max_lost)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class TrainOptions(RowOptions):
     """Which stage to train and how to treat what is there: the options that `vlm launch` passes on to `vlm train`."""
 
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Name of a shipped recipe, or a YAML file.")]
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Name of a shipped recipe, or a YAML file.")] = (
+        None
+    )
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help=f"With --data, instead of --recipe. {MODEL_HELP}")
+    ] = None
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Your data: FILE, FOLDER or OWNER/NAME of the hub, :SPLIT behind it. Repeatable."),
+    ] = None
+    eval_data: Annotated[
+        list[str] | None, typer.Option(help="Data that is held back: its loss is measured. Repeatable.")
+    ] = None
+    lora: Annotated[bool, typer.Option("--lora", help="With --data: train adapters, not the weights.")] = False
     run: Annotated[
         Path | None, typer.Option(help="Folder of the run; stages go to RUN/train/RECIPE. Default: runs/<first word>.")
     ] = None
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: optimizer.lr=1e-4.")] = None
-    allow_outside: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR", help="Folder outside of the sets that records may name. Repeatable."),
-    ] = None
     published: Annotated[
         bool, typer.Option("--published", help="Do as the published scripts did wherever the recipe differs.")
     ] = False
@@ -143,10 +183,16 @@ class TrainOptions:
 
     def chosen(self) -> list[str]:
         """Return the options that choose a run, as they are typed."""
-        words = ["--recipe", self.recipe, *(["--run", str(self.run)] if self.run else [])]
-        words += [word for override in self.set_ or () for word in ("--set", override)]
-        words += [word for folder in self.allow_outside or () for word in ("--allow-outside", str(folder))]
-        return words + ["--published"] * self.published
+        once = {"--recipe": self.recipe, "--model": self.model, "--run": self.run}
+        many = {"--data": self.data, "--eval-data": self.eval_data}
+        rest = {"--set": self.set_, "--allow-outside": self.allow_outside}
+        words = [word for name, value in once.items() if value is not None for word in (name, str(value))]
+        words += [word for name, values in many.items() for value in values or () for word in (name, value)]
+        own = {"--root": self.root, "--question": self.question}
+        words += [word for name, value in own.items() if value is not None for word in (name, str(value))]
+        words += [word for name, values in rest.items() for value in values or () for word in (name, str(value))]
+        flags = {"--published": self.published, "--lora": self.lora, "--allow-urls": self.allow_urls}
+        return words + [flag for flag, given in flags.items() if given]
 
     @property
     def overrides(self) -> tuple[str, ...]:

@@ -3,9 +3,11 @@
 recipe = parse(load_yaml(path), Recipe, where=str(path))
 """
 
+import difflib
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -41,17 +43,50 @@ def parse(data: Any, model: type[M], *, where: str) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(faults_of(error, where), fix="correct the keys named above") from error
+        raise ConfigError(faults_of(error, where, model), fix="correct the keys named above") from error
 
 
-def faults_of(error: ValidationError, where: str) -> str:
-    """Return a line for each fault of a validation: `where`: key: what is wrong (found value)."""
+def faults_of(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> str:
+    """Return a line for each fault of a validation: `where`: key: what is wrong (found value).
+
+    With the model that was validated against, an unknown key is shown beside the known ones that are nearest.
+    """
     lines = []
     for fault in error.errors():
         key = printable(".".join(str(part) for part in fault["loc"]) or "(top level)")
-        message = "unknown key" if fault["type"] == "extra_forbidden" else fault["msg"]
+        message = fault["msg"]
+        if fault["type"] == "extra_forbidden":
+            *above, last = fault["loc"]
+            inside = model_at(model, above)
+            known = list(inside.model_fields) if inside else []
+            near = difflib.get_close_matches(str(last).lower(), known, n=2, cutoff=0.6)
+            message = "unknown key" + (f"; did you mean {' or '.join(near)}?" if near else "")
         lines.append(f"{where}: {key}: {printable_lines(message)} (found {printable(repr(fault.get('input')), 80)})")
     return "\n".join(lines)
+
+
+def model_at(model: Any, keys: Sequence[int | str]) -> type[BaseModel] | None:
+    """Return the model that validates what is below some keys of `model`; None where that is none.
+
+    >>> model_at(Strict, ["x"]) is None
+    True
+    """
+    for key in (*keys, None):
+        while not (isinstance(model, type) and issubclass(model, BaseModel)):
+            inner = [arg for arg in get_args(model) if arg is not type(None)]
+            model = next((arg for arg in inner if _models(arg)), None)
+            if model is None:
+                return None
+        if isinstance(key, str) and key in model.model_fields:
+            model = model.model_fields[key].annotation
+    return cast("type[BaseModel]", model)
+
+
+def _models(annotation: Any) -> bool:
+    """Return whether a model is somewhere in an annotation."""
+    if isinstance(annotation, type):
+        return issubclass(annotation, BaseModel)
+    return any(map(_models, get_args(annotation)))
 
 
 def load_yaml(path: Path) -> Any:

@@ -1,11 +1,11 @@
-"""`vlm data`: organize, check, build and preview datasets."""
+"""`vlm data`: organize, import, check, build and preview datasets."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vlm.cli.commands import data_build, data_check
+from vlm.cli.commands import data_build, data_check, data_import
 from vlm.cli.find import find_entries
 from vlm.cli.options import EntryChoice, grouped
 from vlm.cli.show.say import say
@@ -14,10 +14,12 @@ from vlm.core.fetch.catalogue import find_entry, load_catalogue
 from vlm.core.fetch.installed import entry_state, is_built
 from vlm.core.home import dataset, resolve
 
-app = typer.Typer(no_args_is_help=True, help="Organize, check, build and preview datasets.")
+app = typer.Typer(no_args_is_help=True, help="Organize, import, check, build and preview datasets.")
 app.add_typer(data_build.app, name="build")
 app.command()(data_check.check)
 app.command()(data_check.ledger)
+app.command()(data_import.show)
+app.command("import")(data_import.import_)
 
 
 @app.command()

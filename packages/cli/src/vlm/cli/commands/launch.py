@@ -33,11 +33,11 @@ def launch(
 
     Example: vlm launch --recipe v2pe-32k --nodes 4 --gpus-per-node 8
     """
+    from vlm.cli.own_data import recipe_of
     from vlm.core.errors import ConfigError, HardwareError, UnknownName
     from vlm.train.launch.launch import LAUNCHERS, as_typed, launch_line
     from vlm.train.plan.faults import listed, refuse
     from vlm.train.plan.run_plan import RunPlan
-    from vlm.train.recipe.recipe import load_recipe
 
     if launcher not in ("auto", *LAUNCHERS):
         raise UnknownName("launcher", launcher, ("auto", *LAUNCHERS))
@@ -46,8 +46,7 @@ def launch(
     inside = "SLURM_JOB_ID" in os.environ
     if launcher == "auto":
         launcher = "srun" if inside or (nodes > 1 and shutil.which("srun")) else "torchrun" if nodes > 1 else "vlm"
-    run = str(options.run) if options.run else None
-    recipe = load_recipe(options.recipe, run=run, overrides=options.overrides, published=options.published)
+    recipe, _ = recipe_of(options, nodes * gpus_per_node, dry_run=show)
     command, env = launch_line(
         options.words(),
         nodes=nodes,

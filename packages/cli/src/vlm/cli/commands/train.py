@@ -1,4 +1,4 @@
-"""`vlm train`: run one stage, or continue it."""
+"""`vlm train`: run one stage, or a fine-tuning on one's own data, or continue it."""
 
 import os
 import shlex
@@ -28,17 +28,18 @@ def train(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: machine-readable.")] = False,
 ) -> None:
-    """Train one stage from a recipe. Rerun to continue after a kill; a finished stage is a no-op.
+    """Train one stage from a recipe, or a model on your own data. Rerun to continue after a kill.
 
-    Example: vlm train --recipe quickstart-convllava-stage1
+    A finished stage is a no-op.
+
+    Examples: vlm train --recipe quickstart-convllava-stage1
+
+    vlm train -m InternVL2-2B --data pets.csv --lora
     """
-    from vlm.core.home import resolve
+    from vlm.cli.own_data import recipe_of
     from vlm.train.launch.slurm import adopt, one_voice
-    from vlm.train.recipe.recipe import load_recipe
 
-    run = str(options.run) if options.run else None
-    recipe = load_recipe(options.recipe, run=run, overrides=options.overrides, published=options.published)
-    out = resolve(run or f"runs/{recipe.name.split('-')[0]}") / "train" / recipe.name
+    recipe, out = recipe_of(options, processes, dry_run=dry_run)
     adopt(processes)
     plan = None
     if "RANK" not in os.environ:  # else started by ourselves, torchrun or Slurm, after these checks

@@ -72,6 +72,8 @@ def weights_fix(model: Model, found: str) -> str:
 
 def data_fix(entry: DataEntry, catalogue: dict[str, Entry]) -> str:
     """Return the line that fetches and organizes a training set, found by the file that the recipe reads."""
+    if entry.file.startswith("dataset/own/"):
+        return "it is made from your data when the training starts"
     known = find_file(entry.file, catalogue)
     if known is None:
         return "put it there, or correct `data` in the recipe"

@@ -1,4 +1,4 @@
-"""A recipe: one stage of training as data, in YAML with one level of `base:` and a source for every number.
+"""A recipe: one stage of training as data, in YAML; what is shipped has a source for every number.
 
 >>> load_recipe("convllava-stage3", overrides=("optimizer.lr=1e-4",)).optimizer.lr
 0.0001
@@ -6,6 +6,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -258,26 +259,13 @@ def load_recipe(
         ConfigError: every fault at once.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else shipped(name)
-    data = mapping(path)
-    if base := data.pop("base", None):
-        if not (isinstance(base, str) and is_name(base)):
-            raise ConfigError(f"{path.name}: base {printable(base)!r}", expected="the name of a recipe, without a path")
-        base_path = path.with_name(f"{base}.yaml")
-        if not base_path.exists():
-            base_path = shipped(base)
-        below = mapping(base_path)
-        if "base" in below:
-            raise ConfigError(f"{path.name}: base {base} has a base itself", expected="one level of `base:`")
-        data = merged(below, data)
+    data = raw_recipe(path)
     data.setdefault("name", path.stem)
+    if path not in package_tables("vlm.train", "recipes").values():
+        data = with_own_sources(data, path)
     if published:
         data = as_published(data)
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if not value or not key:
-            raise ConfigError(f"override {override!r}", expected="key.path=value")
-        parsed = parse_yaml(value, where=f"override {override!r:.80}")
-        data = with_value(data, key, parsed, "override on the command line")
+    data = with_overrides(data, overrides)
     try:
         folder = run or "runs/" + str(data["name"]).split("-")[0]
         text = json.dumps(data, default=str).replace("{run}", json.dumps(folder)[1:-1])
@@ -286,9 +274,53 @@ def load_recipe(
     return parse(json.loads(text), Recipe, where=path.name)
 
 
+def raw_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the keys of a recipe's file over those of its `base:`, of that one's base, and so on.
+
+    Raises:
+        ConfigError: a base that is no name, or that leads in a circle. UnknownName: no such recipe.
+    """
+    data = mapping(path)
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    if not (isinstance(base, str) and is_name(base)):
+        raise ConfigError(f"{path.name}: base {printable(base)!r}", expected="the name of a recipe, without a path")
+    beside = path.with_name(f"{base}.yaml")
+    below = beside if beside.exists() and beside != path else shipped(base)
+    if below in above:
+        names = " -> ".join(one.stem for one in (*above, path, below))
+        raise ConfigError(f"{path.name}: base {base} leads in a circle: {names}", expected="a recipe that ends it")
+    return merged(raw_recipe(below, (*above, path)), data)
+
+
+def with_own_sources(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the keys of a user's recipe, in which the file itself is the source of numbers that name none.
+
+    Only a shipped recipe has to say where each number comes from.
+    """
+    own = {key: value for key, value in mapping(path).items() if key not in ("base", "differences")}
+    said, below = own.pop("sources", None) or {}, data.get("sources") or {}
+    if not (isinstance(said, dict) and isinstance(below, dict)):
+        return data  # the recipe's own check names it
+    bare = {key: path.name for key in numbers(own) if not covered(key, said)}
+    return {**data, "sources": {"": path.name, **below, **bare}}
+
+
 def shipped(name: str) -> Path:
     """Return the file of a shipped recipe. Raises UnknownName with the nearest."""
     return find_table("recipe", name, "vlm.train", "recipes", fix="`vlm list recipes` shows them all")
+
+
+def with_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the keys of a recipe with each `key.path=value` in its place. Raises ConfigError for another form."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if not value or not key:
+            raise ConfigError(f"override {override!r}", expected="key.path=value")
+        parsed = parse_yaml(value, where=f"override {override!r:.80}")
+        data = with_value(data, key, parsed, "override on the command line")
+    return data
 
 
 def with_value(data: dict[str, Any], key: str, value: Any, source: str) -> dict[str, Any]:

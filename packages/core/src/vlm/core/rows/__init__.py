@@ -1,0 +1,1 @@
+"""Tables that other programs wrote: their rows, the form of their records, and their pictures."""
