@@ -113,7 +113,7 @@ def test_each_option_changes_what_it_says(vlm):
         (("good.png", "gone.png"), 2, "no such file: gone.png"),
         (("corrupt.png", "Why?"), 3, "corrupt.png cannot be decoded"),
         (("text.png", "Why?"), 3, "text.png is not an image"),
-        (("folder", "Why?"), 3, "folder is a folder"),
+        (("folder", "Why?"), 2, "no picture or video in folder"),
         (("empty.mp4", "Why?"), 3, "empty.mp4 cannot be decoded"),
         (("Why?", "--stride", "many"), 2, "--stride many"),
         (("Why?", "--stride", "-1"), 2, "strides -1.0"),

@@ -16,7 +16,7 @@ from vlm.core.errors import ConfigError, UnknownName
 from vlm.core.paths import as_name
 
 if TYPE_CHECKING:
-    from vlm.eval.backends.base import Backend
+    from vlm.eval.backends.base import Backend, Drawing
     from vlm.eval.backends.judge import Judge
     from vlm.eval.benchmark import Benchmark
     from vlm.eval.run.runner import Options
@@ -46,6 +46,7 @@ def native(
     attention: str,
     max_length: int | None,
     group: "SequenceGroup | None" = None,
+    drawing: "Drawing | None" = None,
 ) -> AskedModel:
     """Return a checkpoint in this process, or with `group` over a ring; weights are read at the first question."""
     from vlm.eval.backends.native import Checkpoint, NativeBackend
@@ -60,14 +61,15 @@ def native(
         settings: dict[str, Any] = {"stride": options.stride, "positions": options.positions, "max_length": max_length}
         if group is not None:
             return RingBackend(checkpoint, image_rule=rule, group=group, **settings)
-        kind = TeacherForcedBackend if table.teacher_forced else NativeBackend
-        return kind(checkpoint, image_rule=rule, **settings)
+        if table.teacher_forced:
+            return TeacherForcedBackend(checkpoint, image_rule=rule, **settings)
+        return NativeBackend(checkpoint, image_rule=rule, drawing=drawing, **settings)
 
     spec = checkpoint.processor.spec
     return AskedModel(model_name(path), spec.strides, backend, group is not None and group.rank > 0, spec)
 
 
-def server(options: ServerOptions, model: str | None, *, family: str) -> AskedModel:
+def server(options: ServerOptions, model: str | None, *, family: str, drawing: "Drawing | None" = None) -> AskedModel:
     """Return a model behind an OpenAI-compatible server.
 
     Raises:
@@ -86,7 +88,14 @@ def server(options: ServerOptions, model: str | None, *, family: str) -> AskedMo
         rate=options.rate,
     )
     try:
-        found = OpenAIBackend(endpoint, model, family=family, concurrency=options.concurrency, newline=options.newline)
+        found = OpenAIBackend(
+            endpoint,
+            model,
+            family=family,
+            concurrency=options.concurrency,
+            newline=options.newline,
+            drawing=drawing,
+        )
     except ServerDown as stop:
         raise stop.error from stop
 
@@ -187,3 +196,17 @@ def check_family(family: str) -> None:
     known = {name for families in named for name in families} | ASKED_LIKE.keys() if family else {""}
     if family not in known:
         raise UnknownName("family", family, known)
+
+
+def check_backend(backend: str, base_url: str | None, native_only: dict[str, Any]) -> None:
+    """Raise ConfigError for options of the other backend: none is ignored."""
+    if backend not in ("native", "openai"):
+        raise UnknownName("backend", backend, ("native", "openai"))
+    if backend == "native" and base_url:
+        raise ConfigError("--base-url with the native backend", expected="--backend openai")
+    usual = {"positions": "exact", "device": "auto", "dtype": "float32", "attention": "auto", "processes": 1}
+    given = [f"--{key.replace('_', '-')}" for key, value in native_only.items() if value != usual.get(key)]
+    if backend == "openai" and given:
+        raise ConfigError(
+            f"{', '.join(given)} with --backend openai", expected="settings of the server, to be set there"
+        )

@@ -93,7 +93,16 @@ def find_benchmark_files(table: "Benchmark", files: "BenchmarkFiles") -> Path:
 
     Raises:
         DataError: no files; names the commands that fetch, organize or generate them.
+        ConfigError: options of a published benchmark with a person's own file, or that file is gone.
     """
+    if table.file:
+        from vlm.eval.own import check_file
+
+        if files.mini or files.data:
+            raise ConfigError(
+                f"{'--mini' if files.mini else '--data'} with {table.name}", expected="neither: its file is the data"
+            )
+        return check_file(table)
     if files.mini:
         from vlm.eval.mini import make_mini
 

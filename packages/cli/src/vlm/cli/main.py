@@ -26,6 +26,7 @@ VERBS = {
     "train": "Train one stage from a recipe; rerun to resume.",
     "launch": "Train on several GPUs or nodes: print and run the srun or torchrun line.",
     "eval": "Evaluate a model on benchmarks; rerun to resume.",
+    "infer": "Write a model's replies to pictures or prompts; rerun to resume.",
     "diff": "Show which samples moved between two evaluations, and why.",
     "report": "Write one self-contained page from training runs and evaluations.",
     "reproduce": "Run a published system from weights to report through the DAG, or show what it takes.",

@@ -28,6 +28,7 @@ MODEL_HELP = "Folder, released name, stage or run. Default: what `vlm use` chose
 NATIVE = "Native backend"
 SERVER = "Server (--backend openai)"
 JUDGE = "Judge"
+OWN = "Own file"
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,45 @@ class BenchmarkFiles:
 
     data: Annotated[Path | None, typer.Option(help="Folder of the benchmark's files. Default: below dataset/.")] = None
     mini: Annotated[bool, typer.Option(help="Generated miniature data in dataset/mini/, made when absent.")] = False
+
+
+@dataclass(frozen=True)
+class RowsOptions:
+    """How the rows of a person's own file are read and scored."""
+
+    scorer: Annotated[
+        str | None,
+        typer.Option(
+            help="exact, choice, anls, relaxed, contains, number or judge. Default: choice with options, else exact.",
+            rich_help_panel=OWN,
+        ),
+    ] = None
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELD=COLUMN,...",
+            help="What holds image, video, question, answer, options, id, group. Default: by the usual names.",
+            rich_help_panel=OWN,
+        ),
+    ] = None
+    prompt: Annotated[str | None, typer.Option(help="The question of rows without one.", rich_help_panel=OWN)] = None
+    suffix: Annotated[
+        str | None, typer.Option(help="Text in a line of its own after each question.", rich_help_panel=OWN)
+    ] = None
+    allow_outside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR", help="Folder outside of the file's that rows may name. Repeatable.", rich_help_panel=OWN
+        ),
+    ] = None
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="Fetch pictures that rows name by address.", rich_help_panel=OWN)
+    ] = False
+
+    @property
+    def given(self) -> list[str]:
+        """Return the options that are given, by their names."""
+        return [f"--{key.replace('_', '-')}" for key, value in vars(self).items() if value not in (None, False)]
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,17 @@ table = load_benchmark("POPE").for_family("internvl2")
 items = load_items(table, home() / "dataset" / table.folder)      # vlm.eval.loaders
 """
 
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vlm.core.config import Strict, load_yaml, package_tables, parse
-from vlm.core.errors import UnknownName
+from vlm.core.errors import ConfigError, UnknownName
 from vlm.core.paths import FileName, InsidePath
+from vlm.core.text import printable
 
 
 class GenerationRule(Strict):
@@ -45,6 +47,10 @@ class FamilyRule(Strict):
 ASKED_LIKE = {"internvl2_5": "internvl2"}
 """Family -> the one whose rules hold where a table names none of its own: one published evaluator asks both, with the
 same tiles (6; ChartQA 12, DocVQA 18, InfoVQA 24, a frame 1)."""
+
+
+OWN_TOKENS = 128
+"""Token budget of an answer to a person's own question, where the table names none."""
 
 
 class ItemCounts(Strict):
@@ -100,6 +106,8 @@ class Benchmark(Strict):
         name: Unique; with `{variant}` when there are several variants, as `title` and `folder`.
         loader: Key of `vlm.eval.loaders.LOADERS`.
         folder: The data, below `dataset/`.
+        file: A person's own file of questions (vlm.eval.loaders.rows), relative to the home; then only `name` and
+            `scorer` must be given besides.
         prompt: Named pieces that the loader joins, byte for byte.
         families: What differs for single model families.
         scorer: A name in `vlm.eval.scorers.SCORERS` for all items, or one per group.
@@ -116,6 +124,7 @@ class Benchmark(Strict):
     title: str
     loader: str
     folder: InsidePath
+    file: str | None = None
     variants: list[FileName] = Field(default_factory=list)
     prompt: dict[str, str] = Field(default_factory=dict)
     prompt_source: str
@@ -131,6 +140,23 @@ class Benchmark(Strict):
     published: list[PublishedScore] = Field(default_factory=list)
     kind: Literal["published", "ours"] = "published"
     notes: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_file(cls, given: Any) -> Any:
+        """Fill in what the table of a person's own file need not say."""
+        if not isinstance(given, dict) or not given.get("file"):
+            return given
+        usual = {"title": given.get("name"), "folder": given.get("name"), "loader": "rows", "aggregate": "mean"}
+        usual |= {
+            "prompt_source": "ours",
+            "generation": {"max_new_tokens": OWN_TOKENS, "source": "ours"},
+            "kind": "ours",
+        }
+        scorer = given.get("scorer")
+        metric = {"metric": scorer if isinstance(scorer, str) else "score"}
+        options = given.get("options")
+        return {**usual, **given, "options": {**metric, **options} if isinstance(options, dict) else options or metric}
 
     @property
     def max_new_tokens(self) -> int:
@@ -167,7 +193,7 @@ def tables(home: Path | None = None) -> dict[str, tuple[Path, str | None]]:
     """Return name -> (YAML file, variant) of all benchmarks: ours, and the user's in `<home>/benchmarks/`."""
     paths = package_tables("vlm.eval", "benchmarks")
     if home is not None:
-        paths |= {p.stem: p for p in sorted((home / "benchmarks").glob("*.yaml"))}
+        paths |= {p.stem: p for p in sorted((home / "benchmarks").glob("*.y*ml"))}
     found: dict[str, tuple[Path, str | None]] = {}
     for stem, path in paths.items():
         variants = _variants(path, path.stat().st_mtime_ns)
@@ -178,9 +204,11 @@ def tables(home: Path | None = None) -> dict[str, tuple[Path, str | None]]:
 @cache
 def _variants(path: Path, modified: int) -> list[str | None]:
     """Return the variants of a table, cached by its time of modification: each lookup scans every table."""
-    table = load_yaml(path)
+    table = None
+    with suppress(ConfigError):  # one bad table is no fault of the others; `load_benchmark` names what is wrong
+        table = load_yaml(path)
     variants = table.get("variants") if isinstance(table, dict) else None
-    return variants if isinstance(variants, list) and variants else [None]  # `load_benchmark` names what is wrong
+    return variants if isinstance(variants, list) and variants else [None]
 
 
 def load_benchmark(name: str, home: Path | None = None) -> Benchmark:
@@ -199,11 +227,28 @@ def load_benchmark(name: str, home: Path | None = None) -> Benchmark:
     if name.lower() not in by_lower:
         raise UnknownName("benchmark", name, known, fix="`vlm list benchmarks` shows them all")
     path, variant = known[by_lower[name.lower()]]
-    table = parse(load_yaml(path), Benchmark, where=str(path))
+    content = load_yaml(path)
+    if home is not None and isinstance(content, dict) and isinstance(content.get("file"), str):
+        content = {**content, "name": _own_name(content, path), "file": str(home / Path(content["file"]).expanduser())}
+    table = parse(content, Benchmark, where=str(path))
     if variant:
         names = {key: getattr(table, key).replace("{variant}", variant) for key in ("name", "title", "folder")}
         table = table.model_copy(update={**names, **_of_variant(table, variant)})
     return table
+
+
+def _own_name(content: dict[str, Any], path: Path) -> Any:
+    """Return the name of a table of a person's own file: that of its YAML file, by which it is called.
+
+    Raises:
+        ConfigError: The table says another, under which its results would be those of another benchmark.
+    """
+    name = content.get("name", path.stem)
+    if isinstance(name, str) and name != path.stem:
+        raise ConfigError(
+            f"{path}: name: {printable(name)}", expected=f"{path.stem}, as the file is called", fix="leave `name` out"
+        )
+    return name
 
 
 def _of_variant(table: Benchmark, variant: str) -> dict[str, Any]:

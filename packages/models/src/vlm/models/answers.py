@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.sample.encoded import Encoded
+from vlm.models.generation.drawing import RowDraws
 from vlm.models.processor import Processor
 from vlm.models.vlm import VisionLanguageModel
 
@@ -134,9 +136,10 @@ def answer(
     *,
     max_new_tokens: int,
     image_chunk: int = 32,
+    draws: RowDraws | None = None,
     **settings: Any,
 ) -> list[Reply]:
-    """Answer a batch of prompts, greedily unless `do_sample` or `num_beams` is set.
+    """Answer a batch of prompts, greedily unless `draws`, `do_sample` or `num_beams` is set.
 
     A prefix that all prompts share, e.g. one document with several questions, is computed once. V2PE and plain prompts
     are answered one kind after the other.
@@ -147,6 +150,7 @@ def answer(
         batch: encoded prompts, which end with the start of an assistant's turn.
         max_new_tokens: greatest length of an answer.
         image_chunk: tiles encoded at once.
+        draws: draws the tokens of each row by itself.
         settings: keywords of `model.generate`.
 
     Raises:
@@ -157,9 +161,14 @@ def answer(
     plain = [sample.strides is None for sample in batch]
     if len(set(plain)) == 2:
         common = {"max_new_tokens": max_new_tokens, "image_chunk": image_chunk, **settings}
-        kinds = ([s for s, p in zip(batch, plain, strict=True) if p == kind] for kind in (False, True))
-        replies = [iter(answer(model, processor, samples, **common)) for samples in kinds]
+        kinds = [[i for i, p in enumerate(plain) if p == kind] for kind in (False, True)]
+        replies = [
+            iter(answer(model, processor, [batch[i] for i in rows], draws=draws and draws.rows(rows), **common))
+            for rows in kinds
+        ]
         return [next(replies[kind]) for kind in plain]
+    if draws is not None:
+        settings["logits_processor"] = LogitsProcessorList([draws])
     device = next(model.parameters()).device
     prefix = None
     if length := document_length(model, batch):

@@ -19,7 +19,7 @@ from vlm.core.errors import ConfigError, HardwareError
 from vlm.core.sample.chat import Template
 from vlm.core.sample.encode import combined_part
 from vlm.core.sample.encoded import Encoded
-from vlm.core.sample.records import Message, Part, image, text, video
+from vlm.core.sample.records import Message, Part, VideoPart, image, text, video
 from vlm.models.answers import answer, encode_unique, left_padded, reply
 from vlm.models.checkpoint.load import load_model
 from vlm.models.processor import FRAMES, FROM_MODEL, Processor, load_processor
@@ -27,7 +27,11 @@ from vlm.models.processor import FRAMES, FROM_MODEL, Processor, load_processor
 Files = Sequence[str | Path]
 
 
-def user_turn(question: str, images: Files, videos: Files, template: Template, *, combine: bool = False) -> Message:
+Videos = Sequence[str | Path | VideoPart]
+"""Files, or parts of videos: `video(path, clip=(10, 25))`."""
+
+
+def user_turn(question: str, images: Files, videos: Videos, template: Template, *, combine: bool = False) -> Message:
     r"""Return a question with its media in front, as published; `<image>` in the question is plain text.
 
     - one image: `<image>\n`
@@ -40,8 +44,10 @@ def user_turn(question: str, images: Files, videos: Files, template: Template, *
     """
     if not question.strip():
         raise ConfigError("the question is empty", expected="some text")
-    images, videos = ([f] if isinstance(f, str | Path) else f for f in (images, videos))
-    pictures, movies = ([Path(f).resolve() for f in files] for files in (images, videos))
+    images = [images] if isinstance(images, str | Path) else images
+    videos = [videos] if isinstance(videos, str | Path | dict) else videos
+    pictures = [Path(f).resolve() for f in images]
+    movies = [video(v) if isinstance(v, str | Path) else v for v in videos]
     content: list[Part] = []
     if combine and len(pictures) > 1:
         if template.images_first:
@@ -55,8 +61,8 @@ def user_turn(question: str, images: Files, videos: Files, template: Template, *
         named = len(pictures) > 1 and not template.images_first
         for number, path in enumerate(pictures, 1):
             content += [*([text(f"Image-{number}: ")] if named else []), image(path), text("\n")]
-    for path in movies:
-        content += [video(path), text("\n")]
+    for movie in movies:
+        content += [video(Path(movie["path"]).resolve(), movie["clip"]), text("\n")]
     return {"role": "user", "content": [*content, text(question)]}
 
 
@@ -101,12 +107,12 @@ class ChatSession:
         self._stop_answering()
         self.history = list(self.start)
 
-    def messages(self, question: str, images: Files = (), videos: Files = ()) -> list[Message]:
+    def messages(self, question: str, images: Files = (), videos: Videos = ()) -> list[Message]:
         """Return the history and one more user turn (see `user_turn`)."""
         turn = user_turn(question, images, videos, self.processor.template, combine=self.combine)
         return [*self.history, turn]
 
-    def ask(self, question: str, *, images: Files = (), videos: Files = (), **settings: Any) -> str:
+    def ask(self, question: str, *, images: Files = (), videos: Videos = (), **settings: Any) -> str:
         """Return the complete answer, and add the turn to the history. Keywords are those of `generate`."""
         return "".join(self.stream(question, images=images, videos=videos, **settings))
 
@@ -115,7 +121,7 @@ class ChatSession:
         questions: Sequence[str],
         *,
         images: Sequence[Files] = (),
-        videos: Sequence[Files] = (),
+        videos: Sequence[Videos] = (),
         max_new_tokens: int = 256,
         **settings: Any,
     ) -> list[str]:
@@ -126,12 +132,12 @@ class ChatSession:
         Raises:
             ConfigError: lists of unequal length, or an empty question.
         """
-        for name, files in (("images", images), ("videos", videos)):
-            if files and len(files) != len(questions):
-                raise ConfigError(f"{name} for {len(files)} of {len(questions)} questions", expected="a list for each")
+        for name, count in (("images", len(images)), ("videos", len(videos))):
+            if count not in (0, len(questions)):
+                raise ConfigError(f"{name} for {count} of {len(questions)} questions", expected="a list for each")
         batch = []
         for i, question in enumerate(questions):
-            pictures, movies = (files[i] if files else () for files in (images, videos))
+            pictures, movies = images[i] if images else (), videos[i] if videos else ()
             turn = user_turn(question, pictures, movies, self.processor.template, combine=self.combine)
             batch.append(self.processor.encode([*self.start, turn], strides=self.strides, id=f"question {i + 1}"))
         if not batch:
@@ -144,7 +150,7 @@ class ChatSession:
         question: str,
         *,
         images: Files = (),
-        videos: Files = (),
+        videos: Videos = (),
         max_new_tokens: int = 256,
         **settings: Any,
     ) -> Iterator[str]:

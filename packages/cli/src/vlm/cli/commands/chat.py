@@ -10,28 +10,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlm.cli.find import find_model
+from vlm.cli.inputs import CLIP, PICTURES, VIDEOS, is_glob, is_url, media_files, read_clip, read_stride
 from vlm.cli.options import MODEL_HELP, PlacementOptions, grouped
 from vlm.cli.show.positions import positions_line
 from vlm.cli.show.say import say
 from vlm.core.errors import ConfigError, VlmError
+from vlm.core.paths import exists
 from vlm.core.text import printable
 
 if TYPE_CHECKING:
-    from vlm.core.sample.records import Medium
+    from vlm.core.sample.records import Medium, VideoPart
     from vlm.models import ChatSession
 
 app = typer.Typer()
 
-HELP = """/image FILE...  add pictures to the next question (of a GIF the first frame)
-/video FILE     add a video, an animated GIF, or a folder of frames
+HELP = """/image FILE...  add pictures to the next question (of a GIF the first frame); folders and globs too
+/video FILE [10-25]
+                add a video, an animated GIF, or a folder of frames; only these seconds (or mm:ss) of it
 /history        show the conversation
 /reset          forget it, and what was added
 /save FILE      write it as JSON
 /help           these lines
 /quit           leave (also Ctrl-D); Ctrl-C stops an answer"""
-
-VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 @app.command()
@@ -42,7 +42,7 @@ def chat(
         list[str] | None,
         typer.Argument(
             metavar="[FILE...] [QUESTION]",
-            help="Pictures or videos, then the question in quotes. Without a question: interactive.",
+            help="Pictures or videos (files, folders, globs, URLs), then the question in quotes. Without: interactive.",
         ),
     ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP)] = None,
@@ -60,12 +60,20 @@ def chat(
     ] = False,
     max_tiles: Annotated[int | None, typer.Option(help="Tiles per picture. Default: the checkpoint's.")] = None,
     frames: Annotated[int, typer.Option(help="Frames taken from a video.")] = 8,
+    clip: Annotated[
+        str | None, typer.Option(metavar="START-END", help="Part of the video: seconds or mm:ss, 10-25 or 1:10-1:25.")
+    ] = None,
+    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch files that are named by address.")] = False,
 ) -> None:
     """Ask one question about files, or open a conversation.
 
+    \b
     vlm chat -m InternVL2-2B cat.png "What is in the picture?"
+    vlm chat -m InternVL2-2B scans/ "Which page has a table?"
+    vlm chat -m InternVL2-2B film.mp4 --clip 1:10-1:25 "What happens?"
     """
-    files, question = split_words(words or [])
+    files, question = split_words(words or [], allow_urls=allow_urls)
+    images, videos = media_of(files, clip)
     drawing: dict[str, Any] = {"top_p": top_p, "seed": seed}
     if temperature == 0 and (idle := [f"--{k.replace('_', '-')}" for k, v in drawing.items() if v is not None]):
         raise ConfigError(f"{' and '.join(idle)} without --temperature", expected="a temperature above 0")
@@ -83,8 +91,6 @@ def chat(
         **asdict(placement),
     )
     positions = positions_line(session.processor.spec, session.strides)
-    images = [f for f in files if f.suffix.lower() not in VIDEOS]
-    videos = [f for f in files if f.suffix.lower() in VIDEOS]
     note_pictures(images)
     if question is not None:
         print_answer(session, question, images, videos, settings, said_first=positions)
@@ -93,33 +99,42 @@ def chat(
         ChatShell(session, settings, images, videos).run()
 
 
-def split_words(words: list[str]) -> tuple[list[Path], str | None]:
+def split_words(words: list[str], *, allow_urls: bool = False) -> tuple[list[Path], str | None]:
     """Split the words of the command line into files and the question (None when there is none).
 
+    A last word that is no file is the question, unless it looks like the name of one, a glob or a URL.
+
     Raises:
-        ConfigError: an empty question, or a file that does not exist.
+        ConfigError: an empty question, a file that does not exist, or a URL that is not allowed.
+        FetchError: a URL that brings nothing.
     """
     names, question = list(words), None
-    # a last word that is no file is the question, unless it looks like the name of one
-    if words and not (words[-1] and Path(words[-1]).exists()) and Path(words[-1]).suffix not in VIDEOS | PICTURES:
+    if words and not _is_file(words[-1]):
         *names, question = words
     if question is not None and not question.strip():
         raise ConfigError("the question is empty", expected="some text in quotes, or no question to talk")
-    if lost := [name for name in names if not Path(name).exists()]:
-        raise ConfigError(
-            f"no such file: {', '.join(lost)}", expected="pictures or videos, then one question in quotes"
-        )
-    return [Path(name) for name in names], question
+    return media_files(names, allow_urls=allow_urls), question
 
 
-def read_stride(value: str | None) -> float | str | None:
-    """Read the `--stride` option: None is the checkpoint's own, "none" is plain counting. Raises ConfigError."""
-    if value is None:
-        return "model"
-    try:
-        return None if value.lower() == "none" else float(value)
-    except ValueError as error:
-        raise ConfigError(f"--stride {value}", expected="positions per tile above 0, or `none`") from error
+def _is_file(word: str) -> bool:
+    named = Path(word).suffix in VIDEOS | PICTURES
+    return bool(word) and (exists(word) or named or is_url(word) or is_glob(word))
+
+
+def media_of(files: list[Path], clip: str | None) -> "tuple[list[Path], list[VideoPart]]":
+    """Return the pictures and the videos among files; the video with the part of it that `--clip` names.
+
+    Raises:
+        ConfigError: `--clip` is no range, or there is not one video.
+    """
+    from vlm.core.sample.records import video
+
+    span = None if clip is None else read_clip(clip)
+    images = [f for f in files if f.suffix.lower() not in VIDEOS]
+    videos = [f for f in files if f.suffix.lower() in VIDEOS]
+    if span is not None and len(videos) != 1:
+        raise ConfigError(f"--clip with {len(videos)} videos", expected="one video")
+    return images, [video(path, span) for path in videos]
 
 
 def load_session(path: Path, **settings: Any) -> "ChatSession":
@@ -151,7 +166,7 @@ def print_answer(
     session: "ChatSession",
     question: str,
     images: list[Path],
-    videos: list[Path],
+    videos: "list[VideoPart]",
     settings: dict[str, Any],
     *,
     said_first: str | None = None,
@@ -168,7 +183,7 @@ def print_answer(
 class ChatShell:
     """The interactive conversation. A mistake prints an error, and the conversation continues."""
 
-    def __init__(self, session: "ChatSession", settings: dict[str, Any], images: list[Path], videos: list[Path]):
+    def __init__(self, session: "ChatSession", settings: dict[str, Any], images: list[Path], videos: "list[VideoPart]"):
         self.session, self.settings = session, settings
         self.images, self.videos = list(images), list(videos)
         self.commands: dict[str, Callable[[str], None]] = {
@@ -224,7 +239,7 @@ class ChatShell:
         """Add pictures to the next question."""
         from vlm.core.sample.media import load_image
 
-        paths = file_names(rest, "/image FILE...")
+        paths = media_files([str(path) for path in file_names(rest, "/image FILE...")])
         for path in paths:  # a broken file fails now, not at the question
             load_image(path)
         note_pictures(paths)
@@ -233,11 +248,14 @@ class ChatShell:
     def add_video(self, rest: str) -> None:
         """Add a video to the next question."""
         from vlm.core.sample.media import load_video
+        from vlm.core.sample.records import video
 
-        paths = file_names(rest, "/video FILE")
+        *names, last = file_names(rest, "/video FILE [10-25]")
+        span = read_clip(str(last)) if names and CLIP.fullmatch(str(last)) else None
+        paths = names if span else [*names, last]
         for path in paths:
-            load_video(path, self.session.processor.frames)
-        self.videos += paths
+            load_video(path, self.session.processor.frames, span)
+        self.videos += [video(path, span) for path in paths]
 
     def show_history(self, _: str) -> None:
         """Print the conversation."""
@@ -265,7 +283,8 @@ class ChatShell:
 def file_label(part: "Medium") -> str:
     """Return what the history shows of a picture or video: its files in brackets."""
     together = part.get("together") if part["type"] == "image" else None
-    return f"[{' + '.join(together or [part['path']])}]"
+    clip = part["clip"] if part["type"] == "video" else None
+    return f"[{' + '.join(together or [part['path']])}{f' {clip[0]:g}-{clip[1]:g} s' if clip else ''}]"
 
 
 def file_names(rest: str, usage: str) -> list[Path]:

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from vlm.cli.backends import make_judge, native, ring, run_one, server
+from vlm.cli.backends import check_backend, make_judge, native, ring, run_one, server
 from vlm.cli.commands.eval_score import score
 from vlm.cli.find import check_result_name, find_benchmark_files, find_model
 from vlm.cli.options import (
@@ -19,13 +20,15 @@ from vlm.cli.options import (
     JudgeOptions,
     PlacementOptions,
     Replace,
+    RowsOptions,
     ServerOptions,
     grouped,
 )
+from vlm.cli.own_file import find_table
 from vlm.cli.show.evaluation import show_all, show_evaluation
 from vlm.cli.show.positions import positions_line
 from vlm.cli.show.say import say, say_json
-from vlm.core.errors import ConfigError, FetchError, UnknownName, VlmError
+from vlm.core.errors import ConfigError, FetchError, VlmError
 
 if TYPE_CHECKING:
     from vlm.eval.run.summary import Summary
@@ -52,9 +55,14 @@ app.command()(score)
 @grouped
 def evaluate(
     benchmarks: Annotated[
-        list[str], typer.Argument(metavar="BENCH...", help="Names in any case, or `all`; `vlm list benchmarks`.")
+        list[str],
+        typer.Argument(
+            metavar="BENCH...",
+            help="Names in any case, or `all`; `vlm list benchmarks`. Or files of your own questions: my.jsonl.",
+        ),
     ],
     files: BenchmarkFiles,
+    rows: RowsOptions,
     placement: PlacementOptions,
     endpoint: ServerOptions,
     grader: JudgeOptions,
@@ -83,7 +91,8 @@ def evaluate(
     retry_failed: Annotated[bool, typer.Option(help="Ask again where the outcome was oom or error.")] = False,
     replace: Replace = False,
     allow_missing: Annotated[
-        int, typer.Option(min=0, help="Items whose picture or video may be missing: they become `error`.")
+        int,
+        typer.Option(min=0, help="Items whose picture or video may be missing, and bad rows: they become `error`."),
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summaries as JSON.")] = False,
     backend: Annotated[str, typer.Option(help="native: in this process; openai: a server.")] = "native",
@@ -119,12 +128,14 @@ def evaluate(
     \b
     vlm eval pope --model runs/demo/train/sft/export --mini
     vlm eval all --model V2PE-32K
+    vlm eval my.csv --model V2PE-32K --scorer contains --columns question=Q,answer=A
     vlm eval mm-niah --model V2PE-32K --stride 1,16,64,256 --shard 0/8
     vlm eval pope --backend openai --base-url http://localhost:8000/v1 --model my-model
     """
     from vlm.core.config import parse
     from vlm.core.home import home, resolve
-    from vlm.eval.benchmark import load_benchmark, tables
+    from vlm.eval.benchmark import tables
+    from vlm.eval.own import describe, edition_of
     from vlm.eval.run.runner import Options
 
     check_result_name(name)
@@ -132,12 +143,15 @@ def evaluate(
     names = list(tables(home())) if everything else benchmarks
     if files.data and len(names) > 1:
         raise ConfigError("--data with several benchmarks", expected="one benchmark, or no --data")
+    table_of = cache(lambda bench: find_table(bench, rows))
     if not everything:  # a named benchmark without files fails before anything is computed
         for bench in names:
-            find_benchmark_files(load_benchmark(bench, home()), files)
+            find_benchmark_files(table_of(bench), files)
+            if table_of(bench).file:
+                say(describe(table_of(bench)), err=True)
     native_only = {"stride": stride, "positions": positions, "tiles": tiles, "max_length": max_length}
     native_only |= {**asdict(placement), "attention": attention, "processes": processes}
-    _check_backend(backend, endpoint.base_url, native_only)
+    check_backend(backend, endpoint.base_url, native_only)
     path = find_model(model) if backend == "native" else None
     settings: dict[str, Any] = {
         "positions": positions,
@@ -156,7 +170,7 @@ def evaluate(
     parse({**settings, "stride": None}, Options, where="vlm eval")  # faults before torch is imported
     judge = make_judge(grader, resolve(out) / ".judge")
     if path:
-        group = ring(processes, [load_benchmark(bench, home()) for bench in names])
+        group = ring(processes, [table_of(bench) for bench in names])
         asked = native(path, placement, attention=attention, max_length=max_length, group=group)
     else:
         asked = server(endpoint, model, family=family)
@@ -166,12 +180,13 @@ def evaluate(
             say(positions_line(asked.spec, value), err=True)
 
     def evaluate_one(bench: str) -> Done:
-        table = load_benchmark(bench, home())
+        table = table_of(bench)
         found: Done = []
         folder = find_benchmark_files(table, files)
         for value in sweep:
             chosen = asked.stride if value == "model" else value
-            options = parse({**settings, "name": name or asked.name, "stride": chosen}, Options, where="vlm eval")
+            own = {"name": name or asked.name, "stride": chosen, "edition": edition_of(table)}
+            options = parse({**settings, **own}, Options, where="vlm eval")
             target = resolve(out) / options.name / table.name / options.folder
             if summary := run_one(asked, table, folder, options, target, judge):
                 found.append((summary, options.folder))
@@ -212,20 +227,6 @@ def _each(names: list[str], one: Callable[[str], Done], *, continue_on_error: bo
             if isinstance(error, FetchError):
                 break
     return summaries, failed
-
-
-def _check_backend(backend: str, base_url: str | None, native_only: dict[str, Any]) -> None:
-    """Raise ConfigError for options of the other backend: none is ignored."""
-    if backend not in ("native", "openai"):
-        raise UnknownName("backend", backend, ("native", "openai"))
-    if backend == "native" and base_url:
-        raise ConfigError("--base-url with the native backend", expected="--backend openai")
-    usual = {"positions": "exact", "device": "auto", "dtype": "float32", "attention": "auto", "processes": 1}
-    given = [f"--{key.replace('_', '-')}" for key, value in native_only.items() if value != usual.get(key)]
-    if backend == "openai" and given:
-        raise ConfigError(
-            f"{', '.join(given)} with --backend openai", expected="settings of the server, to be set there"
-        )
 
 
 def _shard(value: str) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlm.cli.options import BenchmarkFiles, JudgeOptions, Replace, grouped
+from vlm.cli.options import BenchmarkFiles, JudgeOptions, Replace, RowsOptions, grouped
 from vlm.cli.show.say import say_json
 
 if TYPE_CHECKING:
@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 
 @grouped
 def score(
-    benchmark: Annotated[str, typer.Argument(metavar="BENCH", help="Name in any case; `vlm list benchmarks`.")],
+    benchmark: Annotated[
+        str, typer.Argument(metavar="BENCH", help="Name in any case, or a file of your own questions.")
+    ],
     predictions: Annotated[
         list[Path],
         typer.Argument(metavar="PREDICTIONS...", help="Files (.jsonl .json .tsv .csv .xlsx .txt) or folders of them."),
     ],
     files: BenchmarkFiles,
+    rows: RowsOptions,
     grader: JudgeOptions,
     out: Annotated[Path, typer.Option(help="Results go to OUT/NAME/BENCH/imported/.")] = Path("runs/eval"),
     name: Annotated[str | None, typer.Option(help="Name in results. Default: imported- and the file's name.")] = None,
@@ -42,22 +45,24 @@ def score(
     """
     from vlm.cli.backends import check_family, make_judge
     from vlm.cli.find import check_result_name, find_benchmark_files
+    from vlm.cli.own_file import find_table
     from vlm.cli.show.evaluation import show_evaluation
-    from vlm.core.home import home, resolve
+    from vlm.core.home import resolve
     from vlm.core.paths import as_name
-    from vlm.eval.benchmark import load_benchmark
+    from vlm.eval.own import edition_of
     from vlm.eval.saved.score import score_predictions
 
     check_result_name(name)
     check_family(family)
-    table = load_benchmark(benchmark, home())
+    table = find_table(benchmark, rows)
     folder = find_benchmark_files(table, files)
     paths = [resolve(path) for path in predictions]
     judge = make_judge(grader, resolve(out) / ".judge")
     label = name or as_name(f"imported-{paths[0].stem}")
-    target = resolve(out) / label / table.name / "imported"
+    edition = edition_of(table)
+    target = resolve(out) / label / table.name / (f"imported-file-{edition}" if edition else "imported")
     summary = score_predictions(
-        table.for_family(family), paths, target, data=folder, name=label, judge=judge, replace=replace
+        table.for_family(family), paths, target, data=folder, name=label, judge=judge, replace=replace, edition=edition
     )
     if as_json:
         say_json(summary, sort_keys=True)

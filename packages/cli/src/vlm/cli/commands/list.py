@@ -1,6 +1,7 @@
 """`vlm list`: weights, data, benchmarks and recipes, with their local state."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,10 +12,12 @@ from vlm.cli.show.catalogue import entry_row
 from vlm.cli.show.say import say_json
 from vlm.cli.show.screen import Screen
 from vlm.core.config import load_yaml, package_tables
+from vlm.core.errors import ConfigError
 from vlm.core.fetch.catalogue import load_catalogue
 from vlm.core.fetch.installed import entry_state
 from vlm.core.fetch.manifest import folder_state
-from vlm.core.home import dataset
+from vlm.core.home import dataset, home
+from vlm.core.paths import exists
 
 app = typer.Typer()
 
@@ -68,8 +71,17 @@ def _benchmarks(what: What) -> list[dict[str, Any]]:
     """
     serving = {table: entry for entry in load_catalogue().values() for table in entry.benchmarks}
     rows = []
-    for path in package_tables("vlm.eval", "benchmarks").values():
+    own = sorted((home() / "benchmarks").glob("*.y*ml"))
+    shipped = package_tables("vlm.eval", "benchmarks")
+    for path in [*shipped.values(), *own]:
+        if path.stem in {p.stem for p in own} and path not in own:  # replaced by one's own
+            continue
         table = load_yaml(path)
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path} holds no table", expected="a mapping with `name`, …")
+        if table.get("file"):
+            rows.append(_own_row(path, table))
+            continue
         entry = serving.get(str(table.get("name", path.stem)))
         for variant in table.get("variants") or [""]:
             name, title, folder = (
@@ -88,6 +100,17 @@ def _benchmarks(what: What) -> list[dict[str, Any]]:
             row = {"name": name, "state": here, "title": title, "folder": f"dataset/{folder}"}
             rows.append(row | {key: about[key] for key in keys} | {"entry": entry.name if entry else ""})
     return rows
+
+
+def _own_row(path: Path, table: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of a person's own file as a benchmark."""
+    file = home() / Path(str(table["file"])).expanduser()
+    here = exists(file) or exists(str(file).rpartition(":")[0])
+    empty = dict.fromkeys(("bytes", "from", "licence", "terms", "entry"), "") | {"size": None}
+    about = {"name": path.stem, "state": "present" if here else "absent", "title": str(table.get("title", path.stem))}
+    order = ("name", "state", "title", "folder", "bytes", "from", "licence", "size", "terms", "entry")
+    row = {**empty, **about, "folder": str(table["file"]), "from": "own file"}
+    return {key: row[key] for key in order}
 
 
 def _models(what: What) -> list[dict[str, Any]]:

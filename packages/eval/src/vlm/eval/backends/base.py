@@ -5,6 +5,7 @@ evaluation knows no more of it.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from vlm.core.errors import DataError, VlmError
@@ -35,6 +36,23 @@ class TooLong(Refused):
     """A prompt longer than the limit in force."""
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """How a backend draws tokens instead of taking the likeliest one.
+
+    A prompt with one seed gets one reply, whatever else is in its batch. `top_p`: of the likeliest tokens of this mass.
+    """
+
+    temperature: float
+    top_p: float | None = None
+    seed: int = 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The part of a backend's `settings`: what determines the replies."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
 class BackendReply(Protocol):
     """A reply: its text without special tokens, and whether the model ended it."""
 
@@ -48,7 +66,7 @@ class BackendReply(Protocol):
 
 
 class Backend(Protocol):
-    """A model that answers encoded prompts greedily.
+    """A model that answers encoded prompts, greedily unless its `Drawing` says otherwise.
 
     `family` chooses the prompts of the tables. `fingerprint` identifies the weights by content, `settings` everything
     else that can change an answer (strides, positions, tiles, dtype, template, …) except the batch: answers must not

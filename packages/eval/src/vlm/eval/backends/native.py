@@ -17,7 +17,7 @@ from vlm.core.sample.encoded import Encoded
 from vlm.core.sample.media import image_size
 from vlm.core.sample.positions import positions
 from vlm.core.sample.records import Medium, Message
-from vlm.eval.backends.base import BackendReply, Stopped, TooLong, is_out_of_memory
+from vlm.eval.backends.base import BackendReply, Drawing, Stopped, TooLong, is_out_of_memory
 
 if TYPE_CHECKING:
     from vlm.models.vlm import VisionLanguageModel
@@ -103,6 +103,7 @@ class NativeBackend:
         positions: "exact", or "float32" to round positions as the published code does.
         image_rule: Keys to replace in the family's image rule, for example `{"max_tiles": 18}`.
         max_length: Refuse prompts of more tokens than this.
+        drawing: How tokens are drawn; None takes the likeliest.
 
     >>> backend = NativeBackend(checkpoint, stride=64, image_rule={"max_tiles": 18})  # doctest: +SKIP
     >>> backend.answer([backend.encode("1", messages)], max_new_tokens=16, min_new_tokens=1)[0].text  # doctest: +SKIP
@@ -119,12 +120,13 @@ class NativeBackend:
         positions: str = "exact",
         image_rule: dict[str, Any] | None = None,
         max_length: int | None = None,
+        drawing: Drawing | None = None,
     ):
         processor = checkpoint.processor
         self.checkpoint = checkpoint
         self.processor = processor.with_image_rule(**image_rule) if image_rule else processor
         self.family, self.fingerprint = processor.family, checkpoint.fingerprint
-        self.stride, self.positions, self.max_length = stride, positions, max_length
+        self.stride, self.positions, self.max_length, self.drawing = stride, positions, max_length, drawing
         self.max_positions = processor.spec.language.max_positions
         self.settings = {
             "template": processor.spec.template,
@@ -135,6 +137,7 @@ class NativeBackend:
             "max_length": max_length,
             "beams": 1,
             **checkpoint.settings,
+            **(drawing.settings if drawing else {}),
         }
 
     def count_tokens(self, text: str) -> int:
@@ -188,11 +191,12 @@ class NativeBackend:
         return replace(encoded, position_ids=rounded)
 
     def answer(self, encoded: Sequence[Encoded], *, max_new_tokens: int, min_new_tokens: int) -> Sequence[BackendReply]:
-        """Return one greedy reply for each input, in order."""
-        from vlm.models.answers import answer
+        """Return one reply for each input, in order."""
+        from vlm.models.answers import RowDraws, answer
 
         limits = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
-        return answer(self.checkpoint.model, self.processor, list(encoded), **limits)
+        draws = RowDraws(encoded, **self.drawing.settings) if self.drawing else None
+        return answer(self.checkpoint.model, self.processor, list(encoded), draws=draws, **limits)
 
     def recover(self) -> None:
         """Collect garbage and empty the CUDA cache."""

@@ -22,7 +22,7 @@ from PIL import Image
 from vlm.core.errors import ConfigError, FetchError, UnknownName, VlmError
 from vlm.core.sample.records import Message
 from vlm.core.text import printable
-from vlm.eval.backends.base import BackendReply, NoAnswer, Refused, Stopped, TooLong, text_with_placeholders
+from vlm.eval.backends.base import BackendReply, Drawing, NoAnswer, Refused, Stopped, TooLong, text_with_placeholders
 from vlm.eval.backends.dialect import FILTERED, TOO_LONG, words_of
 from vlm.eval.backends.endpoint import Endpoint, Nonsense, Unanswered, content_of
 from vlm.eval.backends.parts import NEWLINES, content_parts, image_url, png
@@ -96,6 +96,7 @@ class OpenAIBackend:
         concurrency: Requests at once.
         newline: After which images the server's template writes a newline: one of `NEWLINES`. `vlm serve` says that
             it takes parts as they are.
+        drawing: How tokens are drawn; None takes the likeliest.
 
     Raises:
         ServerDown: The server does not answer.
@@ -116,6 +117,7 @@ class OpenAIBackend:
         family: str = "",
         concurrency: int = 8,
         newline: str = "front",
+        drawing: Drawing | None = None,
     ):
         if newline not in NEWLINES:
             raise UnknownName("newline", newline, NEWLINES)
@@ -130,12 +132,13 @@ class OpenAIBackend:
         self.model = card["id"]
         self.fingerprint = content_key(base_url=endpoint.url, **card)
         self.newline = "none" if exact else newline
+        self._sampling = drawing.settings if drawing else {"temperature": 0}
         self._own = {"vlm": {"exact": True}} if exact else {}
         self.settings = {
             "backend": "openai",
             "base_url": endpoint.url,
             "model": self.model,
-            "temperature": 0,
+            **self._sampling,
             "parts": "exact" if exact else f"newline after image: {newline}",
         }
 
@@ -234,7 +237,7 @@ class OpenAIBackend:
         return {"model": self.model, "messages": [message], "max_tokens": 16, "temperature": 0}
 
     def _ask(self, request: Request, limits: dict[str, int]) -> ServerReply | VlmError:
-        body = {"model": self.model, "messages": request.messages, **limits, "temperature": 0, **self._own}
+        body = {"model": self.model, "messages": request.messages, **limits, **self._sampling, **self._own}
         try:
             reply = self.endpoint.chat(body, _read_reply)
             # half of a surrogate pair, which JSON can name, cannot be written to a file

@@ -20,7 +20,7 @@ LOADERS: dict[str, Loader] = collect(__name__, "LOADERS")
 """Key of a table's `loader` -> function(benchmark, data folder, count_tokens=None) -> items, all checked."""
 
 GROUPS = 10
-"""Groups that the message about missing files names."""
+"""Groups that the message about missing files names, and rows that the one about bad rows names."""
 
 
 def load_items(
@@ -32,7 +32,8 @@ def load_items(
         benchmark: The table, as the model family is asked (`Benchmark.for_family`).
         folder: Its data folder.
         count_tokens: Measures length budgets (MileBench); by default four characters are a token.
-        allow_missing: Most items whose picture or video may be missing; they have a `fault`. None: any number.
+        allow_missing: Most items whose picture or video may be missing, or rows of a person's own file that cannot be
+            asked; they have a `fault`. None: any number.
 
     Raises:
         DataError: Files are missing or malformed; names the file and the row, or the groups and how many items.
@@ -42,6 +43,8 @@ def load_items(
         raise UnknownName("loader", benchmark.loader, LOADERS)
     items = LOADERS[benchmark.loader](benchmark, Path(folder), count_tokens=count_tokens)
     lost = [item for item in items if item.missing]
+    if lost and benchmark.file and allow_missing is not None and len(lost) > allow_missing:
+        raise _bad_rows(benchmark, lost, len(items))
     if allow_missing is not None and len(lost) > allow_missing:
         raise DataError(
             f"{lost[0].missing}; {len(lost):,} of {len(items):,} items of {benchmark.title} lack a picture or video: "
@@ -51,6 +54,17 @@ def load_items(
             f"--allow-missing {len(lost)}: those items become `error`, in the total and in no mean",
         )
     return items
+
+
+def _bad_rows(benchmark: Benchmark, lost: list[Item], total: int) -> DataError:
+    """Return the error that names the rows of a person's own file that cannot be asked."""
+    named = [f"  {item.missing}" for item in lost[:GROUPS]]
+    more = [f"  … and {len(lost) - GROUPS:,} more"] if len(lost) > GROUPS else []
+    return DataError(
+        "\n".join([f"{len(lost):,} of {total:,} rows of {benchmark.title} cannot be asked:", *named, *more]),
+        expected="in every row what its columns promise",
+        fix=f"correct them\n   or: --allow-missing {len(lost)}: those rows become `error`, in the total and in no mean",
+    )
 
 
 def _groups(lost: list[Item]) -> str:

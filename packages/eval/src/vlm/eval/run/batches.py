@@ -67,15 +67,23 @@ def in_batches(
     ]
 
 
-def answers(backend: Backend, order: Sequence[list[Task]]) -> Iterator[tuple[list[Task], list[Outcome]]]:
-    """Yield each batch with its outcomes; the next one is encoded while the model answers this one."""
+def answers(
+    backend: Backend, order: Sequence[list[Task]], *, as_they_are: bool = False
+) -> Iterator[tuple[list[Task], list[Outcome]]]:
+    """Yield each batch with its outcomes; the next one is encoded while the model answers this one.
+
+    Args:
+        backend: The model.
+        order: The batches.
+        as_they_are: Keep a reply that holds no answer, such as reasoning without an end: nobody scores it.
+    """
     with ThreadPoolExecutor(1) as pool:
         futures = deque(pool.submit(encode, backend, batch) for batch in order[:1])
         for batch, following in zip_longest(order, order[1:]):
             encoded, failed = futures.popleft().result()
             if following:
                 futures.append(pool.submit(encode, backend, following))
-            yield batch, failed + ask(backend, encoded)
+            yield batch, failed + ask(backend, encoded, as_they_are=as_they_are)
 
 
 def encode(backend: Backend, tasks: Sequence[Task]) -> tuple[Batch, list[Outcome]]:
@@ -92,17 +100,18 @@ def encode(backend: Backend, tasks: Sequence[Task]) -> tuple[Batch, list[Outcome
     return encoded, failed
 
 
-def ask(backend: Backend, batch: Batch) -> list[Outcome]:
+def ask(backend: Backend, batch: Batch, *, as_they_are: bool = False) -> list[Outcome]:
     """Return one outcome for each input; all have the same limits.
 
-    A batch that fails is halved until each failing item is alone.
+    A batch that fails is halved until each failing item is alone. `as_they_are`: see `answers`.
     """
     if not batch:
         return []
     tasks = [task for task, _ in batch]
     try:
         replies = backend.answer([encoded for _, encoded in batch], **tasks[0].limits)
-        return [_outcome(*asked, reply) for asked, reply in zip(batch, _checked(replies, len(batch)), strict=True)]
+        pairs = zip(batch, _checked(replies, len(batch)), strict=True)
+        return [_outcome(*asked, reply, as_they_are) for asked, reply in pairs]
     except RECORDED as error:
         failed, memory = _failure(tasks[0], error), is_out_of_memory(error)
     # after the handler, because the exception held the frames with the tensors of the failed attempt
@@ -111,7 +120,8 @@ def ask(backend: Backend, batch: Batch) -> list[Outcome]:
     if len(batch) == 1:
         return [failed]
     middle = len(batch) // 2
-    return ask(backend, batch[:middle]) + ask(backend, batch[middle:])
+    halves = (batch[:middle], batch[middle:])
+    return [outcome for half in halves for outcome in ask(backend, half, as_they_are=as_they_are)]
 
 
 def _checked(replies: Sequence[BackendReply], expected: int) -> Sequence[BackendReply]:
@@ -124,9 +134,9 @@ def _checked(replies: Sequence[BackendReply], expected: int) -> Sequence[Backend
     return replies
 
 
-def _outcome(task: Task, encoded: Any, reply: BackendReply) -> Outcome:
+def _outcome(task: Task, encoded: Any, reply: BackendReply, as_they_are: bool) -> Outcome:
     kind: Kind = "ok" if reply.finished else "truncated"
-    if why := why_unanswered(reply.text, reply.finished):
+    if not as_they_are and (why := why_unanswered(reply.text, reply.finished)):
         outcome = Outcome(task.key, task.item.id, "unanswered", detail=unanswered_detail(why, reply.text, task.limits))
     else:
         outcome = Outcome(task.key, task.item.id, kind, completion=reply.text, detail=getattr(reply, "note", ""))

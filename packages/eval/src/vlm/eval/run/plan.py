@@ -95,6 +95,7 @@ def plan_tasks(
             prompt=backend.prompt(item.messages),
             media=[_medium_key(p) for m in item.messages for p in m["content"] if p["type"] != "text"],
             decode={**backend.settings, **limits},
+            **({"fault": item.fault} if item.fault else {}),  # rows that cannot be asked are told apart by it
         )
         tasks.append(Task(item, key, backend.cost(item.messages), limits))
     return tasks

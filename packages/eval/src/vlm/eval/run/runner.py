@@ -50,7 +50,7 @@ Progress = Callable[[int, int, float | None], None]
 class Options(Strict):
     """How to run an evaluation.
 
-    `stride`, `positions`, `tiles`, `max_new_tokens` and `shuffle_images` make a variant.
+    `stride`, `positions`, `tiles`, `max_new_tokens`, `shuffle_images` and `edition` make a variant.
 
     Attributes:
         name: The model's name in results.
@@ -60,12 +60,14 @@ class Options(Strict):
         max_new_tokens: Token budget of every answer; None is the benchmark's own. For models that reason first.
         shuffle_images: Run the blind control: exchange the images between questions.
         seed: Seed of the blind control.
+        edition: What identifies the content of a person's own file; "" for other benchmarks.
         limit: Run the first items only; None: all.
         batch_size: Items asked at once; changes no answer.
         shard: This worker's number, from 0, and the number of workers.
         retry_failed: Ask again where memory ran out or an error occurred.
         replace: Give up finished results of other weights, settings or items in the same folder.
-        allow_missing: Most items whose picture or video may be missing; their outcome is `error`.
+        allow_missing: Most items whose picture or video may be missing, or rows of a person's own file that cannot be
+            asked; their outcome is `error`.
 
     >>> Options(stride=64, tiles=6, shuffle_images=True).folder
     'stride64-tiles6-shuffled'
@@ -78,6 +80,7 @@ class Options(Strict):
     max_new_tokens: int | None = Field(None, ge=1)
     shuffle_images: bool = False
     seed: int = 0
+    edition: str = ""
     limit: int | None = Field(None, ge=1)
     batch_size: int = Field(8, ge=1)
     shard: tuple[int, int] = (0, 1)
@@ -94,16 +97,18 @@ class Options(Strict):
             "tiles": self.tiles,
             "shuffle_images": self.shuffle_images,
         }
-        return {**own, "max_new_tokens": self.max_new_tokens} if self.max_new_tokens else own
+        more: Variant = {"edition": self.edition} if self.edition else {}
+        return {**own, **({"max_new_tokens": self.max_new_tokens} if self.max_new_tokens else {}), **more}
 
     @property
     def folder(self) -> str:
-        """Folder name of the variant: `default`, `stride64`, `stride64-tiles6-shuffled`, `shuffled-seed1`."""
+        """Folder name of the variant: `default`, `stride64`, `stride64-shuffled`, `shuffled-seed1`, `file-EDITION`."""
         parts = [f"stride{self.stride:g}"] if self.stride is not None else []
         parts += ["float32"] if self.positions == "float32" else []
         parts += [f"tiles{self.tiles}"] if self.tiles else []
         parts += [f"tokens{self.max_new_tokens}"] if self.max_new_tokens else []
         parts += ["shuffled", *([f"seed{self.seed}"] if self.seed else [])] if self.shuffle_images else []
+        parts += [f"file-{self.edition}"] if self.edition else []
         return "-".join(parts) or "default"
 
 

@@ -44,6 +44,7 @@ class Variant(TypedDict, total=False):
     tiles: int | None
     max_new_tokens: int
     shuffle_images: bool
+    edition: str
 
 
 class DataFacts(TypedDict, total=False):

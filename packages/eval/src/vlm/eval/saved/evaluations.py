@@ -104,6 +104,7 @@ class Evaluation:
         parts += [f"{v['tiles']} tiles"] if v.get("tiles") else []
         parts += [f"up to {v['max_new_tokens']} new tokens"] if v.get("max_new_tokens") else []
         parts += ["images exchanged"] if v.get("shuffle_images") else []
+        parts += [f"file {v['edition']}"] if v.get("edition") else []
         return ", ".join(parts)
 
     @property

@@ -67,6 +67,7 @@ def score_predictions(
     name: str,
     judge: Judge | None = None,
     replace: bool = False,
+    edition: str = "",
 ) -> Summary:
     """Write results.jsonl and summary.json to `out_dir` as an evaluation does, and return the summary.
 
@@ -80,6 +81,7 @@ def score_predictions(
         name: What the results call the model.
         judge: For tables with a judge.
         replace: Give up results of other predictions in the same folder.
+        edition: Of a person's own file: see `Options`.
 
     Raises:
         ConfigError: The folder holds results of other predictions.
@@ -114,7 +116,7 @@ def score_predictions(
     }
     tasks = [Task(item, outcome.key, 0.0, {}) for item, outcome in zip(items, outcomes, strict=True)]
     facts = data_facts(data, items=len(items), available=len(items), limit=None)
-    variant = Options.model_validate({}).variant
+    variant = Options(edition=edition).variant
     head: SummaryHead = {"model": name, "variant": variant, "data": facts, "imported": imported}
     with locked(out_dir, f"vlm eval score {benchmark.name}"):
         if not replace:
