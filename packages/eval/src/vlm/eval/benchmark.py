@@ -155,6 +155,8 @@ class Benchmark(Strict):
         }
         scorer = given.get("scorer")
         metric = {"metric": scorer if isinstance(scorer, str) else "score"}
+        if scorer == "judge":  # the prompt that grades open answers, ours
+            usual["judge"] = load_yaml(package_tables("vlm.eval", "benchmarks")["mm-vet"])["judge"]
         options = given.get("options")
         return {**usual, **given, "options": {**metric, **options} if isinstance(options, dict) else options or metric}
 

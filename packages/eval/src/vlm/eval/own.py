@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import ConfigError, UnknownName
+from vlm.core.fetch.manifest import sha256_of
 from vlm.core.paths import as_name, exists
 from vlm.core.reading import is_folder
 from vlm.core.rows.table import KINDS
 from vlm.core.text import printable
 from vlm.eval.benchmark import Benchmark
-from vlm.eval.keys import content_key, file_hash
+from vlm.eval.keys import content_key
 from vlm.eval.loaders.rows import SCORERS_OF_ROWS, open_questions
 
 
@@ -101,6 +102,6 @@ def edition_of(table: Benchmark) -> str:
     if not exists(path):
         path = Path(str(path).rpartition(":")[0])
     if not is_folder(path):
-        return file_hash(str(path))[:12]
+        return sha256_of(path)[:12]
     files = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in KINDS and p.is_file()]
-    return content_key(files=[[p.relative_to(path).as_posix(), file_hash(str(p))] for p in files])[:12]
+    return content_key(files=[[p.relative_to(path).as_posix(), sha256_of(p)] for p in files])[:12]

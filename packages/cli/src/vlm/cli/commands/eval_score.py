@@ -34,9 +34,9 @@ def score(
 ) -> None:
     """Score saved predictions; no model is loaded. The keys of the records tell the format.
 
-    Known: results.jsonl of `vlm eval`, results of the InternVL, V2PE, LLaVA, MileBench, MM-NIAH, Long-VQA, SEED, MME,
-    RefCOCO and MVBench scripts, tables of VLMEvalKit and MMBench, samples of lmms-eval, an object from id to reply, and
-    records with `id` and `prediction`.
+    Known: results.jsonl of `vlm eval`, replies of `vlm infer`, results of the InternVL, V2PE, LLaVA, MileBench,
+    MM-NIAH, Long-VQA, SEED, MME, RefCOCO and MVBench scripts, tables of VLMEvalKit and MMBench, samples of
+    lmms-eval, an object from id to reply, and records with `id` and `prediction`.
 
     \b
     vlm eval score pope answers.jsonl

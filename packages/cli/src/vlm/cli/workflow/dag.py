@@ -24,11 +24,15 @@ NAME = re.compile(r"^name: *(\S+)", re.MULTILINE)
 
 
 class TableFile(NamedTuple):
-    """The YAML file of a benchmark, its `name` there (without the variant), and its folder below `dataset/`."""
+    """The YAML file of a benchmark, its `name` there (without the variant), and its folder below `dataset/`.
+
+    `own`: a person's own file with its questions; None for others.
+    """
 
     file: str
     name: str
     folder: str
+    own: str | None = None
 
 
 @cache
@@ -36,6 +40,8 @@ def table_of(bench: str) -> TableFile:
     """Find the table of a benchmark by name, in any case. Raises UnknownName with the nearest."""
     table = load_benchmark(bench, home())
     path = {name.lower(): path for name, (path, _) in tables(home()).items()}[bench.lower()]
+    if table.file:
+        return TableFile(str(path), table.name, table.folder, table.file)
     (name,) = NAME.findall(path.read_text(encoding="utf-8"))  # parsing every table twice takes a second
     return TableFile(str(path), name, table.folder)
 
@@ -88,5 +94,7 @@ def downloads_of(folder: str) -> str:
 def benchmark_data(bench: str) -> str:
     """Return the file whose existence means that a benchmark's data are there: of its entry, else of its folder."""
     table = table_of(bench)
+    if table.own:
+        return table.own
     serving = [e.name for e in catalogue().values() if table.name in e.benchmarks or bench in e.benchmarks]
     return ready(serving[0]) if serving else f"dataset/{table.folder}/{MANIFEST}"

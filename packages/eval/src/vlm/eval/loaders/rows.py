@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vlm.core.errors import DataError, UnknownName
+from vlm.core.errors import ConfigError, DataError, UnknownName
 from vlm.core.home import home, resolve
 from vlm.core.media_root import MediaRoot
 from vlm.core.rows.forms import Unfit, normal
@@ -22,7 +22,7 @@ from vlm.core.rows.table import Table, open_table
 from vlm.core.rows.text import Row
 from vlm.core.sample.chat import user_message
 from vlm.core.sample.fields import no_clip
-from vlm.core.sample.records import Medium, Message, image, read_record, text, video
+from vlm.core.sample.records import Medium, Message, Part, image, read_record, text, video
 from vlm.core.text import printable
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.cells import (
@@ -123,12 +123,14 @@ def load_rows(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens |
 
     Raises:
         DataError: No question or answer in the table, two rows of one id, or a fault behind which nothing is read.
-        UnknownName: A scorer that needs more than a row holds.
+        UnknownName: A scorer that needs more than a row holds. ConfigError: a judge beside other scorers.
     """
     scorers = [benchmark.scorer] if isinstance(benchmark.scorer, str) else list(benchmark.scorer.values())
     for scorer in scorers:
         if scorer not in SCORERS_OF_ROWS:
             raise UnknownName("scorer of own rows:", scorer, SCORERS_OF_ROWS)
+    if len(scorers) > 1 and "judge" in scorers:
+        raise ConfigError(f"{benchmark.name}: the scorer judge beside others", expected="one file for each")
     items = read_rows(benchmark, scored=True)
     if benchmark.counts or (Path(benchmark.file or "").parent / MARKER).is_file():
         checked = Items()
@@ -220,14 +222,13 @@ class _RowReader:
                 record[key] = [str(self._file(value, key)) for value in record[key]]
         sample = read_record(record, root=MediaRoot(Path("/")), where=f"row {number}")
         messages = [*sample.messages]
-        gold = None
+        said: list[Part] = []
         if messages[-1]["role"] == "assistant":
-            said = messages.pop()["content"]
-            gold = "".join(part["text"] for part in said if part["type"] == "text")
+            said = [*messages.pop()["content"]]
         if not messages:
             raise Unfit("turns", "no question, expected a turn of the user")
-        if self.scored:
-            gold = gold_for(self._scorer("all"), gold, {})
+        answer = "".join(part["text"] for part in said if part["type"] == "text")
+        gold = gold_for(self._scorer("all"), answer, {}) if self.scored else None
         question = "".join(part["text"] for part in messages[-1]["content"] if part["type"] == "text").strip()
         return Item(self._id(number, row), messages, gold, "all", self._meta(question, {}, sample.media))
 

@@ -36,10 +36,12 @@ class Format:
 
 
 OWN = Format("results.jsonl of vlm eval", {"id", "outcome", "completion"}, "completion", ("id",), "gold")
+INFER = Format("replies of vlm infer", {"id", "outcome", "reply", "key"}, "reply", ("id",))
 VLMEVALKIT = "VLMEvalKit or MMBench table"
 
 FORMATS = (
     OWN,
+    INFER,
     Format("lmms-eval samples", {"doc_id", "filtered_resps"}, "filtered_resps", ("doc_id",), "target"),
     Format("lmms-eval samples", {"doc_id", "resps"}, "resps", ("doc_id",), "target"),
     Format("MileBench pred.json", {"sample_id", "pred_response"}, "pred_response", ("sample_id",), "gt_response"),
@@ -90,7 +92,7 @@ class Prediction:
         reference: The reference answer, where the file has one.
         question: The question, where the file has one.
         table: From a spreadsheet, where an empty cell is no reply and numbers are texts.
-        outcome: In our own results, the outcome of the item, and why; ("", "") in files of others.
+        outcome: In our own results and replies, the outcome of the item, and why; ("", "") in files of others.
     """
 
     where: str
@@ -159,7 +161,8 @@ def _add_records(
         asked = [source[key] for source in sources for key in QUESTION_KEYS if key in source and key != kind.reply]
         question = next((text for text in asked if isinstance(text, str)), None)
         reference = record.get(kind.reference or "")
-        outcome = (str(record["outcome"]), str(record.get("why") or "")) if kind is OWN else ("", "")
+        outcome = (str(record["outcome"]), str(record.get("why") or "")) if kind in (OWN, INFER) else ("", "")
+        outcome = ("truncated", outcome[1]) if outcome[0] == "length" else outcome
         read.predictions.append(
             Prediction(where, group, counted[group], reply, ids, reference, question, table, outcome)
         )

@@ -116,7 +116,7 @@ def score_predictions(
     }
     tasks = [Task(item, outcome.key, 0.0, {}) for item, outcome in zip(items, outcomes, strict=True)]
     facts = data_facts(data, items=len(items), available=len(items), limit=None)
-    variant = Options(edition=edition).variant
+    variant = Options.model_validate({"edition": edition}).variant
     head: SummaryHead = {"model": name, "variant": variant, "data": facts, "imported": imported}
     with locked(out_dir, f"vlm eval score {benchmark.name}"):
         if not replace:
