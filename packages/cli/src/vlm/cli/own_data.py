@@ -55,7 +55,7 @@ def recipe_of(options: "TrainOptions", processes: int | None = None, *, dry_run:
 
 def _own(options: "TrainOptions", processes: int | None, dry_run: bool) -> tuple["Recipe", Path]:
     from vlm.core.config import parse
-    from vlm.train.own.data import faults_of_first, refuse_faults
+    from vlm.train.own.data import faults_of_first, is_plain, refuse_faults, refuse_many
     from vlm.train.own.defaults import own_recipe, write_recipe
     from vlm.train.own.fitting import fitted
     from vlm.train.recipe.recipe import Recipe, load_recipe
@@ -74,6 +74,9 @@ def _own(options: "TrainOptions", processes: int | None, dry_run: bool) -> tuple
     if dry_run:
         refuse_faults([fault for source in named for fault in faults_of_first(source, rows)])
     sets = _sets(named, rows, write=not dry_run)
+    for source, one in zip(named, sets, strict=True):
+        if not dry_run and is_plain(source.table, rows):  # an import has told already
+            refuse_many(faults_of_first(source, rows), one.records)
     trained, held_back = sets[:number], sets[number:]
     for one in sets:
         if not quiet:
@@ -81,7 +84,7 @@ def _own(options: "TrainOptions", processes: int | None, dry_run: bool) -> tuple
     outside = [str(folder) for folder in rows.outside]
     count = processes or 1
     about: dict[str, Any] = {"name": name, "sets": trained, "held_back": held_back, "lora": options.lora}
-    keys = own_recipe(start, **about, outside=outside, processes=count)
+    keys = own_recipe(start, **about, outside=outside, processes=count, overrides=options.overrides)
     way, estimate = fitted(parse(keys, Recipe, where=name), count)
     for key, value in way.items():
         _set(keys, key, value)
@@ -92,7 +95,7 @@ def _own(options: "TrainOptions", processes: int | None, dry_run: bool) -> tuple
 
         return parse(with_overrides(keys, options.overrides), Recipe, where=name), out
     head = f"{MADE_BY[2:]}vlm train {' '.join(options.chosen())}\n{REQUEST[2:]}{request}"
-    write_recipe(file, keys, head=f"{head}\nIt holds all that the run needs: vlm train --recipe {file.name}")
+    write_recipe(file, keys, head=f"{head}\nIt holds all that the run needs: vlm train --recipe {file} --run {run}")
     return load_recipe(str(file), run=run, overrides=options.overrides), out
 
 

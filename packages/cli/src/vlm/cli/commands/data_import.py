@@ -116,6 +116,8 @@ def told(done: dict[str, Any]) -> list[str]:
     )
     if done["unread"]:
         lines.append("not read: " + ", ".join(f"{key} ({n:,})" for key, n in done["unread"].items()))
+    if done["same_id"]:
+        lines.append(f"{done['same_id']:,} records have the id of another: FILE:LINE tells them apart")
     return lines
 
 

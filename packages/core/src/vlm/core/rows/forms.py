@@ -75,7 +75,9 @@ def normal(row: Mapping[str, Any], question: str | None = None) -> Normal:
     >>> normal({"Image Path": "a.png", "Question": "What?", "Answer": "A cat."}).record["conversations"][1]
     {'from': 'gpt', 'value': 'A cat.'}
     """
-    keys = {re.sub(r"[\s-]+", "_", key.strip()).lower(): key for key in [*row][::-1]}
+    keys: dict[str, str] = {}
+    for key in row:
+        keys.setdefault(re.sub(r"[\s-]+", "_", key.strip()).lower(), key)
     values = {name: _opened(name, row[key]) for name, key in keys.items() if not _absent(row[key])}
     used: set[str] = set()
 
@@ -145,10 +147,11 @@ def _columns(take: Any, values: Mapping[str, Any], asked: str | None) -> list[An
     if question is not None and values.get("instruction") == question and isinstance(values.get("input"), str):
         question = f"{question}\n{take(('input',))}"
     question = asked if question is None else question
-    answer = take(ANSWER)
     found = ", ".join(printable(key, 40) for key in list(values)[:12]) or "nothing"
     if question is None:
-        raise Unfit("form", f"no question: the columns are {found}; expected {EXPECTED}")
+        ask = "; --question TEXT asks the same of each" if take(ANSWER) is not None else ""
+        raise Unfit("form", f"no question: the columns are {found}; expected {EXPECTED}{ask}")
+    answer = take(ANSWER)
     if answer is None:
         raise Unfit(
             "empty answer", f"no answer: the columns with a value are {found}; expected {', '.join(ANSWER[:4])}, …"

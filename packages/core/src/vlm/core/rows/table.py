@@ -42,6 +42,8 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     "parquet": arrow_rows,
     "Arrow": arrow_rows,
 }
+OURS = ("records.jsonl", "manifest.json", "ledger.jsonl")
+"""Files of a folder that `vlm.core.rows.write` made."""
 SHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 EXPECTED = "a .json, .jsonl, .csv, .tsv, .parquet or .arrow file, or a folder of them"
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")
@@ -160,6 +162,8 @@ def _folder(path: Path, split: str | None) -> Table:
         return Table(path, inner.format, inner.files, path, chosen, tuple(names))
     if (path / "state.json").is_file():
         return _saved(path)
+    if all((path / name).is_file() for name in OURS):
+        return Table(path, "JSON lines", (path / OURS[0],), path)
     found = [file for file in sorted(path.rglob("*")) if _is_rows(file, path)]
     if not found:
         raise DataError(f"no file of rows in {printable(path)}", expected=EXPECTED)

@@ -6,6 +6,7 @@ print(done["read"], done["written"], done["refused"])
 
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from vlm.core.rows.forms import Normal, Unfit, normal
 from vlm.core.rows.media import MediaStore, Medium
 from vlm.core.rows.table import Table
 from vlm.core.rows.text import Row
-from vlm.core.sample.records import Allowed, examine
+from vlm.core.sample.records import Allowed, examine, record_id
 from vlm.core.text import printable
 
 SAVED = 200
@@ -67,7 +68,7 @@ class SettledRow(NamedTuple):
 def settled(row: Row, options: ImportOptions) -> SettledRow:
     """Return a row as a record that can be used, its media unread. Raises Unfit with every reason."""
     if row.fault:
-        raise Unfit("row", row.fault)
+        raise Unfit("unreadable", row.fault)
     found: Normal = normal(row.value, options.question)
     # what stands for a file is examined by whoever reads it; here its number counts
     names: dict[str, list[str]] = {key: [f"{key}-{i}" for i in range(len(found.record.get(key, ())))] for key in KINDS}
@@ -75,6 +76,8 @@ def settled(row: Row, options: ImportOptions) -> SettledRow:
     examined = examine(named, root=Path(), allow=options.allow)
     if examined.fatal:
         raise Unfit(examined.fatal[0].kind, "; ".join(fault.message for fault in examined.fatal))
+    if not any(turn["from"] == "gpt" and turn.get("loss") != 0 for turn in found.record["conversations"]):
+        raise Unfit("no answer", "no answer to learn")
     return SettledRow(found.form, found.record, [*found.unread, *examined.unread])
 
 
@@ -147,6 +150,7 @@ def write_normal(table: Table, out: Path, options: ImportOptions | None = None, 
             "source": source or str(table.path),
             "format": table.said,
             **{key: state[key] for key in ("request", "forms", "read", "written", "refused", "unread")},
+            "same_id": same_ids(parts / RECORDS),
         }
         for name in (RECORDS, LEDGER):
             (parts / name).replace(out / name)
@@ -154,6 +158,18 @@ def write_normal(table: Table, out: Path, options: ImportOptions | None = None, 
         (parts / "state.json").unlink()
         parts.rmdir()
     return manifest
+
+
+def same_ids(file: Path) -> int:
+    """Return how many records have an id that a record before them has; one without an id has none."""
+    seen: set[int] = set()  # hashes: 8 bytes of each id, whatever its length
+    count = 0
+    with file.open("rb") as lines:
+        for line in lines:
+            if id := record_id(json.loads(line)):
+                count += 1
+                seen.add(hash(id))
+    return count - len(seen)
 
 
 def _write_rows(table: Table, out: Path, parts: Path, state: _State, options: ImportOptions) -> None:
@@ -217,12 +233,14 @@ def too_many(table: Table, state: dict[str, Any], options: ImportOptions, ledger
     if lost > SHOWN:
         lines.append(f"  … and {lost - SHOWN:,} more; all are in {ledger}")
     kinds = ", ".join(f"{kind} {n:,}" for kind, n in Counter(state["refused"]).most_common())
+    share = math.ceil(100 * lost / max(1, state["read"])) / 100
+    more = f"vlm data import {printable(table.path)} OUT --max-lost {share:g}"
     if not state["read"]:
         return DataError(f"{printable(table.path)} holds no row", expected="at least one record")
     return DataError(
         f"{lost:,} of {state['read']:,} rows of {printable(table.path)} cannot be used ({kinds}):\n" + "\n".join(lines),
         expected=f"at most {options.max_lost:.0%} of them",
-        fix="repair or remove the rows above, or allow more on purpose: --max-lost 0.1",
+        fix="repair or remove the rows above" + (f", or allow more on purpose: {more}" if state["written"] else ""),
     )
 
 

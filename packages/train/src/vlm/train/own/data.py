@@ -23,6 +23,10 @@ LOOKED_AT = 100
 """Rows that are read to tell the form of a set, and by a dry run."""
 
 
+MAX_LOST = 0.01
+"""Share of the records that a run on own data may lose."""
+
+
 class OwnSet(NamedTuple):
     """Data of one's own: its entry in a recipe, how many records it has, its content as a stamp, and what it is."""
 
@@ -78,6 +82,12 @@ def refuse_faults(faults: list[str]) -> None:
             expected="a question, an answer, and as many files as placeholders",
             fix="repair or remove these rows",
         )
+
+
+def refuse_many(faults: list[str], records: int) -> None:
+    """Raise DataError where the first rows alone hold more faults than a run may lose; do nothing below."""
+    if len(faults) > MAX_LOST * records:
+        refuse_faults(faults)
 
 
 def is_plain(table: Table, options: ImportOptions) -> bool:

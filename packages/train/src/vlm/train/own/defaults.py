@@ -15,8 +15,8 @@ from vlm.core.errors import ConfigError
 from vlm.core.home import home, write_atomic
 from vlm.models.checkpoint.layout import read_layout
 from vlm.models.specs import ModelSpec, load_preset
-from vlm.train.own.data import OwnSet
-from vlm.train.recipe.recipe import merged, raw_recipe, shipped
+from vlm.train.own.data import MAX_LOST, OwnSet
+from vlm.train.recipe.recipe import merged, raw_recipe, shipped, with_overrides
 
 FINE_TUNING = {
     "convllava-768": "convllava-stage3",
@@ -80,6 +80,7 @@ def own_recipe(
     lora: bool = False,
     outside: Sequence[str] = (),
     processes: int = 1,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the keys of a complete recipe.
 
@@ -91,6 +92,7 @@ def own_recipe(
         lora: Train adapters, not the weights.
         outside: Folders outside of the sets that records may name.
         processes: That share a step.
+        overrides: `key=value` that the command line will set; only what depends on them is taken from here.
 
     Raises:
         CheckpointError: No checkpoint that can be read.
@@ -104,7 +106,11 @@ def own_recipe(
     if not records:
         raise ConfigError("no record to train on", expected="at least one")
     batch, epochs = scaled(base, records, lora=lora, processes=processes)
-    steps = max(1, int(epochs * records / batch))
+    length = with_overrides({"epochs": epochs, "batch": {"samples": batch}}, overrides)
+    try:
+        steps = int(length.get("steps") or length["epochs"] * records / length["batch"]["samples"])
+    except (TypeError, ValueError, ZeroDivisionError, KeyError):
+        steps = 1  # the recipe's own check names what is wrong
     why = f"ours: {source} scaled to {records:,} records on this machine"
     drop_path = base["model"].get("spec", {}).get("vision")
     changes: dict[str, Any] = {
@@ -116,7 +122,7 @@ def own_recipe(
         "epochs": epochs,
         "save_every": max(1, min(base.get("save_every", 500), steps // SAVES)),
         "keep": 2,
-        "max_lost": 0.01,
+        "max_lost": MAX_LOST,
         **strides_of(spec),
     }
     if held_back:

@@ -24,7 +24,7 @@ def missing_files(recipe: Recipe, start: CheckpointError | None) -> list[Fault]:
     found: list[Fault] = []
     if start is not None:
         found.append({"what": "weights", "found": start.found, "fix": weights_fix(recipe.model, start.found)})
-    absent = [entry for entry in recipe.data if not resolve(entry.file).exists()]
+    absent = [entry for entry in (*recipe.data, *recipe.eval_data) if not resolve(entry.file).exists()]
     catalogue = load_catalogue() if absent else {}  # once: a recipe has up to 45 sets
     for entry in absent:
         fix = data_fix(entry, catalogue)

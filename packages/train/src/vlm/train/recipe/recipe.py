@@ -45,6 +45,7 @@ class Recipe(Strict):
         title: one line for people.
         model: the start checkpoint.
         data: the mixture.
+        eval_data: records that are not trained on; their loss is measured at each checkpoint and at the end.
         trainable: parameter patterns such as `encoder.stages.4.*`; everything else is frozen, except the adapters.
         lora: adapters.
         optimizer: AdamW and its schedule.
@@ -77,6 +78,7 @@ class Recipe(Strict):
     title: str
     model: Model
     data: tuple[DataEntry, ...]
+    eval_data: Annotated[tuple[DataEntry, ...], Field(exclude_if=lambda value: not value)] = ()
     trainable: tuple[str, ...]
     lora: Lora | None = None
     optimizer: Optimizer
@@ -148,10 +150,11 @@ class Recipe(Strict):
 
     @property
     def digest(self) -> str:
-        """The sha256 of everything that changes the numbers (titles, sources, limits and saving do not)."""
+        """The sha256 of everything that changes the numbers (titles, sources, limits, saving and measuring do not)."""
         habits = {
             "title",
             "sources",
+            "eval_data",
             "save_every",
             "keep",
             "max_lost",
@@ -176,9 +179,10 @@ def whole_faults(recipe: dict[str, Any]) -> list[tuple[str, Any]]:
     }  # a difference names its source itself
     if bare := [k for k in numbers(given) if not covered(k, sources if isinstance(sources, dict) else {})]:
         faults.append(("sources", f"numbers without a source: {', '.join(bare)}"))
-    entries = [entry.get("name") for entry in recipe.get("data") or () if isinstance(entry, dict)]
-    if twice := sorted({str(name) for name in entries if entries.count(name) > 1}):
-        faults.append(("data", f"two entries are named {', '.join(twice)}: the ledger could not tell them apart"))
+    for key in ("data", "eval_data"):
+        entries = [entry.get("name") for entry in recipe.get(key) or () if isinstance(entry, dict)]
+        if twice := sorted({str(name) for name in entries if entries.count(name) > 1}):
+            faults.append((key, f"two entries are named {', '.join(twice)}: the ledger could not tell them apart"))
     batch, longest = recipe.get("batch"), recipe.get("max_length")
     if isinstance(batch, dict) and batch.get("packing", "best_fit") != "none":
         room = batch.get("max_tokens")
@@ -313,7 +317,13 @@ def shipped(name: str) -> Path:
 
 
 def with_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the keys of a recipe with each `key.path=value` in its place. Raises ConfigError for another form."""
+    """Return the keys of a recipe with each `key.path=value` in its place. Raises ConfigError for another form.
+
+    `steps` takes the place of `epochs` and the other way round, unless both are given.
+    """
+    lengths = {override.partition("=")[0] for override in overrides} & {"epochs", "steps"}
+    if len(lengths) == 1:
+        data = {key: value for key, value in data.items() if key not in {"epochs", "steps"} - lengths}
     for override in overrides:
         key, _, value = override.partition("=")
         if not value or not key:

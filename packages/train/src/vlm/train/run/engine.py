@@ -163,6 +163,15 @@ class Engine:
         self._deepspeed.backward(loss * self.world.size, scale_wrt_gas=False)
         return float(loss.item())
 
+    def measure(self, batch: dict[str, Tensor | None]) -> float:
+        """Return the weighted sum of the losses of one row, without dropout; nothing is learned from it."""
+        self._deepspeed.eval()
+        try:
+            with torch.no_grad():
+                return float(self._deepspeed(**batch, loss_denominator=1.0, logits=False).loss.item())
+        finally:
+            self._deepspeed.train()
+
     def step(self) -> float:
         """Clip, update, clear; return the gradient norm before clipping."""
         plain = [p.grad for p in self.model.parameters() if p.grad is not None]

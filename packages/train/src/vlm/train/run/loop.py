@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-import torch
-
 from vlm.core.errors import ConfigError, DataError, Preempted, VlmError
 from vlm.core.home import locked, write_json
 from vlm.models.checkpoint.load import load_model, save_state
@@ -27,11 +25,13 @@ from vlm.train.recipe.recipe import Recipe, trained_strides, training_spec
 from vlm.train.run.boards import Boards, is_spike
 from vlm.train.run.checkpoint import RunState, load_checkpoint, save_checkpoint, writing
 from vlm.train.run.engine import Engine, seed_step, slicer
+from vlm.train.run.held_back import HeldBack
 from vlm.train.run.metrics import Ledger, Log, ProgressBar
 from vlm.train.run.processes import World, check_mesh, meshed, world
 from vlm.train.run.provenance import Begun, begin, finished
+from vlm.train.run.shares import batches, most_rows, same_for_all
 from vlm.train.run.speed import SpeedMeter
-from vlm.train.run.stream import StepData, Stream, computed, deal, to_tensors
+from vlm.train.run.stream import StepData, Stream, computed
 from vlm.train.run.waiting import prefetch, stop_requests
 
 
@@ -82,7 +82,7 @@ def train(
 
 
 class StepLine(TypedDict):
-    """One line of metrics.jsonl; the last three are those of `SpeedLine`."""
+    """One line of metrics.jsonl; the last five are those of `SpeedLine` and `HeldLine`."""
 
     step: int
     loss: float
@@ -100,6 +100,8 @@ class StepLine(TypedDict):
     mfu: NotRequired[float]
     memory_gb: NotRequired[float]
     data_wait_s: NotRequired[float]
+    eval_loss: NotRequired[float]
+    eval_samples: NotRequired[int]
 
 
 def run_stage(plan: RunPlan, out: Path, me: World, quiet: bool, begun: Begun | None) -> Path:
@@ -134,6 +136,7 @@ def run_stage(plan: RunPlan, out: Path, me: World, quiet: bool, begun: Begun | N
     me.barrier()
     losses = [line["loss"] for line in metrics.read()]
     meter = SpeedMeter(plan, me.size) if me.first else None
+    held = HeldBack(recipe, processor, engine, me) if recipe.eval_data else None
     boards = Boards(out, recipe.log if me.first else (), first, recipe.name)
     saved, record = first, None
 
@@ -177,6 +180,9 @@ def run_stage(plan: RunPlan, out: Path, me: World, quiet: bool, begun: Begun | N
             if data.rows:
                 line = one_step(engine, recipe, processor, data, step, total, me)
                 note = f"loss {line['loss']:.4f}  {line['tokens_per_s']:.0f} tok/s"
+                if held is not None and ((step + 1) % recipe.save_every == 0 or step + 1 == total):
+                    line |= held.at(step + 1)  # type: ignore[typeddict-item]
+                    note += f"  held back {line['eval_loss']:.4f}"
                 if meter is not None:
                     line |= meter.line(data.rows, line["seconds"], waited)  # type: ignore[typeddict-item]
                     metrics.write(**line)
@@ -195,17 +201,7 @@ def run_stage(plan: RunPlan, out: Path, me: World, quiet: bool, begun: Begun | N
                 save(step + 1)
             asked = time.perf_counter()
         heed(total)
-    return export(engine, recipe, out, me, start, counts, ledger, stream)
-
-
-def same_for_all(stream: Stream, step: int, data: StepData, me: World) -> StepData:
-    """Return the data of a step without any sample that was late for any process: rows must be the same for all."""
-    while me.size > 1 and me.agree(bool(data.late)):
-        late = me.union(data.late)
-        if not me.agree(late != data.late):
-            break
-        data = stream.step(step, skip=late)
-    return data
+    return export(engine, recipe, out, me, start, counts, ledger, stream, held)
 
 
 def lost_too_many(recipe: Recipe, ledger: Ledger, total: int) -> DataError | None:
@@ -230,17 +226,11 @@ def one_step(
     """
     began = time.perf_counter()
     seed_step(recipe.seed, step, me.rank)
-    rows = deal(data.rows, me.data_rank, me.data_size)
-    most = max(len(deal(data.rows, r, me.data_size)) for r in range(me.data_size))
+    most = most_rows(data.rows, me)
     weight = sum(row.weight for row in data.rows)
-    pixels_on = torch.device("cpu") if me.sequence else me.device  # of a shared row, a share of the tiles is moved
     lr = engine.set_lr_factor(lr_factor(step, total, recipe.optimizer))
     loss = 0.0
-    for i in range(most):  # ranks with fewer rows repeat one with weight 0, so that collectives stay in step
-        row = rows[i] if i < len(rows) else data.rows[0]
-        batch = to_tensors(row, processor, me.device, pixels_on)
-        if i >= len(rows):
-            batch["loss_weights"] = torch.zeros_like(batch["loss_weights"])  # type: ignore[arg-type]
+    for i, batch in enumerate(batches(data.rows, processor, me)):
         loss += engine.accumulate(batch, weight, last=i == most - 1)
     norm = engine.step()
     loss = me.total(loss)
@@ -274,14 +264,16 @@ def export(
     counts: dict[str, int],
     ledger: Ledger,
     stream: Stream,
+    held: HeldBack | None,
 ) -> Path:
     """Write the trained model in our layout and the summary; a model that exists means that the stage is done."""
+    measured = {} if held is None else {**held.at(stream.total_steps), "eval_dropped": held.dropped}
     state = engine.gathered_state()
     if me.first:
         spec = engine.model.spec.model_copy(update=trained_strides(recipe, engine.model.tokens_per_tile))
         ledger.add_unseen(stream.total_steps, stream.unseen)
         summary = {"recipe": recipe.name, "trained": counts, "ledger": ledger.counts, "unseen": len(stream.unseen)}
-        write_json(out / "summary.json", summary)
+        write_json(out / "summary.json", summary | measured)
         if recipe.lora:
             save_adapters(state, recipe.lora, out / "adapter", trained=recipe.trainable, base=recipe.model.start)
             state = merge(state, recipe.lora)

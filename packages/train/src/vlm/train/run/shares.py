@@ -1,0 +1,43 @@
+"""The rows of a step that this process runs: the same number everywhere, so that collectives stay in step.
+
+for batch in batches(data.rows, processor, me):
+    loss += engine.measure(batch)
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from vlm.models.processor import Processor
+from vlm.train.run.processes import World
+from vlm.train.run.stream import PackedRow, StepData, Stream, deal, to_tensors
+
+
+def same_for_all(stream: Stream, step: int, data: StepData, me: World) -> StepData:
+    """Return the data of a step without any sample that was late for any process: rows must be the same for all."""
+    while me.size > 1 and me.agree(bool(data.late)):
+        late = me.union(data.late)
+        if not me.agree(late != data.late):
+            break
+        data = stream.step(step, skip=late)
+    return data
+
+
+def most_rows(rows: Sequence[PackedRow], me: World) -> int:
+    """Return the number of rows that the busiest process runs."""
+    return max(len(deal([*rows], rank, me.data_size)) for rank in range(me.data_size))
+
+
+def batches(rows: Sequence[PackedRow], processor: Processor, me: World) -> Iterator[dict[str, Tensor | None]]:
+    """Yield the rows of this process as arguments of the model's forward.
+
+    A process with fewer rows than the busiest repeats one with weight 0.
+    """
+    mine = deal([*rows], me.data_rank, me.data_size)
+    pixels_on = torch.device("cpu") if me.sequence else me.device  # of a shared row, a share of the tiles is moved
+    for i in range(most_rows(rows, me)):
+        batch = to_tensors(mine[i] if i < len(mine) else rows[0], processor, me.device, pixels_on)
+        if i >= len(mine):
+            batch["loss_weights"] = torch.zeros_like(batch["loss_weights"])  # type: ignore[arg-type]
+        yield batch
