@@ -1,5 +1,6 @@
 """The part of a model card about trainings: recipes, their differences from published ones, data, samples counted."""
 
+import re
 from typing import Any
 
 import yaml
@@ -7,6 +8,8 @@ import yaml
 from vlm.cli.share.lineage import Lineage, TrainedStage
 from vlm.cli.share.text import cell, shown, without_paths
 from vlm.core.errors import VlmError
+from vlm.core.home import read_object, resolve
+from vlm.core.rows.write import MANIFEST
 from vlm.eval.report.gather.training import find_stages
 from vlm.train.recipe.recipe import load_recipe, recipe_names
 from vlm.train.run.provenance import changes
@@ -57,16 +60,20 @@ def _recipe_lines(stage: TrainedStage) -> list[str]:
 
 
 def _changes_of_shipped(recipe: dict[str, Any]) -> list[str]:
-    """Return what was changed in a recipe that is shipped, or say that it is none."""
+    """Return what was changed in the shipped recipe that a recipe is or was made from, or say that there is none."""
+    sources = " ".join(str(source) for source in (recipe.get("sources") or {}).values())
+    scaled = re.search(r"ours: (\S+) scaled to", sources)
     name = str(recipe.get("name"))
-    if name not in recipe_names():
+    base = name if name in recipe_names() else scaled[1] if scaled else ""
+    if base not in recipe_names():
         return ["- a recipe of its own: no published one has this name"]
     try:
-        known = load_recipe(name).model_dump(mode="json")
+        known = load_recipe(base).model_dump(mode="json")
     except VlmError:
         return ["- the recipe of this name cannot be read here, so nothing was compared"]
     kept = [{k: v for k, v in one.items() if k not in APART} for one in (known, recipe)]
-    return [f"- changed here: `{cell(without_paths(line.strip()))}`" for line in changes(*kept)]
+    lines = [f"- changed here: `{cell(without_paths(line.strip()))}`" for line in changes(*kept)]
+    return lines if base == name else [f"- made from `{base}`, which is shipped with `vlm`", *lines]
 
 
 def _data_lines(stage: TrainedStage) -> list[str]:
@@ -74,11 +81,32 @@ def _data_lines(stage: TrainedStage) -> list[str]:
     lines = ["| data | records | repeated | |", "|---|---|---|---|"]
     for entry in entries:
         file = str(entry.get("file", ""))
-        taken = f"{entry['count']} of them" if entry.get("count") else ""
+        notes = [f"{entry['count']} of them"] if entry.get("count") else []
         records = stage.record.lines.get(file)
         counted = "unknown" if records is None else f"{records:,}"
-        lines.append(f"| `{cell(shown(file))}` | {counted} | {entry.get('repeat', 1):g} times | {taken} |")
+        notes += imported(file)
+        lines.append(
+            f"| `{cell(shown(file))}` | {counted} | {entry.get('repeat', 1):g} times | {cell('; '.join(notes))} |"
+        )
     return [*lines, ""]
+
+
+def imported(file: str) -> list[str]:
+    """Return where the records of one's own data were read from, how many, and why some were refused."""
+    beside = resolve(file).parent / MANIFEST
+    if not beside.is_file():
+        return []
+    try:
+        about = read_object(beside)
+    except VlmError:
+        return []
+    if not isinstance(about.get("source"), str) or not isinstance(about.get("read"), int):
+        return []
+    said = [f"read from {shown(about['source'])} ({about.get('format', 'unknown format')}): {about['read']:,} rows"]
+    refused = about.get("refused")
+    for why, number in refused.items() if isinstance(refused, dict) else ():
+        said.append(f"{number:,} refused: {without_paths(why)}")
+    return said
 
 
 def _ledger_lines(stage: TrainedStage) -> list[str]:
