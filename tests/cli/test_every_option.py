@@ -135,6 +135,7 @@ TYPICAL = {
     "seed": "1",
     "set": "steps=2",
     "shard": "0/2",
+    "source": "modelscope",
     "split": "val",
     "stride": "64",
     "strides": "64",

@@ -14,7 +14,18 @@ from huggingface_hub import constants
 
 from support.hub_repos import COMMIT, JSON, READ_TOKEN, WRITE_TOKEN, HubRepos, is_large, published
 
-__all__ = ["COMMIT", "CONTENT", "HUB_FILES", "READ_TOKEN", "SHA", "WRITE_TOKEN", "point_client", "serving", "tree"]
+__all__ = [
+    "COMMIT",
+    "CONTENT",
+    "HUB_FILES",
+    "READ_TOKEN",
+    "SHA",
+    "WRITE_TOKEN",
+    "point_client",
+    "published",
+    "serving",
+    "tree",
+]
 
 CONTENT = bytes(range(256)) * 4000
 SHA = hashlib.sha256(CONTENT).hexdigest()

@@ -71,8 +71,8 @@ def _changes_of_shipped(recipe: dict[str, Any]) -> list[str]:
         known = load_recipe(base).model_dump(mode="json")
     except VlmError:
         return ["- the recipe of this name cannot be read here, so nothing was compared"]
-    kept = [{k: v for k, v in one.items() if k not in APART} for one in (known, recipe)]
-    lines = [f"- changed here: `{cell(without_paths(line.strip()))}`" for line in changes(*kept)]
+    before, now = ({k: v for k, v in one.items() if k not in APART} for one in (known, recipe))
+    lines = [f"- changed here: `{cell(without_paths(line.strip()))}`" for line in changes(before, now)]
     return lines if base == name else [f"- made from `{base}`, which is shipped with `vlm`", *lines]
 
 

@@ -6,6 +6,7 @@ A killed or cut upload leaves nothing to see: files that arrived wait on the hub
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from vlm.core.text import printable
 
 THE_HUBS = frozenset({".gitattributes"})
 """Files that the hub itself puts into a repository."""
+
+REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9]([\w.-]{0,94}\w)?", re.ASCII)
 
 Content = Path | bytes
 
@@ -129,14 +132,9 @@ def check_name(repo: str) -> None:
     Raises:
         ConfigError: The hub takes no such name.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
+    if not REPOSITORY.fullmatch(repo):
         raise ConfigError(
             f"{printable(repo)} is no name of a repository",
             expected="NAME or NAMESPACE/NAME: letters, digits, `-`, `_`, `.`, at most 96",
             fix="correct it",
-        ) from error
+        )
