@@ -73,7 +73,7 @@ def test_files_under_a_key_that_nothing_reads_are_no_text_sample(key):
 
 def test_other_forms_are_named_with_what_to_do():
     messages = {"messages": [{"role": "user", "content": "Q"}]}
-    with pytest.raises(DataError, match="`messages` is another form: rename it"):
+    with pytest.raises(DataError, match="`messages` is another form, which `vlm data import` reads"):
         read_record(messages, root=ROOT)
     with pytest.raises(DataError, match="turn 0: from 'user', expected human, gpt or system"):
         read_record({"conversations": [{"from": "user", "value": "Q"}]}, root=ROOT)

@@ -123,7 +123,7 @@ def test_one_json_list_is_refused_by_both_with_the_way_out(compared, content, wh
     case = Case([content.encode()])
     with pytest.raises(DataError, match=why) as error:
         compared(case)
-    assert "jq" in str(error.value)
+    assert "vlm data import" in str(error.value)
 
 
 def test_utf16_is_refused_by_both(compared, folder, recipe, processor):

@@ -172,6 +172,7 @@ def fetch_medium(url: str, key: str) -> Path:
         return target
     said = f"`{key}` {printable(url, 90)}"
     try:
+        urlsplit(url)  # ValueError where it is none
         with (
             open_client(url, timeout=SECONDS, follow_redirects=True, max_redirects=REDIRECTS) as client,
             exchange(client, "GET", url, seconds=SECONDS) as (response, _),

@@ -18,13 +18,15 @@ BLANK = b" \t\r\n"
 HEAD = 4096
 """Bytes that tell what a file is."""
 
+IMPORT = "`vlm data import OLD FOLDER` writes its records as JSON lines"
+
 OTHER_FORMS = {
-    b"\xff\xfe": ("is UTF-16 text", "save it as UTF-8, for example: iconv -f UTF-16 -t UTF-8 OLD > NEW"),
-    b"\xfe\xff": ("is UTF-16 text", "save it as UTF-8, for example: iconv -f UTF-16 -t UTF-8 OLD > NEW"),
+    b"\xff\xfe": ("is UTF-16 text", IMPORT),
+    b"\xfe\xff": ("is UTF-16 text", IMPORT),
     b"\x1f\x8b": ("is compressed (gzip)", "unpack it with gunzip"),
     b"PK\x03\x04": ("is a zip archive", "unpack it with unzip"),
-    b"PAR1": ("is a Parquet table", "write its rows as JSON lines"),
-    b"[": ("is one JSON list, not JSON lines", "write one record a line, for example: jq -c '.[]' OLD > NEW.jsonl"),
+    b"PAR1": ("is a Parquet table", IMPORT),
+    b"[": ("is one JSON list, not JSON lines", IMPORT),
 }
 """How a file begins that has another form -> what it is, and how it becomes JSON lines."""
 

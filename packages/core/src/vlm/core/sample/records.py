@@ -261,7 +261,7 @@ def _turns(record: dict[str, Any], found: Examined, allow: Collection[Allowed]) 
     turns = record.get("conversations")
     if not isinstance(turns, list) or not turns:
         what = "no `conversations`" if turns is None else f"`conversations` is {named(turns) if turns else 'empty'}"
-        other = "; `messages` is another form: rename it, `role` to `from`, `content` to `value`"
+        other = "; `messages` is another form, which `vlm data import` reads"
         found.fault("turns", what + (other if "messages" in record else ""))
         return []
     for i, turn in enumerate(turns):

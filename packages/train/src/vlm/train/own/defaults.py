@@ -62,13 +62,14 @@ def nearest_preset(spec: ModelSpec) -> str:
         other = load_preset(name)
         sizes = ((spec.language.width, other.language.width), (spec.language.depth, other.language.depth))
         apart = sum(abs(math.log(mine / its)) for mine, its in sizes)
-        tower = spec.vision.model_copy(update={"drop_path": 0.0}) if hasattr(spec.vision, "drop_path") else spec.vision
-        same = (
-            other.vision.model_copy(update={"drop_path": 0.0}) if hasattr(other.vision, "drop_path") else other.vision
-        )
-        return other.family != spec.family, apart, tower != same
+        alike = (spec.image_rule.size == other.image_rule.size, spec.language == other.language)
+        return other.family != spec.family, apart, *(not same for same in (*alike, _tower(spec) == _tower(other)))
 
     return min(FINE_TUNING, key=distance)
+
+
+def _tower(spec: ModelSpec) -> dict[str, Any]:
+    return {key: value for key, value in spec.vision.model_dump().items() if key != "drop_path"}
 
 
 def own_recipe(
