@@ -129,6 +129,24 @@ def test_what_the_branch_holds_besides_stays_or_goes_on_request(server: Any, mod
     assert "model-00001-of-00002.safetensors" not in held(server)
 
 
+def test_a_repository_that_is_public_already_gets_nothing_without_public(server: Any, model: Path) -> None:
+    server.hub.repos["ada/cats"] = hub.published({"README.md": b"open"})
+    with pytest.raises(ConfigError, match="ada/cats is there already, and public") as error:
+        run(app, model, "ada/cats")
+    assert "--public" in str(error.value.fix) and not server.hub.sent
+    run(app, model, "ada/cats", "--public")
+    assert "model.safetensors" in held(server)
+
+
+def test_notes_of_the_hubs_client_and_of_ours_are_not_shared(server: Any, model: Path) -> None:
+    (model / ".cache/huggingface").mkdir(parents=True)
+    (model / ".cache/huggingface/x.metadata").write_text("x")
+    (model / ".gitattributes").write_text("x")
+    (model / MANIFEST).write_text("{}")
+    run(app, model, "ada/cats")
+    assert not [name for name in held(server) if name.startswith(".")]
+
+
 @pytest.mark.parametrize(
     ("token", "found", "fix"),
     [

@@ -28,7 +28,7 @@ LEGAL = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY|COPYING)([-_.]\w+)*", re.IGNO
 """Files that must travel with the weights."""
 
 THE_HUBS = {".gitattributes", ".gitignore"}
-"""Files that a download brings and the hub makes again."""
+"""Files that a download brings and the hub makes again; its client keeps notes in .cache/."""
 
 
 def model_files(folder: Path) -> dict[str, Path]:
@@ -59,7 +59,7 @@ def model_files(folder: Path) -> dict[str, Path]:
     found, foreign = {}, []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_dir() or is_control(name) or name in THE_HUBS or name == CARD:
+        if path.is_dir() or is_control(name) or name in THE_HUBS or name == CARD or name.startswith(".cache/"):
             continue
         own_place = path.parent in (folder, *towers)
         if path in weights or (own_place and (path.name in BESIDE or LEGAL.fullmatch(path.name))) or path in code:

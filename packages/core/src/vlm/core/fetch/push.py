@@ -53,12 +53,12 @@ def push(
         repo: `NAME` or `NAMESPACE/NAME`; it is made if it is missing.
         message: Of the commit.
         revision: Branch; it is made if it is missing. Default: the main one.
-        private: Whether a repository that is made now is private; one that is there stays as it is.
+        private: Whether the repository must be private; one that is made now is then.
         replace: Remove what the branch holds besides, in the same commit.
         say: Called with what happens, in words.
 
     Raises:
-        ConfigError: The branch holds other files, without `replace`.
+        ConfigError: The repository is public, with `private`; the branch holds other files, without `replace`.
         FetchError: No token, or one without rights; no network; the hub refuses a file, or holds another content.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
@@ -78,6 +78,12 @@ def push(
         if revision:
             api.create_branch(repo, branch=revision, exist_ok=True)
         before = api.model_info(repo, revision=revision, files_metadata=True)
+        if private and not before.private:
+            raise ConfigError(
+                f"{repo} is there already, and public",
+                expected="a private repository, or --public",
+                fix="choose another name, make it private on its page, or add --public: everybody will see the model",
+            )
         other = sorted({s.rfilename for s in before.siblings or []} - files.keys() - THE_HUBS)
         if other and not replace:
             named = ", ".join(printable(name) for name in other[:5]) + (", ..." if len(other) > 5 else "")
