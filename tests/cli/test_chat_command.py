@@ -116,7 +116,7 @@ def test_each_option_changes_what_it_says(vlm):
         (("folder", "Why?"), 2, "no picture or video in folder"),
         (("empty.mp4", "Why?"), 3, "empty.mp4 cannot be decoded"),
         (("Why?", "--stride", "many"), 2, "--stride many"),
-        (("Why?", "--stride", "-1"), 2, "strides -1.0"),
+        (("Why?", "--stride", "-1"), 2, "--stride -1"),
         (("Why?", "--max-tiles", "0"), 2, "max_tiles"),
         (("Why?", "--frames", "0"), 2, "0 frames"),
         (("Why?", "--top-p", "0.5"), 2, "--top-p without --temperature"),

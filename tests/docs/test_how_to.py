@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs/how-to").glob("add-*.md"))
+USES = [ROOT / "docs/how-to" / f"{name}.md" for name in ("infer", "own-benchmark")]
 BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TOKENIZER = ROOT / "tests/golden/data/tokenizers/internlm2"
 
@@ -44,7 +45,7 @@ def test_all_five_pages_are_there() -> None:
     assert {re.sub(r"^add-an?-", "", page.stem) for page in PAGES} == topics
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, *USES], ids=lambda page: page.stem)
 def test_a_page_does_what_it_says(page: Path, tree: Path) -> None:
     ran, printed = 0, ""
     for language, title, content in blocks(page):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm.cli.commands.eval import _shard, _strides, evaluate
+from vlm.cli.commands.eval import _shard, evaluate
 from vlm.cli.commands.report import report
 from vlm.cli.find import model_name
 from vlm.core.errors import ConfigError, DataError, UnknownName
@@ -42,15 +42,11 @@ def test_model_names_leave_generic_folders_out():
     assert model_name(Path("tiny")) == "tiny"
 
 
-def test_strides_and_shards_are_parsed_or_refused():
-    assert _strides(None) == ["model"]
-    assert _strides("1, 16,none") == [1.0, 16.0, None]
+def test_shards_are_parsed_or_refused():
     assert _shard("3/4") == (3, 4)
     for bad in ("4/4", "1", "a/b", "-1/2"):
         with pytest.raises(ConfigError, match="I/N"):
             _shard(bad)
-    with pytest.raises(ConfigError, match="with commas"):
-        _strides("1;2")
 
 
 def test_faults_of_options_are_reported_before_a_model_is_loaded(home):

@@ -10,6 +10,7 @@ from transformers import StoppingCriteriaList
 from support.videos import write_video
 from vlm.core.errors import ConfigError, HardwareError
 from vlm.core.sample.chat import INTERNVL2_5_SYSTEM, INTERNVL2_SYSTEM, VICUNA_SYSTEM, prompt_text
+from vlm.core.sample.records import video
 from vlm.models.answers import answer
 from vlm.models.session import ChatSession, PieceStreamer
 
@@ -295,3 +296,11 @@ def test_an_error_while_generating_reaches_the_caller(chat, monkeypatch):
 def test_settings_that_the_model_refuses_reach_the_caller(chat):
     with pytest.raises(ConfigError, match="temperature"):
         chat.ask("What?", temperature=0.5)
+
+
+def test_a_part_of_a_video_is_asked_about_alone(chat, movie):
+    whole, part = (encoded(chat, "What?", videos=[v]) for v in (movie, video(movie, (0.0, 0.5))))
+    assert whole.pixels.shape == part.pixels.shape and not np.array_equal(whole.pixels, part.pixels)
+    assert np.array_equal(part.pixels, encoded(chat, "What?", videos=video(movie, (0.0, 0.5))).pixels)
+    (message,) = chat.messages("What?", videos=[video(movie, (0.0, 0.5))])
+    assert [p["clip"] for p in message["content"] if p["type"] == "video"] == [(0.0, 0.5)]

@@ -369,3 +369,23 @@ def test_an_empty_script_is_refused(tmp_path):
     (tmp_path / "a.sh").write_text("")
     with pytest.raises(ConfigError, match="no command starts"):
         read_script(tmp_path / "a.sh")
+
+
+NUMERIC = (
+    "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "chunk_num",
+    "rope_pos_id_stride", "max_dynamic_patch", "tune_vit_from_layer", "use_llm_lora", "lora_r", "learning_rate",
+    "max_seq_length", "save_steps", "vision_five_stage_width",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ["''", "$NOT_SET", "inf", "many", "1e400"])
+def test_an_argument_that_is_no_number_is_named_and_ends_no_comparison(tmp_path, value):
+    path = tmp_path / "odd.sh"
+    odd = " ".join(f"--{name} {value}" for name in NUMERIC)
+    path.write_text(
+        f"python -u train.py --conv_style internvl2_5 --lora_enable True --rope_pos_id_version v2pe_fix {odd} --new 1\n"
+    )
+    report = verify("internvl3-2b-finetune", path)
+    assert "--new 1" in report.unknown
+    assert sum("(no number)" in text for text in report.broken) >= 9
+    assert verify_script(path)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from vlm.core.errors import ConfigError
 from vlm.core.fetch.transfer import Patience, fetch_url
-from vlm.core.home import runs
+from vlm.core.home import home
 from vlm.core.paths import exists
 from vlm.core.reading import is_folder
 from vlm.core.sample.fields import no_clip
@@ -23,8 +23,6 @@ VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 URL = re.compile(r"https?://\S+", re.IGNORECASE)
-FETCHED = ".urls"
-"""Folder below runs/ in which fetched files are kept, named by their address."""
 
 TIME = r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?)"
 CLIP = re.compile(rf"{TIME}s?-{TIME}s?")
@@ -98,7 +96,7 @@ def fetched(url: str, *, allow: bool) -> Path:
         )
     suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
     name = hashlib.sha256(url.encode()).hexdigest()[:32] + (suffix if suffix in VIDEOS | PICTURES else "")
-    return fetch_url(url, runs() / FETCHED / name, patience=Patience(tries=2, timeout=30))
+    return fetch_url(url, home() / ".cache" / "media" / name, patience=Patience(tries=2, timeout=30))
 
 
 def read_clip(value: str) -> tuple[float, float]:
@@ -121,13 +119,3 @@ def read_clip(value: str) -> tuple[float, float]:
 
 def _seconds(hours: str | None, minutes: str | None, seconds: str) -> float:
     return 3600 * int(hours or 0) + 60 * int(minutes or 0) + float(seconds)
-
-
-def read_stride(value: str | None) -> float | str | None:
-    """Read the `--stride` option: None is the checkpoint's own, "none" is plain counting. Raises ConfigError."""
-    if value is None:
-        return "model"
-    try:
-        return None if value.lower() == "none" else float(value)
-    except ValueError as error:
-        raise ConfigError(f"--stride {value}", expected="positions per tile above 0, or `none`") from error

@@ -31,6 +31,7 @@ VERBS = {
     "report": "Write one self-contained page from training runs and evaluations.",
     "reproduce": "Run a published system from weights to report through the DAG, or show what it takes.",
     "chat": "Talk to a model about images and videos.",
+    "cite": "Show the papers of the published systems as BibTeX.",
     "serve": "Serve models to OpenAI clients and on a page, with the positions that they were trained with.",
 }
 """Verb -> one line of help. `vlm.cli.commands.<verb>` holds an `app` (Typer); the file is imported when used."""

@@ -15,6 +15,7 @@ from vlm.core.config import Strict, load_yaml, package_tables, parse
 from vlm.core.errors import ConfigError, UnknownName
 from vlm.core.paths import FileName, InsidePath
 from vlm.core.text import printable
+from vlm.eval.printed import PublishedScore, scores_of
 
 
 class GenerationRule(Strict):
@@ -64,19 +65,6 @@ class ItemCounts(Strict):
     source: str
 
 
-class PublishedScore(Strict):
-    """One published number (0 to 100; MME: points).
-
-    `metric` is the name of our metric that it is compared with, `variant` its variant when there are several.
-    """
-
-    system: str
-    metric: str
-    variant: str | None = None
-    value: float
-    source: str
-
-
 class Submission(Strict):
     """The file that an evaluation server accepts. `format` is a key of `vlm.eval.run.submission.FORMATS`."""
 
@@ -117,6 +105,7 @@ class Benchmark(Strict):
         options: Settings of the loader and the aggregate.
         teacher_forced: The answer is given, and the reply is what the model predicts at each of its tokens
             (vlm.eval.backends.teacher_forcing).
+        published: Published numbers. Those of the shipped tables are added to a user's own.
         kind: Whether the benchmark was published, or is ours.
     """
 
@@ -236,7 +225,7 @@ def load_benchmark(name: str, home: Path | None = None) -> Benchmark:
     if variant:
         names = {key: getattr(table, key).replace("{variant}", variant) for key in ("name", "title", "folder")}
         table = table.model_copy(update={**names, **_of_variant(table, variant)})
-    return table
+    return table.model_copy(update={"published": [*table.published, *scores_of(table.name)]})
 
 
 def _own_name(content: dict[str, Any], path: Path) -> Any:

@@ -9,6 +9,7 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -75,7 +76,8 @@ class ChatSession:
 
     Args:
         path: a checkpoint, see `load_model`.
-        strides: V2PE positions per tile, None for plain counting; by default those that the model was trained for.
+        strides: V2PE positions per tile, None for plain counting; by default those that the model was trained for. A
+            Fraction is the increment of a token.
         system: replaces the system text.
         combine: several images of a question share one placeholder.
         max_tiles: tiles per image, see `load_processor`.
@@ -87,7 +89,7 @@ class ChatSession:
         self,
         path: str | Path,
         *,
-        strides: float | str | None = FROM_MODEL,
+        strides: float | Fraction | str | None = FROM_MODEL,
         system: str | None = None,
         combine: bool = False,
         max_tiles: int | None = None,
@@ -95,6 +97,8 @@ class ChatSession:
         **placement: Any,
     ):
         self.processor = load_processor(path, max_tiles=max_tiles, frames=frames)
+        if isinstance(strides, Fraction):
+            strides = float(strides * self.processor.tokens_per_tile)
         self.processor.resolve_strides(strides)  # report a fault before gigabytes are read
         self.strides, self.combine = strides, combine
         self.start: list[Message] = [{"role": "system", "content": [text(system)]}] if system is not None else []

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlm.cli.find import find_model
-from vlm.cli.inputs import CLIP, PICTURES, VIDEOS, is_glob, is_url, media_files, read_clip, read_stride
+from vlm.cli.inputs import CLIP, PICTURES, VIDEOS, is_glob, is_url, media_files, read_clip
 from vlm.cli.options import MODEL_HELP, PlacementOptions, grouped
 from vlm.cli.show.positions import positions_line
 from vlm.cli.show.say import say
+from vlm.cli.strides import STRIDE_HELP, read_stride
 from vlm.core.errors import ConfigError, VlmError
 from vlm.core.paths import exists
 from vlm.core.text import printable
@@ -51,9 +52,7 @@ def chat(
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this mass.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the draw. Default: 0.")] = None,
     beams: Annotated[int, typer.Option(min=1, help="Beam search; the answer then comes at once.")] = 1,
-    stride: Annotated[
-        str | None, typer.Option(help="V2PE stride, or `none`. Default: as the checkpoint was trained.")
-    ] = None,
+    stride: Annotated[str | None, typer.Option(help=f"{STRIDE_HELP}. Default: as the checkpoint was trained.")] = None,
     system: Annotated[str | None, typer.Option(help="Another system text.")] = None,
     combine: Annotated[
         bool, typer.Option("--combine/--separate", help="Several pictures in one placeholder, or one for each.")

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from vlm.cli.backends import check_backend, make_judge, native, ring, run_one, server
 from vlm.cli.commands.eval_score import score
+from vlm.cli.commands.eval_script import from_script
 from vlm.cli.find import check_result_name, find_benchmark_files, find_model
 from vlm.cli.options import (
     MODEL_HELP,
@@ -28,6 +29,8 @@ from vlm.cli.own_file import find_table
 from vlm.cli.show.evaluation import show_all, show_evaluation
 from vlm.cli.show.positions import positions_line
 from vlm.cli.show.say import say, say_json
+from vlm.cli.strides import STRIDE_HELP, per_tile, read_strides
+from vlm.cli.workers import over_gpus, work
 from vlm.core.errors import ConfigError, FetchError, VlmError
 
 if TYPE_CHECKING:
@@ -35,11 +38,11 @@ if TYPE_CHECKING:
 
 
 class EvaluateOrScore(TyperGroup):
-    """Run `vlm eval score …` as a separate command; any other arguments of `vlm eval` go to `evaluate`."""
+    """Run `vlm eval score …` and `from-script …` as separate commands; any other arguments go to `evaluate`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the empty name of `evaluate` in front of its arguments."""
-        return super().parse_args(ctx, args if args[:1] == ["score"] else ["", *args])
+        return super().parse_args(ctx, args if args[:1] in (["score"], ["from-script"]) else ["", *args])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the name, the command and the rest of the line."""
@@ -49,6 +52,7 @@ class EvaluateOrScore(TyperGroup):
 
 app = typer.Typer(cls=EvaluateOrScore, add_completion=False)
 app.command()(score)
+app.command()(from_script)
 
 
 @app.command()
@@ -58,7 +62,7 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="BENCH...",
-            help="Names in any case, or `all`; `vlm list benchmarks`. Or files of your own questions: my.jsonl.",
+            help="Names in any case, suites or `all`; `vlm list benchmarks`. Or files of your own questions: my.jsonl.",
         ),
     ],
     files: BenchmarkFiles,
@@ -98,9 +102,7 @@ def evaluate(
     backend: Annotated[str, typer.Option(help="native: in this process; openai: a server.")] = "native",
     stride: Annotated[
         str | None,
-        typer.Option(
-            help="V2PE stride of all images, or `none`; several with commas are a sweep.", rich_help_panel=NATIVE
-        ),
+        typer.Option(help=f"{STRIDE_HELP}; several with commas are a sweep.", rich_help_panel=NATIVE),
     ] = None,
     positions: Annotated[str, typer.Option(help="exact, or float32 as published.", rich_help_panel=NATIVE)] = "exact",
     tiles: Annotated[
@@ -117,40 +119,46 @@ def evaluate(
         int,
         typer.Option(min=1, help="Hold each sample of a teacher-forced benchmark in a ring.", rich_help_panel=NATIVE),
     ] = 1,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Share the items, and the GPUs here, among N processes; a model over several GPUs of each.",
+            rich_help_panel=NATIVE,
+        ),
+    ] = 1,
     family: Annotated[
         str, typer.Option(help="Ask as this family is asked, e.g. internvl2.", rich_help_panel=SERVER)
     ] = "",
 ) -> None:
     """Evaluate a model on benchmarks. Rerun the same command after a kill; results do not depend on interruptions.
 
-    `vlm eval score --help`: score predictions that were saved, by us or by others.
+    `vlm eval score --help`: score predictions that were saved, by us or by others. `vlm eval from-script --help`:
+    translate published lines.
 
     \b
     vlm eval pope --model runs/demo/train/sft/export --mini
-    vlm eval all --model V2PE-32K
+    vlm eval v2pe-general --model V2PE-32K
     vlm eval my.csv --model V2PE-32K --scorer contains --columns question=Q,answer=A
     vlm eval mm-niah --model V2PE-32K --stride 1,16,64,256 --shard 0/8
     vlm eval pope --backend openai --base-url http://localhost:8000/v1 --model my-model
     """
     from vlm.core.config import parse
     from vlm.core.home import home, resolve
-    from vlm.eval.benchmark import tables
     from vlm.eval.own import describe, edition_of
     from vlm.eval.run.runner import Options
+    from vlm.eval.suites import benchmarks_of, names_suite
 
     check_result_name(name)
-    everything = "all" in [bench.lower() for bench in benchmarks]
-    names = list(tables(home())) if everything else benchmarks
+    everything, names = names_suite(benchmarks), benchmarks_of(benchmarks, home())
     if files.data and len(names) > 1:
         raise ConfigError("--data with several benchmarks", expected="one benchmark, or no --data")
     table_of = cache(lambda bench: find_table(bench, rows))
     if not everything:  # a named benchmark without files fails before anything is computed
         for bench in names:
             find_benchmark_files(table_of(bench), files)
-            if table_of(bench).file:
-                say(describe(table_of(bench)), err=True)
     native_only = {"stride": stride, "positions": positions, "tiles": tiles, "max_length": max_length}
-    native_only |= {**asdict(placement), "attention": attention, "processes": processes}
+    native_only |= {**asdict(placement), "attention": attention, "processes": processes, "workers": workers}
     check_backend(backend, endpoint.base_url, native_only)
     path = find_model(model) if backend == "native" else None
     settings: dict[str, Any] = {
@@ -166,8 +174,13 @@ def evaluate(
         "replace": replace,
         "allow_missing": allow_missing,
     }
-    sweep = _strides(stride)
+    strides = read_strides(stride)
     parse({**settings, "stride": None}, Options, where="vlm eval")  # faults before torch is imported
+    worker = None
+    if workers > 1:
+        worker = work(workers, shard, processes)
+        placement = over_gpus(placement)
+        settings |= {"shard": (worker, workers)} if worker is not None else {"retry_failed": False}
     judge = make_judge(grader, resolve(out) / ".judge")
     if path:
         group = ring(processes, [table_of(bench) for bench in names])
@@ -175,7 +188,12 @@ def evaluate(
     else:
         asked = server(endpoint, model, family=family)
 
-    if asked.spec is not None and not asked.follows:
+    sweep = [per_tile(value, asked.spec.tokens_per_tile if asked.spec else None) for value in strides]
+    first = not asked.follows and (worker is not None or workers == 1)
+    for bench in names if first and not worker and not everything else ():
+        if table_of(bench).file:
+            say(describe(table_of(bench)), err=True)
+    if asked.spec is not None and first:
         for value in sweep:
             say(positions_line(asked.spec, value), err=True)
 
@@ -190,13 +208,13 @@ def evaluate(
             target = resolve(out) / options.name / table.name / options.folder
             if summary := run_one(asked, table, folder, options, target, judge):
                 found.append((summary, options.folder))
-                if not (everything or as_json):
+                if worker is None and not (everything or as_json):
                     show_evaluation(summary, target)
         return found
 
     summaries, failed = _each(names, evaluate_one, continue_on_error=everything)
-    if asked.follows:
-        return  # the first process of the ring reports
+    if asked.follows or worker is not None:
+        return  # the first process of the ring reports; so does the one that started the workers
     if as_json:
         say_json([s for s, _ in summaries], sort_keys=True)
     elif everything:
@@ -234,15 +252,3 @@ def _shard(value: str) -> tuple[int, int]:
     if not number.isdigit() or not count.isdigit() or not int(number) < int(count):
         raise ConfigError(f"--shard {value}", expected="I/N with I from 0 to N - 1, for example 0/4")
     return int(number), int(count)
-
-
-def _strides(value: str | None) -> list[float | str | None]:
-    """Return the strides of a sweep: `None` is the checkpoint's own, "1,16,none" is [1.0, 16.0, None]."""
-    if value is None:
-        return ["model"]
-    try:
-        return [None if part.strip().lower() == "none" else float(part) for part in value.split(",")]
-    except ValueError as error:
-        raise ConfigError(
-            f"--stride {value}", expected="numbers or `none`, with commas, for example 1,16,64"
-        ) from error

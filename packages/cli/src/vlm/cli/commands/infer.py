@@ -8,11 +8,11 @@ import typer
 
 from vlm.cli.backends import check_backend, native, server
 from vlm.cli.find import find_model
-from vlm.cli.inputs import read_stride
 from vlm.cli.options import MODEL_HELP, NATIVE, SERVER, PlacementOptions, Replace, ServerOptions, grouped
 from vlm.cli.own_file import questions_of, rows_settings
 from vlm.cli.show.positions import positions_line
 from vlm.cli.show.say import say
+from vlm.cli.strides import STRIDE_HELP, per_tile, read_stride
 from vlm.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def infer(
     allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures that are named by address.")] = False,
     backend: Annotated[str, typer.Option(help="native: in this process; openai: a server.")] = "native",
     stride: Annotated[
-        str | None, typer.Option(help="V2PE stride of all images, or `none`.", rich_help_panel=NATIVE)
+        str | None, typer.Option(help=f"{STRIDE_HELP}. Default: the checkpoint's.", rich_help_panel=NATIVE)
     ] = None,
     positions: Annotated[str, typer.Option(help="exact, or float32 as published.", rich_help_panel=NATIVE)] = "exact",
     tiles: Annotated[
@@ -96,16 +96,20 @@ def infer(
     native_only = {"stride": stride, "positions": positions, "tiles": tiles, "max_length": max_length}
     check_backend(backend, endpoint.base_url, {**native_only, **asdict(placement), "attention": attention})
     chosen = read_stride(stride)
-    given = {"stride": None if chosen == "model" else chosen, "positions": positions, "tiles": tiles}
-    options = parse(given, Options, where="vlm infer")
+    options = parse({"stride": None, "positions": positions, "tiles": tiles}, Options, where="vlm infer")
     found = rows_settings(prompt, allow_outside, allow_urls)
     items = questions_of(inputs, prompt, columns, found, out)[:limit]
     if backend == "native":
         path = find_model(model)
         asked = native(path, placement, attention=attention, max_length=max_length, drawing=drawing)
         if asked.spec is not None:
-            say(positions_line(asked.spec, chosen), err=True)
-        options = options.model_copy(update={"stride": asked.stride} if chosen == "model" else {})
+            value = per_tile(chosen, asked.spec.tokens_per_tile)
+            say(positions_line(asked.spec, value), err=True)
+            options = parse(
+                {**options.model_dump(), "stride": asked.stride if value == "model" else value},
+                Options,
+                where="vlm infer",
+            )
     else:
         asked = server(endpoint, model, family=family, drawing=drawing)
     model_backend = asked.backend(TABLE, options)

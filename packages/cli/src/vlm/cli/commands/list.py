@@ -28,6 +28,7 @@ class What(StrEnum):
     weights = "weights"
     data = "data"
     benchmarks = "benchmarks"
+    suites = "suites"
     recipes = "recipes"
     models = "models"
 
@@ -37,11 +38,11 @@ def list_(
     what: Annotated[What, typer.Argument(help="Which list.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list on standard output.")] = False,
 ) -> None:
-    """List weights, data, benchmarks or recipes with their local state: present, partial, damaged or absent.
+    """List weights, data, benchmarks, suites or recipes with their local state: present, partial, damaged or absent.
 
     `vlm list models`: the models that are here, trained ones too, by the name that `--model` takes.
     """
-    lists = {What.benchmarks: _benchmarks, What.recipes: _recipes, What.models: _models}
+    lists = {What.benchmarks: _benchmarks, What.suites: _suites, What.recipes: _recipes, What.models: _models}
     rows = lists.get(what, _entries)(what)
     if as_json:
         say_json(rows)
@@ -111,6 +112,12 @@ def _own_row(path: Path, table: dict[str, Any]) -> dict[str, Any]:
     order = ("name", "state", "title", "folder", "bytes", "from", "licence", "size", "terms", "entry")
     row = {**empty, **about, "folder": str(table["file"]), "from": "own file"}
     return {key: row[key] for key in order}
+
+
+def _suites(what: What) -> list[dict[str, Any]]:
+    from vlm.eval.suites import suites
+
+    return [{"name": n, "title": s.title, "benchmarks": ", ".join(s.benchmarks)} for n, s in suites().items()]
 
 
 def _models(what: What) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlm.cli.show.say import say, say_json
+from vlm.cli.show.translation import show_translations
 
 if TYPE_CHECKING:
     from vlm.train.verify.verify import VerifyReport
@@ -90,6 +91,29 @@ def verify(
         show_report(report)
     if report.contradictions:
         raise typer.Exit(2)
+
+
+@app.command("from-script")
+def from_script(
+    source: Annotated[
+        str, typer.Argument(metavar="LINE|FILE", help="A launch script (.sh), a line in quotes, or a file of lines.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Translate published training scripts into `vlm launch`, and say what has no counterpart. Nothing is executed.
+
+    Example: vlm recipe from-script "PARTITION=gpu GPUS=32 sh shell/internlm2_2b/baseline.sh"
+    """
+    from dataclasses import asdict
+
+    from vlm.cli.published.lines import read_lines
+    from vlm.cli.published.training import translate
+
+    found = [translate(line) for line in read_lines(source)]
+    if as_json:
+        say_json([asdict(one) for one in found])
+    else:
+        show_translations(found)
 
 
 def show_report(report: "VerifyReport") -> None:

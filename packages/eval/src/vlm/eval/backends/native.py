@@ -192,7 +192,8 @@ class NativeBackend:
 
     def answer(self, encoded: Sequence[Encoded], *, max_new_tokens: int, min_new_tokens: int) -> Sequence[BackendReply]:
         """Return one reply for each input, in order."""
-        from vlm.models.answers import RowDraws, answer
+        from vlm.models.answers import answer
+        from vlm.models.generation.drawing import RowDraws
 
         limits = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
         draws = RowDraws(encoded, **self.drawing.settings) if self.drawing else None

@@ -70,7 +70,7 @@ def columns_of(found: Sequence[str], given: Mapping[str, str], where: str) -> di
             columns[field] = chosen
     if "options" not in columns and {"a", "b"} <= plain.keys():
         columns["options"] = LETTERS
-    return columns
+    return {field: columns[field] for field in NAMES if field in columns}
 
 
 def need(columns: Mapping[str, str], field: str, found: Sequence[str], where: str) -> None:

@@ -206,8 +206,8 @@ class _RowReader:
         if options:
             suffix = self.benchmark.prompt.get("choice", INSTRUCTION if scorer == "choice" else "")
             shown = choice_question(question, options, suffix).rstrip("\n")
-        if suffix := self.benchmark.prompt.get("suffix"):
-            shown += self.benchmark.prompt.get("join", "\n") + suffix
+        if after := self.benchmark.prompt.get("suffix"):
+            shown += self.benchmark.prompt.get("join", "\n") + after
         if not media and "<image>" in shown:
             raise Unfit("question", f"`question` holds {shown.count('<image>')} <image>, but the row has no picture")
         messages = [user_message(shown, media, where=f"`{self.columns.get('question', 'question')}`")]

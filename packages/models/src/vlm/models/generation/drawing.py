@@ -22,7 +22,7 @@ TOP_K = 50
 """Tokens to draw from at most: what `vlm chat` and transformers use."""
 
 
-class RowDraws(LogitsProcessor):  # type: ignore[misc]  # transformers is not typed
+class RowDraws(LogitsProcessor):
     """Draw the next token of each row; as a processor of logits of a greedy `generate`, which takes what it leaves.
 
     The draws of a row follow from the seed and its prompt, pictures included: equal prompts get equal replies.
@@ -60,7 +60,7 @@ class RowDraws(LogitsProcessor):  # type: ignore[misc]  # transformers is not ty
         """Return logits [rows, V] in which the drawn token of each row is the only possible one."""
         if not self._generators:
             self._generators = [torch.Generator(scores.device).manual_seed(seed) for seed in self.seeds]
-        warped: Any = self.warpers(input_ids, scores.float())  # type: ignore[arg-type]
+        warped: Any = self.warpers(input_ids, scores.float())
         shares = warped.softmax(-1)
         pairs = zip(shares, self._generators, strict=True)
         drawn = torch.stack([torch.multinomial(share, 1, generator=generator) for share, generator in pairs])

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -86,7 +86,9 @@ def as_typed(command: list[str], env: dict[str, str]) -> str:
     return " ".join([f"{key}={value}" for key, value in env.items()] + words)
 
 
-def launch(command: list[str], processes: int, logs: Path | None = None) -> int:
+def launch(
+    command: list[str], processes: int, logs: Path | None = None, *, own: Sequence[Mapping[str, str]] | None = None
+) -> int:
     """Run `command` as `processes` ranks; return 0 when all succeed, else the exit code of the first that failed.
 
     Signals are forwarded to every rank. Only the first rank's output is shown, and that of another that failed first.
@@ -94,6 +96,7 @@ def launch(command: list[str], processes: int, logs: Path | None = None) -> int:
     Args:
         command: of every rank.
         processes: number of ranks.
+        own: variables of each rank.
         logs: folder to which the other ranks' output is added, as `rank-1.log` and so on; it is lost by default.
     """
     env = {**os.environ, "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -104,7 +107,11 @@ def launch(command: list[str], processes: int, logs: Path | None = None) -> int:
         begins = [os.fstat(file.fileno()).st_size for file in files]
         ranks = [
             subprocess.Popen(
-                command, env={**env, "RANK": str(r), "LOCAL_RANK": str(r)}, stdout=log, stderr=log, process_group=0
+                command,
+                env={**env, "RANK": str(r), "LOCAL_RANK": str(r), **(own[r] if own else {})},
+                stdout=log,
+                stderr=log,
+                process_group=0,
             )
             for r, log in enumerate([None, *files])
         ]

@@ -4,6 +4,7 @@
 (0.001, '--learning_rate 1e-3')
 """
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,30 @@ NEUTRAL = {
 processes; sorting by length inside a step moves no sample to another step; one tokenizer, that of the weights)."""
 
 
+NUMBERS = (
+    "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "chunk_num",
+    "rope_pos_id_stride", "max_dynamic_patch", "tune_vit_from_layer", "use_llm_lora", "use_backbone_lora", "lora_r",
+    "lora_alpha", "lora_dropout",
+)  # fmt: skip
+"""Arguments that are read as numbers together with others."""
+
+
+def readable(script: Script) -> dict[str, str]:
+    """Return the arguments without those that should be numbers and are none, which the script's `broken` names."""
+    wrong = {name for name in NUMBERS if name in script.flags and not is_number(script.flags[name])}
+    said = [f"--{name} {script.flags[name]} (no number)" for name in NUMBERS if name in wrong]
+    script.broken += [text for text in said if text not in script.broken]
+    return {name: value for name, value in script.flags.items() if name not in wrong}
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text is a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
 class Claims:
     """Callable that reads a script's claims; `known` are the arguments it understands."""
 
@@ -97,17 +122,17 @@ class Claims:
 
     def __call__(self, script: Script, gpus: int | None) -> dict[str, tuple[Any, str]]:
         """Return our key -> (value, the words that say it). `gpus`: used where the script names no number."""
-        flags, said = script.flags, {}
+        flags, said = readable(script), {}
         for name, (key, read) in SIMPLE.items():
             if name in flags:
                 try:
                     said[key] = (read(flags[name]), f"--{name} {flags[name]}")
-                except ValueError:
+                except (ValueError, OverflowError):
                     said[key] = (flags[name], f"--{name} {flags[name]} (no number)")
         internvl = "conv_style" in flags
         if internvl and "ps_version" not in flags:
             said["model.spec.projector.version"] = ("v2", "no --ps_version: its default is v2 since July 2024")
-        said |= duration(flags) | batch(script, gpus) | parts(flags, internvl) | lora(flags)
+        said |= duration(flags) | batch(script, flags, gpus) | parts(flags, internvl) | lora(flags)
         if "bf16" in flags or "fp16" in flags:
             kind = "bfloat16" if yes(flags.get("bf16", "")) else "float16" if yes(flags.get("fp16", "")) else "float32"
             said["precision"] = (kind, f"--bf16 {flags.get('bf16', 'not given')}")
@@ -140,9 +165,8 @@ def duration(flags: dict[str, str]) -> dict[str, tuple[Any, str]]:
     return {}
 
 
-def batch(script: Script, gpus: int | None) -> dict[str, tuple[Any, str]]:
+def batch(script: Script, flags: dict[str, str], gpus: int | None) -> dict[str, tuple[Any, str]]:
     """Return the samples (or packs) of a step, and how they are packed."""
-    flags = script.flags
     said: dict[str, tuple[Any, str]] = {}
     each, times = flags.get("per_device_train_batch_size"), flags.get("gradient_accumulation_steps", "1")
     processes = script.gpus or gpus

@@ -9,8 +9,8 @@ from typing import Any, TypedDict, cast
 import numpy as np
 
 from vlm.eval.measures.stats import cluster_sums, interval, ratio, replicates
+from vlm.eval.printed import load_published
 from vlm.eval.report.gather.comparability import caveats_of
-from vlm.eval.report.gather.published import load_published
 from vlm.eval.run.outcomes import KINDS
 from vlm.eval.run.summary import MetricRow, Provenance, PublishedValue
 from vlm.eval.saved.evaluations import Evaluation, MetricNumbers, Who, numbers_of

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TypedDict
 
+from vlm.eval.printed import PublishedColumn, PublishedResults, PublishedTable, load_published
 from vlm.eval.report.gather.comparability import caveats_of, settings_of
-from vlm.eval.report.gather.published import PublishedColumn, PublishedResults, PublishedTable, load_published
 from vlm.eval.saved.evaluations import Evaluation, numbers_of
 
 ROUNDING = 0.05 + 1e-9
@@ -196,7 +196,7 @@ def _beside(published: PublishedResults, table: PublishedTable, evaluations: Seq
     return {
         "system": published.title,
         "title": table.title,
-        "systems": [{"name": s.name, "about": s.about, "source": s.source} for s in table.systems],
+        "systems": [{"name": s.name, "about": s.head, "source": s.source} for s in table.systems],
         "ours": [{"model": model, "variant": variant} for model, variant in ours],
         "rows": rows,
         "averages": checks,

@@ -8,8 +8,8 @@ from typing import Any
 from vlm.core.errors import UnknownName
 from vlm.core.home import home
 from vlm.eval.benchmark import Benchmark, load_benchmark
+from vlm.eval.printed import PublishedResults, load_published
 from vlm.eval.report.gather.comparability import caveats_of, settings_of
-from vlm.eval.report.gather.published import PublishedResults, load_published
 from vlm.eval.saved.evaluations import Evaluation, Who
 
 

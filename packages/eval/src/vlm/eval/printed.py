@@ -2,8 +2,10 @@
 
 v2pe, internvl, convllava, internvl2_5 = load_published()
 [column.name for column in v2pe.tables[0].columns]
+scores_of("ChartQA")                # every published number of a benchmark
 """
 
+from functools import cache
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -23,13 +25,33 @@ class PublishedColumn(Strict):
     mean_of: list[str] = Field(default_factory=list)
 
 
+class PublishedScore(Strict):
+    """One published number (0 to 100; MME: points).
+
+    `metric` is the name of our metric that it is compared with, `variant` its variant when there are several.
+    """
+
+    system: str
+    metric: str
+    variant: str | None = None
+    value: float
+    source: str
+
+
 class PublishedSystem(Strict):
-    """A row: `values` in the order of the columns, None where nothing was published."""
+    """A row: `values` in the order of the columns, None where nothing was published; so are size and image size."""
 
     name: str
+    parameters: str = ""
+    image_size: str = ""
     about: str = ""
     source: str
     values: list[int | float | None]
+
+    @property
+    def head(self) -> str:
+        """Return what stands below the name: number of parameters, image size, and more."""
+        return ", ".join(filter(None, [self.parameters, self.image_size, self.about]))
 
 
 class PublishedTable(Strict):
@@ -77,11 +99,24 @@ class PublishedResults(Strict):
         return [*self.settings["template"], None]
 
 
+@cache
 def load_published() -> list[PublishedResults]:
-    """Read the shipped tables.
+    """Read the shipped tables, once.
 
     Raises:
         ConfigError: Names every fault of a file at once.
     """
     paths = package_tables("vlm.eval", "published")
     return [parse(load_yaml(paths[stem]), PublishedResults, where=str(paths[stem])) for stem in ORDER]
+
+
+def scores_of(benchmark: str) -> list[PublishedScore]:
+    """Return the published numbers of a benchmark, by its full name, in the order of the tables."""
+    return [
+        PublishedScore(system=system.name, metric=column.metric, value=value, source=system.source)
+        for published in load_published()
+        for table in published.tables
+        for system in table.systems
+        for column, value in zip(table.columns, system.values, strict=True)
+        if column.benchmark == benchmark and column.metric and value is not None
+    ]

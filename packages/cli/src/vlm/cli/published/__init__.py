@@ -1,0 +1,1 @@
+"""Lines of the published READMEs, translated to commands of ours."""
