@@ -70,7 +70,7 @@ def write_world(home: Path) -> None:
     home.mkdir(parents=True, exist_ok=True)
     examples = [draw(home / f"picture {number}.png", number) for number in range(20)]
     held_back = [draw(home / f"held back {number}.png", number + 21) for number in range(12)]
-    write_messages(home / "colors.jsonl", examples[:8])
-    write_csv(home / "colors.csv", examples[8:14])
-    write_dataset(home / "colors-set", examples[14:])
-    write_csv(home / "colors-test.csv", held_back)
+    write_messages(home / "shapes.jsonl", examples[:8])
+    write_csv(home / "shapes.csv", examples[8:14])
+    write_dataset(home / "shapes-set", examples[14:])
+    write_csv(home / "shapes-test.csv", held_back)
