@@ -11,9 +11,9 @@ from vlm.cli.options import TrainOptions
 from vlm.cli.own_data import recipe_of
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.rows.source import find_source
-from vlm.core.rows.write import ImportOptions
+from vlm.core.rows.write import ImportOptions, write_normal
 from vlm.models.specs import load_preset
-from vlm.train.own.data import OwnSet, own_set
+from vlm.train.own.data import OwnSet, faults_of_first, own_set
 from vlm.train.own.defaults import FINE_TUNING, nearest_preset, own_recipe, scaled
 from vlm.train.own.fitting import fitted
 from vlm.train.plan.machines import Machine
@@ -179,6 +179,17 @@ def test_normal_records_are_used_where_they_lie_and_others_are_imported(home: Pa
     made = own_set(find_source(str(pets)), options, name="pets")
     assert made.entry.file.startswith("dataset/own/pets-") and made.records == 10
     assert own_set(find_source(str(pets)), options, name="pets") == made
+
+
+def test_what_an_import_was_allowed_to_hold_training_may_read(home: Path, tmp_path: Path) -> None:
+    quoted = {"conversations": [{"from": "human", "value": "Write <image>."}, {"from": "gpt", "value": "<image>"}]}
+    (tmp_path / "q.jsonl").write_text(json.dumps(quoted) + "\n")
+    assert faults_of_first(find_source(str(tmp_path / "q.jsonl")), ImportOptions())
+    options = ImportOptions(allow=("quoted-placeholders",))
+    write_normal(find_source(str(tmp_path / "q.jsonl")).table, tmp_path / "made", options)
+    source = find_source(str(tmp_path / "made"))
+    assert own_set(source, ImportOptions(), name="q").entry.allow == ("quoted-placeholders",)
+    assert not faults_of_first(source, ImportOptions())
 
 
 def own(records: int) -> OwnSet:

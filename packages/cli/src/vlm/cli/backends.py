@@ -204,7 +204,7 @@ def check_backend(backend: str, base_url: str | None, native_only: dict[str, Any
         raise UnknownName("backend", backend, ("native", "openai"))
     if backend == "native" and base_url:
         raise ConfigError("--base-url with the native backend", expected="--backend openai")
-    usual = {"positions": "exact", "device": "auto", "dtype": "float32", "attention": "auto"}
+    usual: dict[str, Any] = {"positions": "exact", "device": "auto", "dtype": "float32", "attention": "auto"}
     usual |= {"processes": 1, "workers": 1}
     given = [f"--{key.replace('_', '-')}" for key, value in native_only.items() if value != usual.get(key)]
     if backend == "openai" and given:

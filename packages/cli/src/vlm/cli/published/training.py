@@ -52,7 +52,7 @@ def translate(line: ScriptLine) -> Translation:
         )
     else:
         raise UnknownName("published training script", line.name, SCRIPTS, fix="run it where the script lies")
-    found.commands.append(" ".join(["vlm launch --recipe", recipe, *options, *_machines(line, recipe)]))
+    found.commands.append(" ".join(["vlm", "launch", "--recipe", recipe, *options, *_machines(line, recipe)]))
     known = {"GPUS", "GPUS_PER_NODE", "PARTITION", "QUOTA_TYPE", "MASTER_PORT"}
     found.without += [f"{name}={value}" for name, value in line.variables.items() if name not in known - {"QUOTA_TYPE"}]
     found.without += [f"--{name} {value}".strip() for name, value in line.flags.items()] + line.arguments

@@ -234,7 +234,7 @@ def too_many(table: Table, state: dict[str, Any], options: ImportOptions, ledger
         lines.append(f"  … and {lost - SHOWN:,} more; all are in {ledger}")
     kinds = ", ".join(f"{kind} {n:,}" for kind, n in Counter(state["refused"]).most_common())
     share = math.ceil(100 * lost / max(1, state["read"])) / 100
-    more = f"vlm data import {printable(table.path)} OUT --max-lost {share:g}"
+    more = f"`vlm data import` with a --max-lost of {share:g}"
     if not state["read"]:
         return DataError(f"{printable(table.path)} holds no row", expected="at least one record")
     return DataError(

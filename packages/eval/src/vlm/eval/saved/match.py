@@ -249,4 +249,4 @@ def _texts(reference: Any) -> list[Any]:
             return [reference.strip().lower()]
     values = reference if isinstance(reference, list | tuple) else [reference]
     numbers = all(isinstance(value, int | float) for value in values) and len(values) > 1
-    return [float(value) for value in values] if numbers else [str(value).strip().lower() for value in values]
+    return list(values) if numbers else [str(value).strip().lower() for value in values]

@@ -4,18 +4,19 @@ entry = own_entry(find_source("pets.csv"), ImportOptions())
 """
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from vlm.core.errors import DataError
-from vlm.core.home import dataset, home
+from vlm.core.home import dataset, home, read_json
 from vlm.core.paths import as_name
 from vlm.core.rows.source import DataSource
 from vlm.core.rows.table import Table
 from vlm.core.rows.text import encoding_of
-from vlm.core.rows.write import RECORDS, ImportOptions, first_records, stamp_of, write_normal
+from vlm.core.rows.write import MANIFEST, RECORDS, ImportOptions, first_records, stamp_of, write_normal
 from vlm.core.sample.index import LineIndex
-from vlm.core.sample.records import KNOWN, ROLES
+from vlm.core.sample.records import KNOWN, ROLES, Allowed
 from vlm.core.text import printable
 from vlm.train.recipe.sections import DataEntry
 
@@ -52,7 +53,8 @@ def own_set(source: DataSource, options: ImportOptions, *, name: str, write: boo
     if is_plain(table, options):
         file, root = table.files[0], options.root or table.root
         records = len(LineIndex(file))
-        entry = DataEntry(name=name, file=_place(file), root=_place(root))
+        allow = allowed_in(table)
+        entry = DataEntry.model_validate({"name": name, "file": _place(file), "root": _place(root), "allow": allow})
         return OwnSet(entry, records, stamp, f"{source.said}: {records:,} records, used where they are")
     digest = hashlib.sha256(f"{stamp} {options}".encode()).hexdigest()[:8]
     folder = dataset() / "own" / as_name(f"{source.name}-{digest}")
@@ -68,9 +70,21 @@ def own_set(source: DataSource, options: ImportOptions, *, name: str, write: boo
 
 def faults_of_first(source: DataSource, options: ImportOptions) -> list[str]:
     """Return why each of the first rows cannot be used; a set without rows is a fault too."""
+    options = replace(options, allow=allowed_in(source.table))
     rows = list(first_records(source.table, options, LOOKED_AT))
     faults = [f"{printable(row.where)}: {printable(why, 300)}" for row, _, _, why in rows if why]
     return faults if rows else [f"{printable(source.said)} holds no row"]
+
+
+def allowed_in(table: Table) -> tuple[Allowed, ...]:
+    """Return what an import of ours was told that its records may hold on purpose; nothing for other tables."""
+    manifest = table.files[0].with_name(MANIFEST)
+    if table.files[0].name != RECORDS or not manifest.is_file():
+        return ()
+    said = read_json(manifest)
+    request = said.get("request") if isinstance(said, dict) else None
+    given = request.get("allow") if isinstance(request, dict) else None
+    return tuple(one for one in get_args(Allowed) if isinstance(given, list) and one in given)
 
 
 def refuse_faults(faults: list[str]) -> None:
