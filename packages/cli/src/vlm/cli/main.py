@@ -22,6 +22,7 @@ VERBS = {
     "download": "Fetch weights, datasets and benchmarks into the published folder trees.",
     "data": "Organize, import, check, build and preview datasets.",
     "weights": "Make, inspect and convert checkpoints.",
+    "push": "Share a model on the hub, with a model card.",
     "use": "Choose the model that is meant where none is named.",
     "recipe": "Show, validate and verify training recipes.",
     "plan": "Predict what a recipe costs, before anything is loaded.",
