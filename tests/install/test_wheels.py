@@ -120,5 +120,5 @@ def test_training_to_a_report_runs_from_the_wheels(clean: Run) -> None:
 
 def test_the_line_of_the_readme_finds_everything_installed(clean: Run) -> None:
     clean(f"{INSTALL[0]} -c {ROOT / 'constraints.txt'}")
-    assert "extras: train, eval, serve, workflow" in clean("vlm --version").stdout
+    assert "extras: tables, train, eval, serve, workflow\n" in clean("vlm --version").stdout
     assert "No broken requirements found" in clean("pip check").stdout
