@@ -19,7 +19,7 @@ def vlm(home, *words, **variables):
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
     env |= {"VLM_HOME": str(home), "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, "-m", "vlm.cli.main", *map(str, words)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, cwd=home)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import importlib
 import io
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -69,7 +68,6 @@ class LazyGroup(TyperGroup):
         command = typer.main.get_command(own)
         command.name, command.help = name, command.help or VERBS[name]
         plain_help(command)
-        from_here(command)
         return name, command, rest
 
 
@@ -83,31 +81,6 @@ def plain_help(command: Any) -> None:
         one.help = escape(one.help) if getattr(one, "help", None) else None
     for inner in getattr(command, "commands", {}).values():
         plain_help(inner)
-
-
-def from_here(command: Any) -> None:
-    """Let relative paths that are typed for a command, or below it, mean the working directory.
-
-    Defaults stay below the home, and so do the paths in a recipe.
-    """
-    for below in getattr(command, "commands", {}).values():
-        from_here(below)
-    invoke = command.invoke
-
-    def invoke_from_here(ctx: Any) -> Any:
-        for name, value in ctx.params.items():
-            if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT":
-                ctx.params[name] = absolute(value)
-        return invoke(ctx)
-
-    command.invoke = invoke_from_here
-
-
-def absolute(value: Any) -> Any:
-    """Return a path, or each of several, as an absolute one; other values as they are."""
-    if isinstance(value, list | tuple):
-        return type(value)(map(absolute, value))
-    return value.expanduser().absolute() if isinstance(value, Path) else value
 
 
 app = typer.Typer(
@@ -143,8 +116,7 @@ def root(
 ) -> None:
     """Train and evaluate long-context, high-resolution vision-language models: V2PE, InternVL-Chat-V1-2, ConvLLaVA.
 
-    Files live below $VLM_HOME (default: the working directory) in pretrained/, dataset/ and runs/. Relative paths that
-    you type mean the working directory.
+    Files live below $VLM_HOME (default: the working directory) in pretrained/, dataset/ and runs/.
 
     Exit codes: 0 done · 1 other error · 2 wrong name, flag or recipe · 3 data · 4 fetching · 5 checkpoint ·
     6 directory in use · 7 hardware · 130 Ctrl-C. Stopped on request with everything saved is 0.

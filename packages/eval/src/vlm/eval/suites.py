@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from vlm.core.config import Strict, load_yaml, parse
-from vlm.eval.benchmark import tables
+from vlm.eval import benchmark
 
 ALL = "all"
 
@@ -43,7 +43,7 @@ def benchmarks_of(names: Sequence[str], home: Path | None = None) -> list[str]:
     found: dict[str, str] = {}
     for name in names:
         suite = known.get(name.lower())
-        meant = list(tables(home)) if name.lower() == ALL else suite.benchmarks if suite else [name]
+        meant = list(benchmark.tables(home)) if name.lower() == ALL else suite.benchmarks if suite else [name]
         for bench in meant:
             found.setdefault(bench if "." in bench else bench.lower(), bench)  # files differ by case
     return list(found.values())

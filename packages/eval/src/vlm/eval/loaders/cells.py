@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vlm.core.errors import DataError, UnknownName
+from vlm.core.home import split_lines
 from vlm.core.rows import forms
 from vlm.core.rows.forms import Unfit
 from vlm.core.sample.fields import named, whole
@@ -137,7 +138,7 @@ def read_options(value: Any) -> dict[str, str]:
             )
         value = list(value.values())
     elif isinstance(value, str):
-        lines = [line for line in value.splitlines() if line.strip()]
+        lines = [line for line in split_lines(value) if line.strip()]
         value = lines if len(lines) > 1 else value.split("|")
     if not isinstance(value, list):
         raise Unfit("options", f"`options` is {named(value)}, expected a list of texts")

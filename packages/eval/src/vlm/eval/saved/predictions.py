@@ -108,7 +108,7 @@ class Prediction:
 
 @dataclass
 class ReadPredictions:
-    """The predictions of all files and their formats; `bad`: places of records without a reply."""
+    """The predictions of all files and their formats; `bad`: places of records without a reply that is text."""
 
     format: str
     predictions: list[Prediction] = field(default_factory=list)
@@ -144,7 +144,7 @@ def _add_records(
 ) -> None:
     usual, counted = group_of(file, groups), dict.fromkeys(["", *groups], 0)
     for where, record in records:
-        if not isinstance(record, dict) or kind.reply not in record:
+        if not isinstance(record, dict) or kind.reply not in record or not _is_text(record[kind.reply]):
             read.bad.append(where)
             continue
         group = next((record[key] for key in GROUP_KEYS if _names(record.get(key), groups)), usual)
@@ -167,6 +167,15 @@ def _add_records(
             Prediction(where, group, counted[group], reply, ids, reference, question, table, outcome)
         )
         counted[group] += 1
+
+
+def _is_text(reply: Any) -> bool:
+    """Return whether a reply can be written: half a surrogate pair, which JSON lets through, is no text."""
+    try:
+        str(reply).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _names(value: Any, groups: Sequence[str]) -> bool:

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from vlm.core.errors import ConfigError
-from vlm.core.home import home, write_atomic
+from vlm.core.home import home, split_lines, write_atomic
 from vlm.models.checkpoint.layout import read_layout
 from vlm.models.specs import ModelSpec, load_preset
 from vlm.train.own.data import MAX_LOST, OwnSet
@@ -178,7 +178,7 @@ def strides_of(spec: ModelSpec) -> dict[str, Any]:
 
 def write_recipe(path: Path, keys: dict[str, Any], *, head: str) -> None:
     """Write a recipe as YAML with a comment in front; it is all that a run needs."""
-    lines = "".join(f"# {line}\n" for line in head.splitlines())
+    lines = "".join(f"# {line}\n" for line in split_lines(head))
     write_atomic(path, lines + yaml.safe_dump(keys, sort_keys=False, allow_unicode=True, width=110))
 
 
