@@ -95,7 +95,13 @@ def add_views(app: FastAPI, viewer: Viewer, *, chat: bool) -> None:
             row = index.read(at)
             row["asked"] = asked_of(row)
             others = [other_of(samples, place) for place in samples.same_item(index, index.rows[at].id)]
-            found = {"evaluation": index.id, "number": at, "head": index.head, "row": row, "others": others}
+            found: dict[str, Any] = {
+                "evaluation": index.id,
+                "number": at,
+                "head": index.head,
+                "row": row,
+                "others": others,
+            }
             if against:
                 theirs = samples.index(against)
                 if index.rows[at].id in theirs.numbers:
@@ -207,5 +213,5 @@ def other_of(samples: Samples, place: Place) -> dict[str, Any]:
     """Return what is shown of the same item elsewhere."""
     index = samples.index(place.evaluation)
     line = index.rows[place.number]
-    about = {key: index.head[key] for key in ("model", "variant", "run")}  # type: ignore[literal-required]
+    about = {key: index.head[key] for key in ("model", "variant", "run")}
     return {**place._asdict(), **about, "reply": line.reply, "score": line.score, "outcome": line.outcome}

@@ -5,7 +5,7 @@ samples.choose(Wanted(benchmark="POPE", score="wrong", text="dog"))     # [(eval
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from vlm.core.errors import DataError
 TEXT_BYTES = 1 << 29
 """Characters of searchable text that are kept; of more, the text that was used last."""
 
-SCORES = {
+SCORES: dict[str, Callable[[float | None], bool]] = {
     "right": lambda s: s is not None and s >= 1,
     "partial": lambda s: s is not None and 0 < s < 1,
     "wrong": lambda s: s is not None and s <= 0,
@@ -145,8 +145,8 @@ class Samples:
         if wanted.score == SCORERS_DIFFER:
             numbers = [n for n in numbers if rows[n].score != rows[n].strict]
         elif wanted.score:
-            passes = SCORES.get(wanted.score, lambda _: False)
-            numbers = [n for n in numbers if passes(rows[n].score)]
+            passes = SCORES.get(wanted.score)
+            numbers = [n for n in numbers if passes and passes(rows[n].score)]
         if moved is not None:
             kinds = {id_: sample["kind"] for id_, sample in moved.items()}
             asked = wanted.kind

@@ -143,14 +143,19 @@ def _samples(e: Evaluation) -> Iterator[dict[str, Any]]:
         for line in e.rows:
             row = read(line.offset)
             attachments: dict[str, str] = {}
-            asked = {"role": "user", "content": _content(row, attachments)}
+            asked: dict[str, Any] = {"role": "user", "content": _content(row, attachments)}
             completion, gold = row["completion"], row["gold"]
             messages, choices = [asked], list[dict[str, Any]]()
             if completion is not None:
-                said = {"role": "assistant", "content": completion, "source": "generate", "model": model}
+                said: dict[str, Any] = {
+                    "role": "assistant",
+                    "content": completion,
+                    "source": "generate",
+                    "model": model,
+                }
                 messages.append(said)
                 choices.append({"message": said, "stop_reason": STOPPED.get(row["outcome"], "unknown")})
-            sample = {
+            sample: dict[str, Any] = {
                 "id": _id(line.id),
                 "epoch": 1,
                 "input": [asked],
