@@ -1,34 +1,39 @@
 # One command for people and CI. `make setup` is done by every target that needs it.
-PYTHON ?= python3.11
+# the newest suitable Python that runs; `make setup PYTHON=/path/to/python` names another
+PYTHONS := python3.14 python3.13 python3.12 python3.11 python3
+PYTHON ?= $(firstword $(foreach p,$(PYTHONS),$(shell $(p) -c "import sys, venv; sys.version_info >= (3, 11) or sys.exit(1)" 2>/dev/null && echo $(p))))
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
-PACKAGES := $(foreach p,core models train eval cli,-e packages/$(p))
+DIST := dist
+LAYERS := packages/core packages/models packages/train packages/eval
+PACKAGES := $(LAYERS:%=-e %) -e "packages/cli[train,eval,serve,workflow,gguf,tensorboard]"
 export PATH := $(BIN):$(PATH)
 export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: setup quickstart smol mini-v2pe test test-slow test-slurm test-slurm-faults test-slurm-quickstart slurm check \
-	format docs bench clean
+	format docs dist bench clean
 
 setup: $(VENV)/.done
 
-# a marker written last: an interrupted installation is repeated
+# a marker written last: an interrupted installation is repeated; an environment that works keeps its Python
 $(VENV)/.done: constraints.txt pyproject.toml $(wildcard packages/*/pyproject.toml)
-	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) found; install Python 3.11, or say make PYTHON=/path/to/python3.11"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { python="$(PYTHON)"; command -v "$$python" >/dev/null || \
+	{ echo "error: no Python 3.11 or newer found; install one, or say make setup PYTHON=/path/to/python3.13"; exit 1; }; \
+	echo "$$python -m venv $(VENV)"; "$$python" -m venv --clear $(VENV); }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(PACKAGES) --group dev
 	@touch $@
 
-# the longest chain first, the others fill the second core
+# the longest chain first, the others fill the second core; the terminal shows stages, .snakemake/log has everything
 quickstart: setup
-	snakemake --profile profiles/local --prioritize runs/quickstart/train/quickstart-convllava-stage3/model/config.json
+	snakemake --profile profiles/local --logger vlm --prioritize runs/quickstart/train/quickstart-convllava-stage3/model/config.json
 
 smol: setup
-	snakemake --profile profiles/local --configfile workflows/config/smol.yaml
+	snakemake --profile profiles/local --logger vlm --configfile workflows/config/smol.yaml
 
 # the V2PE study, about an hour on two cores; its tables and plots go to docs/results
 mini-v2pe: setup
-	snakemake --profile profiles/local --configfile workflows/config/mini-v2pe.yaml
+	snakemake --profile profiles/local --logger vlm --configfile workflows/config/mini-v2pe.yaml
 	python workflows/scripts/mini_v2pe.py runs/mini-v2pe docs/results
 
 # both cores: a worker takes whole files
@@ -73,6 +78,12 @@ bench: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 mkdocs build
 	@echo "built site/; to read it: python -m http.server --directory site"
+
+# the wheels of the five packages, in dist/; docs/install.md says what to do with them
+dist: setup
+	rm -rf $(DIST)
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(DIST) $(LAYERS) packages/cli
+	@ls $(DIST)/*.whl
 
 clean:
 	rm -rf runs/quickstart runs/smol .snakemake

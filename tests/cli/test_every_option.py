@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from support.command_line import verb
+from support.command_line import all_commands
 from vlm.cli import main as command
-from vlm.cli.main import VERBS
 
 CODES = {0, 1, 2, 3, 4, 5, 6, 7}
 """The documented exit codes of a command that nobody interrupts."""
@@ -37,12 +36,14 @@ BASE = {
     "weights inspect": ["none"],
     "weights convert": ["none", "--to", "vlm", "-o", "out"],
     "weights diff": ["none", "none"],
+    "push": ["none", "ada/none", "--dry-run"],
     "use": [],
     "recipe show": ["v2pe-32k"],
     "recipe check": ["v2pe-32k"],
     "recipe verify": ["v2pe-32k", "-a", "none.sh"],
     "plan": ["quickstart-v2pe-sft"],
     "train": ["-r", "quickstart-v2pe-sft"],
+    "watch": ["--once"],
     "launch": ["-r", "quickstart-v2pe-sft", "--print"],
     "eval score": ["pope", "none.jsonl"],
     "eval evaluate": ["pope", "-m", "none", "--mini"],
@@ -50,7 +51,12 @@ BASE = {
     "diff": ["runs/eval/a", "runs/eval/b"],
     "report": ["runs/none"],
     "view": ["runs/none"],
-    "reproduce": ["convllava", "--dry-run"],
+    "reproduce": ["convllava", "--dry-run", "--config", "none.yaml"],
+    "workflow init": [],
+    "clean": [],
+    "cite": [],
+    "eval from-script": ["none.sh"],
+    "recipe from-script": ["none.sh"],
     "chat": ["Why?", "-m", "none"],
     "serve": ["-m", "none"],
 }
@@ -84,6 +90,7 @@ TYPICAL = {
     "dtype": "bfloat16",
     "encoder": "none",
     "eval_data": "none",
+    "every": "1",
     "f": "md",
     "family": "internvl2",
     "files": "none",
@@ -146,6 +153,7 @@ TYPICAL = {
     "seed": "1",
     "set": "steps=2",
     "shard": "0/2",
+    "source": "modelscope",
     "split": "val",
     "stride": "64",
     "strides": "64",
@@ -190,16 +198,7 @@ TYPICAL = {
 """A value for each option by its long name; an option that is new needs one here."""
 
 
-def commands(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """Yield (path, command) of each command below one."""
-    if hasattr(node, "commands"):
-        for name, inner in node.commands.items():
-            yield from commands(inner, (*path, name))
-    else:
-        yield " ".join(path), node
-
-
-COMMANDS = dict(pair for name in VERBS for pair in commands(verb(name), (name,)))
+COMMANDS = all_commands()
 
 
 def options(name: str, node: Any) -> Iterator[list[str]]:

@@ -13,7 +13,7 @@ import pytest
 
 from support import local_hub as hub
 from vlm.core.errors import ConfigError, FetchError, LockedError
-from vlm.core.fetch.catalogue import Entry, HubSource, UrlSource
+from vlm.core.fetch.catalogue import Entry, HubSource, UrlSource, load_catalogue
 from vlm.core.fetch.fetch import fetch, pinned
 from vlm.core.fetch.manifest import MANIFEST, folder_state, read_manifest
 from vlm.core.fetch.transfer import Patience, disk_errors, fetch_url
@@ -273,3 +273,41 @@ def test_a_hub_without_network_or_revision_is_an_error_with_a_fix(
     assert message in done.stderr
     assert "fix:" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_published_weight_is_downloaded_by_its_name_and_pinned(server, tmp_path):
+    """The real client, as a user starts it; the hub holds small files at the commits that the catalogue pins."""
+    entries = [entry for entry in load_catalogue().values() if entry.kind == "weights" and entry.automatic]
+    entries = [entry for entry in entries if all(isinstance(source, HubSource) for source in entry.source)]
+    entries = [entry for entry in entries if (entry.size or 0) < 16e9]  # a download asks for that much free disk
+    assert {"InternVL2-2B", "V2PE", "ConvLLaVA-sft-768", "InternVL3-8B"} <= {entry.name for entry in entries}
+    for entry in entries:
+        files = {name.replace("*", "00001"): name.encode() * 100 for name in entry.tree}
+        for source in entry.source:
+            server.hub.repos[source.repo] = hub.published(files, source.revision or COMMIT)
+    env = os.environ | {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
+    env |= {"VLM_HOME": str(tmp_path / "home"), "HOME": str(tmp_path)}
+
+    def download(*words):
+        command = [sys.executable, "-m", "vlm.cli.main", "download", *words]
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
+
+    names = ["V2PE-32K" if entry.name == "V2PE" else entry.name for entry in entries]
+    done = download(*names)
+    assert done.returncode == 0, done.stderr
+    for entry in entries:
+        folder = tmp_path / "home" / entry.folder
+        source = read_manifest(folder)["source"][0]
+        assert source["revision"] == (entry.source[0].revision or COMMIT), entry.name
+        assert {n: c for n, c in tree(folder).items() if n != MANIFEST} == server.hub.repos[source["repo"]].commits[
+            source["revision"]
+        ]
+    taken = [line for line in done.stdout.splitlines() if "taken: commit" in line]
+    assert len(taken) == sum(entry.source[0].revision is None for entry in entries)
+    asked = len(server.asked)
+    assert download(*names).returncode == 0 and len(server.asked) == asked
+    server.fault = "503"
+    away = download("--all", "weights", "--verify", "--locked")
+    assert "Traceback" not in away.stderr, away.stderr

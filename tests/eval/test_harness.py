@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from support.harnesses import LMMS_CODE, LMMS_TASK, call, environment
+from support.environments import call, environment
+from support.harnesses import LMMS_CODE, LMMS_TASK
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.sample.records import image, text
 from vlm.eval.harness.model import HarnessModel, media_in_front, new_token_limit

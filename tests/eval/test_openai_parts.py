@@ -10,7 +10,7 @@ from PIL import Image
 from support import openai_server as fake
 from vlm.core.errors import ConfigError, UnknownName
 from vlm.core.sample.records import image, text
-from vlm.eval.backends.openai import OpenAIBackend
+from vlm.eval.backends.openai import OpenAIBackend, ServerDown
 
 chat, server, Server = fake.chat, fake.server, fake.Server
 
@@ -68,3 +68,13 @@ def test_an_empty_list_of_models_says_what_to_pass(server: Server) -> None:
         with pytest.raises(ConfigError, match=r"lists no model[\s\S]*--model NAME, as the server calls it"):
             server.backend()
         assert OpenAIBackend(server.endpoint(), "any").model == "any"
+
+
+def test_a_server_that_cannot_list_its_models_is_asked_for_the_named_one(server: Server) -> None:
+    """`transformers serve` answers 500 where no hub cache is."""
+    server.cards = 500
+    endpoint = server.endpoint()
+    endpoint.wait = 0.001
+    assert OpenAIBackend(endpoint, "any").model == "any"
+    with pytest.raises(ServerDown, match="HTTP 500"):
+        OpenAIBackend(endpoint)

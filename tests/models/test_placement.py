@@ -1,7 +1,7 @@
 """Where weights go: device maps, types, offload, quantization. GPUs are played by the CPU, the disk and `meta`."""
 
-import builtins
 import gc
+import sys
 import weakref
 from collections import Counter
 from functools import cache
@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlm.core.errors import CheckpointError, ConfigError, HardwareError, UnknownName
+from vlm.core.extras import install_line
 from vlm.models.checkpoint import load as weights
 from vlm.models.checkpoint import placement
 from vlm.models.checkpoint.load import load_model
@@ -242,17 +243,10 @@ def test_quantization_replaces_the_linears_of_the_language_model_alone(name):
 
 
 def test_without_bitsandbytes_the_error_names_the_extra(checkpoint, monkeypatch):
-    original = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.startswith("bitsandbytes"):
-            raise ImportError(name)
-        return original(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ConfigError, match="--quantize 8bit needs bitsandbytes") as error:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(HardwareError, match="--quantize 8bit needs bitsandbytes") as error:
         load_model(checkpoint(NAME), quantize="8bit")
-    assert error.value.fix == "pip install 'farlens-models[quant]'"
+    assert error.value.fix == install_line("quant")
 
 
 @pytest.mark.parametrize(("quantize", "bound"), [("8bit", 0.05), ("4bit", 0.35)])

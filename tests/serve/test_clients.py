@@ -9,7 +9,8 @@ import openai
 import pytest
 from PIL import Image
 
-from support.harnesses import LMMS_CODE, LMMS_TASK, call, environment
+from support.environments import call, environment
+from support.harnesses import LMMS_CODE, LMMS_TASK
 from vlm.models.answers import answer
 from vlm.models.session import user_turn
 

@@ -1,11 +1,12 @@
 """The real command line up to the point where a command would start to work."""
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 from typer.main import get_command
 
-from vlm.cli.main import app
+from vlm.cli.main import VERBS, app
 
 
 @cache
@@ -13,6 +14,20 @@ def verb(name: str) -> Any:
     """The command of a verb, imported once. Raises UnknownName for others."""
     group = get_command(app)
     return group.resolve_command(group.make_context("vlm", [name]), [name])[1]
+
+
+def commands(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """Yield (path, command) of each command below one."""
+    if hasattr(node, "commands"):
+        for name, inner in node.commands.items():
+            yield from commands(inner, (*path, name))
+    else:
+        yield " ".join(path), node
+
+
+def all_commands() -> dict[str, Any]:
+    """Every command of every verb by its words: `data build haystack`."""
+    return dict(pair for name in VERBS for pair in commands(verb(name), (name,)))
 
 
 def parse(words: list[str]) -> Any:

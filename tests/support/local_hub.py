@@ -1,7 +1,6 @@
-"""A real local server for download tests: ranges, busy, slow, cut and damaged bodies, and enough of the hub's API."""
+"""A real local server for tests: ranges, busy, slow, cut and damaged bodies, and the hub's API, read and write."""
 
 import hashlib
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -10,14 +9,29 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
+import pytest
+from huggingface_hub import constants
+
+from support.hub_repos import COMMIT, JSON, READ_TOKEN, WRITE_TOKEN, HubRepos, is_large, published
+
+__all__ = [
+    "COMMIT",
+    "CONTENT",
+    "HUB_FILES",
+    "READ_TOKEN",
+    "SHA",
+    "WRITE_TOKEN",
+    "point_client",
+    "published",
+    "serving",
+    "tree",
+]
+
 CONTENT = bytes(range(256)) * 4000
 SHA = hashlib.sha256(CONTENT).hexdigest()
-COMMIT = "a" * 40
 HUB_FILES = {"config.json": b'{"a": 1}\n', "weights/model.bin": CONTENT}
-REVISIONS = [f"/api/models/org/model/revision/{name}" for name in (COMMIT, "main")]
 
 PAGE = b"<!DOCTYPE html><title>Log in</title>"
-JSON = {"Content-Type": "application/json"}
 FAULTS = {
     "401": (401, JSON | {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}, b"{}"),
     "bad token": (401, JSON | {"X-Error-Message": "Invalid credentials in Authorization header"}, b"{}"),
@@ -44,13 +58,6 @@ FAULTS = {
 """Fault -> (status, headers, body) of every answer of the hub's API."""
 
 
-def lfs(name: str) -> dict[str, object]:
-    """What the hub's tree says of a large file."""
-    content = HUB_FILES[name]
-    known = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
-    return {"lfs": known} if name.endswith(".bin") else {}
-
-
 class Handler(BaseHTTPRequestHandler):
     """The first part of the path chooses the behavior; `server.asked` notes (path, Range)."""
 
@@ -71,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("If-Range") not in (None, etag):
             start = 0
         seen = [p for p, _ in self.server.asked].count(self.path)
-        if behavior in ("api", "org"):
+        if behavior in ("api", "lfs") or "/resolve/" in self.path:
             self.hub(start)
         elif behavior in ("429", "503") and seen < 3:
             self.reply(int(behavior), {"Retry-After": "0", "Content-Length": "0"}, b"")
@@ -89,49 +96,63 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send_from(CONTENT, start)
 
+    def do_POST(self) -> None:
+        self.hub(0)
+
+    def do_PUT(self) -> None:
+        self.hub(0)
+
     def hub(self, start: int) -> None:
         """The hub's protocol; `server.fault` chooses what goes wrong, as hubs, mirrors and proxies do it."""
-        name = unquote(self.path).split(f"/resolve/{COMMIT}/")[-1]
-        fault, api = self.server.fault, self.path.startswith("/api/")
-        self.server.tokens.append(self.headers.get("Authorization"))
+        fault, api = self.server.fault, "/resolve/" not in self.path
+        body = self.body()
+        asked = self.headers.get("Authorization")
+        self.server.tokens.append(asked)
+        token = asked.removeprefix("Bearer ") if asked else None
+        method = "GET" if self.command == "HEAD" else self.command
         if fault in FAULTS and api != (fault == "gated files"):
-            status, headers, body = FAULTS[fault]
-            self.reply(status, headers, body)
-        elif api and "/revision/" in self.path and COMMIT not in self.path and "/revision/main" not in self.path:
-            self.reply(404, {"X-Error-Code": "RevisionNotFound"}, b"")
-        elif self.path.startswith("/api/models/org/model/tree/"):
-            tree = [
-                {"type": "file", "path": n, "size": len(c), "oid": "0" * 40, **lfs(n)} for n, c in HUB_FILES.items()
-            ]
-            self.reply(200, {"Content-Type": "application/json"}, json.dumps(tree).encode())
-        elif self.path.split("?")[0] in ("/api/models/org/model", *REVISIONS):
-            siblings = [{"rfilename": n, "size": len(c)} for n, c in HUB_FILES.items()]
-            known = {
-                "id": "org/model",
-                "sha": COMMIT,
-                "siblings": siblings,
-                "private": False,
-                "downloads": 0,
-                "tags": [],
-            }
-            self.reply(200, {"Content-Type": "application/json"}, json.dumps(known).encode())
+            self.reply(*FAULTS[fault])
         elif api:
-            self.reply(404, {"X-Error-Code": "RepoNotFound"}, b"")
-        elif name in HUB_FILES:
-            content = HUB_FILES[name]
-            etag = hashlib.sha256(content).hexdigest()
-            wrong = bytes(len(content)) if self.server.damaged else content
-            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
-            if name.endswith(".bin"):
-                headers |= {"X-Linked-ETag": f'"{etag}"', "X-Linked-Size": str(len(content))}
-            if fault == "short" and self.command == "GET" and name.endswith(".bin"):
-                wrong = wrong[: len(wrong) // 2]
-            if fault == "endless" and self.command == "GET" and name.endswith(".bin"):
-                self.endless(headers)
-            else:
-                self.send_from(wrong, min(start, len(wrong)), pause=self.server.pause, headers=headers)
+            answer = self.server.hub.answer(method, self.path, token, body)
+            self.reply(*(answer or (404, {"X-Error-Code": "RepoNotFound"}, b"")))
         else:
-            self.reply(404, {"X-Error-Code": "EntryNotFound"}, b"")
+            self.file(start, token)
+
+    def body(self) -> bytes:
+        """The body of a request, whole or in chunks."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        pieces = []
+        while size := int(self.rfile.readline(), 16):
+            pieces.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(pieces)
+
+    def file(self, start: int, token: str | None) -> None:
+        """A file of a repository at a commit or a branch."""
+        fault = self.server.fault
+        repo_name, _, rest = unquote(self.path).strip("/").partition("/resolve/")
+        revision, _, name = rest.partition("/")
+        repo = self.server.hub.repos.get(repo_name)
+        if repo is None or (repo.private and token is None):
+            return self.reply(401, {"X-Error-Code": "RepoNotFound"}, b"")
+        commit = repo.at(revision)
+        if commit is None:
+            return self.reply(404, {"X-Error-Code": "RevisionNotFound"}, b"")
+        if name not in repo.commits[commit]:
+            return self.reply(404, {"X-Error-Code": "EntryNotFound"}, b"")
+        content = repo.commits[commit][name]
+        etag, large = hashlib.sha256(content).hexdigest(), is_large(name)
+        sent = bytes(len(content)) if self.server.damaged else content
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": commit}
+        if large:
+            headers |= {"X-Linked-ETag": f'"{etag}"', "X-Linked-Size": str(len(content))}
+        if fault == "short" and self.command == "GET" and large:
+            sent = sent[: len(sent) // 2]
+        if fault == "endless" and self.command == "GET" and large:
+            return self.endless(headers)
+        return self.send_from(sent, min(start, len(sent)), pause=self.server.pause, headers=headers)
 
     def endless(self, headers: dict[str, str]) -> None:
         """A body without an end, at most 400 MB."""
@@ -176,17 +197,35 @@ class Server(ThreadingHTTPServer):
 
 @contextmanager
 def serving() -> Iterator[Server]:
-    """The server on a free port, with `url`, `asked`, `damaged`, and `etags` and `files` by path."""
+    """The server on a free port, with `url`, `asked`, `damaged`, `hub`, and `etags` and `files` by path."""
     server = Server(("127.0.0.1", 0), Handler)
     server.asked, server.damaged, server.files, server.etags, server.pause = [], False, {}, {}, 0.0
     server.fault, server.tokens = "", []
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
+    server.hub = HubRepos(server.url)
+    server.hub.repos["org/model"] = published(HUB_FILES)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     try:
         yield server
     finally:
         server.shutdown()
         server.server_close()
+
+
+def point_client(server: Server, patch: pytest.MonkeyPatch, tmp_path: Path, token: str | None = None) -> None:
+    """Let the hub's client in this process ask the server; it has read its environment when it was imported."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_TOKEN"):
+        patch.delenv(name, raising=False)
+        patch.delenv(name.lower(), raising=False)
+    if token:
+        patch.setenv("HF_TOKEN", token)
+    patch.setenv("VLM_HOME", str(tmp_path / "home"))
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    patch.setattr(constants, "ENDPOINT", server.url)
+    address = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", server.url)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -35,7 +35,8 @@ class Server:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 known = server.cards is not None and self.path == "/v1/models"
-                self.reply(200 if known else 404, {}, json.dumps({"data": server.cards}).encode())
+                fails = server.cards if isinstance(server.cards, int) else 404
+                self.reply(200 if known and fails == 404 else fails, {}, json.dumps({"data": server.cards}).encode())
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -1,4 +1,4 @@
-"""Adapters for peft alone: on the `-hf` export of their base they give the logits of our merged model."""
+"""Adapters for peft alone: on the `-hf` export of their base they give the logits of our merged model; and back."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from vlm.models.checkpoint.assemble import build
 from vlm.models.checkpoint.convert import convert
 from vlm.models.checkpoint.load import load_model, save_model
 from vlm.models.specs import load_preset
-from vlm.train.parameters.lora import add_adapters, merge, save_adapters
+from vlm.train.parameters.lora import add_adapters, load_adapters, merge, save_adapters
 from vlm.train.recipe.recipe import Lora
 
 TARGETS = {
@@ -85,14 +85,16 @@ def test_peft_alone_gives_the_logits_of_the_merged_model(kind, base, tmp_path):
 
 def test_what_has_no_place_is_refused_and_nothing_is_written(base, tmp_path):
     adapted(base[0], tmp_path / "adapter", TARGETS["one kind"])
-    for to, message in (("llava", "adapters for the llava layout"), ("vlm", "--to hf")):
-        with pytest.raises(ConfigError, match=message):
-            convert_adapters(tmp_path / "adapter", to, tmp_path / "out")
+    with pytest.raises(ConfigError, match="adapters for the llava layout"):
+        convert_adapters(tmp_path / "adapter", "llava", tmp_path / "out")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     for change, message in (
         ({"base_model_name_or_path": None}, "names no base model"),
         ({"base_model_name_or_path": "gone"}, "gone"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
+        ({"use_dora": True}, "use_dora"),
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"bias": "all"}, "without biases"),
     ):
         broken = tmp_path / "broken"
         shutil.copytree(tmp_path / "adapter", broken, dirs_exist_ok=True)
@@ -108,4 +110,79 @@ def test_what_has_no_place_is_refused_and_nothing_is_written(base, tmp_path):
     (broken / "adapter_model.safetensors").write_bytes(b"\xff" * 40)
     with pytest.raises(CheckpointError, match="adapter_model"):
         convert_adapters(broken, "hf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def restored(base, folder):
+    """The state of our base model with the adapters of a folder merged in."""
+    model = load_model(base)
+    spec = load_adapters(model, folder)
+    return merge(model.state_dict(), spec)
+
+
+@pytest.mark.parametrize("kind", [*TARGETS, "language and projector"])
+def test_adapters_there_and_back_are_the_same_bits(kind, base, tmp_path):
+    ours, export = base
+    trained = ("projector.",) if kind == "language and projector" else ()
+    state = adapted(ours, tmp_path / "adapter", TARGETS[kind.split(" and ")[0]], trained)
+    convert_command(str(tmp_path / "adapter"), "hf", tmp_path / "theirs")
+    convert_command(str(tmp_path / "theirs"), "vlm", tmp_path / "back", base=str(export))
+    for name in ("adapter_model.safetensors", *(["trained.safetensors"] if trained else [])):
+        one, other = load_file(tmp_path / "adapter" / name), load_file(tmp_path / "back" / name)
+        assert one.keys() == other.keys() and all(torch.equal(t, other[k]) for k, t in one.items())
+    again = restored(ours, tmp_path / "back")
+    assert all(torch.equal(t, again[k]) for k, t in state.items())
+
+
+TRAINED_BY_PEFT = {
+    "suffixes": {"target_modules": ["q_proj", "v_proj", "down_proj", "fc1"]},
+    "all linear": {"target_modules": "all-linear"},
+    "projector": {"target_modules": ["k_proj"], "modules_to_save": ["linear_1"]},
+    "another scale": {"target_modules": ["q_proj", "k_proj", "v_proj"], "use_rslora": True},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("case", TRAINED_BY_PEFT)
+def test_what_peft_trained_on_the_export_comes_back(case, base, tmp_path):
+    """Parts of our fused layers have first matrices of their own, or no adapter at all."""
+    ours, export = base
+    theirs = peft.get_peft_model(
+        InternVLForConditionalGeneration.from_pretrained(export),
+        peft.LoraConfig(r=3, lora_alpha=5, init_lora_weights=False, **TRAINED_BY_PEFT[case]),
+    )
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "modules_to_save" in name:
+                parameter.add_(0.05)
+    theirs.save_pretrained(tmp_path / "theirs")
+    convert_command(str(tmp_path / "theirs"), "vlm", tmp_path / "back", base=str(export))
+    merged = load_model(ours).eval()
+    size, context = merged.spec.vision.image_size, merged.spec.image_tokens.context_id
+    ids = torch.randint(10, 90, (1, 40), generator=torch.Generator().manual_seed(1))
+    ids[0, 5 : 5 + merged.tokens_per_tile] = context
+    pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(2))
+    plain = logits(merged, ids, pixels, theirs=False)
+    merged.load_state_dict(restored(ours, tmp_path / "back"))
+    got, wanted = logits(merged, ids, pixels, theirs=False), logits(theirs.eval(), ids, pixels, theirs=True)
+    assert (plain - wanted).abs().max() > 1e-3
+    assert (got - wanted).abs().max() <= 1e-5 * max(1, wanted.abs().max())
+
+
+def test_the_way_back_names_what_does_not_fit(base, tmp_path):
+    adapted(base[0], tmp_path / "adapter", TARGETS["language"])
+    convert_command(str(tmp_path / "adapter"), "hf", tmp_path / "theirs")
+    with pytest.raises(CheckpointError, match="names no base model"):
+        convert_adapters(tmp_path / "theirs", "vlm", tmp_path / "out")
+    tensors = load_file(tmp_path / "theirs" / "adapter_model.safetensors")
+    first = min(tensors)
+    for change, message in (
+        ({first: tensors[first]}, "two matrices"),
+        ({**tensors, "base_model.model.strange.lora_A.weight": torch.zeros(2, 2)}, "no tensor of the -hf layout"),
+        ({k: t[:, :8].contiguous() if "lora_A" in k else t for k, t in tensors.items()}, "another shape"),
+        ({k.replace("layers.1.", "layers.9."): t for k, t in tensors.items()}, "which .* has not"),
+    ):
+        save_file(change, tmp_path / "theirs" / "adapter_model.safetensors")
+        with pytest.raises(CheckpointError, match=message):
+            convert_adapters(tmp_path / "theirs", "vlm", tmp_path / "out", base=str(base[1]))
     assert not (tmp_path / "out").exists()

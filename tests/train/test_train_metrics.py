@@ -1,13 +1,14 @@
 """Numbers of a step: MFU against a peak, boards, spikes."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 
 from vlm.core.errors import HardwareError, UnknownName
+from vlm.core.extras import install_line
 from vlm.train.plan.run_plan import RunPlan
-from vlm.train.run import boards as module
 from vlm.train.run.boards import START, WINDOW, Boards, is_spike
 from vlm.train.run.speed import SpeedMeter
 from vlm.train.run.stream import PackedRow
@@ -38,9 +39,10 @@ def test_tensorboard_holds_each_number_once_also_after_a_resume(tmp_path):
 def test_boards_that_are_not_there_are_named(tmp_path, monkeypatch):
     with pytest.raises(UnknownName, match="tensorbord"):
         Boards(tmp_path, ["tensorbord"])
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(HardwareError, match="pip install wandb"):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(HardwareError, match="needs wandb, which is not installed") as error:
         Boards(tmp_path, ["wandb"])
+    assert error.value.fix == install_line("wandb")
     assert not list(tmp_path.iterdir())
 
 

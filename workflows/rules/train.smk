@@ -43,4 +43,4 @@ rule train_stage:
         run=lambda w: RUN,
         options=lambda w: train_options(STAGES[w.recipe], RUN),
     shell:
-        "{params.launch}vlm train --recipe {params.recipe} --run {params.run} {params.options}--quiet > {log} 2>&1"
+        "{params.launch}vlm train --recipe {params.recipe} --run {params.run} {params.options}> {log} 2>&1"

@@ -20,11 +20,13 @@ from vlm.cli.show.say import say
 from vlm.core.config import package_tables
 from vlm.core.errors import CheckpointError, ConfigError, DataError, UnknownName, VlmError
 from vlm.core.fetch.catalogue import (
+    HUB_ID,
     Entry,
     find_benchmark,
     find_entry,
     find_file,
     find_group,
+    hub_entry,
     weights_names,
     with_needs,
 )
@@ -51,7 +53,7 @@ def find_entries(catalogue: dict[str, Entry], names: list[str] | None, choice: "
     """
     entries: list[Entry] = []
     for name in names or []:
-        entry = find_entry(name, catalogue)
+        entry = _entry_or_repository(name, catalogue)
         entries += with_needs([entry], catalogue) if is_built(entry) and entry.organize else [entry]
     entries += find_group(choice.group, catalogue) if choice.group else []
     if choice.recipe:
@@ -59,6 +61,16 @@ def find_entries(catalogue: dict[str, Entry], names: list[str] | None, choice: "
     if choice.benchmark:
         entries += with_needs(find_benchmark(choice.benchmark, catalogue), catalogue)
     return list({entry.name: entry for entry in entries}.values())
+
+
+def _entry_or_repository(name: str, catalogue: dict[str, Entry]) -> Entry:
+    """Return the entry of a name; for `NAMESPACE/NAME` that the catalogue does not have, one of that repository."""
+    try:
+        return find_entry(name, catalogue)
+    except UnknownName:
+        if not HUB_ID.fullmatch(name):
+            raise
+        return hub_entry(name)
 
 
 def _entries_of_recipe(name: str, catalogue: dict[str, Entry]) -> list[Entry]:
@@ -125,11 +137,12 @@ def find_model(model: str | None) -> Path:
     """
     if model is None:
         return _default_model()
-    for folder in (resolve(model), Path(model), pretrained() / model):
+    for folder in (Path(model).expanduser().absolute(), resolve(model), pretrained() / model):
         if is_file(folder / "config.json"):
             return folder
     models = local_models()
-    folder = Path(os.path.abspath(resolve(model)))  # noqa: PTH100  # looks nothing up: any text may come
+    here, ours = (Path(os.path.abspath(p)) for p in (model, resolve(model)))  # noqa: PTH100  # any text may come
+    folder = here if is_folder(here) else ours
     inside = [m for m in models if m.folder.is_relative_to(folder) and folder not in (home(), runs(), pretrained())]
     found = inside or matches(model, models)
     if len(found) == 1:
@@ -150,7 +163,8 @@ def find_model(model: str | None) -> Path:
             fix="`vlm list models` shows what is here",
         )
     names = {name for m in models for name in (*m.released, *m.stage, *m.run)}
-    error = UnknownName("model", printable(model), names | _released_names(), fix=MODELS)
+    hub = f"; of the hub: `vlm download {model}`" if HUB_ID.fullmatch(model) else ""
+    error = UnknownName("model", printable(model), names | _released_names(), fix=MODELS + hub)
     if error.near and not matches(error.near[0], models) and (entry := downloadable(error.near[0])):
         error = UnknownName("model", printable(model), names | _released_names(), fix=f"vlm download {entry.name}")
     raise error

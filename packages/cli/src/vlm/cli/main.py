@@ -4,13 +4,16 @@ import importlib
 import io
 import os
 import sys
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from vlm.cli.show.say import say
 from vlm.core.errors import HardwareError, UnknownName, VlmError, of_system
+from vlm.core.extras import of_import
 from vlm.core.text import printable_lines
 
 VERBS = {
@@ -19,10 +22,12 @@ VERBS = {
     "download": "Fetch weights, datasets and benchmarks into the published folder trees.",
     "data": "Organize, import, check, build and preview datasets.",
     "weights": "Make, inspect and convert checkpoints.",
+    "push": "Share a model on the hub, with a model card.",
     "use": "Choose the model that is meant where none is named.",
     "recipe": "Show, validate and verify training recipes.",
     "plan": "Predict what a recipe costs, before anything is loaded.",
     "train": "Train one stage from a recipe; rerun to resume.",
+    "watch": "Show live what trainings and evaluations do, from their files alone.",
     "launch": "Train on several GPUs or nodes: print and run the srun or torchrun line.",
     "eval": "Evaluate a model on benchmarks; rerun to resume.",
     "infer": "Write a model's replies to pictures or prompts; rerun to resume.",
@@ -30,6 +35,8 @@ VERBS = {
     "report": "Write one self-contained page from training runs and evaluations.",
     "view": "Show trainings as they run, evaluations, and every sample of them, on a page.",
     "reproduce": "Run a published system from weights to report through the DAG, or show what it takes.",
+    "workflow": "Put the files of the workflow where you stand.",
+    "clean": "Show what takes up the disk, and remove what may go.",
     "chat": "Talk to a model about images and videos.",
     "cite": "Show the papers of the published systems as BibTeX.",
     "serve": "Serve models to OpenAI clients and on a page, with the positions that they were trained with.",
@@ -55,9 +62,52 @@ class LazyGroup(TyperGroup):
             return super().resolve_command(ctx, args)
         if name not in VERBS:
             raise UnknownName("command", name, VERBS, fix="`vlm --help` lists the commands")
-        command = typer.main.get_command(importlib.import_module(f"vlm.cli.commands.{name}").app)
+        from vlm.cli.complete import complete
+
+        own = importlib.import_module(f"vlm.cli.commands.{name}").app
+        complete(own, name)
+        command = typer.main.get_command(own)
         command.name, command.help = name, command.help or VERBS[name]
+        plain_help(command)
+        from_here(command)
         return name, command, rest
+
+
+def plain_help(command: Any) -> None:
+    """Let a verb's help be shown as it is written, and leave out what only `vlm` itself has.
+
+    Typer would read `[serve]` as a style of Rich, and adds options that install the completion to each verb.
+    """
+    command.params = [p for p in command.params if p.name not in ("install_completion", "show_completion")]
+    for one in (command, *command.params):
+        one.help = escape(one.help) if getattr(one, "help", None) else None
+    for inner in getattr(command, "commands", {}).values():
+        plain_help(inner)
+
+
+def from_here(command: Any) -> None:
+    """Let relative paths that are typed for a command, or below it, mean the working directory.
+
+    Defaults stay below the home, and so do the paths in a recipe.
+    """
+    for below in getattr(command, "commands", {}).values():
+        from_here(below)
+    invoke = command.invoke
+
+    def invoke_from_here(ctx: Any) -> Any:
+        for name, value in ctx.params.items():
+            if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT":
+                ctx.params[name] = absolute(value)
+        return invoke(ctx)
+
+    command.invoke = invoke_from_here
+
+
+def absolute(value: Any) -> Any:
+    """Return a path, or each of several, as an absolute one; other values as they are."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(absolute, value))
+    return value.expanduser().absolute() if isinstance(value, Path) else value
 
 
 app = typer.Typer(
@@ -73,11 +123,28 @@ app = typer.Typer(
 """
 
 
+def show_version(asked: bool) -> None:
+    """Print the versions and end, if they were asked for."""
+    if asked:
+        from vlm.cli.show.version import version_lines
+
+        say("\n".join(version_lines()))
+        raise typer.Exit
+
+
+VERSION_HELP = "Versions of vlm, its packages and libraries, and how they were installed."
+
+
 @app.callback()
-def root() -> None:
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help=VERSION_HELP)
+    ] = False,
+) -> None:
     """Train and evaluate long-context, high-resolution vision-language models: V2PE, InternVL-Chat-V1-2, ConvLLaVA.
 
-    Files live below $VLM_HOME (default: the working directory) in pretrained/, dataset/ and runs/.
+    Files live below $VLM_HOME (default: the working directory) in pretrained/, dataset/ and runs/. Relative paths that
+    you type mean the working directory.
 
     Exit codes: 0 done · 1 other error · 2 wrong name, flag or recipe · 3 data · 4 fetching · 5 checkpoint ·
     6 directory in use · 7 hardware · 130 Ctrl-C. Stopped on request with everything saved is 0.
@@ -109,6 +176,11 @@ def main() -> None:
             blame_us()
             raise
         end(known)
+    except ModuleNotFoundError as error:
+        if (lacking := of_import(error)) is None:
+            blame_us()
+            raise
+        end(lacking)
     except MemoryError:
         found = "the memory of this machine is used up"
         end(

@@ -219,7 +219,7 @@ class TrainOptions(RowOptions):
     allow_change: Annotated[
         bool, typer.Option(help="Continue an unfinished run although its recipe, data or start changed.")
     ] = False
-    quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False
+    quiet: Annotated[bool, typer.Option(help="No plan, no bar; a log still has its lines.")] = False
 
     def chosen(self) -> list[str]:
         """Return the options that choose a run, as they are typed."""

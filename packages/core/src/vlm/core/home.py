@@ -49,6 +49,13 @@ def resolve(path: str | Path) -> Path:
     return path if path.is_absolute() else home() / path
 
 
+def lookup(path: str | Path) -> Path:
+    """Return the absolute path of something that is there: from the working directory, else below the home."""
+    path = Path(path).expanduser()
+    here = path.absolute()
+    return here if here.exists() else resolve(path)
+
+
 def free_gb(folder: Path) -> float:
     """Return the free space in GB (10^9 bytes) on the disk of a folder, which need not exist yet."""
     place = next(p for p in (folder, *folder.parents) if p.exists())

@@ -53,6 +53,11 @@ class SetAccount:
         self.missing += other.missing
 
 
+NOTHING = DroppedRecord("", "none", "no record was dropped")
+"""The only line of a ledger without losses: a file of no lines is one that `datasets` and others cannot load."""
+
+
 def write_ledger(path: Path, losses: Iterable[DroppedRecord]) -> None:
-    """Write dropped records as JSONL, atomically; an empty file says that no record was dropped."""
+    """Write dropped records as JSONL, atomically; one line that says so where none was dropped."""
+    losses = list(losses) or [NOTHING]
     write_atomic(path, "".join(json.dumps(asdict(loss), ensure_ascii=False) + "\n" for loss in losses))

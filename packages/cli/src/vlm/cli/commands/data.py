@@ -13,6 +13,7 @@ from vlm.core.errors import ConfigError, DataError
 from vlm.core.fetch.catalogue import find_entry, load_catalogue
 from vlm.core.fetch.installed import entry_state, is_built
 from vlm.core.home import dataset, resolve
+from vlm.core.progress import count_bar
 
 app = typer.Typer(no_args_is_help=True, help="Organize, import, check, build and preview datasets.")
 app.add_typer(data_build.app, name="build")
@@ -52,7 +53,7 @@ def organize(
     failed: list[str] = []
     for name in wanted:
         try:
-            outcome = organize(name, options, catalogue=known)
+            outcome = organize(name, options, catalogue=known, shown=count_bar)
         except DataError as error:
             if len(wanted) == 1:
                 raise

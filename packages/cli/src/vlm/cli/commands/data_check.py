@@ -69,13 +69,16 @@ def check(
     from vlm.core.check.report import collect
     from vlm.core.errors import DataError
     from vlm.core.home import resolve, write_atomic
+    from vlm.core.progress import count_bar
 
     outside = tuple(resolve(folder) for folder in allow_outside or ())
     rules, sources = rules_and_sources(
         what, model, preset, tokenizer, root, outside, max_length, strides, run, set_ or (), allow or ()
     )
     began = time.perf_counter()
-    report = collect(rules, sources, check_sources(rules, sources, workers, decode=decode))
+    with count_bar(what, "records") as progress:
+        found = check_sources(rules, sources, workers, decode=decode, report=progress)
+        report = collect(rules, sources, found)
     report.seconds = time.perf_counter() - began
     show_report(report)
     if json_out:
@@ -107,14 +110,14 @@ def rules_and_sources(
     """Return the counting rules and the sources of a recipe or of a file."""
     from vlm.core.check.check import CheckedFile
     from vlm.core.errors import ConfigError
-    from vlm.core.home import resolve
+    from vlm.core.home import lookup, resolve
     from vlm.core.media_root import MediaRoot
     from vlm.core.sample.encode import ImageTokenIds
     from vlm.core.sample.measure import Rules
 
     recipe: Recipe | None = None
     if what.endswith((".jsonl", ".json")):
-        file = resolve(what)
+        file = lookup(what)
         allowed: tuple[Allowed, ...] = tuple(choice.value for choice in allow)
         gate = MediaRoot(resolve(root) if root else file.parent, outside)
         sources = [CheckedFile(file.stem, file, gate, allow=allowed)]

@@ -13,6 +13,7 @@ import typer
 
 from vlm.cli.show.say import say_json
 from vlm.core.errors import VlmError
+from vlm.core.extras import EXTRAS, absent, how_installed, install_line
 
 if TYPE_CHECKING:
     import torch
@@ -48,9 +49,8 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Machine-readabl
 
 
 def python() -> Check:
-    """Check the version of Python."""
-    good = sys.version_info >= (3, 11)
-    return "Python", good, f"{sys.version.split()[0]} at {sys.executable}" + ("" if good else "; needs 3.11 or newer")
+    """Show the version of Python."""
+    return "Python", True, f"{sys.version.split()[0]} at {sys.executable}"
 
 
 def shadow() -> Check:
@@ -63,22 +63,19 @@ def shadow() -> Check:
     on_path = shutil.which("vlm")
     ours = Path(sys.executable).with_name("vlm")
     other = f"; `vlm` on PATH is {on_path}, not {ours}" if on_path and Path(on_path) != ours and ours.exists() else ""
-    return "vlm", not missing and not other, (f"missing packages: {missing}" if missing else "five packages") + other
+    found = f"missing packages: {missing}" if missing else f"five packages, {how_installed('farlens-cli')}"
+    return "vlm", not missing and not other, found + other
 
 
 def packages() -> list[Check]:
-    """Check the required libraries, then the optional extras."""
-    found: list[Check] = []
-    for name in ("torch", "transformers", "timm", "deepspeed", "snakemake", "decord", "av"):
-        found.append(package(name, False))
-    for name, why in (
-        ("flash-attn", "extra [flash], needs CUDA"),
-        ("bitsandbytes", "extra [quant]"),
-        ("lmms-eval", "extra [lmms-eval]"),
-        ("fastapi", "extra [serve]"),
-    ):
-        what, ok, words = package(name, None)
-        found.append((what, ok, words if ok else f"not installed ({why})"))
+    """Check the libraries that all need, decord, which some machines lack, then each extra."""
+    found = [package(name, False) for name in ("torch", "transformers", "timm", "av")]
+    what, ok, words = package("decord", None)
+    found.append((what, ok, words if ok else "not installed; PyAV reads every video"))
+    for extra, modules in EXTRAS.items():
+        missing = absent(extra)
+        line = f"no {', '.join(missing)}; to add: {install_line(extra)}"
+        found.append((f"extra [{extra}]", None if missing else True, line if missing else ", ".join(modules)))
     return found
 
 
@@ -153,14 +150,17 @@ def slurm() -> Check:
 
 
 def disk() -> list[Check]:
-    """Check space and write access where files go."""
+    """Check space and write access where files go, and what they take up."""
+    from vlm.cli.clean import disk_use
+    from vlm.cli.show.leftovers import use_of
     from vlm.core.home import home
 
     place = home()
     free = shutil.disk_usage(place).free / 1e9
     writable = os.access(place, os.W_OK)
     return [
-        ("VLM_HOME", writable and free > 1, f"{place}, {free:.0f} GB free" + ("" if writable else ", not writable"))
+        ("VLM_HOME", writable and free > 1, f"{place}, {free:.0f} GB free" + ("" if writable else ", not writable")),
+        ("disk use", True, f"{use_of(*disk_use(place))}; `vlm clean` shows what may go"),
     ]
 
 

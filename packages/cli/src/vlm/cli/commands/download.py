@@ -9,9 +9,9 @@ from vlm.cli.find import find_entries
 from vlm.cli.options import EntryChoice, grouped
 from vlm.cli.show.catalogue import human_size
 from vlm.cli.show.say import say, say_json
-from vlm.core.errors import ConfigError, VlmError
-from vlm.core.fetch.catalogue import BuiltSource, Entry, HubSource, load_catalogue
-from vlm.core.fetch.fetch import fetch, refuse_by_hand
+from vlm.core.errors import ConfigError, UnknownName, VlmError
+from vlm.core.fetch.catalogue import BuiltSource, Entry, load_catalogue
+from vlm.core.fetch.fetch import Repository, came_from_modelscope, fetch, refuse_by_hand
 from vlm.core.fetch.installed import entry_state, is_built
 from vlm.core.fetch.transfer import Patience
 from vlm.core.home import home
@@ -19,13 +19,16 @@ from vlm.core.progress import byte_bar, human_bytes
 
 app = typer.Typer()
 
+SOURCES = ("hub", "modelscope")
+
 
 @app.command()
 @grouped
 def download(
     choice: EntryChoice,
     names: Annotated[
-        list[str] | None, typer.Argument(help="Names from `vlm list weights`, `data` and `benchmarks`.")
+        list[str] | None,
+        typer.Argument(help="Names from `vlm list weights`, `data` and `benchmarks`; or NAMESPACE/NAME, of the hub."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and fetch nothing.")] = False,
     revision: Annotated[
@@ -35,6 +38,10 @@ def download(
     locked: Annotated[
         bool, typer.Option("--locked", help="Refuse what neither the catalogue nor --revision pins to a commit.")
     ] = False,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="hub|modelscope", help="Where weights come from. Default: the hub, or as begun."),
+    ] = None,
     find_links: Annotated[
         Path | None, typer.Option(help="Folder of wheels to use instead of the package index.")
     ] = None,
@@ -54,6 +61,12 @@ def download(
     entries = find_entries(known, names, choice)
     if not entries:
         raise ConfigError("nothing to download", fix="name something, or: vlm download --all quickstart")
+    if source not in (None, *SOURCES):
+        raise UnknownName("source", source, SOURCES)
+    if source == "modelscope":
+        entries = [entry.from_modelscope() for entry in entries]
+    elif source is None:
+        entries = [entry.from_modelscope() if came_from_modelscope(entry) else entry for entry in entries]
     if revision and len(entries) > 1:
         raise ConfigError(f"one --revision for {len(entries)} downloads", fix="download them one at a time")
     rows: list[dict[str, object]] = []
@@ -130,7 +143,7 @@ def _action(entry: Entry, outcome: str, revision: str | None) -> str:
 
 
 def _unpinned(entry: Entry, revision: str | None) -> list[str]:
-    return [s.repo for s in entry.source if isinstance(s, HubSource) and not (revision or s.revision)]
+    return [s.repo for s in entry.source if isinstance(s, Repository) and not (revision or s.revision)]
 
 
 def _sum(entries: list[Entry], revision: str | None) -> str:

@@ -32,6 +32,7 @@ from vlm.cli.show.say import say, say_json
 from vlm.cli.strides import STRIDE_HELP, per_tile, read_strides
 from vlm.cli.workers import over_gpus, work
 from vlm.core.errors import ConfigError, FetchError, VlmError
+from vlm.core.extras import require
 
 if TYPE_CHECKING:
     from vlm.eval.run.summary import Summary
@@ -143,6 +144,7 @@ def evaluate(
     vlm eval mm-niah --model V2PE-32K --stride 1,16,64,256 --shard 0/8
     vlm eval pope --backend openai --base-url http://localhost:8000/v1 --model my-model
     """
+    require("eval", "evaluating")
     from vlm.core.config import parse
     from vlm.core.home import home, resolve
     from vlm.eval.own import describe, edition_of

@@ -7,6 +7,7 @@ import typer
 
 from vlm.cli.options import BenchmarkFiles, JudgeOptions, Replace, RowsOptions, grouped
 from vlm.cli.show.say import say_json
+from vlm.core.extras import require
 
 if TYPE_CHECKING:
     from vlm.eval.run.summary import ImportFacts
@@ -43,6 +44,7 @@ def score(
     vlm eval score chartqa chartqa_test_human.json chartqa_test_augmented.json
     vlm eval score milebench CKPT/eval_milebench
     """
+    require("eval", "scoring")
     from vlm.cli.backends import check_family, make_judge
     from vlm.cli.find import check_result_name, find_benchmark_files
     from vlm.cli.own_file import find_table

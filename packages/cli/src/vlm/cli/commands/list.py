@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from vlm.cli.local_models import LocalModel, chosen_model, local_models, short_name
 from vlm.cli.show.catalogue import entry_row
+from vlm.cli.show.rows import show_rows
 from vlm.cli.show.say import say_json
-from vlm.cli.show.screen import Screen
 from vlm.core.config import load_yaml, package_tables
 from vlm.core.errors import ConfigError
 from vlm.core.fetch.catalogue import load_catalogue
@@ -47,16 +46,8 @@ def list_(
     if as_json:
         say_json(rows)
         return
-    table = Table(title=what.value)
     hidden = ("size", "terms", "notes", "entry", *(() if what is What.models else ("folder",)))
-    keys = [key for key in (rows[0] if rows else ()) if key not in hidden]
-    cells = [[str(row[key]) for key in keys] for row in rows]
-    for i, key in enumerate(keys):  # names stay whole, as they must be typed; `--json` has the other fields
-        whole = max(len(row[i]) for row in cells) if key in ("name", "state", "bytes", "from", "default") else None
-        table.add_column(key, min_width=whole)
-    for cell in cells:
-        table.add_row(*cell)
-    Screen().print(table)
+    show_rows([{key: value for key, value in row.items() if key not in hidden} for row in rows])
 
 
 def _entries(what: What) -> list[dict[str, Any]]:
@@ -98,8 +89,8 @@ def _benchmarks(what: What) -> list[dict[str, Any]]:
                 entry_row(entry) if entry else dict.fromkeys(("bytes", "from", "licence", "terms"), "") | {"size": None}
             )
             keys = ("bytes", "from", "licence", "size", "terms")
-            row = {"name": name, "state": here, "title": title, "folder": f"dataset/{folder}"}
-            rows.append(row | {key: about[key] for key in keys} | {"entry": entry.name if entry else ""})
+            row = {"name": name, "state": here} | {key: about[key] for key in keys} | {"title": title}
+            rows.append(row | {"folder": f"dataset/{folder}", "entry": entry.name if entry else ""})
     return rows
 
 

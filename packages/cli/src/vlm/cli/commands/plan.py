@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from vlm.cli.show.say import say_json
+from vlm.cli.show.say import say, say_json
 
 app = typer.Typer()
 
@@ -30,9 +30,12 @@ def plan(
         bool, typer.Option("--against-published", help="Instead of a recipe: predicted against published hours.")
     ] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: batch.samples=64.")] = None,
+    data: Annotated[
+        bool, typer.Option("--data", help="List each set of the data, not only how many there are.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """Predict parameters (exact), bytes of a GPU, FLOPs, transfers and hours, and list what is missing on this machine.
+    """Predict whether a recipe fits, hours and memory; then parameters (exact), FLOPs, transfers, what is missing.
 
     Exit code 7 and the smallest change that helps where it does not fit; missing weights and data are only listed.
 
@@ -68,10 +71,12 @@ def plan(
     if as_json:
         say_json({**found.as_dict(), "estimate": found.estimate.as_dict()})
     else:
-        from vlm.cli.show.estimate import show_estimate
+        from vlm.cli.show.estimate import answer, show_estimate
         from vlm.cli.show.plan import show_plan
+        from vlm.cli.show.screen import Screen
 
-        show_plan(found)
+        say(f"{found.recipe.name} {answer(found.estimate)}", bold=True)
+        show_plan(found, Screen(), data=data)
         show_estimate(found.estimate)
     if error := misfit(found.recipe.name, found.estimate):
         raise error

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from vlm.cli.show.say import say
+from vlm.core.extras import require
 
 app = typer.Typer()
 
@@ -42,6 +43,7 @@ def report(
     vlm report runs/a runs/b -o both.md
     vlm report runs/a/eval/m/POPE/default -o pope.eval  # for `inspect view`
     """
+    require("eval", "a report")
     from vlm.core.home import resolve
     from vlm.eval.report.write import write_report
 

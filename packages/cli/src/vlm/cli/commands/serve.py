@@ -9,10 +9,11 @@ import typer
 
 from vlm.cli.find import find_model
 from vlm.cli.options import MODEL_HELP, PlacementOptions, grouped
-from vlm.cli.server.listening import LOCAL, address_of, find_key, listen, needs_packages
+from vlm.cli.server.listening import LOCAL, address_of, find_key, listen
 from vlm.cli.show.positions import positions_line
 from vlm.cli.show.say import say
 from vlm.core.errors import ConfigError
+from vlm.core.extras import require
 
 if TYPE_CHECKING:
     import socket
@@ -60,7 +61,7 @@ def serve(
 
     vlm serve -m V2PE-32K -m mine=runs/mine/train/mine/model
     """
-    needs_packages("fastapi", "uvicorn", "prometheus_client")
+    require("serve", "the server")
     key = find_key(api_key, api_key_env)
     check_tls(tls_certificate, tls_key)
     from vlm.cli.server.served import Settings

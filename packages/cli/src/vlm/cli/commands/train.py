@@ -9,6 +9,7 @@ import typer
 
 from vlm.cli.options import TrainOptions, grouped
 from vlm.cli.show.say import say, say_json
+from vlm.core.extras import require
 
 if TYPE_CHECKING:
     from vlm.train.plan.run_plan import RunPlan
@@ -49,6 +50,7 @@ def train(
         if dry_run:
             show_dry_run_of(plan, options, as_json=as_json)
             return
+        require("train", "training")
         check_before_start(plan, processes or 1, options)
     from vlm.train.launch.launch import end_with_launcher, launch
 
@@ -61,6 +63,7 @@ def train(
     from vlm.train.run.loop import train as run_training
 
     first = os.environ.get("RANK", "0") == "0"
+    was_finished = (out / "model/config.json").exists()
     with one_voice(out):
         try:
             folder = run_training(recipe, out, plan=plan, quiet=options.quiet, resume_changed=options.allow_change)
@@ -70,6 +73,8 @@ def train(
             return
     if first:
         say(folder)
+        done = "was finished before" if was_finished else "finished"
+        say(f"{recipe.name} {done}: its model is in {folder}", err=True)
 
 
 def check_before_start(plan: "RunPlan", processes: int, options: TrainOptions) -> None:

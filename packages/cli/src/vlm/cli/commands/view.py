@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from vlm.cli.server.listening import LOCAL, address_of, find_key, listen, needs_packages
+from vlm.cli.server.listening import LOCAL, address_of, find_key, listen
 from vlm.cli.show.say import say
 from vlm.core.errors import DataError
+from vlm.core.extras import require
 
 app = typer.Typer()
 
@@ -37,7 +38,7 @@ def view(
     vlm view
     vlm view /shared/runs --allow-outside /shared/dataset --open
     """
-    needs_packages("fastapi", "uvicorn")
+    require("serve", "the pages")
     key = find_key(None, api_key_env)
     import uvicorn
 

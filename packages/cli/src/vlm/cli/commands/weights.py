@@ -180,18 +180,19 @@ def convert(
     A setting of positions or images that the layout has no key for is refused. With --allow it is left out, and the
     README.md of the new folder says so.
 
-    An adapter/ folder of a training becomes one for peft alone, on the `--to hf` export of its base model.
+    An adapter/ folder of a training becomes one for peft alone, on the `--to hf` export of its base model; with
+    `--to vlm`, adapters that peft trained there come back under our names.
 
     Example: vlm weights convert pretrained/InternVL2-2B --to hf -o pretrained/InternVL2-2B-hf
     """
     from vlm.core.errors import ConfigError
-    from vlm.core.home import resolve
+    from vlm.core.home import lookup
     from vlm.core.progress import byte_bar
     from vlm.models.checkpoint.adapters import convert_adapters, is_adapter_folder
     from vlm.models.checkpoint.convert import convert as convert_checkpoint
     from vlm.models.checkpoint.layout import read_layout
 
-    if is_adapter_folder(resolve(path)):
+    if is_adapter_folder(lookup(path)):
         say(convert_adapters(path, to, out, base=base, allow=allow or ()))
         return
     if base is not None:

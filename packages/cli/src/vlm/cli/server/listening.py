@@ -2,7 +2,6 @@
 
 import os
 import socket
-from importlib.util import find_spec
 
 from vlm.core.errors import ConfigError
 
@@ -11,12 +10,6 @@ LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
 
 SILENT_SECONDS = 60
 """A client that takes nothing of its reply for so long is cut off."""
-
-
-def needs_packages(*names: str) -> None:
-    """Raise ConfigError unless these packages of the extra `serve` are installed."""
-    if missing := [name for name in names if find_spec(name) is None]:
-        raise ConfigError(f"the server needs {', '.join(missing)}", fix='pip install "farlens-cli[serve]"')
 
 
 def find_key(key: str | None, variable: str | None) -> str | None:

@@ -34,7 +34,18 @@ def show_estimate(found: "Estimate") -> None:
     table.add_row("time, at most", time)
     for note in found.notes:
         table.add_row(styled("note", "yellow"), note)
-    Screen(stderr=True).print(table)
+    Screen().print(table)
+
+
+def answer(found: "Estimate") -> str:
+    """Return in one line whether a recipe fits a machine, and what it takes there."""
+    where = f"on each of {found.gpus} x {found.machine}"
+    memory = f"{found.gb_needed:.1f} of {found.memory_gb:g} GB {where}"
+    if found.problems:
+        return f"does not fit: {'; '.join(found.problems)} ({memory})"
+    if found.hours is None:
+        return f"fits: {memory}; at most {found.seconds:.3g} s a step, hours unknown until the data is here"
+    return f"fits: {memory}; at most {found.hours:,.1f} h, {found.gpu_hours:,.1f} GPU-hours"
 
 
 def show_published(points: "Iterable[ComparedHours]") -> None:

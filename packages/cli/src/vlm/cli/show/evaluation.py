@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm.core.errors import VlmError
-from vlm.core.text import printable
+from vlm.core.progress import Progress
 
 if TYPE_CHECKING:
     from vlm.eval.run.summary import MetricRow, Summary
@@ -17,23 +17,14 @@ SHOWN = 8
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int, float | None], None]]:
-    """Show a bar on standard error; yield the function that moves it: items done, items in all, mean score so far."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.progress import TimeRemainingColumn as Remaining
+    """Show a bar on standard error, or lines in a log.
 
-    from vlm.cli.show.screen import Screen
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[score]}"),
-    )
-    with Progress(*columns, TimeElapsedColumn(), Remaining(), console=Screen(stderr=True)) as bar:
-        task = bar.add_task(printable(title), total=None, score="")
+    It yields the function that moves it: items done, items in all, mean score so far.
+    """
+    with Progress(title, unit="items") as shown:
 
         def progress(done: int, total: int, mean: float | None) -> None:
-            bar.update(task, completed=done, total=total, score="" if mean is None else f"score {100 * mean:.1f}")
+            shown.update(done, total, "" if mean is None else f"score {100 * mean:.1f}")
 
         yield progress
 

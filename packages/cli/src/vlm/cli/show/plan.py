@@ -5,14 +5,18 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from vlm.cli.show.say import say
 from vlm.cli.show.screen import Screen, bold, styled
 
 if TYPE_CHECKING:
     from vlm.train.plan.run_plan import RunPlan
 
 
-def show_plan(plan: "RunPlan", to: Screen | None = None) -> None:
-    """Show a recipe resolved and planned: parameters, states, steps, differences, and what is missing here."""
+def show_plan(plan: "RunPlan", to: Screen | None = None, *, data: bool = False) -> None:
+    """Show a recipe resolved and planned: parameters, states, steps, differences, and what is missing here.
+
+    With `data` each of its sets, else how many there are.
+    """
     from vlm.train.plan.faults import by_fix
 
     recipe, optimizer = plan.recipe, plan.recipe.optimizer
@@ -24,11 +28,14 @@ def show_plan(plan: "RunPlan", to: Screen | None = None) -> None:
         ", ".join(f"{k} {v:,}" for k, v in plan.parameters.items()) + f" = {sum(plan.parameters.values()):,}",
     )
     table.add_row("trained", "\n".join(f"{k}  {v:,}" for k, v in plan.trainable.items()))
-    table.add_row("data", "\n".join(f"{d.name} x {d.repeat:g}  {d.file}" for d in recipe.data))
+    sets = [f"{d.name} x {d.repeat:g}  {d.file}" for d in recipe.data]
+    table.add_row(
+        "data", "\n".join(sets) if data or len(sets) == 1 else f"{len(sets)} sets (`vlm plan --data` lists them)"
+    )
     steps = f"{plan.steps:,} steps" if plan.steps else "steps unknown until the data is here"
     table.add_row("steps", f"{steps} of {recipe.batch.samples} samples, at most {plan.tokens_per_step:,} tokens each")
     if plan.unseen:
-        table.add_row("[yellow]not seen", unseen_words(plan))
+        table.add_row(styled("not seen", "yellow"), unseen_words(plan))
     table.add_row(
         "optimizer",
         f"AdamW lr {optimizer.lr:g}, {optimizer.schedule}, warm-up {optimizer.warmup:g}, "
@@ -36,7 +43,7 @@ def show_plan(plan: "RunPlan", to: Screen | None = None) -> None:
     )
     table.add_row("image", f"{plan.tokens_per_image} tokens a tile; positions {recipe.strides or 'arange'}")
     if beyond := plan.beyond_positions:
-        table.add_row("[yellow]positions", beyond)
+        table.add_row(styled("positions", "yellow"), beyond)
     states = f"{plan.gb_weights:.2f} + {plan.gb_gradients:.2f} + {plan.gb_optimizer:.2f} = {plan.gb_states:.2f} GB"
     table.add_row(
         "states",
@@ -66,7 +73,7 @@ def show_dry_run(plan: "RunPlan", lines: list[str]) -> None:
     out, recipe = Screen(), plan.recipe
     apart = ("data", "sources", "differences")  # they have tables of their own
     resolved = {key: value for key, value in recipe.model_dump(mode="json").items() if key not in apart}
-    out.print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    say(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     table = Table(title="data mixture", title_justify="left")
     for column in ("set", "records", "repeat", "samples an epoch", "share"):
         table.add_column(column, justify="left" if column == "set" else "right")
@@ -79,5 +86,5 @@ def show_dry_run(plan: "RunPlan", lines: list[str]) -> None:
     each = f"up to {plan.samples_per_group} for each of {plan.groups} groups of {recipe.sequence_parallel.size} GPUs"
     steps = f"{plan.steps:,} steps" if plan.steps else "steps unknown until the data is here"
     out.print(f"a step: {rows}; {each}; {steps}", soft_wrap=True)
-    for line in lines:
-        out.print(bold(line), soft_wrap=True)
+    for line in lines:  # to be copied: a table's printer would wrap it
+        say(line, bold=True)

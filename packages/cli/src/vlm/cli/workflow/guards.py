@@ -196,6 +196,8 @@ def write_snakemake_report(run: str, configfiles: Iterable[Any]) -> None:
     done = subprocess.run([*command, "--cores", "1", *(["--configfile", *files] if files else [])])
     if done.returncode:  # only a part of the DAG was asked for
         print(f"no {run}/report/snakemake.html: the outputs of `all` are not complete", flush=True)
+    page = (Path(run) / "report/index.html").resolve()
+    print(f"the report is there; to read it, open {page}", file=sys.stderr, flush=True)
 
 
 def without_defaults() -> dict[str, str]:

@@ -15,6 +15,7 @@ import numpy as np
 from vlm.core.errors import DataError, only_vlm_errors
 from vlm.core.media_root import MediaRoot
 from vlm.core.paths import exists
+from vlm.core.progress import Report, silent
 from vlm.core.reading import check_regular, is_folder
 from vlm.core.sample.index import LineIndex
 from vlm.core.sample.lines import parse_line
@@ -227,7 +228,12 @@ def _in_worker(rules: Rules, source: CheckedFile, first: int, last: int, decode:
 
 
 def check(
-    rules: Rules, sources: Sequence[CheckedFile], workers: int = 1, *, decode: bool = False
+    rules: Rules,
+    sources: Sequence[CheckedFile],
+    workers: int = 1,
+    *,
+    decode: bool = False,
+    report: Report = silent,
 ) -> Iterator[tuple[CheckedFile, CheckedLines]]:
     """Yield measures and faults, chunk by chunk and in order; the result does not depend on the number of workers.
 
@@ -236,6 +242,7 @@ def check(
         sources: The files to check.
         workers: Processes.
         decode: Decode every picture and video, as training does: that shows damage behind a good header.
+        report: Called with the records that are checked, and all.
     """
     tasks = [
         (limited, source, first, min(first + CHUNK, n), decode)
@@ -243,11 +250,19 @@ def check(
         for limited, n in [(rules.limited(source.max_tiles), len(LineIndex(source.file)))]
         for first in range(0, n, CHUNK)
     ]
+    done, total = 0, sum(last - first for _, _, first, last, _ in tasks)
+    for task, found in zip(tasks, _checked(tasks, workers), strict=True):
+        done += task[3] - task[2]
+        report(done, total)
+        yield task[1], found
+
+
+def _checked(tasks: list[tuple[Rules, CheckedFile, int, int, bool]], workers: int) -> Iterator[CheckedLines]:
+    """Yield what each task finds, in their order."""
     if workers <= 1 or len(tasks) == 1:
         _meter.cache_clear()  # what is known of files holds for one check
         for task in tasks:
-            yield task[1], _in_worker(*task)
+            yield _in_worker(*task)
         return
     with ProcessPoolExecutor(workers) as pool:
-        for task, found in zip(tasks, pool.map(_in_worker, *zip(*tasks, strict=True)), strict=True):
-            yield task[1], found
+        yield from pool.map(_in_worker, *zip(*tasks, strict=True))

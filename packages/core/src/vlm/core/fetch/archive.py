@@ -24,6 +24,7 @@ from typing import IO, Any
 from vlm.core.errors import FetchError, VlmError
 from vlm.core.home import beside
 from vlm.core.paths import is_control, is_inside
+from vlm.core.progress import Report, silent
 from vlm.core.reading import check_regular
 from vlm.core.text import printable
 
@@ -116,7 +117,9 @@ def target_of(name: str, members: dict[str, str]) -> str | None:
     return None
 
 
-def extract(parts: Path | Sequence[Path], members: dict[str, str], into: Path) -> list[tuple[Path, str]]:
+def extract(
+    parts: Path | Sequence[Path], members: dict[str, str], into: Path, report: Report = silent
+) -> list[tuple[Path, str]]:
     """Extract the wanted members below `into`, which must be a folder for this work alone.
 
     A file that an earlier, interrupted run finished (same size and time) is not written again. If any member leaves the
@@ -127,6 +130,7 @@ def extract(parts: Path | Sequence[Path], members: dict[str, str], into: Path) -
         parts: An archive, or its pieces in order.
         members: Pattern over member names (`*` crosses folders) -> target path, see `target_of`.
         into: The target folder.
+        report: Called with the number of files so far; how many there are is not known.
 
     Returns:
         (path on disk, name relative to `into`) of each file, sorted by name.
@@ -150,6 +154,7 @@ def extract(parts: Path | Sequence[Path], members: dict[str, str], into: Path) -
                         raise _refused(name, f"two members have the path {target!r}")
                     _write(member, into / target, into.with_name(beside(into.name, ".member")), name)
                     found.add(target)
+                    report(len(found), None)
         if unused:
             raise FetchError(f"{name} has no member {', '.join(sorted(unused))}", fix="correct the catalogue entry")
     except FetchError:

@@ -15,6 +15,7 @@ The tables are `vlm/core/fetch/entries/*.yaml`; `load_catalogue(extra)` adds a u
         records: {train/questions.json: 38575}
 """
 
+import re
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -42,7 +43,7 @@ class HubSource(Strict):
 
     `files`: patterns of the files to take. `place`: pattern over names in the repository -> path below the entry's
     folder (see archive.target_of); other names stay. `known`: size and checksum of single files, from the repository's
-    own pages.
+    own pages. `modelscope`: the repository with the same files on ModelScope; "" where none is known.
     """
 
     kind: Literal["hub"]
@@ -50,6 +51,18 @@ class HubSource(Strict):
     revision: str | None
     repo_type: Literal["model", "dataset"] = "model"
     files: tuple[str, ...] = Field(default=(), description="patterns of the files to take; empty takes all")
+    place: dict[str, InsidePath] = Field(default_factory=dict)
+    known: dict[str, Known] = Field(default_factory=dict)
+    modelscope: str = Field(default="", exclude_if=lambda repo: not repo)
+
+
+class ModelScopeSource(Strict):
+    """A repository of ModelScope; the keys are those of `HubSource`. `vlm download --source modelscope` makes them."""
+
+    kind: Literal["modelscope"]
+    repo: str
+    revision: str | None
+    files: tuple[str, ...] = ()
     place: dict[str, InsidePath] = Field(default_factory=dict)
     known: dict[str, Known] = Field(default_factory=dict)
 
@@ -110,7 +123,7 @@ class BuiltSource(Strict):
 
 
 Source = Annotated[
-    HubSource | UrlSource | PackageSource | ManualSource | BuiltSource,
+    HubSource | ModelScopeSource | UrlSource | PackageSource | ManualSource | BuiltSource,
     Field(discriminator="kind"),
 ]
 
@@ -167,6 +180,25 @@ class Entry(Strict):
         return tuple(s for s in self.source if not isinstance(s, ManualSource | BuiltSource))
 
     @property
+    def on_modelscope(self) -> bool:
+        """Whether all that comes from the hub is on ModelScope too."""
+        hubs = [s for s in self.source if isinstance(s, HubSource)]
+        return bool(hubs) and all(s.modelscope for s in hubs)
+
+    def from_modelscope(self) -> "Entry":
+        """Return the entry with ModelScope in place of the hub. The catalogue's commits are of the hub alone.
+
+        Raises:
+            ConfigError: A repository is not known to be there.
+        """
+        if not self.on_modelscope and not any(isinstance(s, ModelScopeSource) for s in self.source):
+            raise ConfigError(
+                f"{self.name} is not known to be on ModelScope",
+                fix=f"leave out --source: vlm download {self.name}",
+            )
+        return self.model_copy(update={"source": tuple(_on_modelscope(s) for s in self.source)})
+
+    @property
     def annotation(self) -> set[str]:
         """Annotation files below the folder that are counted, checked or made."""
         rules = [step.records for step in self.organize if step.records]
@@ -176,6 +208,19 @@ class Entry(Strict):
         """Return the manual sources whose paths are not all here; one that names no paths counts as not here."""
         manual = [s for s in self.source if isinstance(s, ManualSource)]
         return [s for s in manual if not (s.paths and all(any(self.path.glob(p)) for p in s.paths))]
+
+
+def _on_modelscope(source: Source) -> Source:
+    if not isinstance(source, HubSource):
+        return source
+    return ModelScopeSource(
+        kind="modelscope",
+        repo=source.modelscope,
+        revision=None,
+        files=source.files,
+        place=source.place,
+        known=source.known,
+    )
 
 
 class _Table(Strict):
@@ -219,6 +264,27 @@ def find_entry(name: str, catalogue: dict[str, Entry]) -> Entry:
         if any(name.lower() == known.lower() for names in weights_names(entry).values() for known in names):
             return entry
     raise UnknownName("download", name, catalogue, fix="`vlm list weights` and `vlm list data` show them all")
+
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/|--)[\w.-]*\w", re.ASCII)
+"""A repository of the hub as it is typed, or as the entry that `hub_entry` makes of it is called."""
+
+
+def hub_entry(repo: str) -> Entry:
+    """Return an entry for a repository of the hub that the catalogue does not have.
+
+    >>> hub_entry("ada/cats").folder
+    'pretrained/ada/cats'
+    """
+    repo = repo.replace("--", "/")
+    return Entry(
+        name=repo.replace("/", "--"),
+        kind="weights",
+        title=repo,
+        license="unverified, see its page",
+        folder=f"pretrained/{repo}",
+        source=(HubSource(kind="hub", repo=repo, revision=None),),
+    )
 
 
 def weights_names(entry: Entry) -> dict[str, list[str]]:

@@ -19,7 +19,15 @@ from typing import Any
 
 from vlm.core.errors import ConfigError, FetchError
 from vlm.core.fetch.archive import extract
-from vlm.core.fetch.catalogue import BuiltSource, Entry, HubSource, PackageSource, Source, UrlSource
+from vlm.core.fetch.catalogue import (
+    BuiltSource,
+    Entry,
+    HubSource,
+    ModelScopeSource,
+    PackageSource,
+    Source,
+    UrlSource,
+)
 from vlm.core.fetch.hub import COMMIT, fetch_hub, resolve_commit
 from vlm.core.fetch.manifest import (
     PARTIAL,
@@ -31,9 +39,13 @@ from vlm.core.fetch.manifest import (
     refuse_name,
     sha256_of,
 )
+from vlm.core.fetch.modelscope import fetch_modelscope, newest_commit
 from vlm.core.fetch.transfer import Patience, disk_errors, fetch_url
 from vlm.core.home import locked, read_json, write_json
 from vlm.core.progress import Report, Tally, bytes_below, human_bytes, silent
+
+Repository = HubSource | ModelScopeSource
+"""A source with commits."""
 
 Staged = list[tuple[Path, str]]
 """(file in the staging folder, its name below the entry's folder)"""
@@ -44,20 +56,20 @@ def pinned(
     revision: str | None = None,
     *,
     known: Mapping[str, str] = MappingProxyType({}),
-    resolve: Callable[[HubSource], str] | None = None,
+    resolve: Callable[[Repository], str] | None = None,
 ) -> tuple[Source, ...]:
-    """Return the automatic sources of an entry with every hub source pinned to a commit.
+    """Return the automatic sources of an entry with every repository pinned to a commit.
 
     Args:
         entry: The entry.
         revision: For the sources that the catalogue does not pin, or for the only one.
-        known: Repository -> commit that an earlier download took.
+        known: Repository -> commit that an earlier download took from the same kind of source.
         resolve: Returns the commit of a source that nothing pins; None refuses such a source.
 
     Raises:
         ConfigError: A hub source has no commit, or a revision is given where none is needed.
     """
-    hubs = [s for s in entry.source if isinstance(s, HubSource)]
+    hubs = [s for s in entry.source if isinstance(s, Repository)]
     if revision and not hubs:
         raise ConfigError(f"{entry.name} does not come from the hub", fix="leave out --revision")
     open_ones = [s for s in hubs if s.revision is None] or hubs[: len(hubs) == 1]
@@ -65,7 +77,7 @@ def pinned(
         raise ConfigError(f"{entry.name} comes from {len(hubs)} repositories", fix="pin them in --catalogue FILE")
 
     def pin(source: Source) -> Source:
-        if not isinstance(source, HubSource):
+        if not isinstance(source, Repository):
             return source
         given = revision if revision and source in open_ones else None
         chosen = given or source.revision
@@ -128,18 +140,24 @@ def fetch(
         return "present"
     folder = entry.path
 
-    def newest(source: HubSource) -> str:
-        commit = resolve_commit(source)
+    elsewhere = f"vlm download {entry.name} --source modelscope" if entry.on_modelscope else ""
+
+    def newest(source: Repository) -> str:
+        if isinstance(source, HubSource):
+            commit = resolve_commit(source, elsewhere=elsewhere)
+        else:
+            commit = newest_commit(source, patience)
         branch = source.revision or "its main branch"
         say(f"{entry.name}: {source.repo} is not pinned in the catalogue; taken: commit {commit} ({branch})")
         return commit
 
     with disk_errors(folder):
-        sources = pinned(entry, revision, known=_commits(folder), resolve=None if pinned_only else newest)
+        known = _commits(folder, {source.kind for source in entry.source})
+        sources = pinned(entry, revision, known=known, resolve=None if pinned_only else newest)
     for source in sources:
         if isinstance(source, UrlSource):
             refuse_name(source.target, source.url)
-    described = [source.model_dump(mode="json") for source in sources]
+    described = [source.model_dump(mode="json", exclude={"modelscope"}) for source in sources]
     with disk_errors(folder):
         if _complete(folder, described, verify):
             return "present"
@@ -157,7 +175,7 @@ def fetch(
                     fix="free some space or set VLM_HOME to another disk",
                 )
             _adopt(folder, sources, partial)
-            staged = _fetch_all(sources, partial, find_links, jobs, patience, report)
+            staged = _fetch_all(sources, partial, find_links, jobs, patience, report, elsewhere)
             for path, name in staged:
                 expected = entry.records.get(name)
                 if expected is not None and (found := count_records(path)) != expected:
@@ -166,13 +184,23 @@ def fetch(
     return "fetched"
 
 
-def _commits(folder: Path) -> dict[str, str]:
-    """Return the commits of an earlier download, finished or not: repository -> commit."""
+def _described(folder: Path) -> list[dict[str, Any]]:
+    """Return the sources of an earlier download, finished or not."""
     manifest, left = read_manifest(folder), folder / PARTIAL / "source.json"
     sources = manifest["source"] if manifest else read_json(left) if left.is_file() else []
-    described = [s for s in sources if isinstance(s, dict)] if isinstance(sources, list) else []
-    found = {str(s.get("repo")): s.get("revision") for s in described if s.get("kind") == "hub"}
+    return [s for s in sources if isinstance(s, dict)] if isinstance(sources, list) else []
+
+
+def _commits(folder: Path, kinds: set[str]) -> dict[str, str]:
+    """Return the commits that an earlier download took from sources of these kinds: repository -> commit."""
+    kinds = kinds & {"hub", "modelscope"}
+    found = {str(s.get("repo")): s.get("revision") for s in _described(folder) if s.get("kind") in kinds}
     return {repo: commit for repo, commit in found.items() if isinstance(commit, str) and COMMIT.fullmatch(commit)}
+
+
+def came_from_modelscope(entry: Entry) -> bool:
+    """Return whether an earlier download of an entry, finished or not, took it from ModelScope."""
+    return any(source.get("kind") == "modelscope" for source in _described(entry.path))
 
 
 def refuse_by_hand(entry: Entry) -> None:
@@ -204,7 +232,13 @@ def _adopt(folder: Path, sources: tuple[Source, ...], partial: Path) -> None:
 
 
 def _fetch_all(
-    sources: tuple[Source, ...], partial: Path, find_links: Path | None, jobs: int, patience: Patience, report: Report
+    sources: tuple[Source, ...],
+    partial: Path,
+    find_links: Path | None,
+    jobs: int,
+    patience: Patience,
+    report: Report,
+    elsewhere: str,
 ) -> Staged:
     """Fetch all sources, `jobs` at a time; the first error stops those that wait, and finished work stays."""
     tally = Tally(report, parts=len(sources))
@@ -212,7 +246,7 @@ def _fetch_all(
     def one(number: int) -> Staged:
         work = partial / str(number)
         work.mkdir(parents=True, exist_ok=True)
-        return _fetch_source(sources[number], work, find_links, jobs, patience, tally.part(number))
+        return _fetch_source(sources[number], work, find_links, jobs, patience, tally.part(number), elsewhere)
 
     if len(sources) == 1 or jobs == 1:
         return [pair for number in range(len(sources)) for pair in one(number)]
@@ -241,10 +275,18 @@ def _staging(folder: Path, described: list[dict[str, Any]]) -> Path:
 
 
 def _fetch_source(
-    source: Source, work: Path, find_links: Path | None, jobs: int, patience: Patience, report: Report
+    source: Source,
+    work: Path,
+    find_links: Path | None,
+    jobs: int,
+    patience: Patience,
+    report: Report,
+    elsewhere: str,
 ) -> Staged:
     if isinstance(source, HubSource):
-        return fetch_hub(source, work, report, jobs=jobs)
+        return fetch_hub(source, work, report, jobs=jobs, elsewhere=elsewhere)
+    if isinstance(source, ModelScopeSource):
+        return fetch_modelscope(source, work, report, jobs=jobs, patience=patience)
     if isinstance(source, UrlSource):
         try:
             path = fetch_url(

@@ -12,11 +12,10 @@ from typing import Any
 from vlm.core.errors import FetchError, VlmError
 from vlm.core.fetch.archive import target_of
 from vlm.core.fetch.catalogue import HubSource
+from vlm.core.fetch.hub_errors import hub_errors
 from vlm.core.fetch.manifest import files_below, refuse_name, sha256_of
 from vlm.core.home import split_lines
-from vlm.core.net import is_loopback, network_fix, reason_of, refuse_proxies
 from vlm.core.progress import Report, bytes_below
-from vlm.core.text import printable
 
 COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -30,7 +29,9 @@ STALL, LEAST = 300.0, 1 << 16
 """A download ends that brings less than LEAST bytes in STALL seconds."""
 
 
-def fetch_hub(source: HubSource, work: Path, report: Report, *, jobs: int = 4) -> list[tuple[Path, str]]:
+def fetch_hub(
+    source: HubSource, work: Path, report: Report, *, jobs: int = 4, elsewhere: str = ""
+) -> list[tuple[Path, str]]:
     """Download the files of `source` at its revision below `work`; an interrupted download continues there.
 
     Token, endpoint and offline mode are those of huggingface-hub (HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE).
@@ -40,6 +41,7 @@ def fetch_hub(source: HubSource, work: Path, report: Report, *, jobs: int = 4) -
         work: Folder for this work alone.
         report: Called with the bytes done and in total.
         jobs: Files to download at a time.
+        elsewhere: As in `hub_errors`.
 
     Returns:
         (path on disk, name below the entry's folder) of each file.
@@ -49,7 +51,7 @@ def fetch_hub(source: HubSource, work: Path, report: Report, *, jobs: int = 4) -
     """
     from huggingface_hub import snapshot_download  # not at the top: it costs a third of a second
 
-    with _hub_errors(source), _watched(work, report) as announce:
+    with hub_errors(source.repo, source.revision, elsewhere=elsewhere), _watched(work, report) as announce:
         about = _ask(source)
         siblings = [s for s in about.siblings or [] if _wanted(s.rfilename, source.files)]
         for sibling in siblings:
@@ -88,13 +90,13 @@ def _wanted(name: str, patterns: tuple[str, ...]) -> bool:
     return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def resolve_commit(source: HubSource) -> str:
+def resolve_commit(source: HubSource, *, elsewhere: str = "") -> str:
     """Return the commit that a repository's branch is at now: `source.revision`, by default its main one.
 
     Raises:
         FetchError: As in `fetch_hub`.
     """
-    with _hub_errors(source):
+    with hub_errors(source.repo, source.revision, elsewhere=elsewhere):
         commit = _ask(source).sha
         if not (isinstance(commit, str) and COMMIT.fullmatch(commit)):
             raise ValueError("the hub names no commit")
@@ -154,79 +156,6 @@ def _watched(work: Path, report: Report) -> Iterator[Callable[[int, bool], None]
     finally:
         done.set()
         thread.join()
-
-
-@contextmanager
-def _hub_errors(source: HubSource) -> Iterator[None]:
-    """Turn every error of the hub's client, and of the HTTP library that it happens to use, into one of ours."""
-    from huggingface_hub import constants
-
-    endpoint = constants.ENDPOINT
-    if not endpoint.startswith(("http://", "https://")):
-        raise FetchError(
-            f"HF_ENDPOINT={printable(endpoint)} is no address",
-            expected="https://HOST",
-            fix=f"export HF_ENDPOINT=https://{printable(endpoint)}",
-        )
-    if not is_loopback(endpoint):
-        refuse_proxies()
-    try:
-        yield
-    except VlmError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the disk
-        raise _as_ours(source, error, endpoint) from error
-
-
-def _as_ours(source: HubSource, error: Exception, endpoint: str) -> FetchError:
-    """Return what went wrong on the hub, with what to do."""
-    from huggingface_hub import constants, errors, get_token
-
-    if isinstance(error, errors.LocalEntryNotFoundError | errors.IncompleteSnapshotError) and error.__cause__:
-        error = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    repo, text = source.repo, str(error)
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    again = "then rerun the same command: it resumes here"
-    if constants.HF_HUB_OFFLINE:
-        return FetchError(f"{repo}: the hub cannot be reached: HF_HUB_OFFLINE is set", fix="unset HF_HUB_OFFLINE")
-    if isinstance(error, errors.GatedRepoError):
-        return FetchError(f"{repo} is gated", fix="accept its license on its page, then `hf auth login`")
-    if isinstance(error, errors.DisabledRepoError):
-        return FetchError(f"{repo} was disabled by the hub", fix="look at its page for the reason")
-    if status == 401 and get_token() and not re.search("not found|not exist", text, re.IGNORECASE):
-        return FetchError(
-            f"{repo}: the hub does not accept the token", fix="`hf auth login` with a new one, or unset HF_TOKEN"
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return FetchError(f"{repo} has no revision {source.revision}", fix="correct --revision")
-    if isinstance(error, errors.RepositoryNotFoundError):
-        fix = "check the name; for a private repository `hf auth login`"
-        return FetchError(f"the hub has no repository {repo}", fix=fix)
-    if isinstance(error, errors.HFValidationError):
-        return FetchError(f"{repo}: {printable(text)}", fix="correct the repository in the catalogue entry")
-    if "Consistency check failed" in text:
-        return FetchError(f"{repo}: a file is shorter than announced", fix="rerun the same command: it resumes here")
-    said = printable(split_lines(text.strip())[0]) if text.strip() else type(error).__name__
-    if status == 429:
-        known = "wait some minutes" if get_token() else "wait some minutes, or `hf auth login` for a higher limit"
-        return FetchError(f"{repo}: the hub's rate limit is reached (429)", fix=f"{known}, {again}")
-    if status in (401, 403, 407):
-        fix = f"check the token (`hf auth whoami`), the license on the repository's page, and the proxy, {again}"
-        return FetchError(f"{repo}: {endpoint} refuses the request ({status})", fix=fix)
-    if status is not None:
-        fix = "wait" if status >= 500 else "check HF_ENDPOINT"
-        return FetchError(f"{repo}: {endpoint} answered {status}", fix=f"{fix}, {again}")
-    network = any(base.__name__ == "HTTPError" for base in type(error).__mro__) or isinstance(error, OSError)
-    if network or (isinstance(error, RuntimeError) and not isinstance(error, RecursionError)):
-        fix = f"{network_fix(error, endpoint).removesuffix(', then rerun the same command')} and HF_ENDPOINT, {again}"
-        return FetchError(f"{repo}: the hub cannot be reached: {reason_of(error, endpoint)}", fix=fix)
-    return FetchError(
-        f"{repo}: the answer of {endpoint} cannot be read: {type(error).__name__}: {said}",
-        expected="the hub's protocol; a login page or a proxy's notice is none",
-        fix=f"open {endpoint} in a browser; check the proxy and HF_ENDPOINT, {again}",
-    )
 
 
 def _is_damaged(source: HubSource, path: Path, name: str, note: Path) -> bool:

@@ -9,23 +9,26 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlm.core.errors import ConfigError, DataError, MediaError
+from vlm.core.errors import DataError, MediaError
 from vlm.core.fetch.step_schema import Jpeg, MiddleFrame, Parquet
 from vlm.core.home import new_file
 from vlm.core.ledger import DroppedRecord, SetAccount
+from vlm.core.progress import Report, silent
 from vlm.core.sample.media import load_image, load_video, opened_image
 
 QUALITY = 95
 """JPEG quality of converted pictures (alibaba/conv-llava docs/Data.md asks for .jpg; LLaVA's script uses 95)."""
 
 
-def to_jpegs(rule: Jpeg, folder: Path) -> SetAccount:
+def to_jpegs(rule: Jpeg, folder: Path, report: Report = silent) -> SetAccount:
     """Run a `Jpeg` step. A JPEG that is newer than its original is left alone."""
     outcome, made = SetAccount(), set()
     place = folder / rule.folder
     if not place.is_dir():
         return SetAccount(missing=[rule.folder])
-    for path in sorted(p for p in place.iterdir() if p.suffix.lower() in rule.suffixes):
+    paths = sorted(p for p in place.iterdir() if p.suffix.lower() in rule.suffixes)
+    for number, path in enumerate(paths):
+        report(number, len(paths))
         target = path.with_suffix(".jpg")
         name = str(path.relative_to(folder))
         if target in made:
@@ -38,20 +41,21 @@ def to_jpegs(rule: Jpeg, folder: Path) -> SetAccount:
     return outcome
 
 
-def to_middle_frames(rule: MiddleFrame, folder: Path) -> SetAccount:
+def to_middle_frames(rule: MiddleFrame, folder: Path, report: Report = silent) -> SetAccount:
     """Run a `MiddleFrame` step: the frame that the published models take for one segment."""
     outcome = SetAccount()
     videos = sorted(folder.glob(rule.videos))
     if not videos:
         return SetAccount(missing=[rule.videos])
-    for path in videos:
+    for number, path in enumerate(videos):
+        report(number, len(videos))
         target = folder / rule.into / f"{path.stem}.png"
         name = str(path.relative_to(folder))
         _make(outcome, folder, name, path, target, lambda path=path: _png(load_video(path, 1)[0]))  # type: ignore[misc]
     return outcome
 
 
-def to_pictures(rule: Parquet, folder: Path) -> SetAccount:
+def to_pictures(rule: Parquet, folder: Path, report: Report = silent) -> SetAccount:
     """Run a `Parquet` step. The bytes stay as published."""
     outcome = SetAccount()
     paths = sorted(folder.glob(rule.files))
@@ -61,6 +65,7 @@ def to_pictures(rule: Parquet, folder: Path) -> SetAccount:
     for path in paths:
         for row, data in enumerate(_column(path, rule.column)):
             number += 1
+            report(number, None)
             try:
                 with opened_image(data, "it") as image:
                     suffix = {"JPEG": "jpg"}.get(str(image.format), str(image.format).lower())
@@ -78,11 +83,9 @@ def to_pictures(rule: Parquet, folder: Path) -> SetAccount:
 
 def _column(path: Path, column: str) -> Iterator[bytes]:
     """Yield the bytes of each row of a picture column (`{bytes, path}` or bytes), a few rows in memory at a time."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ConfigError("reading parquet files needs pyarrow", fix="pip install pyarrow") from error
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(path) as file:
             if column not in file.schema_arrow.names:

@@ -15,6 +15,7 @@ from vlm.core.home import dataset, new_file
 from vlm.core.ledger import Count, DroppedRecord, SetAccount
 from vlm.core.media_root import MediaRoot
 from vlm.core.paths import exists, is_inside
+from vlm.core.progress import Report, silent
 from vlm.core.sample.lines import BLANK, parse_line
 from vlm.core.sample.measure import header
 from vlm.core.sample.media import load_image, load_video
@@ -33,13 +34,14 @@ Checked = tuple[dict[str, Any] | None, DroppedRecord | None, bool]
 """(the record to write, what is wrong with it, whether a path was corrected)"""
 
 
-def convert_records(rule: Records, folder: Path, *, verify: bool) -> SetAccount:
+def convert_records(rule: Records, folder: Path, *, verify: bool, report: Report = silent) -> SetAccount:
     """Run a `Records` step.
 
     Args:
         rule: The step.
         folder: Folder of the set.
         verify: Decode every picture and video; otherwise headers and ends of files are read.
+        report: Called with the records so far; how many there are is not known.
 
     Raises:
         DataError: A JSON list breaks off: from there on its records cannot be told apart.
@@ -62,6 +64,7 @@ def convert_records(rule: Records, folder: Path, *, verify: bool) -> SetAccount:
                 else:
                     renamed += corrected
                     f.write(json.dumps(record, ensure_ascii=False) + "\n")
+                report(seen, None)
     count = Count(seen, seen - len(losses), len(losses), renamed)
     if target is None:
         return SetAccount(losses=losses, counts={rule.source: count})

@@ -27,6 +27,7 @@ from vlm.core.fetch.manifest import (
 from vlm.core.fetch.transfer import disk_errors
 from vlm.core.home import locked
 from vlm.core.organize.tree import organize_tree
+from vlm.core.progress import Shown, not_shown
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,11 @@ BESIDE = ".vlm-organised.json"
 
 
 def organize(
-    name: str, options: OrganizeOptions = OrganizeOptions(), *, catalogue: dict[str, Entry] | None = None
+    name: str,
+    options: OrganizeOptions = OrganizeOptions(),
+    *,
+    catalogue: dict[str, Entry] | None = None,
+    shown: Shown = not_shown,
 ) -> str:
     """Make the set `name` from its downloaded sources; do nothing when it is there with the same options.
 
@@ -67,6 +72,7 @@ def organize(
         name: Name of a catalogue entry.
         options: See `OrganizeOptions`.
         catalogue: The entries; by default the shipped ones.
+        shown: Shows the progress of each step.
 
     Returns:
         "present" or "organised".
@@ -83,7 +89,7 @@ def organize(
         raise UnknownName("set", name, known, fix="a set that is not listed needs no organizing")
     entry = known[name.lower()]
     if entry.organize:
-        return organize_tree(entry, catalogue, verify=options.verify, max_lost=options.max_lost)
+        return organize_tree(entry, catalogue, verify=options.verify, max_lost=options.max_lost, shown=shown)
     return _organize_built(entry, catalogue, options)
 
 

@@ -15,9 +15,10 @@ from vlm.core.ledger import Count, SetAccount
 from vlm.core.organize.convert_media import to_jpegs, to_middle_frames, to_pictures
 from vlm.core.organize.convert_records import convert_records
 from vlm.core.paths import is_data
+from vlm.core.progress import Report, silent
 
 
-def run_step(step: Step, folder: Path, scratch: Path, *, verify: bool = False) -> SetAccount:
+def run_step(step: Step, folder: Path, scratch: Path, *, verify: bool = False, report: Report = silent) -> SetAccount:
     """Run one step on the entry's `folder`; a step that is done is not run again.
 
     A step is done when it ran with the same inputs and dropped no record.
@@ -27,6 +28,7 @@ def run_step(step: Step, folder: Path, scratch: Path, *, verify: bool = False) -
         folder: Folder of the entry.
         scratch: Folder of unfinished work, for this step alone.
         verify: Decode every picture and video.
+        report: Called with files or records done, and how many there are.
 
     Raises:
         FetchError: An archive is damaged or unsafe.
@@ -40,28 +42,28 @@ def run_step(step: Step, folder: Path, scratch: Path, *, verify: bool = False) -
     if read_if_whole(scratch / "key.json") != key:
         shutil.rmtree(scratch, ignore_errors=True)
         write_json(scratch / "key.json", key)
-    outcome = _run(step, folder, scratch, verify)
+    outcome = _run(step, folder, scratch, verify, report)
     if not outcome.missing:
         write_json(done, {"key": key, **asdict(outcome)})
     return outcome
 
 
-def _run(step: Step, folder: Path, scratch: Path, verify: bool) -> SetAccount:
+def _run(step: Step, folder: Path, scratch: Path, verify: bool, report: Report) -> SetAccount:
     written = {"jpeg": "folder", "middle_frame": "into", "parquet": "into", "records": "to"}.get(step.kind)
     if written and (target := getattr(step.rule, written)):
         _refuse_other_set(folder, target)
     if step.unpack:
-        return unpack(step.unpack, folder, scratch)
+        return unpack(step.unpack, folder, scratch, report)
     if step.link:
         return link(step.link, folder)
     if step.jpeg:
-        return to_jpegs(step.jpeg, folder)
+        return to_jpegs(step.jpeg, folder, report)
     if step.middle_frame:
-        return to_middle_frames(step.middle_frame, folder)
+        return to_middle_frames(step.middle_frame, folder, report)
     if step.parquet:
-        return to_pictures(step.parquet, folder)
+        return to_pictures(step.parquet, folder, report)
     assert step.records
-    return convert_records(step.records, folder, verify=verify)
+    return convert_records(step.records, folder, verify=verify, report=report)
 
 
 def _refuse_other_set(folder: Path, target: str) -> None:
@@ -81,7 +83,7 @@ def _refuse_other_set(folder: Path, target: str) -> None:
         )
 
 
-def unpack(rule: Unpack, folder: Path, scratch: Path) -> SetAccount:
+def unpack(rule: Unpack, folder: Path, scratch: Path, report: Report = silent) -> SetAccount:
     """Run an `Unpack` step. An archive is read to its end before any of its files appears in the tree.
 
     Raises:
@@ -97,7 +99,8 @@ def unpack(rule: Unpack, folder: Path, scratch: Path) -> SetAccount:
         listing = scratch / f"{number}.json"
         found = read_if_whole(listing)
         if found is None:
-            names = [name for _, name in extract(parts, rule.members, scratch / str(number))]
+            written = extract(parts, rule.members, scratch / str(number), _after(len(outcome.files), report))
+            names = [name for _, name in written]
             into = rule.into.replace("{stem}", parts[0].name.split(".")[0])
             top = f"{Path(into).name if into else folder.name}/"
             doubled = all(name.startswith(top) for name in names)
@@ -111,6 +114,11 @@ def unpack(rule: Unpack, folder: Path, scratch: Path) -> SetAccount:
                 _place(staged, folder, target, parts[0].name, taken=target in outcome.files or target in fetched)
             outcome.files[target] = (folder / target).stat().st_size
     return outcome
+
+
+def _after(before: int, report: Report) -> Report:
+    """Return a `Report` of files that come after others."""
+    return lambda done, _: report(before + done, None)
 
 
 def _place(staged: Path, folder: Path, target: str, archive: str, *, taken: bool) -> None:

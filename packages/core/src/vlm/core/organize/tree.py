@@ -13,9 +13,17 @@ from vlm.core.fetch.transfer import disk_errors
 from vlm.core.home import locked, write_json
 from vlm.core.ledger import SetAccount, write_ledger
 from vlm.core.organize.run_steps import run_step
+from vlm.core.progress import Shown, not_shown
 
 
-def organize_tree(entry: Entry, catalogue: dict[str, Entry], *, verify: bool = False, max_lost: float = 0.01) -> str:
+def organize_tree(
+    entry: Entry,
+    catalogue: dict[str, Entry],
+    *,
+    verify: bool = False,
+    max_lost: float = 0.01,
+    shown: Shown = not_shown,
+) -> str:
     """Unpack, link and convert as `entry` says, then check counts and tree; do nothing when that is done.
 
     The entries that it needs are organized first. Every step that can run does, so that the error names all that is
@@ -26,6 +34,7 @@ def organize_tree(entry: Entry, catalogue: dict[str, Entry], *, verify: bool = F
         catalogue: All entries, for those that it needs.
         verify: Decode every picture and video, not only headers.
         max_lost: Largest share of records that may be dropped.
+        shown: Shows the progress of each step.
 
     Returns:
         "present" or "organised".
@@ -36,7 +45,7 @@ def organize_tree(entry: Entry, catalogue: dict[str, Entry], *, verify: bool = F
         FetchError: An archive is unsafe or damaged.
     """
     folder, outcome = entry.path, SetAccount()
-    missing = _organize_needs(entry, catalogue, verify, max_lost)
+    missing = _organize_needs(entry, catalogue, verify, max_lost, shown)
     fetched = read_manifest(folder) if entry.automatic else None
     downloaded = fetched["source"] if fetched else None
     described = {
@@ -51,7 +60,9 @@ def organize_tree(entry: Entry, catalogue: dict[str, Entry], *, verify: bool = F
         missing += _not_downloaded(entry)
         (folder / organized_name(entry)).unlink(missing_ok=True)
         for number, step in enumerate(entry.organize):
-            outcome.add(run_step(step, folder, scratch / str(number), verify=verify))
+            title = f"{entry.name}: step {number + 1} of {len(entry.organize)}, {step.kind.replace('_', ' ')}"
+            with shown(title, "records" if step.records else "files") as report:
+                outcome.add(run_step(step, folder, scratch / str(number), verify=verify, report=report))
         write_ledger(folder / ledger_name(entry), outcome.losses)
         counts = _counts(entry, outcome)
         known = bool(missing)  # what is missing in other sets is in the list already
@@ -84,7 +95,9 @@ def _clear(scratch: Path) -> None:
             scratch.parent.rmdir()
 
 
-def _organize_needs(entry: Entry, catalogue: dict[str, Entry], verify: bool, max_lost: float) -> list[str]:
+def _organize_needs(
+    entry: Entry, catalogue: dict[str, Entry], verify: bool, max_lost: float, shown: Shown
+) -> list[str]:
     """Organize the needs that are downloaded; return one line for each of the others."""
     missing = []
     for name in entry.needs:
@@ -94,7 +107,7 @@ def _organize_needs(entry: Entry, catalogue: dict[str, Entry], verify: bool, max
             continue
         if need.organize and (found == "downloaded" or is_built(need)):
             try:
-                organize_tree(need, catalogue, verify=verify, max_lost=max_lost)
+                organize_tree(need, catalogue, verify=verify, max_lost=max_lost, shown=shown)
             except DataError as error:
                 first, *lines = error.found.splitlines()
                 missing += [line.strip() for line in lines] if first.endswith("missing:") else [error.found]

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm.core.errors import ConfigError
 from vlm.core.reading import check_regular
 from vlm.core.rows.text import Row
 from vlm.core.text import printable
@@ -15,15 +14,6 @@ if TYPE_CHECKING:
 
 BATCH = 32
 """Rows in memory at a time: they may hold pictures."""
-
-
-def need_pyarrow() -> None:
-    """Do nothing where pyarrow is installed. Raises ConfigError where it is not."""
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        found = "reading parquet and Arrow files needs pyarrow"
-        raise ConfigError(found, expected="the extra `tables`", fix='pip install "farlens-core[tables]"') from error
 
 
 def arrow_rows(path: Path) -> Iterator[Row]:

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import DataError, UnknownName
+from vlm.core.extras import require
 from vlm.core.home import read_json
 from vlm.core.reading import is_folder
-from vlm.core.rows.arrow import arrow_rows, count_arrow, need_pyarrow
+from vlm.core.rows.arrow import arrow_rows, count_arrow
 from vlm.core.rows.text import HEAD, Row, csv_rows, json_lines, json_list, open_text
 from vlm.core.sample.lines import BLANK, OTHER_FORMS
 from vlm.core.text import printable
@@ -42,6 +43,8 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     "parquet": arrow_rows,
     "Arrow": arrow_rows,
 }
+PARQUET = "reading parquet and Arrow files"
+"""What needs the extra `tables`."""
 OURS = ("records.jsonl", "manifest.json", "ledger.jsonl")
 """Files of a folder that `vlm.core.rows.write` made."""
 SHEETS = (".xlsx", ".xls", ".ods", ".numbers")
@@ -121,10 +124,10 @@ def _format(path: Path) -> str:
     with file:
         head = file.read(HEAD)
     if head.startswith(b"PAR1"):
-        need_pyarrow()
+        require("tables", PARQUET)
         return "parquet"
     if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
-        need_pyarrow()
+        require("tables", PARQUET)
         return "Arrow"
     for begin, (what, fix) in OTHER_FORMS.items():
         if begin != b"[" and head.startswith(begin):
@@ -207,7 +210,7 @@ def _chosen(path: Path, names: Sequence[str], split: str | None) -> str:
 
 def _saved(path: Path) -> Table:
     """Return the table of a folder that `save_to_disk` wrote."""
-    need_pyarrow()
+    require("tables", PARQUET)
     state = read_json(path / "state.json")
     try:
         names = [item["filename"] for item in state["_data_files"]]

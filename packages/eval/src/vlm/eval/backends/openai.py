@@ -14,6 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from queue import SimpleQueue
 from typing import Any
 
@@ -305,8 +306,14 @@ def _card(endpoint: Endpoint, model: str | None) -> tuple[dict[str, Any], bool]:
     """Return what the server says of the model, and whether it takes parts as they are; its name alone without a list.
 
     vLLM and similar servers write the time of the request as `created`; it identifies nothing and is left out.
+    `transformers serve` fails to list where no hub cache is: a model that is named needs no list.
     """
-    cards, now = endpoint.models()
+    try:
+        cards, now = endpoint.models()
+    except Unanswered as error:
+        if model is None or error.status != 500:
+            raise
+        cards, now = [], datetime.now(UTC)
     by_name = {card["id"]: card for card in cards}
     if model is None and len(by_name) == 1:
         model = next(iter(by_name))

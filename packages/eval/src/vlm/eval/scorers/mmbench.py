@@ -40,22 +40,30 @@ def vlmevalkit_can_infer(answer: Any, choices: Mapping[str, Any], *, compat: Com
         last = max((ascii_uppercase.index(letter) + 1 for letter in choices), default=0)
         found = read_label(answer, [str(choices.get(letter, "")) for letter in ascii_uppercase[:last]])
         return found if found in choices else False
-    return _named_letter(answer, choices) or only_text(answer, choices, ascii_uppercase, bounded=True)
+    found = named_letter(answer, choices) or announced_letter(answer, choices)
+    return found or only_text(answer, choices, ascii_uppercase, bounded=True)
 
 
-def _named_letter(answer: str, choices: Mapping[str, Any]) -> str | bool:
+def named_letter(answer: str, choices: Mapping[str, Any]) -> str:
+    """Return the only letter of an option that stands alone in a reply, unless five or more words from the end.
+
+    `Z` for a refusal, "" where there is none.
+    """
     if NO_REPLY in answer:
-        return False
+        return ""
     if any(refusal in answer for refusal in REFUSALS):
         return "Z"
     words = answer.translate(SPACED).split()
     alone = [letter for letter in choices if letter in words]
     if len(alone) == 1 and words.index(alone[0]) > len(words) - 5:
         return alone[0]
-    if not alone and "Z" in words:
-        return "Z"
-    announced = ANNOUNCED.search(answer)
-    return announced[1].upper() if announced and announced[1].upper() in choices else False
+    return "Z" if not alone and "Z" in words else ""
+
+
+def announced_letter(answer: str, choices: Mapping[str, Any]) -> str:
+    """Return the letter behind `answer is`, even the first of a word; "" where there is none."""
+    announced = None if NO_REPLY in answer else ANNOUNCED.search(answer)
+    return announced[1].upper() if announced and announced[1].upper() in choices else ""
 
 
 def only_text(answer: str, choices: Mapping[str, Any], letters: str, bounded: bool = False) -> str | bool:

@@ -42,7 +42,7 @@ def relaxed_accuracy(prediction: str, annotation: str | Sequence[str], *, compat
     if compat == "fixed":
         return float(any(_right(prediction, reference) for reference in _all(annotation)))
     found = prediction.strip()
-    return float(any(_close(reference, found) for reference in _all(annotation)))
+    return float(any(near(reference, found) for reference in _all(annotation)))
 
 
 def _right(prediction: str, reference: str) -> bool:
@@ -50,7 +50,8 @@ def _right(prediction: str, reference: str) -> bool:
     return same_answer(prediction, reference) if close is None else close
 
 
-def _close(value: str, target: str) -> bool:
+def near(value: str, target: str) -> bool:
+    """Return whether two numbers differ by at most 5 % of the second, or other texts are equal but for case."""
     a, b = _number(value), _number(target)
     if a is not None and b:
         return abs(a - b) / abs(b) <= 0.05

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlm.core.errors import ConfigError
+from vlm.core.extras import install_line
 from vlm.models.attention.local import flash_problem
 
 
@@ -95,6 +96,6 @@ def block_kernel(device: torch.device, dtype: torch.dtype) -> Kernel:
         raise ConfigError(
             f"attention ring: {problem}",
             expected="flash-attn and weights in bfloat16 or float16 on CUDA; or a CPU",
-            fix='pip install "farlens-models[flash]", and precision: bfloat16',
+            fix=f"{install_line('flash')}; and precision: bfloat16",
         )
     return FlashKernel()

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlm.core.errors import ConfigError
+from vlm.core.extras import install_line
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def flash_kernel(device: torch.device, dtype: torch.dtype) -> Callable[..., Tens
         raise ConfigError(
             f"attention flash_attention_2: {problem}",
             expected="flash-attn, a CUDA device, and weights in bfloat16 or float16",
-            fix='pip install "farlens-models[flash]" on a machine with CUDA; or attention "auto"',
+            fix=f'on a machine with CUDA: {install_line("flash")}; or attention "auto"',
         )
     kernel: Callable[..., Tensor] = import_module("flash_attn").flash_attn_varlen_func
     return kernel

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vlm.core.errors import CheckpointError
+from vlm.core.extras import require
 from vlm.core.home import new_folder
 from vlm.core.progress import Report, silent
 from vlm.core.sample.tokenizer import load_tokenizer
@@ -265,6 +266,7 @@ def check_missing(
 
 def read_gguf(folder: Path, files: list[Path]) -> dict[str, Tensor]:
     """Return the state dict of a Llama that is stored as GGUF, dequantized to float32."""
+    require("gguf", str(folder))
     from transformers import AutoModelForCausalLM
 
     if len(files) != 1:
@@ -275,6 +277,7 @@ def read_gguf(folder: Path, files: list[Path]) -> dict[str, Tensor]:
 
 def export_gguf_tokenizer(folder: Path, out: Path) -> None:
     """Write the tokenizer of a GGUF file as `tokenizer.json`, with the image tokens added."""
+    require("gguf", str(folder))
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=next(folder.glob("*.gguf")).name)

@@ -19,7 +19,7 @@ from vlm.core.progress import Report, human_bytes, silent
 from vlm.core.sample.tokenizer import has_tokenizer, load_tokenizer
 from vlm.core.text import printable
 from vlm.models.checkpoint.agreement import check_agreement
-from vlm.models.checkpoint.formats import FORMATS
+from vlm.models.checkpoint.formats import FORMATS, llava
 from vlm.models.checkpoint.formats.schema import FolderFiles, StoredFacts
 from vlm.models.checkpoint.fused_tensors import forms
 from vlm.models.checkpoint.hf_companions import complete_hf_folder
@@ -85,6 +85,7 @@ def convert(
     source = CheckpointReader(layout, folder, vision)
     source.check()
     plans = plan_folders(source, layout.spec, to)
+    name_towers(plans, out)
     source.check_copy()
     total = sum(plan.size for plan in plans)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -156,6 +157,25 @@ def plan_folders(source: CheckpointReader, spec: ModelSpec, to: str) -> list[Pla
         else:
             raise ConfigError(f"{name} has no place in the {to} layout", fix="choose another --to, e.g. vlm")
     return plans
+
+
+def name_towers(plans: list[PlannedFolder], out: Path) -> None:
+    """Name the vision tower of a LLaVA folder by where it will be: the published loader has no other starting point.
+
+    A relative path would mean its working directory. Ours looks inside and beside the checkpoint, whatever the path.
+
+    Raises:
+        ConfigError: the path has a word by which the published loader chooses another kind of tower.
+    """
+    towers = [plan.part.name for plan in plans if plan.part.name]
+    path = str(out / towers[0]) if towers else ""
+    if word := next((word for word in llava.OTHER_TOWERS if word in path.lower()), None):
+        raise ConfigError(
+            f"{path}: the published loader takes a path with {word!r} in it for another kind of vision tower",
+            fix="choose an -o without that word",
+        )
+    if towers:
+        plans[0].part.files["config.json"]["mm_vision_tower"] = path
 
 
 def published_names(name: str, patterns: Patterns | None) -> dict[str, str]:

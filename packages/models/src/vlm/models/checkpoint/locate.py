@@ -5,7 +5,7 @@ from typing import Any
 
 from vlm.core.errors import CheckpointError, UnknownName
 from vlm.core.fetch.catalogue import find_entry, load_catalogue
-from vlm.core.home import pretrained, read_object, resolve
+from vlm.core.home import lookup, pretrained, read_object, resolve
 from vlm.core.text import printable
 
 
@@ -15,7 +15,7 @@ def find_checkpoint(path: str | Path) -> Path:
     Raises:
         CheckpointError: there is none; the message has the command that downloads it, if one does.
     """
-    for candidate in (resolve(path), pretrained() / str(path), pretrained() / Path(path).name):
+    for candidate in (lookup(path), resolve(path), pretrained() / str(path), pretrained() / Path(path).name):
         if is_file(candidate / "config.json"):
             return candidate
     raise CheckpointError(

@@ -19,7 +19,7 @@ LOSSES = ("strides", "thumbnail", "grids", "resize")
 
 READERS = {
     "internvl": "the published InternVL code and vLLM, with the *.py files of a release (--remote-code)",
-    "llava": "the published ConvLLaVA code, started in the folder",
+    "llava": "the published ConvLLaVA code, from any working directory; transformers' own Llava has no ConvNeXt",
     "hf": "transformers, its servers, vLLM and peft",
     "vlm": "vlm",
 }

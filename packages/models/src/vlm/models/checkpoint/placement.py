@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm.core.errors import CheckpointError, ConfigError, HardwareError, UnknownName
+from vlm.core.extras import require
 from vlm.models.specs import ModelSpec
 from vlm.models.vlm import VisionLanguageModel
 
@@ -223,13 +224,9 @@ def _settings(quantize: str | None) -> dict[str, Any]:
 
 
 def _bitsandbytes(quantize: str) -> Any:
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        raise ConfigError(
-            f"--quantize {quantize} needs bitsandbytes, which is not installed",
-            fix="pip install 'farlens-models[quant]'",
-        ) from error
+    require("quant", f"--quantize {quantize}")
+    import bitsandbytes
+
     return bitsandbytes
 
 
@@ -244,8 +241,8 @@ def make_placement(
     """Check all settings before anything is read, and return where weights go; arguments are those of `load_model`.
 
     Raises:
-        ConfigError: unknown names, settings that exclude each other, a library that is not installed.
-        HardwareError: a GPU that does not exist.
+        ConfigError: unknown names, settings that exclude each other.
+        HardwareError: a GPU that does not exist, a library that is not installed.
     """
     if quantize is not None:
         if quantize not in QUANTIZATIONS:

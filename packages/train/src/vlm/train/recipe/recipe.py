@@ -100,7 +100,7 @@ class Recipe(Strict):
     max_lost: Share = 0.01
     sample_seconds: AboveZero = 300.0
     allow_outside: tuple[str, ...] = ()
-    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    log: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     hardware: Hardware | None = None
     differences: tuple[Difference, ...] = ()
     sources: dict[str, str]

@@ -14,6 +14,7 @@ from typing import NotRequired, TypedDict
 
 from vlm.core.errors import ConfigError, DataError, Preempted, VlmError
 from vlm.core.home import locked, write_json
+from vlm.core.progress import Beacon, Progress
 from vlm.models.checkpoint.load import load_model, save_state
 from vlm.models.checkpoint.locate import find_checkpoint
 from vlm.models.processor import Processor
@@ -26,7 +27,7 @@ from vlm.train.run.boards import Boards, is_spike
 from vlm.train.run.checkpoint import RunState, load_checkpoint, save_checkpoint, writing
 from vlm.train.run.engine import Engine, seed_step, slicer
 from vlm.train.run.held_back import HeldBack
-from vlm.train.run.metrics import Ledger, Log, ProgressBar
+from vlm.train.run.metrics import Ledger, Log
 from vlm.train.run.processes import World, check_mesh, meshed, world
 from vlm.train.run.provenance import Begun, begin, finished
 from vlm.train.run.shares import batches, most_rows, same_for_all
@@ -49,9 +50,9 @@ def train(
 
     Args:
         recipe: the stage.
-        out: receives recipe.json, metrics.jsonl, ledger.jsonl, checkpoints/ and model/.
+        out: receives recipe.json, metrics.jsonl, ledger.jsonl, progress.json, checkpoints/ and model/.
         plan: the recipe's, if it is resolved already.
-        quiet: show no progress bar.
+        quiet: no bar on a terminal, and no word of each sample that is lost; a log has its lines.
         resume_changed: continue although the recipe, the data or the start checkpoint changed.
 
     Raises:
@@ -78,7 +79,8 @@ def train(
         if me.agree(me.first and finished(out)):
             return out / "model"
         plan = plan or RunPlan.resolve(recipe, me.size)
-        return run_stage(plan, out, meshed(me, recipe.sequence_parallel.size), quiet, begun)
+        with Beacon(out, recipe.name, unit="steps", writes=me.first) as beacon:
+            return run_stage(plan, out, meshed(me, recipe.sequence_parallel.size), quiet, begun, beacon)
 
 
 class StepLine(TypedDict):
@@ -104,8 +106,8 @@ class StepLine(TypedDict):
     eval_samples: NotRequired[int]
 
 
-def run_stage(plan: RunPlan, out: Path, me: World, quiet: bool, begun: Begun | None) -> Path:
-    """Run all steps that are left, then export the model. `begun` is the first process's."""
+def run_stage(plan: RunPlan, out: Path, me: World, quiet: bool, begun: Begun | None, beacon: Beacon) -> Path:
+    """Run all steps that are left, then export the model. `begun` and what `beacon` writes are the first process's."""
     recipe = plan.recipe
     start = find_checkpoint(recipe.model.start)
     adjust = partial(training_spec, recipe.model)
@@ -163,7 +165,8 @@ def run_stage(plan: RunPlan, out: Path, me: World, quiet: bool, begun: Begun | N
 
     with ExitStack() as open_:
         stop = open_.enter_context(stop_requests())
-        bar = open_.enter_context(ProgressBar(recipe.name, total, me.first and not quiet))
+        bar = open_.enter_context(Progress(recipe.name, total, unit="steps", visible=me.first, bar=not quiet))
+        beacon.update(first, total)
         open_.enter_context(closing(boards))
         made = open_.enter_context(closing(prefetch(stream.step, first, total, stop)))
         asked = time.perf_counter()
@@ -175,25 +178,26 @@ def run_stage(plan: RunPlan, out: Path, me: World, quiet: bool, begun: Begun | N
             if begun is not None and record is None:
                 record = begun.write(first).model_dump(mode="json")
             ledger.add(step, data.n_samples, data.lost)
-            bar.say(data.notes)
+            if not quiet:
+                bar.say(data.notes)
             note = "no usable sample"
             if data.rows:
                 line = one_step(engine, recipe, processor, data, step, total, me)
-                note = f"loss {line['loss']:.4f}  {line['tokens_per_s']:.0f} tok/s"
                 if held is not None and ((step + 1) % recipe.save_every == 0 or step + 1 == total):
                     line |= held.at(step + 1)  # type: ignore[typeddict-item]
-                    note += f"  held back {line['eval_loss']:.4f}"
                 if meter is not None:
                     line |= meter.line(data.rows, line["seconds"], waited)  # type: ignore[typeddict-item]
                     metrics.write(**line)
                     boards.write(line)
+                    note = step_words(line)
                 if not math.isfinite(line["loss"]) or is_spike(losses, line["loss"]):
                     ids = sorted({i for row in data.rows for i in row.ids})
                     fix = f"look at samples {ids}"
                     wanted = "a finite loss, not far above those before"
                     raise DataError(f"loss is {line['loss']} at step {step}", expected=wanted, fix=fix)
                 losses.append(line["loss"])
-            bar.update(step + 1, note)
+            bar.update(step + 1, note=note)
+            beacon.update(step + 1)
             if too_many := lost_too_many(recipe, ledger, total):
                 save(step + 1)
                 raise too_many
@@ -202,6 +206,17 @@ def run_stage(plan: RunPlan, out: Path, me: World, quiet: bool, begun: Begun | N
             asked = time.perf_counter()
         heed(total)
     return export(engine, recipe, out, me, start, counts, ledger, stream, held)
+
+
+def step_words(line: StepLine) -> str:
+    """Return what a line of progress says of a step.
+
+    >>> step_words({"loss": 2.31, "lr": 1e-4, "tokens_per_s": 1234.5, "memory_gb": 2.0})     # doctest: +SKIP
+    'loss 2.3100, lr 0.0001, 1,234 tokens/s, 2.0 GB'
+    """
+    held = f", held back {line['eval_loss']:.4f}" if "eval_loss" in line else ""
+    speed = f"{line['tokens_per_s']:,.0f} tokens/s, {line['memory_gb']:.1f} GB"
+    return f"loss {line['loss']:.4f}{held}, lr {line['lr']:.3g}, {speed}"
 
 
 def lost_too_many(recipe: Recipe, ledger: Ledger, total: int) -> DataError | None:

@@ -1,17 +1,13 @@
-"""One JSON line for each step, a progress bar, and the ledger of samples that are not used as they are."""
+"""One JSON line for each step, and the ledger of samples that are not used as they are."""
 
 import json
 import os
 import re
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vlm.core.errors import DataError
 from vlm.core.home import read_json, write_atomic
@@ -33,9 +29,12 @@ class Log:
         return [(line + b"\n", content_of(line)) for line in lines]
 
     def cut(self, steps: int) -> None:
-        """Keep the lines of steps before `steps`."""
+        """Keep the lines of steps before `steps`; a file without lines is none, because others cannot load it."""
         kept = [line for line, content in self._lines() if content is not None and content["step"] < steps]
-        write_atomic(self.path, b"".join(kept))
+        if kept:
+            write_atomic(self.path, b"".join(kept))
+        else:
+            self.path.unlink(missing_ok=True)
 
     def write(self, **values: Any) -> None:
         """Append a line of these keys and values."""
@@ -194,37 +193,3 @@ def short(reason: str, id: str) -> str:
     """Return the first line of a reason without names, lines and paths, so that equal faults count as one."""
     line = re.sub(r"^\S+\.jsonl:\d+: ", "", reason.splitlines()[0]).replace(id, "")
     return re.sub(r"(/[^\s:]+)+", "FILE", line)
-
-
-class ProgressBar:
-    """Progress of a stage on the terminal (standard error); nothing unless `visible`."""
-
-    def __init__(self, title: str, total: int, visible: bool):
-        self.started = time.monotonic()
-        self.progress = Progress(
-            TextColumn("{task.description}", style="bold", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=Console(stderr=True),
-            disable=not visible,
-        )
-        self.task = self.progress.add_task(title, total=total, note="")
-
-    def __enter__(self) -> "ProgressBar":
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def say(self, lines: Sequence[str]) -> None:
-        """Print lines above the bar; nothing unless it is visible."""
-        if not self.progress.disable:
-            for line in lines:
-                self.progress.console.print(line, markup=False, highlight=False)
-
-    def update(self, step: int, note: str) -> None:
-        """Show the number of steps done, and a note beside the bar."""
-        self.progress.update(self.task, completed=step, note=note)

@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console
-from rich.progress import Progress
-
 from vlm.core.errors import DataError, VlmError
 from vlm.core.fetch.manifest import (
     PARTIAL,
@@ -31,6 +28,7 @@ from vlm.core.fetch.manifest import (
 )
 from vlm.core.fetch.transfer import disk_errors
 from vlm.core.home import locked, read_json, write_atomic, write_json
+from vlm.core.progress import Progress
 from vlm.core.synth.long.materials import Split
 from vlm.core.synth.long.pictures import Picture
 from vlm.core.synth.long.record_cost import Ruler
@@ -130,11 +128,10 @@ def build_shards(folder: Path, job: ShardedBuild, *, workers: int, purpose: str)
 
 
 def _run(job: ShardedBuild, missing: list[SetShard], work: Path, workers: int) -> None:
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        done = bar.track(_results(job, missing, work, workers), total=len(missing), description="shards")
-        for _ in done:
-            pass
+    with Progress(work.parent.parent.name, len(missing), unit="shards") as progress:
+        progress.update(0)
+        for done, _ in enumerate(_results(job, missing, work, workers), 1):
+            progress.update(done)
 
 
 def _results(job: ShardedBuild, missing: list[SetShard], work: Path, workers: int) -> Iterable[None]:

@@ -24,6 +24,9 @@ MODEL_TYPES = ("llava", "llava_llama")
 TOWER = "vision_tower"
 """Folder of the ConvNeXt in a checkpoint that we write."""
 
+OTHER_TOWERS = ("siglip", "clip-vit", "lknet")
+"""Words in the path of a tower by which the published loader chooses another class."""
+
 CONVNEXT: Patterns = {
     "embeddings.patch_embeddings.{kind}": "encoder.stem.0.{kind}",
     "embeddings.layernorm.{kind}": "encoder.stem.1.{kind}",
