@@ -30,8 +30,10 @@ NAMES = {  # module -> distribution, where the names differ; the libraries need 
     "flash_attn": "flash-attn",
     "huggingface_hub": "huggingface-hub",
     "lmms_eval": "lmms-eval",
+    "mlflow": "mlflow-skinny",
     "prometheus_client": "prometheus-client",
     "snakemake_executor_plugin_slurm": "snakemake-executor-plugin-slurm",
+    "snakemake_interface_logger_plugins": "snakemake-interface-logger-plugins",
     "vlmeval": "ms-vlmeval",
     "yaml": "pyyaml",
     "pydantic_core": "pydantic",  # the same project, in one version

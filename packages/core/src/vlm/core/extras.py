@@ -41,6 +41,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "workflow": {
         "snakemake": "snakemake>=9",
         "snakemake_executor_plugin_slurm": "snakemake-executor-plugin-slurm",
+        "snakemake_interface_logger_plugins": "snakemake-interface-logger-plugins",
     },
     "quant": {"bitsandbytes": "bitsandbytes"},
     "flash": {"flash_attn": "flash-attn"},

@@ -174,6 +174,13 @@ def convert(
     base: Annotated[
         str | None, typer.Option(help="With an adapter/ folder: its base model. Default: the one that it names.")
     ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="8bit|4bit",
+            help="With --to hf: linear layers of the language model for transformers (extra `quant`: bitsandbytes).",
+        ),
+    ] = None,
 ) -> None:
     """Write a checkpoint in another layout, bit for bit, one shard in memory at a time.
 
@@ -182,6 +189,8 @@ def convert(
 
     An adapter/ folder of a training becomes one for peft alone, on the `--to hf` export of its base model; with
     `--to vlm`, adapters that peft trained there come back under our names.
+
+    With --quantize the model is loaded once, on the CPU. transformers opens the folder; vlm does not read it back.
 
     Example: vlm weights convert pretrained/InternVL2-2B --to hf -o pretrained/InternVL2-2B-hf
     """
@@ -193,11 +202,34 @@ def convert(
     from vlm.models.checkpoint.layout import read_layout
 
     if is_adapter_folder(lookup(path)):
+        if quantize is not None:
+            raise ConfigError(
+                "--quantize with an adapter/ folder", expected="a model", fix="convert the merged model/ beside it"
+            )
         say(convert_adapters(path, to, out, base=base, allow=allow or ()))
         return
     if base is not None:
         raise ConfigError("--base with a checkpoint", expected="an adapter/ folder", fix="leave it out")
     folder = find_model(path)
+    if quantize is not None:
+        if remote_code is not None:
+            raise ConfigError("--remote-code with --quantize", expected="one of them", fix="leave it out")
+        from vlm.models.checkpoint.quantized import convert_quantized
+
+        with byte_bar(f"{path} -> {to}, {quantize}") as report:
+            written = convert_quantized(
+                folder,
+                out,
+                quantize,
+                to=to,
+                max_shard_size=max_shard_size,
+                vision=vision,  # type: ignore[arg-type]
+                allow=allow or (),
+                report=report,
+            )
+        say(positions_line(read_layout(folder).spec), err=True)
+        say(written)
+        return
     with byte_bar(f"{path} -> {to}") as report:
         written = convert_checkpoint(
             folder,

@@ -72,9 +72,7 @@ def convert(
         raise UnknownName("layout", to, FORMATS)
     if remote_code is not None and to != "internvl":
         raise ConfigError(f"remote code for the {to} layout", expected="--to internvl", fix="leave it out")
-    folder, out = find_checkpoint(path), resolve(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists", expected="a new or empty folder", fix="choose another -o, or remove it")
+    folder, out = find_checkpoint(path), check_new(resolve(out))
     layout = read_layout(folder)
     layout.spec.check_stride()
     lost = losses(layout.spec, to)
@@ -105,6 +103,13 @@ def convert(
             copy_remote_code(resolve(remote_code), temporary)
         if lost:
             write_atomic(temporary / "README.md", model_card(folder.name, to, lost))
+    return out
+
+
+def check_new(out: Path) -> Path:
+    """Return the folder to write. Raises ConfigError when something is there."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists", expected="a new or empty folder", fix="choose another -o, or remove it")
     return out
 
 

@@ -22,9 +22,19 @@ def read_layout(folder: Path) -> CheckpointLayout:
     """Return spec and tensor names of a checkpoint folder in any format.
 
     Raises:
-        CheckpointError: no format has this `model_type`; a key is missing or has an unsupported value.
+        CheckpointError: no format has this `model_type`; a key is missing or has an unsupported value; the weights are
+            stored quantized.
     """
     config, where = read_config(folder), f"{folder}/config.json"
+    if quantization := config.get("quantization_config"):
+        method = (
+            quantization.get("quant_method", "an unknown method") if isinstance(quantization, dict) else quantization
+        )
+        raise CheckpointError(
+            f"{where}: the weights are stored quantized, by {printable(method, 60)}; vlm reads whole ones",
+            expected="a checkpoint without quantization_config; transformers opens this one",
+            fix="take the folder that it was made from, and quantize it while it is loaded: --quantize 8bit or 4bit",
+        )
     readers = {kind: module for module in FORMATS.values() for kind in module.MODEL_TYPES}
     found = readers.get(str(config.get("model_type", "")))
     if found is None:
