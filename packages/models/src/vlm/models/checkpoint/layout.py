@@ -31,7 +31,7 @@ def read_layout(folder: Path) -> CheckpointLayout:
             quantization.get("quant_method", "an unknown method") if isinstance(quantization, dict) else quantization
         )
         raise CheckpointError(
-            f"{where}: the weights are stored quantized, by {printable(method, 60)}; vlm reads whole ones",
+            f"{where}: the weights are stored quantized, by {printable(method, 60)}, and only whole ones are read here",
             expected="a checkpoint without quantization_config; transformers opens this one",
             fix="take the folder that it was made from, and quantize it while it is loaded: --quantize 8bit or 4bit",
         )

@@ -47,7 +47,7 @@ class EvaluationHead(TypedDict):
     damaged: str
 
 
-class Found(TypedDict):
+class FoundRuns(TypedDict):
     """Paths below the folder of runs, by kind."""
 
     stages: list[str]
@@ -61,12 +61,12 @@ class Runs:
     def __init__(self, root: Path):
         self.root = root.absolute()
         self._lock = Lock()
-        self._found: Found = {"stages": [], "evaluations": [], "reports": []}
+        self._found: FoundRuns = {"stages": [], "evaluations": [], "reports": []}
         self._looked = 0.0
         self._stages: dict[str, StageLog] = {}
         self._heads: dict[str, tuple[Any, EvaluationHead]] = {}
 
-    def found(self) -> Found:
+    def found(self) -> FoundRuns:
         """Return what there is; the tree is walked at most every two seconds."""
         with self._lock:
             if time.monotonic() - self._looked > LOOK_SECONDS or not self._looked:
@@ -124,9 +124,9 @@ def _latest(head: StageHead) -> tuple[bool, float]:
     return head["state"] != "running", head["age"] or 0.0
 
 
-def find(root: Path) -> Found:
+def find(root: Path) -> FoundRuns:
     """Return the runs below `root`, each by its path relative to it. Links are followed directly in it, no deeper."""
-    found: Found = {"stages": [], "evaluations": [], "reports": []}
+    found: FoundRuns = {"stages": [], "evaluations": [], "reports": []}
     for folder, names in _walk(root, root, DEPTH):
         place = Path(folder).relative_to(root).as_posix()
         if "metrics.jsonl" in names or ("recipe.json" in names and Path(folder).parent.name == "train"):
