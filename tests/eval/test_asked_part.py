@@ -2,19 +2,16 @@
 
 import base64
 import io
-import json
 
 import pytest
 from PIL import Image
 
-from support import fake_backend as fake
 from support import report_run
 from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items
 from vlm.eval.loaders.haystack import needles_of
 from vlm.eval.mini import make_mini
 from vlm.eval.report.gather.samples import TEXT, choose_samples
-from vlm.eval.run.runner import Options, run_evaluation
 from vlm.eval.saved.evaluations import find_evaluations
 
 
@@ -88,24 +85,3 @@ def test_an_asked_part_that_is_not_there_breaks_nothing(tmp_path, asked):
     row = report_run.row("b", "x", [picture(tmp_path / "a.png", "red")], "<image>?", "gold", "a", 1.0, asked=asked)
     (sample,), _ = browse(tmp_path, [row])
     assert sample["files"] == ["a.png"]
-
-
-def test_progress_and_the_running_score_are_in_a_file_while_an_evaluation_runs(tmp_path, monkeypatch):
-    fake.install(monkeypatch.setattr)
-    seen = []
-
-    def look(done, total, score):
-        path = tmp_path / "out/progress.json"
-        seen.append(json.loads(path.read_text()) if path.exists() else None)
-
-    monkeypatch.setattr("vlm.eval.run.told.PAUSE", 0.0)
-    options = Options(batch_size=4)
-    args = (fake.benchmark(), fake.FakeBackend(), tmp_path / "out", options)
-    summary = run_evaluation(*args, data=tmp_path / "data", progress=look)
-    told = json.loads((tmp_path / "out/progress.json").read_text())
-    assert seen[0] is None and seen[1]["done"] == 0 < seen[2]["done"] < fake.N
-    assert (told["done"], told["total"], told["first"]) == (fake.N, fake.N, 0)
-    assert 100 * told["score"] == pytest.approx(summary["metrics"][0]["value"])
-    run_evaluation(*args, data=tmp_path / "data")
-    told = json.loads((tmp_path / "out/progress.json").read_text())
-    assert (told["done"], told["first"]) == (fake.N, fake.N)

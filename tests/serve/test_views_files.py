@@ -13,6 +13,8 @@ from vlm.cli.server.views.runs import Runs, find
 from vlm.cli.server.views.samples import Samples
 from vlm.cli.server.views.stage import StageLog
 from vlm.cli.server.views.tail import Tail
+from vlm.core.home import locked, write_json
+from vlm.core.progress import Beacon
 
 
 def line(step, **more):
@@ -243,13 +245,39 @@ def test_a_running_evaluation_shows_progress_and_the_running_score_of_all_its_sh
     for k, (done, score) in enumerate([(30, 0.5), (10, 1.0)]):
         work = folder / f"shards/{k}-of-2"
         work.mkdir(parents=True)
-        told = {"done": done, "total": 50, "score": score, "first": 0, "seconds": 10.0}
+        told = {"done": done, "total": 50, "left": 40.0 - 10 * k, "values": {"score": score}}
         (work / "progress.json").write_text(json.dumps(told))
         (work / "run.json").write_text(json.dumps({"options": {"name": "mine"}}))
     hold(folder / "shards/0-of-2", os.getpid())
     (head,) = Runs(tmp_path).overview()["evaluations"]
     assert (head["state"], head["done"], head["total"], head["score"]) == ("running", 40, 100, 62.5)
     assert (head["model"], head["benchmark"], head["left"]) == ("mine", "POPE", 40.0)
+
+
+def test_what_an_evaluation_writes_of_its_progress_is_what_the_page_reads(tmp_path):
+    folder = tmp_path / "r/eval/m/POPE/default"
+    with locked(folder, "vlm eval POPE"), Beacon(folder, "POPE", 100, unit="items") as beacon:
+        write_json(folder / "run.json", {"options": {"name": "mine"}})
+        beacon.update(40, 100, score=0.625)
+        (head,) = Runs(tmp_path).overview()["evaluations"]
+    assert (head["state"], head["done"], head["total"], head["score"]) == ("running", 40, 100, 62.5)
+
+
+def test_the_progress_of_a_training_makes_no_evaluation_of_it(tmp_path):
+    folder = stage(tmp_path / "r/train/x")
+    (folder / "progress.json").write_text(json.dumps({"done": 3, "total": 9}))
+    found = find(tmp_path)
+    assert found["stages"] == ["r/train/x"] and found["evaluations"] == []
+
+
+@pytest.mark.parametrize("told", ["{", "[]", '{"done": "x", "total": 5}', '{"done": 1, "total": 2, "values": 5}'])
+def test_a_damaged_file_of_progress_is_no_progress(tmp_path, told):
+    folder = tmp_path / "r/eval/m/POPE/default"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    (folder / "progress.json").write_text(told)
+    (head,) = Runs(tmp_path).overview()["evaluations"]
+    assert head["score"] is None and head["state"] == "stopped"
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,8 @@ It writes to the folder `out`:
     results.jsonl   one row per item in data order; the same bytes whatever was interrupted, batched or sharded
     summary.json    metrics with intervals, outcomes, what was run; the same bytes too
     run.json        provenance of the last command: versions, commit, machine
-    progress.json   how far it is, for whoever looks meanwhile
     timing.json     seconds of each command, in a separate file because they differ from run to run
-    progress.json   how far the command is, for `vlm watch`
+    progress.json   how far the command is, for `vlm watch` and `vlm view`
     submission.*    the replies in the format of an evaluation server, where the benchmark has one
     outcomes.jsonl  the answers from which a killed run resumes (shards: shards/<i>-of-<n>/outcomes.jsonl)
 
@@ -42,7 +41,6 @@ from vlm.eval.run.provenance import provenance
 from vlm.eval.run.results import known_scores, write_results
 from vlm.eval.run.shards import assign
 from vlm.eval.run.summary import DataFacts, Summary, SummaryHead, TimedRun, Variant
-from vlm.eval.run.told import ProgressFile
 
 PATIENCE = 600.0
 """Seconds that a shard waits for another one that writes the results."""
@@ -214,14 +212,8 @@ def _compute(
 ) -> None:
     """Run the tasks to do, batch after batch; add their outcomes to `known` and to the log."""
     scores = known_scores(benchmark, [task for task in share if task.key in known], known)
-    done, told = len(share) - len(todo), ProgressFile(work)
-
-    def say() -> None:
-        mean = fmean(scores) if scores else None
-        progress(done, len(share), mean)
-        told(done, len(share), mean)
-
-    say()
+    done = len(share) - len(todo)
+    progress(done, len(share), fmean(scores) if scores else None)
     budget = getattr(backend, "batch_tokens", BATCH_TOKENS)
     order = in_batches(todo, documents(todo, backend), batch_size, max_tokens=budget)
     with OutcomeLog(work / "outcomes.jsonl") as log:
@@ -230,7 +222,7 @@ def _compute(
             known.update({o.key: o for o in outcomes})
             scores += known_scores(benchmark, batch, known)
             done += len(batch)
-            say()
+            progress(done, len(share), fmean(scores) if scores else None)
 
 
 def _logs(out_dir: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from vlm.cli.server.views.holder import holder_of
 from vlm.cli.server.views.stage import StageHead, StageLog, number
 from vlm.cli.server.views.tail import read_small, stamp_of
 from vlm.core.errors import VlmError, only_vlm_errors
+from vlm.core.progress import BEACON
 
 SKIPPED = {"checkpoints", "model", "adapter", "tensorboard", "wandb", ".judge", "shards", ".snakemake"}
 """Folders in which no run begins; some hold many files."""
@@ -131,7 +132,7 @@ def find(root: Path) -> FoundRuns:
         place = Path(folder).relative_to(root).as_posix()
         if "metrics.jsonl" in names or ("recipe.json" in names and Path(folder).parent.name == "train"):
             found["stages"].append(place)
-        if {"results.jsonl", "outcomes.jsonl", "progress.json"} & names:
+        if {"results.jsonl", "outcomes.jsonl"} & names or {"run.json", BEACON} <= names:
             found["evaluations"].append(place)
         if "report.json" in names:
             found["reports"] += [
@@ -151,7 +152,7 @@ def _walk(root: Path, folder: Path, depth: int) -> Iterator[tuple[str, set[str]]
                     names.add(entry.name)
     except OSError:  # no right to look, or gone by now
         return
-    if "shards" in below and "progress.json" not in names:
+    if "shards" in below:
         names.add("outcomes.jsonl")  # an evaluation of which so far only shards exist
     yield str(folder), names
     for name in sorted(below) if depth else ():
@@ -192,13 +193,17 @@ def finished_head(id_: str, folder: Path) -> EvaluationHead:
 
 def unfinished_head(id_: str, folder: Path) -> EvaluationHead:
     """Return the head of an evaluation that runs, or was begun: what its workers wrote of their progress, added up."""
-    works = [path for path in (folder, *sorted(folder.glob("shards/*"))) if (path / "progress.json").is_file()]
-    parts = [read_small(path / "progress.json", 1 << 12) for path in works]
+    works = [path for path in (folder, *sorted(folder.glob("shards/*"))) if (path / BEACON).is_file()]
+    parts = [read_small(path / BEACON, 1 << 14) for path in works]
+    if len(works) > 1 and works[0] == folder:  # who gathers the shards counts their items too
+        works, parts = works[1:], parts[1:]
     known = [
-        (int(d), int(t), p) for p in parts if (d := number(p.get("done"))) is not None and (t := number(p.get("total")))
+        (int(done), int(total), part)
+        for part in parts
+        if (done := number(part.get("done"))) is not None and (total := number(part.get("total"))) is not None
     ]
     done, total = sum(d for d, _, _ in known), sum(t for _, t, _ in known)
-    scores = [(d, score) for d, _, p in known if (score := number(p.get("score"))) is not None]
+    scores = [(d, score) for d, _, part in known if (score := score_of(part)) is not None]
     weight = sum(d for d, _ in scores)
     holders = [holder_of(path) for path in works or [folder]]
     alive, parts_of = any(h.alive for h in holders), Path(id_).parts
@@ -219,12 +224,15 @@ def unfinished_head(id_: str, folder: Path) -> EvaluationHead:
         "low": None,
         "high": None,
         "metric": "mean score so far",
-        "left": max((_left(d, t, p) for d, t, p in known), default=None) if alive else None,
+        "left": max((left for _, _, p in known if (left := number(p.get("left"))) is not None), default=None)
+        if alive
+        else None,
         "mini": False,
         "damaged": "",
     }
 
 
-def _left(done: int, total: int, part: dict[str, Any]) -> float:
-    first, seconds = number(part.get("first")) or 0.0, number(part.get("seconds")) or 0.0
-    return (total - done) * seconds / (done - first) if done > first else 0.0
+def score_of(part: dict[str, Any]) -> float | None:
+    """Return the mean score so far, from 0 to 1, that a worker wrote."""
+    values = part.get("values")
+    return number(values.get("score")) if isinstance(values, dict) else None
