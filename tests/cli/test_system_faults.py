@@ -179,7 +179,7 @@ def test_adapters_have_the_usual_permissions(tmp_path: Path) -> None:
 
 
 def test_a_pipe_that_closes_ends_the_command_in_silence(tmp_path: Path) -> None:
-    environment = {**os.environ, "VLM_HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "VLM_HOME": str(tmp_path), "PYTHONUNBUFFERED": "1", "COLUMNS": "300"}
     for words in ("list benchmarks", "list recipes --json", "recipe show v2pe-256k", "list data"):
         line = f"{sys.executable} -m vlm.cli.main {words} | head -n 1"
         done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=120)

@@ -68,7 +68,7 @@ def test_a_signal_before_the_first_step_ends_the_run_and_leaves_nothing_to_resum
     from vlm.train.run.stream import Stream
 
     (child,), out = stalled(Stream(recipe("steps=6"), processor).picks(0)[0][2], "steps=6")
-    child.until(lambda: (out / "ledger.jsonl").exists())
+    child.until(lambda: (out / "progress.json").exists())
     time.sleep(2)
     os.kill(child.pid, signal.SIGTERM)
     assert child.wait(60) == 0 and "resume me: stopped after step 0 of 6" in child.said

@@ -53,7 +53,11 @@ def lookup(path: str | Path) -> Path:
     """Return the absolute path of something that is there: from the working directory, else below the home."""
     path = Path(path).expanduser()
     here = path.absolute()
-    return here if here.exists() else resolve(path)
+    try:
+        there = here.exists()
+    except (OSError, ValueError):  # a name that no disk can hold
+        there = False
+    return here if there else resolve(path)
 
 
 def free_gb(folder: Path) -> float:
