@@ -212,7 +212,7 @@ def test_v1_2_runs_on_32_and_64_gpus_with_the_same_step(empty_home, gpus, rows):
 def test_a_dry_run_for_people_holds_the_same(empty_home):
     result = dry("--recipe", "v2pe-256k")
     assert result.exit_code == 0, result.output
-    parts = ("max_length: 272000", "4 groups of 8 GPUs", "1,000 steps", "vlm launch")
+    parts = ("max_length: 272000", "long-mr-text-retrieval-128-256", "4 groups of 8 GPUs", "1,000 steps", "vlm launch")
     for part in parts:
         assert part in result.stdout, part
 

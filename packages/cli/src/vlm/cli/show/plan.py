@@ -76,7 +76,8 @@ def show_dry_run(plan: "RunPlan", lines: list[str]) -> None:
     say(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     table = Table(title="data mixture", title_justify="left")
     for column in ("set", "records", "repeat", "samples an epoch", "share"):
-        table.add_column(column, justify="left" if column == "set" else "right")
+        names = max((len(row["name"]) for row in plan.mixture), default=0)  # names stay whole, as they must be typed
+        table.add_column(column, justify="left" if column == "set" else "right", min_width=names * (column == "set"))
     for row in plan.mixture:
         records, samples = (f"{n:,}" if n is not None else "not here yet" for n in (row["records"], row["samples"]))
         share = "" if row["share"] is None else f"{row['share']:.1%}"
