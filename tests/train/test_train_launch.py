@@ -40,6 +40,12 @@ def test_the_exit_code_of_a_failed_rank_is_ours_and_its_words_are_shown(capfd):
     assert "rank 1 failed first:\nrank 1 speaks" in said and "rank 0 speaks" in said
 
 
+def test_an_error_that_all_ranks_share_is_shown_once(capfd):
+    code = "print('rank', rank, 'speaks', file=sys.stderr); time.sleep(0.5 * (rank == 0)); sys.exit(7)"
+    assert launch(python(code), 2) == 7
+    assert capfd.readouterr().err == "rank 0 speaks\n"
+
+
 def test_only_the_first_rank_speaks(capfd):
     assert (
         launch(python("print('rank', rank, 'speaks'); time.sleep(rank * 0.3); sys.exit(6 if rank == 0 else 0)"), 2) == 6

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from vlm.core.errors import ConfigError
+from vlm.core.errors import ConfigError, VlmError
 
 LAUNCHER = "VLM_LAUNCHER"
 LAUNCHERS = ("srun", "torchrun", "vlm")
@@ -169,6 +169,7 @@ def wait(ranks: list[subprocess.Popen[bytes]]) -> int | None:
     """Wait for all; return the first rank that failed, or None. Others are killed GRACE seconds after a failure.
 
     Of ranks that failed at the same time it is one that a signal killed: the loss of a peer ends the others.
+    Where the first rank ends by the same error of ours, it is the first: its words are on the terminal already.
     """
     failed, deadline = None, float("inf")
     while any(rank.poll() is None for rank in ranks):
@@ -179,7 +180,8 @@ def wait(ranks: list[subprocess.Popen[bytes]]) -> int | None:
             for rank in ranks:
                 rank.kill()
         time.sleep(0.05)
-    return failed if failed is not None else first_failed(ranks)
+    failed = failed if failed is not None else first_failed(ranks)
+    return 0 if failed and ranks[0].returncode == ranks[failed].returncode > VlmError.exit_code else failed
 
 
 def first_failed(ranks: list[subprocess.Popen[bytes]]) -> int | None:
