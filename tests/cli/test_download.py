@@ -35,7 +35,7 @@ def vlm(tmp_path: Path):
     def run(*words: str) -> subprocess.CompletedProcess:
         env = os.environ | {"VLM_HOME": str(tmp_path / "home"), "COLUMNS": "160"}
         command = [sys.executable, "-m", "vlm.cli.main", *words]
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
 
     run.catalogue = ("--catalogue", str(tmp_path / "mine.yaml"))
     run.home = tmp_path / "home"
