@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+from support.rehearsed_rows import moved
 from support.tiny_models import random_ids, random_tiles
 from vlm.core.errors import CheckpointError
 from vlm.eval.backends.native import Checkpoint, NativeBackend
@@ -22,11 +23,6 @@ def prompts(model):
     """A prompt with an image in the middle, and V2PE positions."""
     ids = random_ids(model, 6, "image", 5)
     return ids, {"pixel_values": random_tiles(model, 1), "position_ids": torch.arange(ids.shape[1])[None] * 0.5}
-
-
-def moved(inputs, device):
-    """The tensors of keyword arguments on a device."""
-    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
 
 
 SETTINGS = [
