@@ -7,6 +7,7 @@ import torch
 
 from support.tiny_models import TOKENIZERS, lively_model, random_ids, random_tiles
 from vlm.core.errors import ConfigError, HardwareError
+from vlm.models.attention import local
 from vlm.models.checkpoint.load import load_model, save_model
 from vlm.models.checkpoint.placement import LAYERS, device_map, offload_map
 from vlm.models.session import ChatSession
@@ -100,6 +101,7 @@ def test_layers_that_wait_elsewhere(where, deep, device, close):
 
 def test_what_cannot_be_is_refused_before_weights_are_read(deep, device, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setattr(local, "find_spec", lambda name: None)
     for quantize in ("8bit", "4bit"):
         with pytest.raises(HardwareError, match="bitsandbytes"):
             load_model(deep, device, quantize=quantize)
