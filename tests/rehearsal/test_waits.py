@@ -4,8 +4,6 @@ A wait costs a GPU the time until the next operation is queued. The numbers are 
 `SHOW_WAITS=1 pytest -s tests/rehearsal/test_waits.py` says where each one comes from.
 """
 
-from functools import partial
-
 import pytest
 import torch
 
@@ -129,20 +127,24 @@ def test_a_step_of_the_engine_waits_once_for_all_its_replies(replies, folder, de
             hold(count, read=1)
 
 
-def test_whole_rows_cost_flash_attention_no_wait(kind, device, waits, hold):
-    """Not even for their lengths: nothing of the device is asked for in any layer."""
-    q, k = (torch.ones(2, 4, n, 8, device=device) for n in (1, 9))
+@pytest.mark.parametrize(
+    ("queries", "padded", "expected"), [(1, False, {}), (9, False, {}), (9, True, {"size": 1}), (1, True, {"size": 2})]
+)
+def test_a_layer_of_flash_attention_asks_only_where_tokens_are(
+    queries, padded, expected, device, waits, hold, monkeypatch
+):
+    q, k = (torch.ones(2, 4, n, 8, device=device) for n in (queries, 9))
+    mask = torch.tensor([[True] * 9, [False] * 3 + [True] * 6], device=device) if padded else None
     seen = []
 
     def kernel(q, k, v, borders_q, borders_k, longest_q, longest_k, **_):
         seen.append((borders_q, borders_k, longest_q, longest_k))
         return q
 
-    attend = partial(local.LOCAL["flash_attention_2"].attend, q, k, k)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local, "flash_kernel", lambda *_: kernel)
-        with waits() as count:
-            attend(None, None, None)
-    hold(count)
+    monkeypatch.setattr(local, "flash_kernel", lambda *_: kernel)
+    with waits() as count:
+        local.LOCAL["flash_attention_2"].attend(q, k, k, mask, None, None)
+    hold(count, **expected)
     borders_q, borders_k, *longest = seen[0]
-    assert (borders_q.tolist(), borders_k.tolist(), longest) == ([0, 1, 2], [0, 9, 18], [1, 9])
+    assert borders_k.tolist() == [0, 9, 15 if padded else 18] and longest == [queries, 9]
+    assert borders_q.tolist() == ([0, 1, 2] if queries == 1 else borders_k.tolist())
