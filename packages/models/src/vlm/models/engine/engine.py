@@ -20,9 +20,10 @@ from vlm.core.sample.encoded import Encoded
 from vlm.models.answers import Reply
 from vlm.models.attention import RowCache, Segments
 from vlm.models.batch import upload
-from vlm.models.engine.caches import PrefixCache, PromptKeys, TileFeatures, as_positions, rope_depends_on_length
+from vlm.models.engine.caches import PrefixCache, PromptKeys, as_positions, rope_depends_on_length
 from vlm.models.engine.request import Busy, ContextOverflow, Ended, Event, GenerationRequest, Sampling
 from vlm.models.engine.sampling import Chooser, ReplyText, likeliest
+from vlm.models.features import TileFeatures
 from vlm.models.processor import Processor
 from vlm.models.vlm import VisionLanguageModel
 
