@@ -155,7 +155,9 @@ def test_an_evaluation(folder, device, tmp_path):
     benchmark, data = load_benchmark("pope"), make_mini("POPE", tmp_path / "pope", n=2)
     for where in ("cpu", device):
         backend = NativeBackend(Checkpoint(folder, device=where), stride=16)
-        run_evaluation(benchmark, backend, tmp_path / where, Options(batch_size=3, stride=16, limit=4, max_new_tokens=4), data=data)
+        run_evaluation(
+            benchmark, backend, tmp_path / where, Options(batch_size=3, stride=16, limit=4, max_new_tokens=4), data=data
+        )
     found, wanted = ((tmp_path / where / "results.jsonl").read_bytes() for where in (device, "cpu"))
     assert found == wanted and b'"kind": "error"' not in found
 
