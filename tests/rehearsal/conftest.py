@@ -37,6 +37,8 @@ def device(kind, monkeypatch) -> str:
         from support.pretended import generator
 
         monkeypatch.setattr(torch, "Generator", generator)
+    else:
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # the CPU's numbers are float32
     return f"{kind}:0"
 
 

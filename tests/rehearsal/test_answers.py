@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from support.rehearsed_rows import moved
-from support.tiny_models import random_ids, random_tiles
+from support.tiny_models import TOKENIZERS, random_ids, random_tiles
 from vlm.core.errors import CheckpointError
 from vlm.eval.backends.native import Checkpoint, NativeBackend
 from vlm.eval.backends.teacher_forcing import TeacherForcedBackend
@@ -26,20 +26,20 @@ def prompts(model):
 
 
 SETTINGS = [
-    {},
-    {"prefill_chunk": 4, "image_chunk": 1},
-    {"num_beams": 2},
-    {"do_sample": True, "temperature": 2.0, "num_return_sequences": 2, "seed": 3},
-    {"min_new_tokens": 4, "eos_token_id": [5, 6]},
+    ("tiny-internvl2", {"prefill_chunk": 4, "image_chunk": 1}),
+    ("tiny-internvl2", {"num_beams": 2}),
+    ("tiny-internvl2", {"do_sample": True, "temperature": 2.0, "num_return_sequences": 2, "seed": 3}),
+    ("tiny-internvl2", {"min_new_tokens": 4, "eos_token_id": [5, 6]}),
+    *((name, {}) for name in TOKENIZERS),
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: ",".join(s) or "greedy")
-def test_generation(settings, preset, pair, device):
-    here, there = pair(preset)
+@pytest.mark.parametrize(("name", "settings"), SETTINGS)
+def test_generation(name, settings, pair, device):
+    here, there = pair(name)
     ids, inputs = prompts(here)
-    wanted = here.generate(ids, **inputs, max_new_tokens=6, **settings)
-    found = there.generate(ids.to(device), **moved(inputs, device), max_new_tokens=6, **settings)
+    wanted = here.generate(ids, **inputs, max_new_tokens=5, **settings)
+    found = there.generate(ids.to(device), **moved(inputs, device), max_new_tokens=5, **settings)
     assert found.device == torch.device(device)
     if "seed" not in settings or "cuda" not in device:  # a GPU draws other numbers
         assert found.tolist() == wanted.tolist()
@@ -155,7 +155,9 @@ def test_an_evaluation(folder, device, tmp_path):
     benchmark, data = load_benchmark("pope"), make_mini("POPE", tmp_path / "pope", n=2)
     for where in ("cpu", device):
         backend = NativeBackend(Checkpoint(folder, device=where), stride=16)
-        run_evaluation(benchmark, backend, tmp_path / where, Options(batch_size=3, stride=16), data=data)
+        run_evaluation(
+            benchmark, backend, tmp_path / where, Options(batch_size=3, stride=16, limit=4, max_new_tokens=4), data=data
+        )
     found, wanted = ((tmp_path / where / "results.jsonl").read_bytes() for where in (device, "cpu"))
     assert found == wanted and b'"kind": "error"' not in found
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from vlm.core.errors import ConfigError, DataError, UnknownName
 from vlm.models.attention import PACKED, check_packed
 from vlm.models.attention.ulysses import key_copies
-from vlm.models.batch import Batch, Output
+from vlm.models.batch import Batch, Output, upload
 from vlm.models.language import with_lengths
 from vlm.models.loss import shifted, weighted_cross_entropy
 from vlm.models.sequence.group import SequenceGroup
@@ -90,7 +90,7 @@ class SharedRows:
         position_ids = with_lengths(position_ids, cu_seqlens, input_ids.device)
         hidden = model.language_model.model(
             inputs_embeds=model.embed(shard.take(input_ids, 0), features=features[None]),
-            attention_mask=PACKED.to(features.device),
+            attention_mask=upload(PACKED, features.device),
             position_ids=shard.take(position_ids, 0),
             cu_seqlens=shard.borders,
             group=self.group,
@@ -112,7 +112,7 @@ class SharedRows:
         share = max(1, -(-tiles // size))
         if pixel_values is None:
             pixel_values = torch.zeros(0, 3, model.image_size, model.image_size)
-        mine = pixel_values[rank * share : (rank + 1) * share].to(input_ids.device)
+        mine = upload(pixel_values[rank * share : (rank + 1) * share], input_ids.device)
         mine = F.pad(mine, (0, 0) * (mine.dim() - 1) + (0, share - len(mine)))
         # in training all at once: under ZeRO-3 each call gathers the weights again
         features = model.encode_images(mine, chunk=None if torch.is_grad_enabled() else TILES)

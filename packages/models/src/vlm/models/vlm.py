@@ -149,7 +149,7 @@ class VisionLanguageModel(nn.Module):
         if segments is not None:
             hidden = self.language_model.model(
                 inputs_embeds=embeddings,
-                attention_mask=PACKED.to(embeddings.device),
+                attention_mask=upload(PACKED, embeddings.device),
                 position_ids=position_ids,
                 segments=segments,
                 use_cache=False,
@@ -162,7 +162,7 @@ class VisionLanguageModel(nn.Module):
             position_ids = with_lengths(position_ids, cu_seqlens, embeddings.device)
             return self.language_model.model(
                 inputs_embeds=embeddings,
-                attention_mask=PACKED.to(embeddings.device),
+                attention_mask=upload(PACKED, embeddings.device),
                 position_ids=position_ids,
                 cu_seqlens=cu_seqlens,
                 use_cache=False,

@@ -160,7 +160,7 @@ class Engine:
             last: whether it is this process's last row of the step.
         """
         self._deepspeed.set_gradient_accumulation_boundary(last)
-        loss = self._deepspeed(**batch, loss_denominator=denominator, logits=False).loss
+        loss: Tensor = self._deepspeed(**batch, loss_denominator=denominator, logits=False).loss
         # DeepSpeed averages gradients over all processes, data x sequence; the losses are shares of one sum over them
         self._deepspeed.backward(loss * self.world.size, scale_wrt_gas=False)
         return loss.detach().double()
