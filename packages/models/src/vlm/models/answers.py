@@ -16,6 +16,7 @@ from transformers import LogitsProcessorList
 
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.sample.encoded import Encoded
+from vlm.models.batch import upload
 from vlm.models.features import TileFeatures
 from vlm.models.generation.drawing import RowDraws
 from vlm.models.processor import Processor
@@ -179,11 +180,11 @@ def answer(
     if length := document_length(model, batch):
         parts = [split(sample, length) for sample in batch]
         document, batch = parts[0][0], [question for _, question in parts]
-        ids, _, positions = (t.to(device) for t in left_padded([document]))
+        ids, _, positions = (upload(t, device) for t in left_padded([document]))
         features = encode_unique(model, processor, [document], image_chunk, known)
         prefix = model.prefill(ids, features=features, position_ids=positions)
     features = encode_unique(model, processor, batch, image_chunk, known)
-    ids, mask, positions = (t.to(device) for t in left_padded(batch))
+    ids, mask, positions = (upload(t, device) for t in left_padded(batch))
     stop = processor.stop_ids
     new = model.generate(
         ids,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlm.models.batch import upload
 from vlm.models.processor import Processor
 from vlm.models.vlm import VisionLanguageModel
 
@@ -44,7 +45,7 @@ class TileFeatures:
         for part in (keys[start : start + step] for start in range(0, len(keys), step)):
             # floats of one chunk at a time: they take four times the memory of the bytes
             pixels = self.processor.pixels(np.stack([tiles[key] for key in part]))
-            made = self.model.encode_images(pixels.to(device))
+            made = self.model.encode_images(upload(pixels, device))
             result |= {key: features.clone() for key, features in zip(part, made, strict=True)}
         for key, features in result.items():
             self.kept[key] = features

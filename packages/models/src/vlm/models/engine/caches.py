@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vlm.core.sample.encoded import Encoded
 from vlm.models.attention import RowCache
+from vlm.models.batch import upload
 from vlm.models.features import digest_of
 from vlm.models.vlm import VisionLanguageModel
 
@@ -106,8 +107,8 @@ def rope_depends_on_length(model: VisionLanguageModel, length: int, plain: bool)
 
 def as_positions(values: np.ndarray | list[float], length: int, plain: bool, device: torch.device) -> Tensor:
     """Return positions [1, n] (V2PE, float64), or [1, n, 2] beside the length that rotary scaling goes by (int64)."""
-    positions = torch.from_numpy(np.asarray(values, np.float64)).to(device)[None]
-    if not plain:
-        return positions
-    counted = positions.long()
-    return torch.stack([counted, torch.full_like(counted, length)], dim=-1)
+    positions = torch.from_numpy(np.asarray(values, np.float64))[None]
+    if plain:
+        counted = positions.long()
+        positions = torch.stack([counted, torch.full_like(counted, length)], dim=-1)
+    return upload(positions, device)
