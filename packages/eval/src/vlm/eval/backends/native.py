@@ -210,10 +210,15 @@ class NativeBackend:
         from vlm.models.answers import answer
         from vlm.models.generation.drawing import RowDraws
 
-        limits = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
-        draws = RowDraws(encoded, **self.drawing.settings) if self.drawing else None
-        shared = {"draws": draws, "known": self.checkpoint.features_of(self.processor)}
-        return answer(self.checkpoint.model, self.processor, list(encoded), **shared, **limits)
+        return answer(
+            self.checkpoint.model,
+            self.processor,
+            list(encoded),
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            draws=RowDraws(encoded, **self.drawing.settings) if self.drawing else None,
+            known=self.checkpoint.features_of(self.processor),
+        )
 
     def recover(self) -> None:
         """Forget the features that are kept, collect garbage and empty the CUDA cache."""
