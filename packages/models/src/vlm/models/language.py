@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, apply_rotary_pos_emb
 
 from vlm.core.errors import UnknownName
+from vlm.models import blocks
 from vlm.models.attention import NAME, attend
 from vlm.models.batch import upload
 from vlm.models.loss import LossHead
@@ -97,12 +98,30 @@ class ExactForward(nn.Module):
         """hidden_states [B, L, C] -> [B, L, C]; `position_embeddings` from `ExactRotary`."""
         assert position_embeddings is not None
         q, k, v = (t.transpose(1, 2) for t in self.project(hidden_states))
-        q, k = (t.to(v.dtype) for t in apply_rotary_pos_emb(q, k, *position_embeddings))
+        if blocks.pays(q, blocks.ROTATED):
+            q, k = (blocks.rotated(t, *position_embeddings, v.dtype) for t in (q, k))
+        else:
+            q, k = (t.to(v.dtype) for t in apply_rotary_pos_emb(q, k, *position_embeddings))
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
         backend = AttentionInterface().get_interface(self.config._attn_implementation, attend)
         out, _ = backend(self, q, k, v, attention_mask, scaling=self.scaling, **kwargs)
         return self.o_proj(out.flatten(2)), None
+
+
+class BlockedNorm(nn.Module):
+    """The norm of a Llama or a relative of it, in blocks where that is faster; a base class before theirs."""
+
+    weight: nn.Parameter
+    variance_epsilon: float
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Normalize over the last axis; the dtype stays."""
+        return blocks.rms_norm(hidden_states, self.weight, self.variance_epsilon)
+
+
+class ExactNorm(BlockedNorm, LlamaRMSNorm):
+    """Llama's norm."""
 
 
 class ExactAttention(ExactForward, LlamaAttention):  # type: ignore[misc]  # no attention weights are returned
@@ -149,7 +168,7 @@ def make_language_model(spec: LanguageSpec) -> Any:
 
 def make_llama(spec: LanguageSpec) -> Any:
     """Make a Llama (weights drawn from a normal distribution of 0.02)."""
-    return with_exact_parts(LlamaForCausalLM(LlamaConfig(**shared_config(spec))), spec, ExactAttention)
+    return with_exact_parts(LlamaForCausalLM(LlamaConfig(**shared_config(spec))), spec, ExactAttention, ExactNorm)
 
 
 def shared_config(spec: LanguageSpec) -> dict[str, Any]:
@@ -173,19 +192,28 @@ def shared_config(spec: LanguageSpec) -> dict[str, Any]:
     }
 
 
-def with_exact_parts(model: Any, spec: LanguageSpec, attention: type[nn.Module]) -> Any:
-    """Return a model of transformers with our output head, rotary tables and attention.
+def with_exact_parts(model: Any, spec: LanguageSpec, attention: type[nn.Module], norm: type[nn.Module]) -> Any:
+    """Return a model of transformers with our output head, rotary tables, attention and norms.
 
-    `attention(config, layer)` has the parameters of the model's own, and the forward pass of `ExactForward`.
+    `attention(config, layer)` and `norm(width, eps)` have the parameters of the model's own, and the forward passes of
+    `ExactForward` and `BlockedNorm`.
     """
     model.lm_head = with_parts_of(model.lm_head, LossHead(spec.width, spec.vocab, bias=False, device="meta"))
     head = spec.width // spec.heads
     published = spec.rotary_tables == "published"
     model.model.rotary_emb = ExactRotary(head, spec.rope_theta, spec.max_positions, spec.rope_scaling, published)
+
+    def norm_like() -> nn.Module:
+        with torch.device("meta"):
+            return norm(spec.width, eps=spec.norm_eps)
+
     for i, layer in enumerate(model.model.layers):
         with torch.device("meta"):
             exact = attention(model.config, i)
         layer.self_attn = with_parts_of(layer.self_attn, exact)  # parameters as transformers has drawn them
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            setattr(layer, name, with_parts_of(getattr(layer, name), norm_like()))
+    model.model.norm = with_parts_of(model.model.norm, norm_like())
     return model
 
 

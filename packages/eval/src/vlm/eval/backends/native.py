@@ -210,15 +210,14 @@ class NativeBackend:
         from vlm.models.answers import answer
         from vlm.models.generation.drawing import RowDraws
 
-        draws = RowDraws(encoded, **self.drawing.settings) if self.drawing else None
         return answer(
             self.checkpoint.model,
             self.processor,
             list(encoded),
             max_new_tokens=max_new_tokens,
-            draws=draws,
-            known=self.checkpoint.features_of(self.processor),
             min_new_tokens=min_new_tokens,
+            draws=RowDraws(encoded, **self.drawing.settings) if self.drawing else None,
+            known=self.checkpoint.features_of(self.processor),
         )
 
     def recover(self) -> None:

@@ -13,6 +13,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vlm.models.blocks import rms_norm
 from vlm.models.specs import InternVitSpec
 from vlm.models.vision.size import check_size
 
@@ -27,9 +28,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize over the last axis; the dtype stays."""
-        x32 = x.float()
-        normed: Tensor = self.weight * (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
-        return normed
+        return rms_norm(x, self.weight, self.eps)
 
 
 def make_norm(spec: InternVitSpec) -> nn.Module:
