@@ -82,6 +82,7 @@ class ChatSession:
         combine: several images of a question share one placeholder.
         max_tiles: tiles per image, see `load_processor`.
         frames: frames per video, see `load_processor`.
+        image_rule: another image rule than the checkpoint's, see `load_processor`.
         placement: `device`, `dtype`, `quantize`, `offload` and `progress` of `load_model`.
     """
 
@@ -94,9 +95,10 @@ class ChatSession:
         combine: bool = False,
         max_tiles: int | None = None,
         frames: int = FRAMES,
+        image_rule: str | None = None,
         **placement: Any,
     ):
-        self.processor = load_processor(path, max_tiles=max_tiles, frames=frames)
+        self.processor = load_processor(path, max_tiles=max_tiles, frames=frames, image_rule=image_rule)
         if isinstance(strides, Fraction):
             strides = float(strides * self.processor.tokens_per_tile)
         self.processor.resolve_strides(strides)  # report a fault before gigabytes are read

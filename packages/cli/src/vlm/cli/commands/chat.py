@@ -58,7 +58,9 @@ def chat(
     combine: Annotated[
         bool, typer.Option("--combine/--separate", help="Several pictures in one placeholder, or one for each.")
     ] = False,
-    max_tiles: Annotated[int | None, typer.Option(help="Tiles per picture. Default: the checkpoint's.")] = None,
+    max_tiles: Annotated[
+        int | None, typer.Option(help="Tiles per picture; of whole images tokens. Default: the checkpoint's.")
+    ] = None,
     frames: Annotated[int, typer.Option(help="Frames taken from a video.")] = 8,
     url: Annotated[
         str | None,
@@ -106,7 +108,11 @@ def chat(
     else:
         own = {"strides": read_stride(stride)} if stride is not None else {}
         own |= {"max_tiles": max_tiles} if max_tiles is not None else {}
-        unused = {"--beams": beams > 1, "--combine": combine, "a place for weights": placement != PlacementOptions()}
+        unused = {
+            "--beams": beams > 1,
+            "--combine": combine,
+            "a place for weights or an image rule": placement != PlacementOptions(),
+        }
         session = ask_server(url, api_key_env, model, unused, system=system, frames=frames, own=own)
         settings = {"max_tokens": max_new_tokens, "temperature": temperature}
         settings |= {"seed": 0, **{k: v for k, v in drawing.items() if v is not None}} if temperature > 0 else {}

@@ -48,7 +48,7 @@ class Model(Strict):
         start: the checkpoint: a path below the home, a name below `pretrained/`, or `{run}/...`.
         preset: its published shape, for plans before the weights are here.
         spec: keys of the checkpoint's ModelSpec that the stage changes, such as `{vision: {drop_path: 0.1}}`,
-            `{projector: {version: v1}}` or a `template`.
+            `{projector: {version: v1}}`, a `template`, or `{image_rule: "whole:576"}`: whole images without padding.
     """
 
     start: str

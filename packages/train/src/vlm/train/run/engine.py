@@ -149,7 +149,7 @@ class Engine:
             group["lr"] = group["base_lr"] * factor
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def accumulate(self, batch: dict[str, Tensor | None], denominator: float, last: bool) -> float:
+    def accumulate(self, batch: dict[str, Any], denominator: float, last: bool) -> float:
         """Run one row forward and backward; return its share of the step's loss.
 
         Args:
@@ -163,7 +163,7 @@ class Engine:
         self._deepspeed.backward(loss * self.world.size, scale_wrt_gas=False)
         return float(loss.item())
 
-    def measure(self, batch: dict[str, Tensor | None]) -> float:
+    def measure(self, batch: dict[str, Any]) -> float:
         """Return the weighted sum of the losses of one row, without dropout; nothing is learned from it."""
         self._deepspeed.eval()
         try:
