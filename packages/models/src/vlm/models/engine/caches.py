@@ -72,7 +72,7 @@ class PromptKeys:
     def to_encode(
         self, prompt: Encoded, missing: dict[bytes, int], tiles: int
     ) -> tuple[list[int], list[tuple[int, int]] | None]:
-        """Return the tiles to encode, at most `tiles`, and the grids of whole images: at least one of those is taken."""
+        """Return the tiles to encode, at most `tiles`, and the grids of whole images: of those at least one."""
         numbers = set(missing.values())
         if prompt.grids is None:
             return sorted(numbers)[:tiles], None

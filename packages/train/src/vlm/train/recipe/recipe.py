@@ -164,7 +164,7 @@ class Recipe(Strict):
             "hardware",
             "differences",
         }
-        kept = self.model_dump(mode="json", exclude=habits)
+        kept = self.model_dump(mode="json", exclude={**dict.fromkeys(habits, True), "model": {"parts"}})
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

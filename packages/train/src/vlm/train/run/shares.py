@@ -41,7 +41,7 @@ def batches(rows: Sequence[PackedRow], processor: Processor, me: World) -> Itera
     for i in range(most_rows(rows, me)):
         batch: dict[str, Any] = to_tensors(mine[i] if i < len(mine) else rows[0], processor, me.device, pixels_on)
         if i >= len(mine):
-            batch["loss_weights"] = torch.zeros_like(batch["loss_weights"])  # type: ignore[arg-type]
+            batch["loss_weights"] = torch.zeros_like(batch["loss_weights"])
         if me.size > 1 and rows[0].grids is not None:
             # whole images of several shapes take several calls; sliced weights are gathered in each, by all processes
             beside = [given[i] if i < len(given) else rows[0] for given in dealt]
