@@ -118,6 +118,7 @@ def chat(
         settings |= {"seed": 0, **{k: v for k, v in drawing.items() if v is not None}} if temperature > 0 else {}
     note_pictures(images)
     if question is not None:
+        note_untrained(session, images, videos)
         print_answer(session, question, images, videos, settings, said_first=positions)
     else:
         if positions:
@@ -204,6 +205,18 @@ def note_pictures(paths: list[Path]) -> None:
             say(f"note: {shown(path)}{what}", fg="yellow", err=True)
 
 
+def note_untrained(
+    session: "ChatSession | RemoteSession", images: list[Path], videos: "list[VideoPart]", said: str | None = None
+) -> str | None:
+    """Say that a model was not trained on several pictures or a video, unless it was said; return what was said."""
+    from vlm.models import ChatSession
+
+    warning = session.untrained(images, videos) if isinstance(session, ChatSession) else None
+    if warning and said is None:
+        say(f"note: {warning}", fg="yellow", err=True)
+    return said or warning
+
+
 def print_answer(
     session: "ChatSession | RemoteSession",
     question: str,
@@ -234,6 +247,7 @@ class ChatShell:
     ):
         self.session, self.settings = session, settings
         self.images, self.videos = list(images), list(videos)
+        self.warned: str | None = None
         self.commands: dict[str, Callable[[str], None]] = {
             "/image": self.add_images,
             "/video": self.add_video,
@@ -276,6 +290,7 @@ class ChatShell:
                     raise ConfigError(f"unknown command {command}", expected=HELP)
                 self.commands[command](rest.strip())
             elif line:
+                self.warned = note_untrained(self.session, self.images, self.videos, self.warned)
                 print_answer(self.session, line, self.images, self.videos, self.settings)
                 self.images, self.videos = [], []
         except VlmError as error:
