@@ -257,7 +257,7 @@ def find_ruler(options: "LongSetOptions") -> "Ruler":
             f"the preset {model} has no tokenizer",
             fix="add --tokenizer DIR with tokenizer.model or tokenizer.json, or name a checkpoint",
         )
-    rule = spec.image_rule.model_copy(update={"max_tiles": max_tiles}) if max_tiles else spec.image_rule
+    rule = spec.image_rule.changed(max_tiles=max_tiles) if max_tiles else spec.image_rule
     names = (spec.image_tokens.start, spec.image_tokens.end)
     ruler = Ruler(folder, spec.template, rule, spec.tokens_per_tile, names, spec.system)
     ruler.tokens("")  # a wrong tokenizer fails now, not in a worker

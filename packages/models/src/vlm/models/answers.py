@@ -43,10 +43,38 @@ def encode_unique(
 
     Tiles that `known` holds are not encoded again, and the others are added to it.
     """
+    if any(sample.grids for sample in batch):
+        return _encode_whole(model, processor, batch, chunk, next(model.parameters()).device)
     tiles = [tile for sample in batch if sample.pixels is not None for tile in sample.pixels]
     if not tiles:
         return None
     return (known or TileFeatures(model, processor, limit=0)).of(tiles, chunk)
+
+
+def _encode_whole(
+    model: VisionLanguageModel, processor: Processor, batch: list[Encoded], chunk: int, device: torch.device
+) -> Tensor:
+    """Return features [cells, T, C] of all whole images; equal images are encoded once."""
+    unique: dict[tuple[tuple[int, int], bytes], int] = {}
+    order: list[int] = []
+    first: list[np.ndarray] = []
+    for sample in batch:
+        assert sample.pixels is not None or not sample.grids, "an image has pixels"
+        for grid, cells in zip(sample.grids or (), sample.pictures, strict=True):
+            picture = sample.pixels[cells]  # type: ignore[index]  # checked above
+            number = unique.setdefault((grid, picture.tobytes()), len(unique))
+            if number == len(first):
+                first.append(picture)
+            order.append(number)
+    grids = [grid for grid, _ in unique]
+    ends = np.cumsum([columns * rows for columns, rows in grids]).tolist()
+    made: list[Tensor] = [torch.empty(0)] * len(first)
+    for start in range(0, len(first), chunk):  # floats of one chunk at a time
+        part = slice(start, start + chunk)
+        pixels = processor.pixels(np.concatenate(first[part])).to(device)
+        sizes = [end - begin for begin, end in zip([0, *ends][part], ends[part], strict=False)]
+        made[part] = model.encode_images(pixels, grids=grids[part]).split(sizes)
+    return torch.cat([made[number] for number in order])
 
 
 def left_padded(batch: list[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,10 +121,18 @@ def shared_length(batch: list[Encoded]) -> int:
         for other in others:
             if first.pixels is None or other.pixels is None or other.image_spans[i] != first.image_spans[i]:
                 return start
-            if not np.array_equal(first.pixels[page], other.pixels[page]):
+            if not np.array_equal(first.pixels[page], other.pixels[page]) or _grids(first, page) != _grids(other, page):
                 return start
         tiles += used
     return n
+
+
+def _grids(sample: Encoded, tiles: slice) -> tuple[tuple[int, int], ...] | None:
+    """Return the grids of the whole images whose cells are within those tiles; None where there are no cells."""
+    if sample.grids is None:
+        return None
+    first, last, _ = tiles.indices(sample.n_tiles)
+    return tuple(g for g, p in zip(sample.grids, sample.pictures, strict=True) if first <= p.start < last)
 
 
 def split(sample: Encoded, n: int) -> tuple[Encoded, Encoded]:
@@ -114,6 +150,7 @@ def split(sample: Encoded, n: int) -> tuple[Encoded, Encoded]:
             image_spans=spans,
             pixels=sample.pixels[pages] if spans and sample.pixels is not None else None,
             strides=None if sample.strides is None else sample.strides[mine],
+            grids=_grids(sample, pages),
         )
 
     return (

@@ -28,7 +28,9 @@ class Batch:
 
     Attributes:
         input_ids: int64 [B, L]; placeholders hold the context id.
-        pixel_values: [images, 3, h, w], all images of the batch in reading order.
+        pixel_values: [images, 3, h, w], all images of the batch in reading order; with `image_grids` their cells.
+        image_grids: int64 [images, 2], (columns, rows) of each whole image, whose cells are in `pixel_values`.
+        encoder_calls: With `image_grids`: how often the encoder runs at least, equal in processes that share weights.
         image_flags: [images], 0 for dummy tiles.
         attention_mask: [B, L], 1 for tokens; unused with `cu_seqlens`.
         position_ids: [B, L], float64 (V2PE) or int64; default arange, in each document of a packed row.
@@ -41,6 +43,8 @@ class Batch:
 
     input_ids: Tensor
     pixel_values: Tensor | None = None
+    image_grids: Tensor | None = None
+    encoder_calls: int = 0
     image_flags: Tensor | None = None
     attention_mask: Tensor | None = None
     position_ids: Tensor | None = None

@@ -38,14 +38,19 @@ class TileFeatures:
             self.kept.move_to_end(key)
         return self.kept.get(key)
 
-    def encode(self, tiles: dict[bytes, np.ndarray], chunk: int | None = None) -> dict[bytes, Tensor]:
-        """Encode tiles uint8 [S, S, 3], at most `chunk` at once, and remember them."""
+    def encode(
+        self, tiles: dict[bytes, np.ndarray], chunk: int | None = None, grids: list[tuple[int, int]] | None = None
+    ) -> dict[bytes, Tensor]:
+        """Encode tiles uint8 [S, S, 3], at most `chunk` at once, and remember them.
+
+        With `grids` they are the cells of whole images, which are encoded as they are.
+        """
         device, result = next(self.model.parameters()).device, dict[bytes, Tensor]()
-        keys, step = list(tiles), chunk or max(1, len(tiles))
+        keys, step = list(tiles), (chunk if grids is None else None) or max(1, len(tiles))
         for part in (keys[start : start + step] for start in range(0, len(keys), step)):
             # floats of one chunk at a time: they take four times the memory of the bytes
             pixels = self.processor.pixels(np.stack([tiles[key] for key in part]))
-            made = self.model.encode_images(upload(pixels, device))
+            made = self.model.encode_images(upload(pixels, device), chunk, grids)
             result |= {key: features.clone() for key, features in zip(part, made, strict=True)}
         for key, features in result.items():
             self.kept[key] = features

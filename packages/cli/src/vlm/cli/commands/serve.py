@@ -52,7 +52,9 @@ def serve(
     allow_images_from: Annotated[
         list[str] | None, typer.Option(metavar="HOST", help="Fetch http(s) images from this host; may be repeated.")
     ] = None,
-    max_tiles: Annotated[int | None, typer.Option(help="Tiles per picture. Default: the checkpoint's.")] = None,
+    max_tiles: Annotated[
+        int | None, typer.Option(help="Tiles per picture; of whole images tokens. Default: the checkpoint's.")
+    ] = None,
     frames: Annotated[int, typer.Option(help="Frames taken from a video.")] = 8,
     tls_certificate: Annotated[Path | None, typer.Option(help="Certificate file (PEM) for https.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key.")] = None,

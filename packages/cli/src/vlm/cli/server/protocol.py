@@ -61,7 +61,7 @@ class OwnFields(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     strides: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["model"] | None = "model"
-    max_tiles: Annotated[int, Field(ge=1, le=256)] | None = None
+    max_tiles: Annotated[int, Field(ge=1, le=4096)] | None = None
     frames: Annotated[int, Field(ge=1, le=4096)] | None = None
     exact: bool = False
 

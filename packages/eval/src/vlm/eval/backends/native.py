@@ -37,6 +37,7 @@ class Checkpoint:
         dtype: Precision of the weights.
         quantize: As in `load_model`.
         offload: As in `load_model`.
+        image_rule: Another image rule than the checkpoint's, as in `load_processor`.
         attention: As in `load_model`.
 
     Raises:
@@ -55,6 +56,7 @@ class Checkpoint:
         dtype: str = "float32",
         quantize: str | None = None,
         offload: str | None = None,
+        image_rule: str | None = None,
         attention: str = "auto",
     ):
         import torch
@@ -67,7 +69,7 @@ class Checkpoint:
 
         check_name(attention)
         self.path = find_checkpoint(path)
-        self.processor = load_processor(self.path)
+        self.processor = load_processor(self.path, image_rule=image_rule)
         self.fingerprint = fingerprint(self.path)
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.dtype = dtype
@@ -173,7 +175,9 @@ class NativeBackend:
 
     def _tiles(self, part: Medium) -> int:
         if part["type"] == "video":
-            return int(part.get("frames", self.processor.encoder.segments))
+            rule = self.processor.spec.image_rule
+            most = rule.max_tiles if rule.kind == "whole" else 1  # of a frame
+            return int(part.get("frames", self.processor.encoder.segments)) * most
         try:
             return self.processor.spec.image_rule.count(*image_size(part["path"]))
         except MediaError:  # `encode` meets the same file and records it as this item's outcome

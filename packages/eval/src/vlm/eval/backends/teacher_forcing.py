@@ -143,7 +143,7 @@ class RingBackend(TeacherForcedBackend):
         borders = torch.tensor([0, len(sample)], dtype=torch.int32)
         before = torch.from_numpy(answer_positions(sample, self.processor.stop_ids) - 1)
         with torch.inference_mode():
-            hidden, shard = rows.held_states(model, ids, pixels, positions, borders)
+            hidden, shard = rows.held_states(model, ids, pixels, positions, borders, sample.grids)
             place = {int(at): number for number, at in enumerate(shard.places)}
             predicted = torch.full((len(before),), -1, device=ids.device)
             for number, at in enumerate(before.tolist()):

@@ -1,5 +1,7 @@
 """What requests share beside `features`: keys and values of equal beginnings. The oldest are forgotten."""
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +11,6 @@ from torch import Tensor
 from vlm.core.sample.encoded import Encoded
 from vlm.models.attention import RowCache
 from vlm.models.batch import upload
-from vlm.models.features import digest_of
 from vlm.models.vlm import VisionLanguageModel
 
 
@@ -20,14 +21,13 @@ class PromptKeys:
     ids: np.ndarray
     positions: np.ndarray
     tiles: tuple[bytes, ...]
-    """Digest of each tile, in reading order."""
+    """Digest of each tile, in reading order; of a cell, of its whole image and its place in it."""
 
     @classmethod
     def of(cls, prompt: Encoded, context_id: int) -> "PromptKeys":
         """Return the keys of an encoded prompt: an image token's id becomes a number from its tile's content."""
         ids = prompt.input_ids.astype(np.int64, copy=True)
-        pixels = prompt.pixels if prompt.pixels is not None else ()
-        digests = tuple(digest_of(tile) for tile in pixels)
+        digests = () if prompt.pixels is None else tuple(_digests(prompt, prompt.pixels))
         marks = np.array([int.from_bytes(d[:7], "big") + 2**32 for d in digests], np.int64)
         places = np.flatnonzero(ids == context_id)
         if len(marks):
@@ -40,6 +40,27 @@ class PromptKeys:
         differ = (self.ids[:n] != other.ids[:n]) | (self.positions[:n] != other.positions[:n])
         return int(differ.argmax()) if differ.any() else n
 
+    def to_encode(
+        self, prompt: Encoded, missing: dict[bytes, int], tiles: int
+    ) -> tuple[list[int], list[tuple[int, int]] | None]:
+        """Return the tiles to encode, at most `tiles`, and the grids of whole images: of those at least one."""
+        numbers = set(missing.values())
+        if prompt.grids is None:
+            return sorted(numbers)[:tiles], None
+        chosen: list[int] = []
+        grids: list[tuple[int, int]] = []
+        known: set[bytes] = set()
+        for grid, cells in zip(prompt.grids, prompt.pictures, strict=True):
+            mine = range(cells.start, cells.stop)
+            if self.tiles[cells.start] in known or numbers.isdisjoint(mine):
+                continue
+            if tiles < 1 or (chosen and len(chosen) + len(mine) > tiles):
+                break
+            known.add(self.tiles[cells.start])
+            chosen += mine
+            grids.append(grid)
+        return chosen, grids
+
     def longer(self, ids: list[int]) -> "PromptKeys":
         """Return these keys with the reply's tokens behind them, as a next turn would repeat them."""
         start = np.ceil(self.positions[-1]) + 1
@@ -48,6 +69,19 @@ class PromptKeys:
             np.concatenate([self.positions, start + np.arange(len(ids))]),
             self.tiles,
         )
+
+
+def _digests(prompt: Encoded, pixels: np.ndarray) -> Iterator[bytes]:
+    for number, tiles in enumerate(prompt.pictures):
+        picture = hashlib.blake2b(pixels[tiles].tobytes(), digest_size=16)
+        if prompt.grids is None:
+            yield picture.digest()
+            continue
+        picture.update(repr(prompt.grids[number]).encode())
+        for cell in range(tiles.stop - tiles.start):
+            one = picture.copy()
+            one.update(cell.to_bytes(4, "big"))
+            yield one.digest()
 
 
 @dataclass(frozen=True, eq=False)

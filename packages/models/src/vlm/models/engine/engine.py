@@ -277,18 +277,18 @@ class ChatEngine:
                 r.features[number] = known
             else:
                 missing.setdefault(key, number)
-        chosen = dict(list(missing.items())[:tiles])
+        chosen, grids = r.keys.to_encode(r.request.prompt, missing, tiles)
         if chosen:
             assert pixels is not None
-            made = self.tiles.encode({key: pixels[number] for key, number in chosen.items()})
+            made = self.tiles.encode({r.keys.tiles[number]: pixels[number] for number in chosen}, grids=grids)
             self.counts["tiles"] += len(made)
-            for number in range(first, last):
+            for number in range(first, max(last, max(chosen) + 1)):
                 if r.keys.tiles[number] in made:
                     r.features[number] = made[r.keys.tiles[number]]
         for number in range(first, last):
             if number not in r.features:
                 return r.tile_of.index(number + 1) - 1, 0
-        return end, tiles - len(chosen)
+        return end, max(0, tiles - len(chosen))
 
     def _within_tile(self, r: Running, at: int) -> bool:
         """Return whether token `at` continues a tile that an earlier token has begun."""

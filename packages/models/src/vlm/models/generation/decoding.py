@@ -222,6 +222,7 @@ def prefill(
     *,
     pixel_values: Tensor | None = None,
     image_flags: Tensor | None = None,
+    image_grids: Tensor | None = None,
     features: Tensor | None = None,
     position_ids: Tensor | None = None,
     chunk: int = PREFILL_CHUNK,
@@ -241,7 +242,7 @@ def prefill(
         position_ids = counted(mask)
     check_prompts(input_ids, mask, position_ids)
     check_unscaled(model, position_ids)
-    embeddings = model.embed(input_ids, pixel_values, image_flags, features, image_chunk)
+    embeddings = model.embed(input_ids, pixel_values, image_flags, features, image_chunk, image_grids)
     cache = DynamicCache(config=model.language_model.config)
     fill(model, cache, embeddings, mask, position_ids, chunk)
     return Prefix(model, input_ids.clone(), position_ids.clone(), states_of(cache))
@@ -254,6 +255,7 @@ def generate(
     prefix: Prefix | None = None,
     pixel_values: Tensor | None = None,
     image_flags: Tensor | None = None,
+    image_grids: Tensor | None = None,
     features: Tensor | None = None,
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
@@ -280,7 +282,7 @@ def generate(
     check_prompts(input_ids, mask, position_ids)
     return new_tokens(
         model,
-        model.embed(input_ids, pixel_values, image_flags, features, image_chunk),
+        model.embed(input_ids, pixel_values, image_flags, features, image_chunk, image_grids),
         mask,
         position_ids,
         prefix=prefix,

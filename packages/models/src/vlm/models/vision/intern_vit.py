@@ -94,6 +94,13 @@ class VisionBlock(nn.Module):
         return x
 
 
+def resized_positions(positions: Tensor, grid: int, height: int, width: int) -> Tensor:
+    """Return a position table [1, 1 + grid^2, C] resized to [1, 1 + height * width, C]; the class position stays."""
+    table = positions[:, 1:].float().reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
+    table = F.interpolate(table, (height, width), mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :1], table.flatten(2).mT.to(positions.dtype)], dim=1)
+
+
 class PatchEmbeddings(nn.Module):
     """Patches of pixels, a class token before them, and their positions."""
 
@@ -106,9 +113,7 @@ class PatchEmbeddings(nn.Module):
 
     def positions(self, height: int, width: int) -> Tensor:
         """Return the position table resized to a grid, [1, 1 + height * width, C]; the class position stays."""
-        table = self.position_embedding[:, 1:].float().reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
-        table = F.interpolate(table, (height, width), mode="bicubic", align_corners=False)
-        return torch.cat([self.position_embedding[:, :1], table.flatten(2).mT.to(self.position_embedding.dtype)], dim=1)
+        return resized_positions(self.position_embedding, self.grid, height, width)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, int, int]:
         """Embed pixels [B, 3, h, w]; return tokens [B, N, C], and height and width of the grid."""

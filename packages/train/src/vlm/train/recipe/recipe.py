@@ -164,7 +164,7 @@ class Recipe(Strict):
             "hardware",
             "differences",
         }
-        kept = self.model_dump(mode="json", exclude=habits)
+        kept = self.model_dump(mode="json", exclude={**dict.fromkeys(habits, True), "model": {"parts"}})
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
@@ -216,8 +216,14 @@ def trained_strides(recipe: Recipe, tokens_per_tile: int) -> dict[str, Any]:
 
 
 def training_spec(model: Model, spec: ModelSpec) -> ModelSpec:
-    """Return the spec of a checkpoint with the keys that a recipe changes. Raises ConfigError for unknown keys."""
-    return parse(merged(spec.model_dump(), model.spec), ModelSpec, where="model.spec") if model.spec else spec
+    """Return the spec of a checkpoint with the keys that a recipe changes.
+
+    `image_rule` may be a name of `ModelSpec.with_image_rule`, such as `whole:576`. Raises ConfigError for unknown keys.
+    """
+    changes = dict(model.spec)
+    named = changes.pop("image_rule") if isinstance(changes.get("image_rule"), str) else None
+    spec = parse(merged(spec.model_dump(), changes), ModelSpec, where="model.spec") if changes else spec
+    return spec if named is None else spec.with_image_rule(named)
 
 
 def numbers(value: Any, key: str = "") -> list[str]:

@@ -149,7 +149,7 @@ class Engine:
             group["lr"] = group["base_lr"] * factor
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def accumulate(self, batch: dict[str, Tensor | None], denominator: float, last: bool) -> Tensor:
+    def accumulate(self, batch: dict[str, Any], denominator: float, last: bool) -> Tensor:
         """Run one row forward and backward; return its share of the step's loss, float64 on the device.
 
         Reading it would let the host wait for the row before it prepares the next one.
@@ -163,9 +163,10 @@ class Engine:
         loss: Tensor = self._deepspeed(**batch, loss_denominator=denominator, logits=False).loss
         # DeepSpeed averages gradients over all processes, data x sequence; the losses are shares of one sum over them
         self._deepspeed.backward(loss * self.world.size, scale_wrt_gas=False)
-        return loss.detach().double()
+        share: Tensor = loss.detach().double()
+        return share
 
-    def measure(self, batch: dict[str, Tensor | None]) -> Tensor:
+    def measure(self, batch: dict[str, Any]) -> Tensor:
         """Return the weighted sum of the losses of one row, float64, without dropout; nothing is learned from it."""
         self._deepspeed.eval()
         try:

@@ -72,7 +72,7 @@ class PackedRow:
 
     `input_ids` and `labels` int64 [n]; `weights` float [n]; `position_ids` int64, or float64 with strides, [n];
     `cu_seqlens` int32 [documents + 1] marks document boundaries; `pixels` uint8 [tiles, H, W, 3] or None; `ids` names
-    the samples.
+    the samples; `grids`: (columns, rows) of each whole image, None under other image rules.
     """
 
     input_ids: np.ndarray
@@ -82,6 +82,7 @@ class PackedRow:
     cu_seqlens: np.ndarray
     pixels: np.ndarray | None
     ids: list[str]
+    grids: list[tuple[int, int]] | None = None
 
     @property
     def weight(self) -> float:
@@ -274,6 +275,7 @@ def make_row(group: list[Encoded], loss: Literal["token", "sample", "square"]) -
         cu_seqlens=np.cumsum([0, *(len(e.input_ids) for e in group)]).astype(np.int32),
         pixels=np.concatenate(pixels) if pixels else None,
         ids=[e.id for e in group],
+        grids=None if group[0].grids is None else [grid for e in group for grid in e.grids or ()],
     )
 
 
@@ -316,4 +318,5 @@ def to_tensors(
         "position_ids": batch(row.position_ids),
         "cu_seqlens": torch.from_numpy(row.cu_seqlens),
         "pixel_values": None if row.pixels is None else upload(processor.pixels(row.pixels), pixels_on or device),
+        "image_grids": torch.tensor(row.grids) if row.grids and row.pixels is not None else None,
     }
