@@ -330,7 +330,10 @@ class ChatEngine:
             return True
         logits = self.model.language_model.lm_head(hidden[[place for _, place in ready]])
         for (r, _), scores in zip(ready, logits, strict=True):
-            self._take(r, scores)
+            try:
+                self._take(r, scores)
+            except Exception as error:  # noqa: BLE001  only this request ends
+                self._end(r, "error", error=f"{type(error).__name__}: {error}")
         return True
 
     def _take(self, r: Running, scores: Tensor) -> None:
