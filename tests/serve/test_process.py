@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from support import view_runs
 from support.live_server import WAIT, ServeProcess
 from vlm.models.checkpoint.assemble import build
 from vlm.models.checkpoint.load import save_model
@@ -76,6 +77,19 @@ def test_ctrl_c_and_sigterm_finish_the_replies_in_progress_and_say_so(begin, sig
     assert server.lines[-1].startswith("ended") and not any("Traceback" in line for line in server.lines)
     assert len([line for line in server.lines if line.startswith("tiny length: ")]) == 1  # one line per request
     assert not list(Path(server.process.args[4]).parent.glob("vlm-serve-*"))
+
+
+def test_pictures_of_another_place_are_shown_where_that_is_allowed(begin, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    view_runs.write_samples(elsewhere, 30)
+    (tmp_path / "runs").symlink_to(elsewhere / "runs")
+    query = {"evaluation": "study/eval/v2pe-32k/digit-haystack/stride64", "number": 0, "image": 0}
+    codes = []
+    for options in ([], ["--allow-outside", str(elsewhere / "dataset")]):
+        server = begin("--port", "0", *options)
+        codes.append(httpx.get(f"{server.url}/vlm/media", params=query, timeout=WAIT).status_code)
+        server.kill()
+    assert codes == [422, 200]
 
 
 def test_a_killed_server_is_an_error_for_its_clients_and_starts_again(begin, tmp_path):
