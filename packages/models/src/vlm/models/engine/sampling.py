@@ -50,8 +50,11 @@ class Chooser:
             nothing: Any = torch.empty(1, 0, dtype=torch.long, device=scores.device)
             shown: Any = scores[None]
             warped = self.warpers(nothing, shown)
-            drawn = torch.multinomial(warped.softmax(-1), 1, generator=self.generator)
-            token = int(drawn.item())
+            chances = warped.softmax(-1)
+            if math.isfinite(chances.sum().item()):
+                token = int(torch.multinomial(chances, 1, generator=self.generator).item())
+            else:  # a temperature so near to 0 that dividing by it overflows
+                token = int(scores.argmax().item())
         else:
             token = int(scores.argmax().item())
         if self.sampling.logprobs is None:
