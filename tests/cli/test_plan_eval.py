@@ -15,7 +15,7 @@ from vlm.eval.backends.teacher_forcing import TeacherForcedBackend
 from vlm.eval.benchmark import load_benchmark, tables
 from vlm.eval.longest import longest_prompt
 from vlm.models.specs import load_preset
-from vlm.train.plan.evaluation import Prompt, Share, estimate_evaluation, what_fits
+from vlm.train.plan.evaluation import PromptSize, Share, estimate_evaluation, what_fits
 from vlm.train.plan.machines import get_machine
 from vlm.train.plan.trace import LiveBytes
 
@@ -62,10 +62,10 @@ def test_what_does_not_fit_ends_with_what_does_and_that_line_fits(capsys) -> Non
 
 def test_layers_over_gpus_and_a_ring_share_what_they_can() -> None:
     spec = load_preset("internvl2-2b")
-    prompt = Prompt(64_000, 250, 256)
+    prompt = PromptSize(64_000, 250, 256)
     one, four = (estimate_evaluation(spec, prompt, Share(gpus=n)) for n in (1, 4))
     assert four.gb["KV cache"] < one.gb["KV cache"] / 3 and four.gb["weights"] < one.gb["weights"]
-    forced = Prompt(1_000_000, 3906, 1, teacher_forced=True)
+    forced = PromptSize(1_000_000, 3906, 1, teacher_forced=True)
     ring = [estimate_evaluation(spec, forced, Share(processes=n)) for n in (2, 4, 8)]
     assert all(fit.gb["KV cache"] == 0 and fit.gb["weights"] == one.gb["weights"] for fit in ring)
     shares = [fit.gb["activations"] + fit.gb["features of the images"] for fit in ring]
@@ -74,10 +74,10 @@ def test_layers_over_gpus_and_a_ring_share_what_they_can() -> None:
 
 def test_what_fits_is_the_smallest_spread() -> None:
     spec, machine = load_preset("internvl-chat-v1-2"), get_machine("a100-80")
-    fit, larger = what_fits(spec, Prompt(2304, 1, 10), Share(dtype="float32"), machine)
+    fit, larger = what_fits(spec, PromptSize(2304, 1, 10), Share(dtype="float32"), machine)
     assert fit is not None and (fit.share.dtype, fit.share.gpus) == ("bfloat16", 2)
     assert larger == ""  # 160 GB of float32 on no machine
-    nothing, _ = what_fits(spec, Prompt(200_000_000, 1, 10), Share(), machine)
+    nothing, _ = what_fits(spec, PromptSize(200_000_000, 1, 10), Share(), machine)
     assert nothing is None
 
 
@@ -131,6 +131,6 @@ def test_the_activations_are_those_that_a_real_pass_allocates(tmp_path) -> None:
     with live:
         backend.predicted(sample)
     spec = load_preset("tiny-internvl2").with_language(**LANGUAGE)
-    found = estimate_evaluation(spec, Prompt(4096, 16, 1, teacher_forced=True), Share("float32"))
+    found = estimate_evaluation(spec, PromptSize(4096, 16, 1, teacher_forced=True), Share("float32"))
     predicted = found.gb["activations"] + found.gb["features of the images"]
     assert predicted == pytest.approx(live.peak / 1e9, rel=0.05)

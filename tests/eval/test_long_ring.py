@@ -27,4 +27,4 @@ def test_the_memory_of_a_process_is_in_proportion_to_the_tokens_that_it_holds() 
     check_same(long)
     more = [max(b["bytes"]) - max(a["bytes"]) for a, b in zip(short, long, strict=True)]
     # a process also holds the ids and positions of the whole sample; code pages of a first use are in both lengths
-    assert 1.3 < more[1] / more[2] < 2.2 and 1.3 < more[0] / more[1]
+    assert 1.3 < more[1] / more[2] < 2.2 and more[0] / more[1] > 1.3

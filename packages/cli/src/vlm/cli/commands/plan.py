@@ -70,7 +70,11 @@ def plan(
     if eval_ is None:
         refuse_evaluation_options(own, usual={"gpus": 1, "dtype": "bfloat16"}, without="without --eval BENCH")
     else:
-        others = {"nodes": nodes, "gpus_per_node": gpus_per_node, "tokens_per_sample": tokens_per_sample}
+        others: dict[str, object] = {
+            "nodes": nodes,
+            "gpus_per_node": gpus_per_node,
+            "tokens_per_sample": tokens_per_sample,
+        }
         others |= {"published": published, "against_published": against_published, "set": set_, "data": data}
         usual: dict[str, object] = {"gpus_per_node": 8, "published": False, "against_published": False, "data": False}
         refuse_evaluation_options(others, usual=usual, without="with --eval")

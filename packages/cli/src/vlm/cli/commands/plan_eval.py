@@ -1,5 +1,6 @@
 """`vlm plan --eval BENCHMARK`: whether an evaluation fits a device, and what does."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,13 +50,13 @@ def plan_evaluation(asked: EvaluationQuestion, *, as_json: bool) -> None:
     from vlm.core.home import home
     from vlm.eval.benchmark import load_benchmark
     from vlm.eval.longest import longest_prompt
-    from vlm.train.plan.evaluation import Prompt, Share, estimate_evaluation, evaluation_misfit
+    from vlm.train.plan.evaluation import PromptSize, Share, estimate_evaluation, evaluation_misfit
     from vlm.train.plan.machines import get_machine
 
     table = load_benchmark(asked.benchmark, home())
     name, spec = shape_of(asked.model)
     longest = longest_prompt(table, spec, tokens=asked.tokens, images=asked.images)
-    prompt = Prompt(longest.tokens, longest.tiles, longest.new_tokens, table.teacher_forced)
+    prompt = PromptSize(longest.tokens, longest.tiles, longest.new_tokens, table.teacher_forced)
     share = Share(asked.dtype, asked.gpus, asked.processes)
     where = asked.machine or MACHINE
     found, machine = estimate_evaluation(spec, prompt, share), get_machine(where)
@@ -105,7 +106,7 @@ def shape_of(model: str | None) -> "tuple[str, ModelSpec]":
         return name, load_preset(known[name])
 
 
-def refuse_evaluation_options(asked: dict[str, object], *, usual: dict[str, object], without: str) -> None:
+def refuse_evaluation_options(asked: Mapping[str, object], *, usual: Mapping[str, object], without: str) -> None:
     """Raise ConfigError for options that mean nothing there. `without`: what they are given with."""
     given = [f"--{key.replace('_', '-')}" for key, value in asked.items() if value != usual.get(key)]
     if given:

@@ -1,6 +1,6 @@
 """Whether an evaluation fits a device: weights, KV cache, images and activations of its longest prompt.
 
->>> found = estimate_evaluation(load_preset("internvl2-2b"), Prompt(65_536, 255, 32), Share("bfloat16"))
+>>> found = estimate_evaluation(load_preset("internvl2-2b"), PromptSize(65_536, 255, 32), Share("bfloat16"))
 >>> {part: round(gb, 1) for part, gb in found.gb.items()}                                      # doctest: +SKIP
 
 The model's own code runs forward, without gradients, on tensors that hold no numbers (`plan.memory`). One prompt is
@@ -32,7 +32,7 @@ ROW = 8 + 8 + 8
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PromptSize:
     """The longest prompt: its tokens (with those of the images), its tiles, and the tokens of an answer at most."""
 
     tokens: int
@@ -66,7 +66,7 @@ class Share:
 class EvaluationFit:
     """GB (10^9) of the fullest device, by part."""
 
-    prompt: Prompt
+    prompt: PromptSize
     share: Share
     gb: dict[str, float]
 
@@ -80,7 +80,7 @@ class EvaluationFit:
         return {**asdict(self), "gb_needed": self.gb_needed}
 
 
-def check_share(spec: ModelSpec, prompt: Prompt, share: Share) -> None:
+def check_share(spec: ModelSpec, prompt: PromptSize, share: Share) -> None:
     """Raise ConfigError for a spread that `vlm eval` refuses or that leaves devices idle."""
     if share.processes > 1 and not prompt.teacher_forced:
         raise ConfigError(
@@ -98,7 +98,7 @@ def check_share(spec: ModelSpec, prompt: Prompt, share: Share) -> None:
         )
 
 
-def estimate_evaluation(spec: ModelSpec, prompt: Prompt, share: Share) -> EvaluationFit:
+def estimate_evaluation(spec: ModelSpec, prompt: PromptSize, share: Share) -> EvaluationFit:
     """Estimate what one prompt takes on the fullest device.
 
     Raises:
@@ -111,7 +111,9 @@ def estimate_evaluation(spec: ModelSpec, prompt: Prompt, share: Share) -> Evalua
     return max((on_device(model, prompt, share, dtype, gpu) for gpu in range(share.gpus)), key=lambda f: f.gb_needed)
 
 
-def on_device(model: VisionLanguageModel, prompt: Prompt, share: Share, dtype: torch.dtype, gpu: int) -> EvaluationFit:
+def on_device(
+    model: VisionLanguageModel, prompt: PromptSize, share: Share, dtype: torch.dtype, gpu: int
+) -> EvaluationFit:
     """Return what one GPU of a layer map holds; the first has the encoder, and the first and the last layers."""
     language, width = model.spec.language, dtype.itemsize
     devices = device_map(model.spec, share.gpus)
@@ -180,7 +182,7 @@ def layer_cost(model: VisionLanguageModel, mode: FakeTensorMode, dtype: torch.dt
     return trace(decode, [*state(layer), *tables], mode, shape, dtype, False).forward
 
 
-def spreads(prompt: Prompt, share: Share, depth: int) -> Iterator[Share]:
+def spreads(prompt: PromptSize, share: Share, depth: int) -> Iterator[Share]:
     """Yield spreads from the smallest on: bfloat16, then more GPUs of one node, or a larger ring."""
     half = replace(share, dtype="bfloat16")
     yield from [half] if share.dtype not in ("bfloat16", "float16") else []
@@ -192,7 +194,7 @@ def spreads(prompt: Prompt, share: Share, depth: int) -> Iterator[Share]:
             yield replace(half, processes=count, gpus=1)
 
 
-def what_fits(spec: ModelSpec, prompt: Prompt, share: Share, machine: Machine) -> tuple[EvaluationFit | None, str]:
+def what_fits(spec: ModelSpec, prompt: PromptSize, share: Share, machine: Machine) -> tuple[EvaluationFit | None, str]:
     """Return the first of `spreads` that fits the machine, and a larger machine that the asked one fits on, or ""."""
     found = (estimate_evaluation(spec, prompt, wider) for wider in spreads(prompt, share, spec.language.depth))
     fits = next((fit for fit in found if fit.gb_needed <= machine.memory_gb), None)
