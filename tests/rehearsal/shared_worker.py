@@ -9,9 +9,9 @@ import os
 
 import torch
 import torch.distributed as dist
-
 from support.pretended import waits
 from support.tiny_models import lively_model
+
 from vlm.models.attention import kernels, ring
 from vlm.models.sequence.group import SequenceGroup
 from vlm.models.sequence_parallel import spread

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from support.rehearsed_rows import packed_row
 from support.tiny_models import lively_model
+
 from vlm.train.launch.launch import free_port
 
 WORKER = Path(__file__).with_name("shared_worker.py")

@@ -4,6 +4,7 @@ A wait costs a GPU the time until the next operation is queued. The numbers are 
 `SHOW_WAITS=1 pytest -s tests/rehearsal/test_waits.py` says where each one comes from.
 """
 
+import pytest
 from support.rehearsed_rows import moved, one_row, packed_row, padded_rows
 
 

@@ -3,7 +3,6 @@
 from itertools import accumulate
 
 import torch
-
 from support.tiny_models import random_ids, random_tiles
 
 

@@ -48,7 +48,8 @@ def longest_prompt(
     if known is None and table.kind == "ours" and tokens is None:
         raise ConfigError(f"{table.name}: no table says how long its prompts are", fix="--tokens N, and --images N")
     source = "given" if tokens or images else known.source if known else "one image a question"
-    given = tokens or (known.tokens if known and images is None else None)
+    stated = known.tokens if known and images is None else None
+    given = tokens or (stated if isinstance(stated, int) else None)  # by variant: `load_benchmark` has chosen
     count = images or (known.images if known else 1)
     new = max([table.generation.max_new_tokens, *table.generation.by_group.values()])
     if given is None:
