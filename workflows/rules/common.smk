@@ -121,7 +121,7 @@ def asked(wildcards):
     flags = [
         FLAGS.get(wildcards.variant)
         or f"--stride {wildcards.variant.removeprefix('stride')}",
-        f"--data dataset/mini/{bench}" if bench in config["miniatures"] else "",
+        f"--mini --data dataset/mini/{bench}" if bench in config["miniatures"] else "",
         model.get("flags", ""),
         model.get("options", {}).get(bench, ""),
     ]
