@@ -137,6 +137,9 @@ def test_folders_under_other_names_are_recognized_by_what_is_in_them(home: Path,
     (tree / "data").rename(tree / "benchmarks")
     adopt(tree / "v2")
     adopt(tree / "benchmarks")
+    assert {one.entry.name for one in find_published(tree / "benchmarks/stone", load_catalogue(Path("own.yaml")))} == {
+        "Stone"
+    }
     (tree / "benchmarks/stone").rename(tree / "rocks")
     assert [entry_state(entry(name)) for name in NAMES] == ["present", "present", "damaged"]
     shutil.rmtree(home / "dataset/stone")

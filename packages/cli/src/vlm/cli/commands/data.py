@@ -1,4 +1,4 @@
-"""`vlm data`: organize, import, check, build and preview datasets."""
+"""`vlm data`: organize, adopt, import, check, build and preview datasets."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,7 @@ from vlm.core.fetch.installed import entry_state, is_built
 from vlm.core.home import dataset, resolve
 from vlm.core.progress import count_bar
 
-app = typer.Typer(no_args_is_help=True, help="Organize, import, check, build and preview datasets.")
+app = typer.Typer(no_args_is_help=True, help="Organize, adopt, import, check, build and preview datasets.")
 app.add_typer(data_build.app, name="build")
 app.command()(data_check.check)
 app.command()(data_check.ledger)
@@ -34,7 +34,7 @@ def organize(
     questions_per_record: Annotated[int, typer.Option(min=1, help="easy-vqa: turns in a record.")] = 4,
     seed: Annotated[int, typer.Option(help="Order of questions, choice and colors of charts.")] = 0,
 ) -> None:
-    """Make the published folder tree of a set from what was downloaded: unpack, link, convert, count.
+    """Make the folder tree of a set from what was downloaded: unpack, link, convert, count.
 
     After an interruption, rerun the same command to continue. Everything that is missing is named at once; records that
     cannot be used are listed in ledger-NAME.jsonl of the set's folder.

@@ -52,7 +52,7 @@ def download(
     retries: Annotated[int, typer.Option(min=1, help="Tries in a row without a new byte before giving up.")] = 6,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list on standard output.")] = False,
 ) -> None:
-    """Fetch weights, datasets and benchmarks into the published folder trees.
+    """Fetch weights, datasets and benchmarks into their folders below the home.
 
     After an interruption, rerun the same command to continue. Complete entries are left alone. Entries that cannot be
     fetched are named at the end.

@@ -112,7 +112,8 @@ def _locate(tree: Path, place: str, target: str, entry: Entry, *, alone: bool) -
         if not where.exists():
             continue
         named = list(own[len(own) - cut :]) == names[:cut]
-        if cut == 0 or named or (cut < len(names) and _holds(entry, target, where)) or (alone and target == ""):
+        whole = target == "" and (alone or own[-1:] == (names[-1],))
+        if cut == 0 or named or ((cut < len(names) or whole) and _holds(entry, target, where)) or (alone and whole):
             return where
     return None
 

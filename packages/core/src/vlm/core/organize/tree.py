@@ -1,4 +1,4 @@
-"""The published folder tree of an entry, made from its download by the steps in the catalogue, and verified."""
+"""The folder tree of an entry, made from its download by the steps in the catalogue, and verified."""
 
 import shutil
 from dataclasses import asdict
