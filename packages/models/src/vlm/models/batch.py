@@ -2,7 +2,21 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+
+def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor of the host on a device without waiting for the copy: to a GPU from pinned memory.
+
+    A tensor that is on a device already, or stays on the CPU, is only moved or returned.
+    """
+    device = torch.device(device)
+    if tensor.device.type != "cpu":
+        return tensor.to(device)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +35,7 @@ class Batch:
         labels: int64 [B, L], -100 masked, aligned with the ids (the shift is done here).
         loss_weights: [B, L], weight of each label. The loss is sum(w * CE) / sum(w), 0 where nothing is labeled.
         loss_denominator: Replaces sum(w): the total over ranks and accumulation steps.
-        cu_seqlens: int32 [documents + 1] of a packed row (B = 1).
+        cu_seqlens: int32 [documents + 1] of a packed row (B = 1). On the CPU it costs no wait for the device.
         logits: False leaves them out: the training path, which never builds them.
     """
 

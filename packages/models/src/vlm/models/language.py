@@ -10,6 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotar
 
 from vlm.core.errors import UnknownName
 from vlm.models.attention import NAME, attend
+from vlm.models.batch import upload
 from vlm.models.loss import LossHead
 from vlm.models.specs import LanguageSpec, RopeScaling
 
@@ -48,7 +49,7 @@ class ExactRotary(nn.Module):
         theta: float | Tensor = self.theta
         if scaling and scaling.kind == "linear":
             position = position / scaling.factor
-        elif scaling and (length > self.max_positions).any():
+        elif scaling and (length.device.type != "cpu" or (length > self.max_positions).any()):  # asking a GPU is a wait
             stretch = (scaling.factor * length.to(phases) / self.max_positions - (scaling.factor - 1)).clamp(min=1)
             theta = theta * stretch[..., None] ** (self.head_size / (self.head_size - 2))
         exponent = torch.arange(0, self.head_size, 2, dtype=phases, device=position.device) / self.head_size
@@ -109,10 +110,25 @@ class ExactAttention(ExactForward, LlamaAttention):  # type: ignore[misc]  # no 
 
 
 def document_positions(cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """Return 0, 1, 2, ... in each document of a packed row, and the length of each token's document; int64 [1, L]."""
+    """Return 0, 1, 2, ... in each document of a packed row, and the length of each token's document; int64 [1, L].
+
+    They are computed on the CPU if `cu_seqlens` is there: on a device the host would have to wait for their number.
+    """
     lengths = cu_seqlens.diff().long()
     start, length = (t.repeat_interleave(lengths) for t in (cu_seqlens[:-1].long(), lengths))
     return (torch.arange(len(start), device=start.device) - start)[None], length[None]
+
+
+def with_lengths(position_ids: Tensor | None, cu_seqlens: Tensor, device: torch.device) -> Tensor:
+    """Return positions of a packed row for `ExactRotary`: floats as they are, counts beside their document's length.
+
+    Without `position_ids` they count 0, 1, 2, ... in each document.
+    """
+    if position_ids is not None and position_ids.is_floating_point():
+        return position_ids
+    counting, length = (upload(t, device) for t in document_positions(cu_seqlens))
+    position_ids = counting if position_ids is None else position_ids
+    return torch.stack([position_ids, length.expand_as(position_ids)], dim=-1)  # rotary scaling goes by the length
 
 
 LANGUAGE_MODELS = {"llama": "vlm.models.language:make_llama", "qwen2": "vlm.models.qwen2:make_qwen2"}

@@ -17,7 +17,7 @@ from vlm.core.errors import ConfigError, DataError, UnknownName
 from vlm.models.attention import PACKED, check_packed
 from vlm.models.attention.ulysses import key_copies
 from vlm.models.batch import Batch, Output
-from vlm.models.language import document_positions
+from vlm.models.language import with_lengths
 from vlm.models.loss import shifted, weighted_cross_entropy
 from vlm.models.sequence.group import SequenceGroup
 from vlm.models.sequence.sharding import LAYOUTS, TokenShard, owners
@@ -83,13 +83,11 @@ class SharedRows:
         cu_seqlens: Tensor,
     ) -> tuple[Tensor, TokenShard]:
         """Return the last hidden states [1, n, C] of the tokens that this process holds, and their places."""
+        cu_seqlens = cu_seqlens.cpu()
         check_packed(cu_seqlens, input_ids[..., None])
         shard = LAYOUTS[model.attention](cu_seqlens, self.group.rank, self.group.size)
         features = self.held_features(model, input_ids, pixel_values, cu_seqlens)
-        counting, length = document_positions(cu_seqlens)
-        position_ids = counting if position_ids is None else position_ids
-        if not position_ids.is_floating_point():  # rotary scaling goes by the length of the whole document
-            position_ids = torch.stack([position_ids, length.expand_as(position_ids)], dim=-1)
+        position_ids = with_lengths(position_ids, cu_seqlens, input_ids.device)
         hidden = model.language_model.model(
             inputs_embeds=model.embed(shard.take(input_ids, 0), features=features[None]),
             attention_mask=PACKED.to(features.device),

@@ -22,6 +22,7 @@ from vlm.core.sample.encode import combined_part
 from vlm.core.sample.encoded import Encoded
 from vlm.core.sample.records import Message, Part, VideoPart, image, text, video
 from vlm.models.answers import answer, encode_unique, left_padded, reply
+from vlm.models.batch import upload
 from vlm.models.checkpoint.load import load_model
 from vlm.models.processor import FRAMES, FROM_MODEL, Processor, load_processor
 
@@ -202,7 +203,7 @@ class ChatSession:
                 return
             device = next(self.model.parameters()).device
             features = encode_unique(self.model, self.processor, [encoded], chunk=16)
-            ids, mask, positions = (t.to(device) for t in left_padded([encoded]))
+            ids, mask, positions = (upload(t, device) for t in left_padded([encoded]))
             self.model.generate(
                 ids,
                 features=features,

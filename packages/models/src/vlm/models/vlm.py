@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from vlm.core.errors import ConfigError, DataError
 from vlm.models.attention import PACKED, Segments, backend_of, check_name, check_packed
-from vlm.models.batch import Batch, Output
+from vlm.models.batch import Batch, Output, upload
 from vlm.models.generation import decoding
 from vlm.models.generation.prefix import Prefix, counted
-from vlm.models.language import document_positions, make_language_model
+from vlm.models.language import make_language_model, with_lengths
 from vlm.models.loss import shifted, weighted_cross_entropy
 from vlm.models.projector import make_projector
 from vlm.models.specs import ModelSpec
@@ -117,7 +117,8 @@ class VisionLanguageModel(nn.Module):
                 raise DataError(
                     f"{image_flags.numel()} image flags for {len(features)} tiles", expected="one flag for each tile"
                 )
-            used = features[image_flags.flatten().to(features.device) == 1]
+            kept = (image_flags.flatten() == 1).nonzero().squeeze(1)  # flags of the CPU cost no wait
+            used = features[upload(kept, features.device)]
         used = used.flatten(0, -2)
         if (slots := int(placeholder.sum())) != len(used):
             raise DataError(
@@ -156,12 +157,9 @@ class VisionLanguageModel(nn.Module):
             segments.commit()
             return hidden
         if cu_seqlens is not None:
+            cu_seqlens = cu_seqlens.cpu()  # each layer asks for lengths: on a device each would be a wait
             check_packed(cu_seqlens, embeddings)
-            counting, length = document_positions(cu_seqlens)
-            if position_ids is None:
-                position_ids = counting
-            if not position_ids.is_floating_point():  # rotary scaling goes by the length of each document
-                position_ids = torch.stack([position_ids, length.expand_as(position_ids)], dim=-1)
+            position_ids = with_lengths(position_ids, cu_seqlens, embeddings.device)
             return self.language_model.model(
                 inputs_embeds=embeddings,
                 attention_mask=PACKED.to(embeddings.device),

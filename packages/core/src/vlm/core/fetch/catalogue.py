@@ -26,7 +26,7 @@ from vlm.core.config import Strict, load_yaml, package_tables, parse
 from vlm.core.errors import ConfigError, UnknownName
 from vlm.core.fetch.step_schema import Step
 from vlm.core.home import home
-from vlm.core.paths import FileName, InsidePath
+from vlm.core.paths import FileName, InsidePath, as_name
 
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
@@ -274,20 +274,22 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/|--)[\w.-]*\w", re.ASCII)
 """A repository of the hub as it is typed, or as the entry that `hub_entry` makes of it is called."""
 
 
-def hub_entry(repo: str) -> Entry:
+def hub_entry(repo: str, kind: Literal["weights", "data"] = "weights") -> Entry:
     """Return an entry for a repository of the hub that the catalogue does not have.
 
-    >>> hub_entry("ada/cats").folder
-    'pretrained/ada/cats'
+    >>> hub_entry("ada/cats").folder, hub_entry("ada/cats", "data").folder
+    ('pretrained/ada/cats', 'dataset/hub/ada--cats')
     """
     repo = repo.replace("--", "/")
+    name = as_name(repo.replace("/", "--"))
+    source = HubSource(kind="hub", repo=repo, revision=None, repo_type="model" if kind == "weights" else "dataset")
     return Entry(
-        name=repo.replace("/", "--"),
-        kind="weights",
-        title=repo,
+        name=name,
+        kind=kind,
+        title=f"{repo}, from the hub",
         license="unverified, see its page",
-        folder=f"pretrained/{repo}",
-        source=(HubSource(kind="hub", repo=repo, revision=None),),
+        folder=f"pretrained/{repo}" if kind == "weights" else f"dataset/hub/{name}",
+        source=(source,),
     )
 
 

@@ -20,6 +20,8 @@ from vlm.core.sample.records import Medium, Message
 from vlm.eval.backends.base import BackendReply, Drawing, Stopped, TooLong, is_out_of_memory
 
 if TYPE_CHECKING:
+    from vlm.models.features import TileFeatures
+    from vlm.models.processor import Processor
     from vlm.models.vlm import VisionLanguageModel
 
 
@@ -69,6 +71,7 @@ class Checkpoint:
         self.fingerprint = fingerprint(self.path)
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.dtype = dtype
+        self.features: TileFeatures | None = None
         self.how: dict[str, Any] = {"quantize": quantize, "offload": offload, "attention": attention}
         make_placement(self.processor.spec, self.device, dtype, quantize=quantize, offload=offload)  # only to check it
         # a setting left at its default is no part of the key, so that answers of earlier runs stay valid
@@ -92,6 +95,18 @@ class Checkpoint:
                 raise
             found = f"{self.path} does not fit into the memory of {self.device}"
             raise Stopped(HardwareError(found, fix="--dtype bfloat16, --quantize 4bit or --offload cpu")) from error
+
+    def features_of(self, processor: "Processor") -> "TileFeatures":
+        """Return the features of the tiles that were encoded last: questions about one picture encode it once.
+
+        Another image rule may normalize pixels in another way, so it starts anew.
+        """
+        from vlm.models.features import TileFeatures
+
+        known = self.features
+        if known is None or known.processor.spec.image_rule != processor.spec.image_rule:
+            known = self.features = TileFeatures(self.model, processor)
+        return known
 
 
 class NativeBackend:
@@ -197,12 +212,14 @@ class NativeBackend:
 
         limits = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
         draws = RowDraws(encoded, **self.drawing.settings) if self.drawing else None
-        return answer(self.checkpoint.model, self.processor, list(encoded), draws=draws, **limits)
+        shared = {"draws": draws, "known": self.checkpoint.features_of(self.processor)}
+        return answer(self.checkpoint.model, self.processor, list(encoded), **shared, **limits)
 
     def recover(self) -> None:
-        """Collect garbage and empty the CUDA cache."""
+        """Forget the features that are kept, collect garbage and empty the CUDA cache."""
         import torch
 
+        self.checkpoint.features = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -1,7 +1,5 @@
-"""What requests share: features of equal tiles, and keys and values of equal beginnings. Both forget the oldest."""
+"""What requests share beside `features`: keys and values of equal beginnings. The oldest are forgotten."""
 
-import hashlib
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,36 +8,9 @@ from torch import Tensor
 
 from vlm.core.sample.encoded import Encoded
 from vlm.models.attention import RowCache
-from vlm.models.processor import Processor
+from vlm.models.batch import upload
+from vlm.models.features import digest_of
 from vlm.models.vlm import VisionLanguageModel
-
-
-class TileFeatures:
-    """Features [T, C] of tiles by their content, at most `limit` bytes of them."""
-
-    def __init__(self, model: VisionLanguageModel, processor: Processor, limit: int):
-        self.model, self.processor, self.limit = model, processor, limit
-        self.kept: OrderedDict[bytes, Tensor] = OrderedDict()
-        self.nbytes = 0
-
-    def get(self, key: bytes) -> Tensor | None:
-        """Return known features."""
-        if key in self.kept:
-            self.kept.move_to_end(key)
-        return self.kept.get(key)
-
-    def encode(self, tiles: dict[bytes, np.ndarray]) -> dict[bytes, Tensor]:
-        """Encode tiles uint8 [S, S, 3] in one batch and remember them."""
-        device = next(self.model.parameters()).device
-        made = self.model.encode_images(self.processor.pixels(np.stack(list(tiles.values()))).to(device))
-        result = {key: features.clone() for key, features in zip(tiles, made, strict=True)}
-        for key, features in result.items():
-            self.kept[key] = features
-            self.nbytes += features.numel() * features.element_size()
-        while self.nbytes > self.limit and self.kept:
-            _, old = self.kept.popitem(last=False)
-            self.nbytes -= old.numel() * old.element_size()
-        return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +27,7 @@ class PromptKeys:
         """Return the keys of an encoded prompt: an image token's id becomes a number from its tile's content."""
         ids = prompt.input_ids.astype(np.int64, copy=True)
         pixels = prompt.pixels if prompt.pixels is not None else ()
-        digests = tuple(hashlib.blake2b(tile.tobytes(), digest_size=16).digest() for tile in pixels)
+        digests = tuple(digest_of(tile) for tile in pixels)
         marks = np.array([int.from_bytes(d[:7], "big") + 2**32 for d in digests], np.int64)
         places = np.flatnonzero(ids == context_id)
         if len(marks):
@@ -136,8 +107,8 @@ def rope_depends_on_length(model: VisionLanguageModel, length: int, plain: bool)
 
 def as_positions(values: np.ndarray | list[float], length: int, plain: bool, device: torch.device) -> Tensor:
     """Return positions [1, n] (V2PE, float64), or [1, n, 2] beside the length that rotary scaling goes by (int64)."""
-    positions = torch.from_numpy(np.asarray(values, np.float64)).to(device)[None]
-    if not plain:
-        return positions
-    counted = positions.long()
-    return torch.stack([counted, torch.full_like(counted, length)], dim=-1)
+    positions = torch.from_numpy(np.asarray(values, np.float64))[None]
+    if plain:
+        counted = positions.long()
+        positions = torch.stack([counted, torch.full_like(counted, length)], dim=-1)
+    return upload(positions, device)

@@ -19,9 +19,11 @@ from vlm.core.errors import VlmError
 from vlm.core.sample.encoded import Encoded
 from vlm.models.answers import Reply
 from vlm.models.attention import RowCache, Segments
-from vlm.models.engine.caches import PrefixCache, PromptKeys, TileFeatures, as_positions, rope_depends_on_length
+from vlm.models.batch import upload
+from vlm.models.engine.caches import PrefixCache, PromptKeys, as_positions, rope_depends_on_length
 from vlm.models.engine.request import Busy, ContextOverflow, Ended, Event, GenerationRequest, Sampling
-from vlm.models.engine.sampling import Chooser, ReplyText
+from vlm.models.engine.sampling import Chooser, ReplyText, likeliest
+from vlm.models.features import TileFeatures
 from vlm.models.processor import Processor
 from vlm.models.vlm import VisionLanguageModel
 
@@ -298,7 +300,7 @@ class ChatEngine:
         """Return embeddings [1, count, C] of the next tokens of a prompt."""
         end = r.done + count
         part = r.request.prompt.input_ids[r.done : end]
-        ids = torch.from_numpy(part).to(self.device)[None]
+        ids = upload(torch.from_numpy(part), self.device)[None]
         context = self.model.spec.image_tokens.context_id
         places = int((part == context).sum())
         if not places:
@@ -318,7 +320,7 @@ class ChatEngine:
         # tokens that the model has written are text, whatever their id
         known = self.model.language_model.get_input_embeddings()
         written = iter(
-            known(torch.tensor([[r.last for r in writing]], device=self.device)).split(1, 1) if writing else ()
+            known(upload(torch.tensor([[r.last for r in writing]]), self.device)).split(1, 1) if writing else ()
         )
         embeddings, positions = [], []
         for r, count in pack:
@@ -346,14 +348,15 @@ class ChatEngine:
                 ready.append((r, at - 1))
         if not ready:
             return
-        logits = self.model.language_model.lm_head(hidden[[place for _, place in ready]])
-        for (r, _), scores in zip(ready, logits, strict=True):
-            self._take(r, scores)
+        places = upload(torch.tensor([place for _, place in ready]), self.device)
+        logits = self.model.language_model.lm_head(hidden[places])
+        for (r, _), scores, token in zip(ready, logits, likeliest(logits), strict=True):
+            self._take(r, scores, token)
 
-    def _take(self, r: Running, scores: Tensor) -> None:
-        """Choose the next token of a reply and tell its request."""
+    def _take(self, r: Running, scores: Tensor, token: int | None) -> None:
+        """Choose the next token of a reply, of which `token` is the likeliest, and tell its request."""
         request = r.request
-        choice = r.chooser.choose(scores, request.new_tokens)
+        choice = r.chooser.choose(scores, request.new_tokens, token)
         if choice is None:
             self._end(r, "error", error="the model's logits are not finite: its weights or activations overflow")
             return

@@ -182,7 +182,8 @@ def whole_faults(recipe: dict[str, Any]) -> list[tuple[str, Any]]:
     if bare := [k for k in numbers(given) if not covered(k, sources if isinstance(sources, dict) else {})]:
         faults.append(("sources", f"numbers without a source: {', '.join(bare)}"))
     for key in ("data", "eval_data"):
-        entries = [entry.get("name") for entry in recipe.get(key) or () if isinstance(entry, dict)]
+        listed = recipe[key] if isinstance(recipe.get(key), (list, tuple)) else ()
+        entries = [entry.get("name") for entry in listed if isinstance(entry, dict)]
         if twice := sorted({str(name) for name in entries if entries.count(name) > 1}):
             faults.append((key, f"two entries are named {', '.join(twice)}: the ledger could not tell them apart"))
     batch, longest = recipe.get("batch"), recipe.get("max_length")

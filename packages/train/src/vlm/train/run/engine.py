@@ -149,8 +149,10 @@ class Engine:
             group["lr"] = group["base_lr"] * factor
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def accumulate(self, batch: dict[str, Tensor | None], denominator: float, last: bool) -> float:
-        """Run one row forward and backward; return its share of the step's loss.
+    def accumulate(self, batch: dict[str, Tensor | None], denominator: float, last: bool) -> Tensor:
+        """Run one row forward and backward; return its share of the step's loss, float64 on the device.
+
+        Reading it would let the host wait for the row before it prepares the next one.
 
         Args:
             batch: arguments of the model's forward.
@@ -161,14 +163,15 @@ class Engine:
         loss = self._deepspeed(**batch, loss_denominator=denominator, logits=False).loss
         # DeepSpeed averages gradients over all processes, data x sequence; the losses are shares of one sum over them
         self._deepspeed.backward(loss * self.world.size, scale_wrt_gas=False)
-        return float(loss.item())
+        return loss.detach().double()
 
-    def measure(self, batch: dict[str, Tensor | None]) -> float:
-        """Return the weighted sum of the losses of one row, without dropout; nothing is learned from it."""
+    def measure(self, batch: dict[str, Tensor | None]) -> Tensor:
+        """Return the weighted sum of the losses of one row, float64, without dropout; nothing is learned from it."""
         self._deepspeed.eval()
         try:
             with torch.no_grad():
-                return float(self._deepspeed(**batch, loss_denominator=1.0, logits=False).loss.item())
+                loss: Tensor = self._deepspeed(**batch, loss_denominator=1.0, logits=False).loss
+                return loss.double()
         finally:
             self._deepspeed.train()
 

@@ -27,6 +27,7 @@ from vlm.core.sample.packing import pack, pack_greedy
 from vlm.core.sample.positions import draw_strides
 from vlm.core.sample.records import MEANT, Sample, read_record
 from vlm.core.text import printable_lines
+from vlm.models.batch import upload
 from vlm.models.processor import Processor
 from vlm.models.sequence.sharding import LAYOUTS
 from vlm.train.recipe.recipe import DataEntry, Recipe
@@ -300,16 +301,19 @@ def computed(row: PackedRow, kind: str, size: int) -> int:
 def to_tensors(
     row: PackedRow, processor: Processor, device: torch.device, pixels_on: torch.device | None = None
 ) -> dict[str, Tensor | None]:
-    """Return a row as arguments of the model's forward (batch of one); pixels go to `pixels_on` if it is given."""
+    """Return a row as arguments of the model's forward (batch of one); pixels go to `pixels_on` if it is given.
+
+    The host does not wait for the copies. `cu_seqlens` stays on the CPU, where its numbers are asked for.
+    """
 
     def batch(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device)[None]
+        return upload(torch.from_numpy(array), device)[None]
 
     return {
         "input_ids": batch(row.input_ids),
         "labels": batch(row.labels),
         "loss_weights": batch(row.weights),
         "position_ids": batch(row.position_ids),
-        "cu_seqlens": torch.from_numpy(row.cu_seqlens).to(device),
-        "pixel_values": None if row.pixels is None else processor.pixels(row.pixels).to(pixels_on or device),
+        "cu_seqlens": torch.from_numpy(row.cu_seqlens),
+        "pixel_values": None if row.pixels is None else upload(processor.pixels(row.pixels), pixels_on or device),
     }
