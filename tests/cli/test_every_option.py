@@ -29,6 +29,7 @@ BASE = {
     "data tokenizer": ["none.txt", "--out", "out"],
     "data preview": ["records.jsonl"],
     "data mini": ["pope", "--n", "2"],
+    "data adopt": ["none", "pope"],
     "data build long-mr": ["--out", "x", "--model", "none", "--tokens", "4K"],
     "data build long-vqa": ["records.jsonl", "--out", "x", "--model", "none", "--tokens", "4K"],
     "data build haystack": ["--out", "x", "--tokens", "64", "--tokens-per-image", "4", "--count", "1"],

@@ -135,7 +135,7 @@ def asked(wildcards):
     flags = [
         FLAGS.get(wildcards.variant)
         or f"--stride {wildcards.variant.removeprefix('stride')}",
-        f"--data dataset/mini/{bench}" if bench in config["miniatures"] else "",
+        f"--mini --data dataset/mini/{bench}" if bench in config["miniatures"] else "",
         model.get("flags", ""),
         "--device map" if gpus_of(wildcards) > (n := processes_of(wildcards)) else "",
         f"--processes {n}" if n > 1 else "",

@@ -111,7 +111,9 @@ class BenchmarkFiles:
     """Where the files of a benchmark are."""
 
     data: Annotated[Path | None, typer.Option(help="Folder of the benchmark's files. Default: below dataset/.")] = None
-    mini: Annotated[bool, typer.Option(help="Generated miniature data in dataset/mini/, made when absent.")] = False
+    mini: Annotated[
+        bool, typer.Option(help="A generated miniature: of dataset/mini/, made when absent, or the one in --data.")
+    ] = False
 
 
 @dataclass(frozen=True)

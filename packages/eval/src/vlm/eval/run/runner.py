@@ -25,6 +25,7 @@ from pydantic import Field
 
 from vlm.core.config import Strict
 from vlm.core.errors import ConfigError
+from vlm.core.fetch.miniature import is_marked
 from vlm.core.home import locked, read_json, write_json
 from vlm.core.paths import FileName
 from vlm.core.progress import Beacon
@@ -32,7 +33,6 @@ from vlm.eval.backends.base import Backend
 from vlm.eval.backends.judge import Judge
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders import load_items
-from vlm.eval.loaders.common import MARKER
 from vlm.eval.run.batches import BATCH_TOKENS, answers, in_batches
 from vlm.eval.run.outcomes import RETRY, Outcome, OutcomeLog, read_outcomes
 from vlm.eval.run.overwrite import refuse_overwrite
@@ -192,7 +192,7 @@ def run_evaluation(
 
 def data_facts(folder: Path, *, items: int, available: int, limit: int | None) -> DataFacts:
     """Return the `data` of a summary; a folder with a marker holds a miniature."""
-    return {"items": items, "available": available, "limit": limit, "mini": (folder / MARKER).exists()}
+    return {"items": items, "available": available, "limit": limit, "mini": is_marked(folder)}
 
 
 def _share(tasks: list[Task], backend: Backend, shard: int, n_shards: int) -> list[Task]:

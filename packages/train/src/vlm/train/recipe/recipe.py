@@ -68,6 +68,7 @@ class Recipe(Strict):
         max_lost: share of the run's samples that may be dropped.
         sample_seconds: longest wait for one sample; then it is dropped, as one that cannot be read.
         allow_outside: folders outside of the roots of `data` that its records may name.
+        mini: train on generated miniatures of benchmarks, on purpose.
         log: boards beside metrics.jsonl.
         hardware: of the published run.
         differences: from what was published.
@@ -100,6 +101,7 @@ class Recipe(Strict):
     max_lost: Share = 0.01
     sample_seconds: AboveZero = 300.0
     allow_outside: tuple[str, ...] = ()
+    mini: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
     log: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     hardware: Hardware | None = None
     differences: tuple[Difference, ...] = ()
