@@ -10,7 +10,7 @@ PACKAGES := $(LAYERS:%=-e %) -e "packages/cli[train,eval,serve,workflow,gguf,ten
 export PATH := $(BIN):$(PATH)
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup quickstart smol mini-v2pe test test-slow test-slurm test-slurm-faults test-slurm-quickstart slurm check \
+.PHONY: setup quickstart smol mini-v2pe test test-slow test-gpu test-slurm test-slurm-faults test-slurm-quickstart slurm check \
 	format docs dist bench clean
 
 setup: $(VENV)/.done
@@ -42,6 +42,10 @@ test: setup
 
 test-slow: setup
 	pytest -m slow
+
+# the list of tests/rehearsal on a GPU; skips, with the reason, where there is none
+test-gpu: setup
+	pytest -rs tests/rehearsal --device cuda
 
 # the debug DAG on a Slurm of our own, on loopback ports in a temporary folder, taken down at the end
 test-slurm: setup slurm

@@ -3,7 +3,8 @@
 Needs `vlm download smollm2-135m-instruct`. The model is SmolLM2-135M-Instruct behind a small image encoder, so replies
 are English and have nothing to do with the picture; speed does not depend on that. Both servers run on one thread.
 Each case is measured in turn, several times; `cpu` is the time that the server's process has computed, which other
-programs on the machine hardly change, and `wall` is what a client waits.
+programs on the machine hardly change, and `wall` is what a client waits. `python bench/serve.py` measures all rows and
+writes bench/serve.json.
 """
 
 import argparse

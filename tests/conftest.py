@@ -9,6 +9,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch; 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give a slow test half an hour unless it says otherwise: a busy machine must not decide."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1800))
+
+
 @pytest.fixture(scope="session")
 def driver():
     """A headless Chromium that keeps its console log."""

@@ -11,6 +11,7 @@ import api_pages
 import benchmark_pages
 import catalogue_pages
 import command_pages
+import published_pages
 import recipe_pages
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -31,6 +32,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         "Recipes": recipe_pages.pages(),
         "Benchmarks": benchmark_pages.pages(),
         "Catalogue": catalogue_pages.pages(),
+        "Published READMEs": published_pages.pages(),
     }
     PAGES.clear()
     PAGES.update({"changelog.md": root_page("CHANGELOG.md"), "contributing.md": root_page("CONTRIBUTING.md")})

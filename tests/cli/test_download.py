@@ -126,8 +126,9 @@ def test_a_recipe_and_a_benchmark_bring_their_data_and_what_it_needs(vlm):
     assert names.index("llava-instruct") < names.index("convllava-stage3")
     assert next(row for row in rows if row["name"] == "ocr-vqa")["by_hand"]
     rows = json.loads(vlm("download", "--recipe", "internvl-chat-v1-2-sft", "--dry-run", "--json").stdout)
-    parts = {"InternViT-6B-448px-V1-2", "Nous-Hermes-2-Yi-34B", "InternVL-Chat-V1-2"}
+    parts = {"InternViT-6B-448px-V1-2", "Nous-Hermes-2-Yi-34B", "InternVL-Chat-V1-2-tokenizer"}
     assert parts <= {row["name"] for row in rows}  # encoder and projector, language model, tokenizer
+    assert "InternVL-Chat-V1-2" not in {row["name"] for row in rows}  # 80 GB
     summed = vlm("download", "--recipe", "convllava-stage1", "--dry-run").stdout
     assert "vicuna-7b-v1.5: fetch" in summed and "LAION-CLIP-ConvNeXt-Large-512: fetch" in summed
     assert "the newest commit of lmsys/vicuna-7b-v1.5" in summed and "\ntotal: about " in summed

@@ -195,14 +195,14 @@ def test_all_goes_on_after_a_failure_tells_it_and_exits_with_its_code(
     three: Callable, server: str, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     three("realworldqa", "pope", "scienceqa")
-    for name in ("POPE", "ScienceQA"):
-        make_mini(name, home / "dataset" / load_benchmark(name).folder)
+    (home / "dataset" / "mini" / "RealWorldQA").mkdir(parents=True)
+    (home / "dataset" / "mini" / "RealWorldQA" / "mine.txt").write_text("kept")
     with pytest.raises(typer.Exit) as stop:
-        evaluate(["all"], backend="openai", base_url=server, limit=3)
+        evaluate(["all"], backend="openai", base_url=server, limit=3, mini=True)
     assert stop.value.exit_code == DataError.exit_code
     shown = capsys.readouterr()
-    assert "2 evaluations, 1 benchmarks failed" in shown.out and "failed: no data for RealWorldQA" in shown.out
-    assert "3 / 3" in shown.out and "vlm download RealWorldQA" in shown.err
+    assert "2 evaluations, 1 benchmarks failed" in shown.out and "failed: " in shown.out
+    assert "3 / 3" in shown.out and "mini/RealWorldQA holds files that are no miniature" in shown.err
     assert {p.parent.parent.name for p in (home / "runs").rglob("summary.json")} == {"POPE", "ScienceQA"}
 
 

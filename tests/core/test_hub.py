@@ -112,6 +112,22 @@ def test_a_file_longer_than_announced_ends_soon(server: Any, monkeypatch: pytest
     assert on_disk < 300_000_000
 
 
+@pytest.mark.parametrize("answered", range(4))
+def test_a_connection_that_is_cut_is_made_again(server: Any, answered: int) -> None:
+    server.answered, server.cuts = answered, 2  # the repository's page, then each request of a file
+    assert fetch(entry_of()) == "fetched" and server.cuts == 0
+    server.cuts = 2
+    assert resolve_commit(entry_of(None).source[0]) == COMMIT
+
+
+def test_a_hub_that_cuts_every_connection_is_an_error(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "TRIES", 2)
+    server.cuts = 1_000_000
+    assert "cannot be reached" in failed(entry_of()).found
+    server.cuts = 0
+    assert fetch(entry_of()) == "fetched"
+
+
 def test_a_download_that_stalls_ends(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ours, "STALL", 1.0)
     server.pause = 3.0

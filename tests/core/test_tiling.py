@@ -154,7 +154,7 @@ def test_fast_is_opt_in_and_part_of_the_recorded_rule():
 
 @pytest.mark.parametrize("kind", ["pad", "crop"])
 def test_fast_is_refused_where_it_is_not_built(kind):
-    with pytest.raises(ValidationError, match="it is for `tiles` and `square`"):
+    with pytest.raises(ValidationError, match="it is for `tiles`, `square` and `whole`"):
         ImageRule(kind=kind, size=56, resize="fast")
 
 

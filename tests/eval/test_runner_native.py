@@ -50,6 +50,42 @@ def test_results_do_not_depend_on_the_batch_size(tmp_path, pope, checkpoint):
     assert row["max_position"] != row["tokens"] - 1
 
 
+def test_a_picture_is_encoded_once_for_all_batches_and_the_results_are_the_same_bytes(tmp_path, pope, checkpoint):
+    """POPE asks about each picture several times. Without the cache each batch encodes its pictures again."""
+    benchmark, data = pope
+    tiles = [0]
+    handle = checkpoint.model.encoder.register_forward_pre_hook(
+        lambda _, args: tiles.__setitem__(0, tiles[0] + len(args[0]))
+    )
+    seen = {}
+    try:
+        for kept in (True, False):
+            fresh = Checkpoint(checkpoint.path, device="cpu")
+            fresh.__dict__["model"] = checkpoint.model
+            backend = NativeBackend(fresh, stride=16)
+            if not kept:
+                fresh.features_of(backend.processor).limit = 0
+            tiles[0] = 0
+            run_evaluation(benchmark, backend, tmp_path / str(kept), Options(batch_size=2, stride=16), data=data)
+            assert fresh.features.nbytes == sum(f.nbytes for f in fresh.features.kept.values())
+            seen[kept] = (tiles[0], (tmp_path / str(kept) / "results.jsonl").read_bytes())
+    finally:
+        handle.remove()
+    items = load_items(benchmark, data)
+    different = {tile.tobytes() for item in items for tile in backend.encode(item.id, item.messages).pixels}
+    assert seen[True][0] == len(different) < seen[False][0]
+    assert seen[True][1] == seen[False][1]
+
+
+def test_another_image_rule_or_a_full_memory_forgets_the_features(checkpoint):
+    first, again, other = (NativeBackend(checkpoint, image_rule={"max_tiles": n}) for n in (2, 2, 1))
+    kept = checkpoint.features_of(first.processor)
+    assert checkpoint.features_of(again.processor) is kept
+    assert checkpoint.features_of(other.processor) is not kept
+    other.recover()
+    assert checkpoint.features is None
+
+
 def test_stride_rounding_and_tiles_reach_the_input(pope, checkpoint):
     benchmark, data = pope
     item = load_items(benchmark, data)[0]

@@ -41,7 +41,7 @@ def flash_attn_varlen_func(
     assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
     assert (len(q), len(k)) == (cu_seqlens_q[-1], cu_seqlens_k[-1]) and causal
     lengths_q, lengths_k = cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist()
-    assert (max_seqlen_q, max_seqlen_k) == (max(lengths_q), max(lengths_k))
+    assert max_seqlen_q >= max(lengths_q) and max_seqlen_k >= max(lengths_k)  # the kernel's grid is made for these
     k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
     out = []
     for a, b, c in zip(q.split(lengths_q), k.split(lengths_k), v.split(lengths_k), strict=True):

@@ -11,6 +11,7 @@ from vlm.core.errors import ConfigError, VlmError
 from vlm.models.answers import answer
 from vlm.models.engine import Busy, ChatEngine, ContextOverflow, Event, GenerationRequest, Limits, Sampling
 from vlm.models.engine.sampling import ReplyText
+from vlm.models.engine.turns import WRITTEN
 from vlm.models.session import ChatSession, user_turn
 
 
@@ -143,31 +144,82 @@ def test_a_short_request_does_not_wait_for_a_long_one(chat):
         slow.wait()
 
 
-def test_a_long_prompt_is_read_in_small_pieces_while_others_write_and_in_large_ones_alone(chat, monkeypatch):
-    def prompt(words):
-        return chat.processor.encode([user_turn("word " * words, [], [], chat.processor.template)], strides=None)
+def note_steps(engine, monkeypatch, at_layer=None):
+    """A list that grows by each finished forward pass: tokens by request; `at_layer(number)` runs within a pass."""
+    steps, forward = [], engine._forward
 
-    long, short = prompt(1500), prompt(1)
-    assert len(short) < 256 < len(long)
-    limits, packs = Limits(step_tokens=256, shared_tokens=4), []
-    with ChatEngine(chat.model, chat.processor, limits) as engine:
-        pack = engine._pack
+    def noted(pack, plain):
+        tokens = {r.request: count for r, count in pack}
+        if finished := forward(pack, plain):
+            steps.append(tokens)
+        return finished
 
-        def noted(running):
-            packed = pack(running)
-            packs.append([(r.request, count, r.left) for r, count in packed])
-            return packed
+    monkeypatch.setattr(engine, "_forward", noted)
+    if at_layer is not None:
+        inside = engine.model.language_model.model.layers[0]
+        inside.register_forward_pre_hook(lambda *_: at_layer(len(steps)))
+    return steps
 
-        monkeypatch.setattr(engine, "_pack", noted)
-        slow, reading = submit(engine, long, max_new_tokens=1)
-        while not packs:
-            time.sleep(0.001)
-        _, writing = submit(engine, short, max_new_tokens=6)
-        writing.wait()
+
+def text_prompt(chat, words, strides=None):
+    return chat.processor.encode([user_turn("word " * words, [], [], chat.processor.template)], strides=strides)
+
+
+@pytest.mark.parametrize("strides", [None, "model"])
+def test_a_short_request_beside_a_long_one_waits_for_none_of_its_work(chat, monkeypatch, strides):
+    """Counted in tokens: it comes in the middle of a step that reads a piece of the long prompt."""
+    long, short = text_prompt(chat, 1500), text_prompt(chat, 1, strides)
+    alone = [answer(chat.model, chat.processor, [p], max_new_tokens=8)[0].text for p in (long, short)]
+    came = []
+
+    def come(number):
+        if number == 3 and not came:
+            came.extend([len(steps), *submit(engine, short, max_new_tokens=8)])
+
+    with ChatEngine(chat.model, chat.processor) as engine:
+        steps = note_steps(engine, monkeypatch, come)
+        slow, reading = submit(engine, long, max_new_tokens=8)
         reading.wait()
-    pieces = [(count, len(step) > 1) for step in packs for request, count, left in step if request is slow and left]
-    assert {count for count, beside in pieces if beside} == {4}
-    assert max(count for count, beside in pieces if not beside) == 256
+    at, fast, writing = came
+    last = max(number for number, tokens in enumerate(steps) if fast in tokens)
+    beside = sum(tokens.get(slow, 0) for tokens in steps[at : last + 1])
+    assert beside == 0
+    assert [reading.text, writing.text] == alone
+    assert sum(tokens.get(slow, 0) for tokens in steps) >= len(long)  # the step that was given up was taken again
+
+
+def test_a_long_prompt_gets_half_of_the_work_while_short_ones_keep_coming(chat, monkeypatch):
+    long, short = text_prompt(chat, 700), text_prompt(chat, 1)
+    with ChatEngine(chat.model, chat.processor) as engine:
+        listeners = []
+
+        def come(number):
+            if not slow[0].new_tokens and (not listeners or listeners[-1].finished.is_set()):
+                listeners.append(submit(engine, short, max_new_tokens=6)[1])
+
+        slow = [GenerationRequest(long, Sampling(max_new_tokens=2), reading := Listener())]
+        steps = note_steps(engine, monkeypatch, come)
+        engine.submit(slow[0])
+        reading.wait()
+    read = [tokens.get(slow[0], 0) for tokens in steps]
+    first = next(number for number, count in enumerate(read) if count)
+    others = sum(WRITTEN for tokens, count in zip(steps, read, strict=True) if not count)
+    assert first <= 2 + 4 * 128 // WRITTEN
+    assert len(listeners) > 5 and 0.3 < others / (others + len(long)) < 0.6
+
+
+def test_prompts_of_one_length_are_read_together_with_the_replies_of_the_first(chat, monkeypatch):
+    """Nobody is held back in a crowd of equals: each step reads a whole piece until all prompts are read."""
+    prompts = [text_prompt(chat, 100) for _ in range(6)]
+    with ChatEngine(chat.model, chat.processor, Limits(prefix_bytes=0)) as engine:
+        steps = note_steps(engine, monkeypatch)
+        with engine._news:  # all are there before the first step
+            crowd = [submit(engine, p, max_new_tokens=5) for p in prompts]
+        assert all(listener.wait() for _, listener in crowd)
+    total = sum(len(p) for p in prompts)
+    reading = [step for step in steps if sum(step.values()) > len(crowd)]
+    assert len(reading) <= -(-total // 128) + 1
+    assert any(1 in step.values() for step in reading)  # the first write while the others are read
 
 
 def test_a_cancelled_or_late_request_ends_and_leaves_its_place(chat, prompts):

@@ -20,12 +20,15 @@ BUDGET = 10
 
 @pytest.fixture
 def asked(parts, tmp_path):
-    """Pictures, questions, and what the checkpoint answers. Gray pictures survive JPEG, which VLMEvalKit sends."""
+    """Pictures, questions, and what the checkpoint answers.
+
+    VLMEvalKit sends JPEG, which gray pictures survive, and enlarges what has an edge below 100 pixels.
+    """
     model, processor = parts
     rows = []
     for i in range(4):
         path = tmp_path / f"{i}.png"
-        Image.new("RGB", (60 + 40 * i, 60), (40 * i + 20,) * 3).save(path)
+        Image.new("RGB", (120 + 80 * i, 120), (40 * i + 20,) * 3).save(path)
         question = f"Is there a cat in picture {i}?"
         prompt = processor.encode([user_turn(question, [path], [], processor.template)])
         text = answer(model, processor, [prompt], max_new_tokens=BUDGET)[0].text

@@ -18,7 +18,7 @@ from PIL import Image
 
 from support.videos import write_video
 from vlm.cli.commands import serve
-from vlm.cli.server import gate, listening, served, uploads
+from vlm.cli.server import gate, listening, protocol, served, uploads
 from vlm.core.errors import ConfigError
 
 NAME = "tiny"
@@ -40,6 +40,9 @@ def flat_png(width, height):
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     body = chunk(b"IHDR", head) + chunk(b"IDAT", rows + pack.flush()) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+JSON = {"Content-Type": "application/json"}
 
 
 def small_png():
@@ -285,3 +288,66 @@ def test_tls_files_that_are_none(tmp_path):
     for certificate, key in (("a.pem", "a.pem"), ("none.pem", "a.pem"), ("a.pem", None)):
         with pytest.raises(ConfigError, match="--tls"):
             serve.check_tls(tmp_path / certificate, key and tmp_path / key)
+
+
+WRONG = [
+    "null", "true", '"x"', '""', '"\\ud800"', "-1", "0", "0.5", "1e308", "1e-300", "1" + "0" * 30, "9" * 5000,
+    "NaN", "-Infinity", "[]", "[null]", "{}", '{"a": 1}', '["a"]', '[{"role": "user", "content": [7]}]',
+]  # fmt: skip
+FIELDS = [*protocol.ChatRequest.model_fields, *protocol.NEUTRAL, *protocol.LABELS, "\ud800"]
+NESTED = {
+    "message": '{{"model": "tiny", "max_tokens": 1, "messages": [{{"role": "user", {}: {}, "content": "hi"}}]}}',
+    "turn": '{{"model": "tiny", "max_tokens": 1, "messages": [{{"role": "user", "content": "hi"}}, {{{}: {}}}]}}',
+    "part": '{{"model": "tiny", "max_tokens": 1, "messages": [{{"role": "user", "content": [{{{}: {}}}]}}]}}',
+    "image": '{{"model": "tiny", "max_tokens": 1, "messages": [{{"role": "user", "content": '
+    '[{{"type": "image_url", {}: {}}}]}}]}}',
+    "own": '{{"model": "tiny", "max_tokens": 1, "messages": [{{"role": "user", "content": "hi"}}], "vlm": {{{}: {}}}}}',
+}
+PARTS = ["role", "content", "name", "type", "text", "image_url", "video_url", "url", *protocol.OwnFields.model_fields]
+
+
+def answered_or_refused(server, bodies):
+    """What went wrong: each body is answered, or refused in the form of the protocol, and never a fault of ours."""
+    wrong = []
+    with httpx.Client(timeout=60) as client:
+        for body in bodies:
+            got = client.post(f"{server.url}/v1/chat/completions", content=body, headers=JSON)
+            refusal = (
+                got.json().get("error", {}) if got.status_code != 200 and "json" in got.headers["content-type"] else {}
+            )
+            if got.status_code != 200 and not (got.status_code in (400, 404) and refusal.get("message")):
+                wrong.append((body[:200], got.status_code, got.text[:200]))
+    return wrong
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_field_of_a_wrong_type_or_range_is_answered_or_refused(server, field):
+    base = {"model": '"tiny"', "messages": '[{"role": "user", "content": "hi"}]', "max_tokens": "1", "seed": "1"}
+    bodies = []
+    for value in WRONG:
+        pairs = base | {field: value}
+        bodies.append("{" + ", ".join(f"{json.dumps(name)}: {given}" for name, given in pairs.items()) + "}")
+    assert answered_or_refused(server, bodies) == []
+
+
+@pytest.mark.parametrize("place", NESTED)
+def test_a_wrong_value_within_a_message_is_answered_or_refused(server, place):
+    bodies = [NESTED[place].format(json.dumps(name), value) for name in PARTS for value in WRONG]
+    assert answered_or_refused(server, bodies) == []
+
+
+def test_absent_and_null_are_one(server):
+    every = {
+        name: None for name in protocol.ChatRequest.model_fields if name not in ("model", "messages", "max_tokens")
+    }
+    assert post(server, "hi", **every).json()["choices"] == post(server, "hi").json()["choices"]
+
+
+def test_a_temperature_next_to_nothing_is_greedy_and_harms_nobody(server):
+    drawn = post(server, "hi", temperature=1e-300, seed=1, max_tokens=8)
+    assert drawn.json()["choices"] == post(server, "hi", max_tokens=8).json()["choices"]
+
+
+def test_stop_texts_that_would_cost_more_than_the_reply_are_refused(server):
+    for stop in ("a" * 100_000, ["a"] * 17):
+        refused(server, post(server, "hi", stop=stop), 400, None, "stop")

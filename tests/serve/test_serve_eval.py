@@ -12,7 +12,7 @@ from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items
 from vlm.eval.mini import make_mini
 from vlm.models.engine import Sampling
-from vlm.models.engine.sampling import Chooser
+from vlm.models.engine.sampling import Chooser, likeliest
 
 MINIATURES = ["easyVQA", "POPE", "MileBench", "MME", "ChartQA", "TextVQA", "MMBench-dev-en", "MMMU"]
 """One picture and several, long prompts, options, numbers, yes or no."""
@@ -49,7 +49,7 @@ def test_no_stop_token_comes_before_the_shortest_length(parts):
     logits = torch.zeros(processor.spec.language.vocab)
     logits[processor.stop_ids], logits[5] = 9.0, 4.0
     chooser = Chooser(Sampling(max_new_tokens=4, min_new_tokens=2), processor, torch.device("cpu"))
-    chosen = [chooser.choose(logits, number).id for number in range(3)]
+    chosen = [chooser.choose(logits, number, likeliest(logits[None])[0]).id for number in range(3)]
     assert chosen[:2] == [5, 5] and chosen[2] in processor.stop_ids
     with pytest.raises(ConfigError, match=r"min_tokens 5"):
         Sampling(max_new_tokens=4, min_new_tokens=5)

@@ -106,6 +106,11 @@ class Handler(BaseHTTPRequestHandler):
         """The hub's protocol; `server.fault` chooses what goes wrong, as hubs, mirrors and proxies do it."""
         fault, api = self.server.fault, "/resolve/" not in self.path
         body = self.body()
+        self.server.answered -= 1
+        if self.server.answered < 0 < self.server.cuts:
+            self.server.cuts -= 1
+            self.close_connection = True  # without an answer
+            return
         asked = self.headers.get("Authorization")
         self.server.tokens.append(asked)
         token = asked.removeprefix("Bearer ") if asked else None
@@ -200,7 +205,7 @@ def serving() -> Iterator[Server]:
     """The server on a free port, with `url`, `asked`, `damaged`, `hub`, and `etags` and `files` by path."""
     server = Server(("127.0.0.1", 0), Handler)
     server.asked, server.damaged, server.files, server.etags, server.pause = [], False, {}, {}, 0.0
-    server.fault, server.tokens = "", []
+    server.fault, server.tokens, server.answered, server.cuts = "", [], 0, 0
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     server.hub = HubRepos(server.url)
     server.hub.repos["org/model"] = published(HUB_FILES)

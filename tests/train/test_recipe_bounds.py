@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from vlm.core.errors import ConfigError
-from vlm.train.recipe.recipe import load_recipe, recipe_names
+from vlm.train.recipe.recipe import Recipe, load_recipe, recipe_names
 
 RECIPE = {
     "title": "t",
@@ -91,3 +91,18 @@ def test_shipped_recipes_are_within_the_bounds():
     for name in recipe_names():
         for published in (False, True):
             load_recipe(name, published=published)
+
+
+WRONG = ("5", "x", "[1]", "[null]", "[[x]]", "{a: 1}", "null", "true", "1.5", ".nan", "[{}]", "[{name: [1]}]")
+
+
+@pytest.mark.parametrize("key", sorted(Recipe.model_fields))
+def test_a_value_of_any_form_is_a_recipe_or_an_error_that_names_the_key(tmp_path, key):
+    given = {k: v for k, v in RECIPE.items() if k != key}
+    for value in WRONG:
+        file = tmp_path / "t.yaml"
+        file.write_text(yaml.safe_dump(given) + f"{key}: {value}\n")
+        try:
+            load_recipe(str(file))
+        except ConfigError as error:
+            assert key in str(error), (value, str(error))

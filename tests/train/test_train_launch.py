@@ -81,10 +81,18 @@ def test_a_rank_that_ended_without_a_word_is_said_to_and_only_the_words_of_this_
     assert (tmp_path / "rank-1.log").read_text() == "of an earlier start\n"
 
 
-def test_the_loss_of_a_peer_is_not_what_failed_first(capfd):
-    code = "os.kill(os.getpid(), 9) if rank else sys.exit(1)"  # both within one look at them
-    module_sleep = "time.sleep(0.02 * (rank == 0));"
-    assert launch(python(module_sleep + code), 2) == 128 + 9
+def test_the_loss_of_a_peer_is_not_what_failed_first(capfd, tmp_path):
+    code = f"""
+pid = {str(tmp_path)!r} + "/pid"
+if rank:
+    open(pid + "-", "w").write(str(os.getpid()))
+    os.rename(pid + "-", pid)
+    os.kill(os.getpid(), 9)
+while not os.path.exists(pid) or ") Z " not in open("/proc/" + open(pid).read() + "/stat").read():
+    time.sleep(0.001)  # until the peer is gone: often both are found within one look at them
+sys.exit(1)
+"""
+    assert launch(python(code), 2) == 128 + 9
     assert "rank 1 failed first: killed by SIGKILL" in capfd.readouterr().err
 
 

@@ -19,10 +19,12 @@ from support.command_line import parse
 from support.workflow_dag import HEAD, ROOT, SHELL, copy_workflow, printed_jobs
 from vlm.cli.main import VERBS
 from vlm.cli.show.dag import gpu_hours_of
+from vlm.cli.workflow.dag import checkpoint_marker, downloads_of
 from vlm.cli.workflow.estimate import estimate_dag
-from vlm.cli.workflow.guards import one_process
+from vlm.cli.workflow.guards import evaluation, one_process
 from vlm.cli.workflow.jobs import planned_jobs
-from vlm.core.errors import VlmError
+from vlm.core.errors import UnknownName, VlmError
+from vlm.core.fetch.catalogue import load_catalogue, weights_names
 from vlm.train.recipe.recipe import load_recipe
 
 CONFIGS = sorted(p.stem for p in (ROOT / "workflows/config").glob("*.yaml") if p.stem != "schema")
@@ -72,7 +74,9 @@ def test_every_job_is_one_vlm_command_that_parses(name: str, checkout: Path, pap
     assert sum(bool(job.words) for job in jobs) == len(jobs) - 1  # `all` runs nothing
     for shell in shells:
         assert not set(";|&") & set(shell)
-        assert re.match(r"vlm |srun --kill-on-bad-exit=1 --nodes=\d+ --ntasks-per-node=\d+ vlm train |None$", shell)
+        assert re.match(
+            r"vlm |srun --kill-on-bad-exit=1 --nodes=\d+ --ntasks-per-node=\d+ vlm (train|eval) |None$", shell
+        )
     for words in {tuple(job.words) for job in jobs if job.words}:
         assert words[0] in VERBS
         parse(list(words))
@@ -127,10 +131,111 @@ def test_a_job_of_many_gpus_asks_for_whole_nodes_and_tells_its_ranks_of_the_time
     assert "--signal=USR1@600" in asked and "--processes 32" in lines[at]
 
 
+def weights_asked(said: str) -> dict[str, set[str]]:
+    """Folder of weights -> the benchmarks that it is evaluated on with its variants, of what a dry run printed."""
+    found: dict[str, set[str]] = {}
+    for job in printed_jobs(said):
+        if job.words[:1] == ["eval"]:
+            stride = job.words[job.words.index("--stride") + 1]
+            found.setdefault(job.words[job.words.index("--model") + 1], set()).add(f"{job.words[1]} {stride}")
+    return found
+
+
+def released_checkpoints() -> set[str]:
+    """The models of the three papers that can be downloaded, by folder; not the parts that others are made from."""
+    entries = [
+        e
+        for e in load_catalogue().values()
+        if e.kind == "weights" and {"v2pe", "internvl-chat-v1-2", "convllava"} & {*e.groups}
+    ]
+    places = {place for entry in entries for place in weights_names(entry)}
+    parts = ("InternViT", "Nous-Hermes", "vicuna", "CLIP", "ConvNeXt", "-pretrain-")
+    return {place for place in places if not any(part in place for part in parts)}
+
+
+def test_each_released_checkpoint_is_evaluated_beside_what_is_trained_at_the_published_strides(
+    paper: tuple[str, float],
+) -> None:
+    asked, values = weights_asked(paper[0]), config("paper")
+    released = released_checkpoints()
+    assert {"pretrained/V2PE/V2PE-32K", "pretrained/V2PE/V2PE-256K", "pretrained/InternVL-Chat-V1-2"} < released
+    assert {folder for folder in asked if folder.startswith("pretrained/")} == released
+    run = f"{values['run']}/train"
+    beside = {"V2PE/V2PE-32K": "v2pe-32k", "V2PE/V2PE-256K": "v2pe-256k", "InternVL2-2B": "internvl2-2b-baseline"}
+    beside |= {"InternVL-Chat-V1-2": "internvl-chat-v1-2-sft", "ConvLLaVA-sft-768": "convllava-stage3"}
+    beside |= {f"ConvLLaVA-sft-{side}": f"convllava-stage3-{side}" for side in (1024, 1536)}
+    assert set(beside) == {folder.removeprefix("pretrained/") for folder in released}
+    for folder, recipe in beside.items():
+        assert asked[f"pretrained/{folder}"] == asked[f"{run}/{recipe}/model"]
+    long = {f"Long-VQA-64k {stride}" for stride in (1, 2, 4, 8, 16, 32, 64, 128, 256)}
+    assert {"POPE 64", "MileBench 64", *long} < asked["pretrained/V2PE/V2PE-32K"]
+    assert {f"MM-NIAH-long-1m {2**n}" for n in range(9)} < asked["pretrained/V2PE/V2PE-256K"]
+
+
+def test_a_benchmark_gets_the_gpus_of_the_published_scripts(paper: tuple[str, float]) -> None:
+    lines = paper[0].splitlines()
+    seen = {}
+    for at, line in enumerate(lines):
+        if found := re.search(r"vlm eval (\S+) --model pretrained/(\S+) .*--shard", line):
+            asked = next(text for text in reversed(lines[:at]) if text.startswith("    resources:"))
+            seen[found[1], found[2]] = asked, line
+    for length, gpus in (("32", 1), ("40", 2), ("48", 2), ("56", 4), ("64", 4)):
+        asked, line = seen[f"Long-VQA-{length}k", "V2PE/V2PE-32K"]
+        assert f"gres=gpu:h100:{gpus}," in asked and f"mem_mb={gpus * 110000}," in asked
+        assert ("--device map" in line) == (gpus > 1)
+    asked, line = seen["POPE", "InternVL-Chat-V1-2"]
+    assert "gres=gpu:h100:4," in asked and line.count("--device map") == 1 and "mpi=" not in asked
+    asked, line = seen["MM-NIAH-long-1m", "V2PE/V2PE-256K"]
+    assert all(word in asked for word in ("nodes=1", "tasks_per_node=8", "gres=gpu:h100:8", "mpi=srun"))
+    assert "srun --kill-on-bad-exit=1 --nodes=1 --ntasks-per-node=8 vlm eval" in line
+    assert "--processes 8" in line and "--device map" not in line
+    gathers = [line for line in lines if "vlm eval MM-NIAH-long-1m" in line and "--shard" not in line]
+    assert gathers and not any("--processes" in line or "srun" in line for line in gathers)
+
+
+def test_what_was_released_and_what_is_trained_are_targets_of_their_own(checkout: Path) -> None:
+    released = printed_jobs(snakemake(checkout, "-np", "released", profile="slurm").stdout)
+    rules = Counter(job.rule for job in released)
+    assert rules["report_system"] == 1 and not rules["train_stage"] and not rules["start_checkpoint"]
+    (report,) = (job.words for job in released if job.words[:1] == ["report"])
+    assert {word.rsplit("/", 1)[-1] for word in report[1:-2]} == {
+        name for name, entry in config("paper")["evaluate"].items() if "model" in entry
+    }
+    downloads = {job.words[1] for job in released if job.words[:1] == ["download"]}
+    assert {"V2PE", "InternVL2-2B", "ConvLLaVA-sft-768"} < downloads
+
+
+def test_a_checkpoint_that_was_never_released_is_named_before_anything_runs(checkout: Path) -> None:
+    values = config("paper")
+    values["evaluate"]["V2PE-32K"]["model"] = "pretrained/V2PE/V2PE-64K"
+    (checkout / "wrong.yaml").write_text(yaml.safe_dump(values))
+    done = snakemake(checkout, "-n", "released", "--configfile", "wrong.yaml")
+    said = done.stdout + done.stderr
+    assert done.returncode and "V2PE/V2PE-64K" in said and "pretrained/V2PE/V2PE-32K" in said
+    for folder in ("pretrained/V2PE", "pretrained/V2PE-32K"):
+        with pytest.raises(UnknownName, match="V2PE/V2PE-32K"):
+            checkpoint_marker(folder)
+    assert checkpoint_marker("pretrained/ada/cats") == "pretrained/ada/cats/.vlm-manifest.json"
+    assert downloads_of("pretrained/ada/cats") == "ada/cats"
+
+
+@pytest.mark.parametrize(("processes", "per_node", "nodes", "tasks"), [(8, 4, 2, 4), (8, 8, 1, 8), (6, 4, 2, 3)])
+def test_a_ring_goes_over_nodes_where_one_has_too_few_gpus(processes, per_node, nodes, tasks) -> None:
+    site = {"gpus_per_node": str(per_node), "mem_mb_per_gpu": 10, "mem_mb": 1, "cpus_per_gpu": 2, "launcher": "srun"}
+    site |= {"gpu_partition": "gpu", "cpu_partition": "cpu"}
+    asked = {key: of(None) for key, of in evaluation(site, lambda _: processes, lambda _: processes).items()}
+    assert asked == {
+        "gres": f"gpu:{tasks}", "mem_mb": 10 * tasks, "cpus_per_task": 2, "slurm_partition": "gpu",
+        "nodes": nodes, "tasks_per_node": tasks, "mpi": "srun",
+    }  # fmt: skip
+    asked = {key: of(None) for key, of in evaluation(site, lambda _: 2, lambda _: 1).items()}
+    assert asked["gres"] == "gpu:2" and asked["cpus_per_task"] == 4 and asked["mpi"] is asked["nodes"] is None
+
+
 def test_each_target_resolves_to_its_part_of_the_dag(checkout: Path) -> None:
     rules = set(HEAD.findall(dry_run(checkout, "debug", "weights", "data")))
     assert rules == {"weights", "data", "miniature", "tokenizer", "start_checkpoint"}
-    targets = ["train", "evaluate", "v2pe", "internvl_chat_v1_2", "convllava", "report"]
+    targets = ["train", "evaluate", "v2pe", "internvl_chat_v1_2", "convllava", "released", "trained", "report"]
     rules = set(HEAD.findall(dry_run(checkout, "quickstart", *targets)))
     assert {*targets, "report_system", "train_stage", "evaluate_model"} <= rules
 

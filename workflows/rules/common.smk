@@ -3,17 +3,17 @@ from contextlib import ExitStack
 
 from vlm.cli.workflow.guards import (
     cancel_strays,
+    evaluation,
     exclusive,
     launch,
     many_processes,
-    one_process,
     plain_errors,
     preflight,
     train_options,
     write_rule_graph,
     write_snakemake_report,
 )
-from vlm.cli.workflow.dag import benchmark_data, downloads_of, needs, ready, table_of
+from vlm.cli.workflow.dag import benchmark_data, checkpoint_marker, downloads_of, needs, ready, table_of
 
 RUN = config["run"]
 STAGES = config["stages"]
@@ -21,6 +21,7 @@ START = config["start"]
 MODELS = config["evaluate"]
 SITE = config.get("site", {})
 SYSTEMS = ["v2pe", "internvl_chat_v1_2", "convllava", "internvl3"]
+ORIGINS = {"released": "model", "trained": "recipe"}  # target -> key of its models in the configuration
 FLAGS = {"default": "--stride none", "shuffled": "--stride none --shuffle-images"}
 guards = ExitStack()  # entered by `onstart`, left when Snakemake ends
 
@@ -53,8 +54,8 @@ def checkpoint_of(model):
 
 def marker_of(folder):
     """Return the file whose existence means that a folder of weights is complete."""
-    trained = folder.startswith(RUN) or folder.split("/")[-1] in START
-    return f"{folder}/config.json" if trained else f"{folder}/.vlm-manifest.json"
+    made = folder.startswith(RUN) or folder.split("/")[-1] in START
+    return f"{folder}/config.json" if made else checkpoint_marker(folder)
 
 
 def data_of(bench):
@@ -79,23 +80,23 @@ def evaluations(model):
     ]
 
 
-def stages_of(*systems):
-    """Return the trained models of some systems."""
-    return [
-        f"{RUN}/train/{recipe}/model/config.json"
-        for recipe, stage in STAGES.items()
-        if stage["system"] in systems
-    ]
+def part_of(name):
+    """Return the stages and the models of a system, of what was `released`, or of what is `trained` here."""
+    if name in ORIGINS:
+        key = ORIGINS[name]
+        return [r for r in STAGES if key == "recipe"], [m for m, e in MODELS.items() if key in e]
+    stages = [r for r, stage in STAGES.items() if stage["system"] == name]
+    return stages, [m for m, entry in MODELS.items() if entry["system"] == name]
 
 
-def evaluations_of(*systems):
-    """Return the result files of some systems."""
-    return [
-        path
-        for model, entry in MODELS.items()
-        if entry["system"] in systems
-        for path in evaluations(model)
-    ]
+def stages_of(*parts):
+    """Return the trained models of some parts."""
+    return [f"{RUN}/train/{r}/model/config.json" for part in parts for r in part_of(part)[0]]
+
+
+def evaluations_of(*parts):
+    """Return the result files of some parts."""
+    return [path for part in parts for model in part_of(part)[1] for path in evaluations(model)]
 
 
 def shards_of(wildcards):
@@ -109,10 +110,23 @@ def shards_of(wildcards):
     return [f"{folder}/{i}-of-{n}/timing.json" for i in range(n)] if n > 1 else []
 
 
+def gathers(wildcards):
+    """Return whether a job only gathers the answers of shards: without a GPU."""
+    return "shard" not in wildcards.keys() and bool(shards_of(wildcards))
+
+
+def processes_of(wildcards):
+    """Return the processes of the ring that an evaluation job is; 1 without a ring."""
+    return 1 if gathers(wildcards) else config["processes"].get(wildcards.bench, 1)
+
+
 def gpus_of(wildcards):
-    """Return the GPUs of an evaluation job: none to gather the answers of shards."""
-    gathers = "shard" not in wildcards.keys() and shards_of(wildcards)
-    return 0 if gathers else MODELS[wildcards.model].get("gpus", 0)
+    """Return the GPUs of an evaluation job: the greater of its model's and its benchmark's; one a process of a ring."""
+    own = MODELS[wildcards.model].get("gpus", 0)
+    if gathers(wildcards) or not own:
+        return 0
+    ring = processes_of(wildcards)
+    return ring if ring > 1 else max(own, config["gpus"].get(wildcards.bench, 0))
 
 
 def asked(wildcards):
@@ -121,8 +135,10 @@ def asked(wildcards):
     flags = [
         FLAGS.get(wildcards.variant)
         or f"--stride {wildcards.variant.removeprefix('stride')}",
-        f"--data dataset/mini/{bench}" if bench in config["miniatures"] else "",
+        f"--mini --data dataset/mini/{bench}" if bench in config["miniatures"] else "",
         model.get("flags", ""),
+        "--device map" if gpus_of(wildcards) > (n := processes_of(wildcards)) else "",
+        f"--processes {n}" if n > 1 else "",
         model.get("options", {}).get(bench, ""),
     ]
     return " ".join(flag for flag in flags if flag)

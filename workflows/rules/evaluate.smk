@@ -1,5 +1,6 @@
 # One job for each model, benchmark and variant. A large benchmark is split into shards; the same command without
 # `--shard` gathers and scores their answers. Snakemake decides what is out of date, so that results are replaced.
+# A ring of several processes is a job step of so many tasks where the profile has a site, else `vlm eval` starts them.
 
 
 rule evaluate_shard:
@@ -15,13 +16,14 @@ rule evaluate_shard:
     benchmark:
         f"{RUN}/benchmarks/evaluate/{{model}}-{{bench}}-{{variant}}-{{shard}}-of-{{shards}}.tsv"
     resources:
-        **one_process(SITE, gpus_of),
+        **evaluation(SITE, gpus_of, processes_of),
     params:
         checkpoint=lambda w: checkpoint_of(w.model),
         out=lambda w: f"{RUN}/eval",
         flags=asked,
+        launch=lambda w, resources: launch(resources),
     shell:
-        "vlm eval {wildcards.bench} --model {params.checkpoint} --name {wildcards.model} --out {params.out} --replace"
+        "{params.launch}vlm eval {wildcards.bench} --model {params.checkpoint} --name {wildcards.model} --out {params.out} --replace"
         " --shard {wildcards.shard}/{wildcards.shards} {params.flags} > {log} 2>&1"
 
 
@@ -38,11 +40,12 @@ rule evaluate_model:
     benchmark:
         f"{RUN}/benchmarks/evaluate/{{model}}-{{bench}}-{{variant}}.tsv"
     resources:
-        **one_process(SITE, gpus_of),
+        **evaluation(SITE, gpus_of, processes_of),
     params:
         checkpoint=lambda w: checkpoint_of(w.model),
         out=lambda w: f"{RUN}/eval",
         flags=asked,
+        launch=lambda w, resources: launch(resources),
     shell:
-        "vlm eval {wildcards.bench} --model {params.checkpoint} --name {wildcards.model} --out {params.out} --replace"
+        "{params.launch}vlm eval {wildcards.bench} --model {params.checkpoint} --name {wildcards.model} --out {params.out} --replace"
         " {params.flags} > {log} 2>&1"

@@ -23,7 +23,7 @@ rule organize:
         "vlm data organize {wildcards.name} --questions-per-record {params.turns} > {log} 2>&1"
 
 
-# Published sets: unpack, link and convert them into the published tree, as the catalogue says.
+# Published sets: unpack, link and convert them into their folders, as the catalogue says.
 rule organize_published:
     input:
         lambda w: needs(w.entry),

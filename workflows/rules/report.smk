@@ -1,4 +1,4 @@
-# One report of everything, and one for each system.
+# One report of everything, one for each system, one of what was released and one of what is trained here.
 
 
 rule report:
@@ -30,11 +30,12 @@ rule report_system:
     benchmark:
         f"{RUN}/benchmarks/report-{{system}}.tsv"
     wildcard_constraints:
-        system="|".join(SYSTEMS),
+        system=one_of([*SYSTEMS, *ORIGINS]),
     params:
         folders=lambda w: " ".join(
-            [f"{RUN}/train/{r}" for r, s in STAGES.items() if s["system"] == w.system]
-            + [f"{RUN}/eval/{m}" for m, e in MODELS.items() if e["system"] == w.system]
+            f"{RUN}/{kind}/{name}"
+            for kind, names in zip(["train", "eval"], part_of(w.system))
+            for name in names
         ),
     shell:
         "vlm report {params.folders} -o {output.page} > {log} 2>&1"

@@ -1,4 +1,5 @@
-# Targets besides `all` and `report`: one kind of work, or one system with its own report.
+# Targets besides `all` and `report`: one kind of work, or one part with its own report: a system, the released
+# models, the trained ones.
 
 
 localrules:
@@ -9,6 +10,8 @@ localrules:
     v2pe,
     internvl_chat_v1_2,
     convllava,
+    released,
+    trained,
 
 
 # functions, because each job reads this file again, and only these targets need the whole catalogue
@@ -53,3 +56,13 @@ rule internvl_chat_v1_2:
 rule convllava:
     input:
         f"{RUN}/report/convllava/index.html",
+
+
+rule released:
+    input:
+        f"{RUN}/report/released/index.html",
+
+
+rule trained:
+    input:
+        f"{RUN}/report/trained/index.html",

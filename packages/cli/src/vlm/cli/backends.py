@@ -56,6 +56,8 @@ def native(
 
     def backend(table: "Benchmark", options: "Options") -> "Backend":
         rule = table.image_override(checkpoint.processor.family)
+        if checkpoint.processor.spec.image_rule.kind == "whole":  # a benchmark's limit is one of 448-pixel tiles
+            rule.pop("max_tiles", None)
         if options.tiles:
             rule["max_tiles"] = options.tiles
         settings: dict[str, Any] = {"stride": options.stride, "positions": options.positions, "max_length": max_length}

@@ -31,6 +31,7 @@ from vlm.core.fetch.catalogue import (
     with_needs,
 )
 from vlm.core.fetch.installed import is_built
+from vlm.core.fetch.miniature import is_marked, is_miniature
 from vlm.core.home import dataset, home, pretrained, resolve, runs
 from vlm.core.paths import as_name, is_name
 from vlm.core.reading import is_folder
@@ -92,8 +93,9 @@ def find_benchmark_files(table: "Benchmark", files: "BenchmarkFiles") -> Path:
     """Return the folder of a benchmark's files; make the miniature when it is asked for.
 
     Raises:
-        DataError: no files; names the commands that fetch, organize or generate them.
-        ConfigError: options of a published benchmark with a person's own file, or that file is gone.
+        DataError: no files (names the commands that get or generate them), or a miniature without `--mini`.
+        ConfigError: options of a published benchmark with a person's own file, or that file is gone; `--mini` with
+            the folder of real data.
     """
     if table.file:
         from vlm.eval.own import check_file
@@ -103,13 +105,14 @@ def find_benchmark_files(table: "Benchmark", files: "BenchmarkFiles") -> Path:
                 f"{'--mini' if files.mini else '--data'} with {table.name}", expected="neither: its file is the data"
             )
         return check_file(table)
-    if files.mini:
+    if files.mini and not files.data:
         from vlm.eval.mini import make_mini
 
         folder = dataset() / "mini" / table.name
         make_mini(table.name, folder)
         return folder
     folder = resolve(files.data) if files.data else dataset() / table.folder
+    _refuse_what_is_not_asked(table, folder, files)
     if not folder.is_dir():
         ways = [
             f"vlm download {table.name}",
@@ -122,6 +125,51 @@ def find_benchmark_files(table: "Benchmark", files: "BenchmarkFiles") -> Path:
             fix="\n   or: ".join(ways),
         )
     return folder
+
+
+def refuse_published_folder(folder: Path) -> None:
+    """Refuse to generate data where published data belong.
+
+    Raises:
+        ConfigError: the folder is, contains or lies in that of a catalogue entry or a benchmark.
+    """
+    from vlm.eval.benchmark import load_benchmark, tables
+
+    taken = {entry.path for entry in shipped_entries()}
+    for name in tables(home()):
+        table = load_benchmark(name, home())
+        if table.counts and not table.file:
+            taken.add(dataset() / table.folder)
+    real = folder.resolve()
+    for place in sorted(path.resolve() for path in taken):
+        if real == place or place in real.parents or real in place.parents:
+            raise ConfigError(
+                f"{folder} is a place of published data",
+                expected="another folder: a miniature must not pass for real data",
+                fix="leave out --out: it is made below dataset/mini",
+            )
+
+
+def _refuse_what_is_not_asked(table: "Benchmark", folder: Path, files: "BenchmarkFiles") -> None:
+    """Refuse a miniature that nobody asked for, and real data where a miniature was asked for.
+
+    A folder that `--data` names may hold a part of one's own, with the true counts in its `mini.json`.
+    """
+    if files.mini:
+        if folder.is_dir() and not is_marked(folder):
+            raise ConfigError(
+                f"--mini with --data {folder}, which holds no miniature",
+                expected="a folder that `vlm data mini` made",
+                fix="leave out --mini to evaluate on what is there, or --data to make a miniature",
+            )
+    elif is_miniature(folder) or (table.counts and not files.data and is_marked(folder)):
+        where = f" --data {files.data or folder}"
+        raise DataError(
+            f"{folder} holds a miniature, not the data of {table.title}",
+            expected="the published data, unless --mini is given",
+            fix=f"for a miniature: vlm eval {table.name} --mini (made in dataset/mini), or --mini{where}\n   or: "
+            f"remove {folder}, then vlm download {table.name}",
+        )
 
 
 def find_model(model: str | None) -> Path:
@@ -257,7 +305,7 @@ def find_ruler(options: "LongSetOptions") -> "Ruler":
             f"the preset {model} has no tokenizer",
             fix="add --tokenizer DIR with tokenizer.model or tokenizer.json, or name a checkpoint",
         )
-    rule = spec.image_rule.model_copy(update={"max_tiles": max_tiles}) if max_tiles else spec.image_rule
+    rule = spec.image_rule.changed(max_tiles=max_tiles) if max_tiles else spec.image_rule
     names = (spec.image_tokens.start, spec.image_tokens.end)
     ruler = Ruler(folder, spec.template, rule, spec.tokens_per_tile, names, spec.system)
     ruler.tokens("")  # a wrong tokenizer fails now, not in a worker

@@ -20,7 +20,7 @@ from vlm.core.text import printable_lines
 VERBS = {
     "doctor": "Show what this machine has, and which kernels will run.",
     "list": "List recipes, benchmarks, datasets and weights, with their local state.",
-    "download": "Fetch weights, datasets and benchmarks into the published folder trees.",
+    "download": "Fetch weights, datasets and benchmarks into their folders below the home.",
     "data": "Organize, import, check, build and preview datasets.",
     "weights": "Make, inspect and convert checkpoints.",
     "push": "Share a model on the hub, with a model card.",

@@ -2,7 +2,7 @@
 
 @app.command()
 @grouped
-def chat(words: Words, placement: PlacementOptions) -> None:   # takes --device, --dtype, --quantize and --offload
+def chat(words: Words, placement: PlacementOptions) -> None:   # takes --device, --dtype, ...
     session = ChatSession(path, **asdict(placement))
 """
 
@@ -25,6 +25,9 @@ Replace = Annotated[bool, typer.Option(help="Give up results of other weights, s
 MODEL_HELP = "Folder, released name, stage or run. Default: what `vlm use` chose, or the only model here."
 """Help of `--model`; `vlm.cli.find.find_model` does what it says."""
 
+RULE_HELP = "Of a ConvLLaVA: whole images without padding (whole, whole:TOKENS or whole:WIDTHxHEIGHT at most), or pad."
+"""Help of `--image-rule`."""
+
 NATIVE = "Native backend"
 SERVER = "Server (--backend openai)"
 JUDGE = "Judge"
@@ -33,7 +36,7 @@ OWN = "Own file"
 
 @dataclass(frozen=True)
 class PlacementOptions:
-    """Where a model's weights go and in what precision: the arguments of `ChatSession` and `Checkpoint`."""
+    """Where a model's weights go, their precision, and its image rule: arguments of `ChatSession` and `Checkpoint`."""
 
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:1, …, or map: layers over all GPUs.", rich_help_panel=NATIVE)
@@ -54,6 +57,9 @@ class PlacementOptions:
         typer.Option(
             metavar="cpu|disk", help="Where layers of the language model wait for their turn.", rich_help_panel=NATIVE
         ),
+    ] = None
+    image_rule: Annotated[
+        str | None, typer.Option(metavar="RULE", help=f"{RULE_HELP} Default: the model's.", rich_help_panel=NATIVE)
     ] = None
 
 
@@ -105,7 +111,9 @@ class BenchmarkFiles:
     """Where the files of a benchmark are."""
 
     data: Annotated[Path | None, typer.Option(help="Folder of the benchmark's files. Default: below dataset/.")] = None
-    mini: Annotated[bool, typer.Option(help="Generated miniature data in dataset/mini/, made when absent.")] = False
+    mini: Annotated[
+        bool, typer.Option(help="A generated miniature: of dataset/mini/, made when absent, or the one in --data.")
+    ] = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from vlm.cli.find import find_model, model_name
 from vlm.cli.show.say import say
-from vlm.core.errors import ConfigError
+from vlm.core.errors import ConfigError, DataError
+from vlm.core.fetch.miniature import miniature_of
 from vlm.core.home import resolve
 from vlm.core.paths import as_name
 
@@ -64,6 +65,7 @@ def _own(options: "TrainOptions", processes: int | None, dry_run: bool) -> tuple
     start = find_model(options.model)
     rows, number = options.rows(), len(options.data or ())
     named = [_source(what, quiet) for what in (*(options.data or ()), *(options.eval_data or ()))]
+    _refuse_miniatures(named, options.overrides)
     name = as_name("-".join([model_name(start), *(source.name for source in named[:number])])[:80])
     run = str(options.run) if options.run else f"runs/{name}"
     out = resolve(run) / "train" / name
@@ -97,6 +99,17 @@ def _own(options: "TrainOptions", processes: int | None, dry_run: bool) -> tuple
     head = f"{MADE_BY[2:]}vlm train {' '.join(options.chosen())}\n{REQUEST[2:]}{request}"
     write_recipe(file, keys, head=f"{head}\nIt holds all that the run needs: vlm train --recipe {file} --run {run}")
     return load_recipe(str(file), run=run, overrides=options.overrides), out
+
+
+def _refuse_miniatures(sources: list["DataSource"], overrides: tuple[str, ...]) -> None:
+    """Refuse files of generated miniatures, unless `mini=true` says that they are meant."""
+    from vlm.train.plan.faults import MEANT
+    from vlm.train.recipe.recipe import with_overrides
+
+    if with_overrides({}, overrides).get("mini") is not True:
+        for source in sources:
+            if mini := miniature_of(Path(source.said)):
+                raise DataError(f"{source.said} belongs to a generated miniature, {mini}; no real data", fix=MEANT)
 
 
 def _source(what: str, quiet: bool) -> "DataSource":

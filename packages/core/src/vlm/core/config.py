@@ -121,7 +121,7 @@ def parse_yaml(content: str | bytes, *, where: str) -> Any:
         where: The file, for error messages.
 
     Raises:
-        ConfigError: Not valid YAML, a key twice in one mapping, or beyond a limit.
+        ConfigError: Not valid YAML, a key that is no text or there twice, or beyond a limit.
     """
     size = len(content if isinstance(content, bytes) else content.encode(errors="replace"))
     if size > MOST_BYTES:
@@ -129,7 +129,7 @@ def parse_yaml(content: str | bytes, *, where: str) -> Any:
     try:
         text = content.decode() if isinstance(content, bytes) else content
         _count(text, where)
-        return yaml.load(text, _OneKey)  # a SafeLoader
+        return yaml.load(text, _TextKeys)  # a SafeLoader
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where} is not UTF-8: {error.reason} at byte {error.start}", expected="YAML") from error
     except yaml.YAMLError as error:
@@ -181,17 +181,22 @@ def _encodes(text: str) -> bool:
     return True
 
 
-class _OneKey(yaml.SafeLoader):
-    """A SafeLoader for which a key that is given twice is an error: the last one would win without a word."""
+class _TextKeys(yaml.SafeLoader):
+    """A SafeLoader whose keys are texts, each once: of two the last would win, and `on:` would become True."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Return the mapping. Raises ConstructorError for a key that is there twice."""
-        given: set[Any] = set()
+        """Return the mapping. Raises ConstructorError for a key that is no text, or there twice."""
+        given: set[str] = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if (key.tag, key.value) in given:
-                    raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} twice", key.start_mark)
-                given.add((key.tag, key.value))
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.tag != "tag:yaml.org,2002:str":
+                shown = f"the key {key.value}" if isinstance(key, yaml.ScalarNode) and key.value else "a key"
+                message = f"{shown} is no text; put quotes around it"
+                raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
+            if key.value in given:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} twice", key.start_mark)
+            given.add(key.value)
         return super().construct_mapping(node, deep)
 
 

@@ -65,6 +65,14 @@ class ItemCounts(Strict):
     source: str
 
 
+class Longest(Strict):
+    """The longest prompt of the benchmark: all its tokens, or by `{variant}`; or how many images of it are shown."""
+
+    tokens: int | dict[str, int] | None = None
+    images: int = Field(1, ge=0)
+    source: str
+
+
 class Submission(Strict):
     """The file that an evaluation server accepts. `format` is a key of `vlm.eval.run.submission.FORMATS`."""
 
@@ -101,6 +109,7 @@ class Benchmark(Strict):
         scorer: A name in `vlm.eval.scorers.SCORERS` for all items, or one per group.
         aggregate: A name in `vlm.eval.scorers.AGGREGATES`. `not_scored`: a server keeps the answers, and scores the
             `submission`.
+        longest: How long its longest prompt is; None where it is one question about one image.
         counts: Items per group; None for sets that always have a marker (`mini.json`).
         options: Settings of the loader and the aggregate.
         teacher_forced: The answer is given, and the reply is what the model predicts at each of its tokens
@@ -121,6 +130,7 @@ class Benchmark(Strict):
     families: dict[str, FamilyRule] = Field(default_factory=dict)
     scorer: str | dict[str, str]
     aggregate: str
+    longest: Longest | None = None
     counts: ItemCounts | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     submission: Submission | None = None
@@ -243,9 +253,12 @@ def _own_name(content: dict[str, Any], path: Path) -> Any:
 
 
 def _of_variant(table: Benchmark, variant: str) -> dict[str, Any]:
-    """Return the published numbers of one variant, and its count where the groups are the variants."""
+    """Return the published numbers of one variant, its length, and its count where the groups are the variants."""
     published = [number for number in table.published if number.variant in (None, variant)]
     counts = table.counts
     if counts and counts.groups.keys() == set(table.variants):
         counts = counts.model_copy(update={"groups": {variant: counts.groups[variant]}})
-    return {"published": published, "counts": counts}
+    longest = table.longest
+    if longest and isinstance(longest.tokens, dict):
+        longest = longest.model_copy(update={"tokens": longest.tokens[variant]})
+    return {"published": published, "counts": counts, "longest": longest}

@@ -16,6 +16,8 @@ from transformers import LogitsProcessorList
 
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.sample.encoded import Encoded
+from vlm.models.batch import upload
+from vlm.models.features import TileFeatures
 from vlm.models.generation.drawing import RowDraws
 from vlm.models.processor import Processor
 from vlm.models.vlm import VisionLanguageModel
@@ -30,19 +32,49 @@ class Reply:
     finished: bool
 
 
-def encode_unique(model: VisionLanguageModel, processor: Processor, batch: list[Encoded], chunk: int) -> Tensor | None:
-    """Return features [tiles, T, C] of all tiles of the batch in reading order; equal tiles are encoded once."""
+def encode_unique(
+    model: VisionLanguageModel,
+    processor: Processor,
+    batch: list[Encoded],
+    chunk: int,
+    known: TileFeatures | None = None,
+) -> Tensor | None:
+    """Return features [tiles, T, C] of all tiles of the batch in reading order; equal tiles are encoded once.
+
+    Tiles that `known` holds are not encoded again, and the others are added to it.
+    """
+    if any(sample.grids for sample in batch):
+        return _encode_whole(model, processor, batch, chunk, next(model.parameters()).device)
     tiles = [tile for sample in batch if sample.pixels is not None for tile in sample.pixels]
     if not tiles:
         return None
-    unique: dict[bytes, tuple[int, np.ndarray]] = {}
-    order = [unique.setdefault(tile.tobytes(), (len(unique), tile))[0] for tile in tiles]
-    device = next(model.parameters()).device
-    # floats of one chunk at a time: they take four times the memory of the bytes
-    rest = [tile for _, tile in unique.values()]
-    parts = [np.stack(rest[start : start + chunk]) for start in range(0, len(rest), chunk)]
-    features = [model.encode_images(processor.pixels(part).to(device)) for part in parts]
-    return torch.cat(features)[torch.tensor(order, device=device)]
+    return (known or TileFeatures(model, processor, limit=0)).of(tiles, chunk)
+
+
+def _encode_whole(
+    model: VisionLanguageModel, processor: Processor, batch: list[Encoded], chunk: int, device: torch.device
+) -> Tensor:
+    """Return features [cells, T, C] of all whole images; equal images are encoded once."""
+    unique: dict[tuple[tuple[int, int], bytes], int] = {}
+    order: list[int] = []
+    first: list[np.ndarray] = []
+    for sample in batch:
+        assert sample.pixels is not None or not sample.grids, "an image has pixels"
+        for grid, cells in zip(sample.grids or (), sample.pictures, strict=True):
+            picture = sample.pixels[cells]  # type: ignore[index]  # checked above
+            number = unique.setdefault((grid, picture.tobytes()), len(unique))
+            if number == len(first):
+                first.append(picture)
+            order.append(number)
+    grids = [grid for grid, _ in unique]
+    ends = np.cumsum([columns * rows for columns, rows in grids]).tolist()
+    made: list[Tensor] = [torch.empty(0)] * len(first)
+    for start in range(0, len(first), chunk):  # floats of one chunk at a time
+        part = slice(start, start + chunk)
+        pixels = processor.pixels(np.concatenate(first[part])).to(device)
+        sizes = [end - begin for begin, end in zip([0, *ends][part], ends[part], strict=False)]
+        made[part] = model.encode_images(pixels, grids=grids[part]).split(sizes)
+    return torch.cat([made[number] for number in order])
 
 
 def left_padded(batch: list[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,10 +121,18 @@ def shared_length(batch: list[Encoded]) -> int:
         for other in others:
             if first.pixels is None or other.pixels is None or other.image_spans[i] != first.image_spans[i]:
                 return start
-            if not np.array_equal(first.pixels[page], other.pixels[page]):
+            if not np.array_equal(first.pixels[page], other.pixels[page]) or _grids(first, page) != _grids(other, page):
                 return start
         tiles += used
     return n
+
+
+def _grids(sample: Encoded, tiles: slice) -> tuple[tuple[int, int], ...] | None:
+    """Return the grids of the whole images whose cells are within those tiles; None where there are no cells."""
+    if sample.grids is None:
+        return None
+    first, last, _ = tiles.indices(sample.n_tiles)
+    return tuple(g for g, p in zip(sample.grids, sample.pictures, strict=True) if first <= p.start < last)
 
 
 def split(sample: Encoded, n: int) -> tuple[Encoded, Encoded]:
@@ -110,6 +150,7 @@ def split(sample: Encoded, n: int) -> tuple[Encoded, Encoded]:
             image_spans=spans,
             pixels=sample.pixels[pages] if spans and sample.pixels is not None else None,
             strides=None if sample.strides is None else sample.strides[mine],
+            grids=_grids(sample, pages),
         )
 
     return (
@@ -137,6 +178,7 @@ def answer(
     max_new_tokens: int,
     image_chunk: int = 32,
     draws: RowDraws | None = None,
+    known: TileFeatures | None = None,
     **settings: Any,
 ) -> list[Reply]:
     """Answer a batch of prompts, greedily unless `draws`, `do_sample` or `num_beams` is set.
@@ -151,6 +193,7 @@ def answer(
         max_new_tokens: greatest length of an answer.
         image_chunk: tiles encoded at once.
         draws: draws the tokens of each row by itself.
+        known: features of tiles that earlier batches encoded; those of this batch are added.
         settings: keywords of `model.generate`.
 
     Raises:
@@ -160,7 +203,7 @@ def answer(
         raise ConfigError("several answers to each prompt", expected="one: a reply for each prompt", fix="ask again")
     plain = [sample.strides is None for sample in batch]
     if len(set(plain)) == 2:
-        common = {"max_new_tokens": max_new_tokens, "image_chunk": image_chunk, **settings}
+        common = {"max_new_tokens": max_new_tokens, "image_chunk": image_chunk, "known": known, **settings}
         kinds = [[i for i, p in enumerate(plain) if p == kind] for kind in (False, True)]
         replies = [
             iter(answer(model, processor, [batch[i] for i in rows], draws=draws and draws.rows(rows), **common))
@@ -174,11 +217,11 @@ def answer(
     if length := document_length(model, batch):
         parts = [split(sample, length) for sample in batch]
         document, batch = parts[0][0], [question for _, question in parts]
-        ids, _, positions = (t.to(device) for t in left_padded([document]))
-        features = encode_unique(model, processor, [document], image_chunk)
+        ids, _, positions = (upload(t, device) for t in left_padded([document]))
+        features = encode_unique(model, processor, [document], image_chunk, known)
         prefix = model.prefill(ids, features=features, position_ids=positions)
-    features = encode_unique(model, processor, batch, image_chunk)
-    ids, mask, positions = (t.to(device) for t in left_padded(batch))
+    features = encode_unique(model, processor, batch, image_chunk, known)
+    ids, mask, positions = (upload(t, device) for t in left_padded(batch))
     stop = processor.stop_ids
     new = model.generate(
         ids,

@@ -185,11 +185,16 @@ def make_batch(
         }
         if encoded.pixels is not None and len(encoded.pixels):
             given["pixel_values"] = processor.pixels(encoded.pixels)
+            if encoded.grids is not None:
+                given["image_grids"] = torch.tensor(encoded.grids)
         return lambda _: given
     if picture is None:
+        grid = (1, 1)
         pixels = torch.randn(1, 3, rule.size, rule.size, generator=generator)
     else:
-        pixels = torch.from_numpy(rule.normalize(rule.apply(load_image(picture))))
+        drawn = load_image(picture)
+        grid = rule.plan(*drawn.size).grid
+        pixels = torch.from_numpy(rule.normalize(rule.apply(drawn)))
     words = torch.randint(0, spec.language.vocab, (2, WORDS), generator=generator)
     words[words == spec.image_tokens.context_id] = 0
 
@@ -199,7 +204,8 @@ def make_batch(
         layout: list[tuple[Any, int]] = [("text", WORDS - 1), ("image", len(pixels)), ("text", WORDS - 1)]
         exact = positions(layout, tokens_per_tile=model.tokens_per_tile, strides=spec.strides)
         place = torch.from_numpy(exact)[None] if spec.strides is not None else torch.arange(len(ids))[None]
-        return {"input_ids": ids[None], "position_ids": place, "pixel_values": pixels}
+        whole = {"image_grids": torch.tensor([grid])} if rule.kind == "whole" else {}
+        return {"input_ids": ids[None], "position_ids": place, "pixel_values": pixels, **whole}
 
     return batch
 

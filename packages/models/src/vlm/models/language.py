@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, apply_rotary_pos_emb
 
 from vlm.core.errors import UnknownName
+from vlm.models import blocks
 from vlm.models.attention import NAME, attend
+from vlm.models.batch import upload
 from vlm.models.loss import LossHead
 from vlm.models.specs import LanguageSpec, RopeScaling
 
@@ -48,7 +50,7 @@ class ExactRotary(nn.Module):
         theta: float | Tensor = self.theta
         if scaling and scaling.kind == "linear":
             position = position / scaling.factor
-        elif scaling and (length > self.max_positions).any():
+        elif scaling and (length.device.type != "cpu" or (length > self.max_positions).any()):  # asking a GPU is a wait
             stretch = (scaling.factor * length.to(phases) / self.max_positions - (scaling.factor - 1)).clamp(min=1)
             theta = theta * stretch[..., None] ** (self.head_size / (self.head_size - 2))
         exponent = torch.arange(0, self.head_size, 2, dtype=phases, device=position.device) / self.head_size
@@ -96,7 +98,10 @@ class ExactForward(nn.Module):
         """hidden_states [B, L, C] -> [B, L, C]; `position_embeddings` from `ExactRotary`."""
         assert position_embeddings is not None
         q, k, v = (t.transpose(1, 2) for t in self.project(hidden_states))
-        q, k = (t.to(v.dtype) for t in apply_rotary_pos_emb(q, k, *position_embeddings))
+        if blocks.pays(q, blocks.ROTATED):
+            q, k = (blocks.rotated(t, *position_embeddings, v.dtype) for t in (q, k))
+        else:
+            q, k = (t.to(v.dtype) for t in apply_rotary_pos_emb(q, k, *position_embeddings))
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
         backend = AttentionInterface().get_interface(self.config._attn_implementation, attend)
@@ -104,15 +109,45 @@ class ExactForward(nn.Module):
         return self.o_proj(out.flatten(2)), None
 
 
+class BlockedNorm(nn.Module):
+    """The norm of a Llama or a relative of it, in blocks where that is faster; a base class before theirs."""
+
+    weight: nn.Parameter
+    variance_epsilon: float
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Normalize over the last axis; the dtype stays."""
+        return blocks.rms_norm(hidden_states, self.weight, self.variance_epsilon)
+
+
+class ExactNorm(BlockedNorm, LlamaRMSNorm):
+    """Llama's norm."""
+
+
 class ExactAttention(ExactForward, LlamaAttention):  # type: ignore[misc]  # no attention weights are returned
     """Llama's parameters with the forward pass of `ExactForward`."""
 
 
 def document_positions(cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """Return 0, 1, 2, ... in each document of a packed row, and the length of each token's document; int64 [1, L]."""
+    """Return 0, 1, 2, ... in each document of a packed row, and the length of each token's document; int64 [1, L].
+
+    They are computed on the CPU if `cu_seqlens` is there: on a device the host would have to wait for their number.
+    """
     lengths = cu_seqlens.diff().long()
     start, length = (t.repeat_interleave(lengths) for t in (cu_seqlens[:-1].long(), lengths))
     return (torch.arange(len(start), device=start.device) - start)[None], length[None]
+
+
+def with_lengths(position_ids: Tensor | None, cu_seqlens: Tensor, device: torch.device) -> Tensor:
+    """Return positions of a packed row for `ExactRotary`: floats as they are, counts beside their document's length.
+
+    Without `position_ids` they count 0, 1, 2, ... in each document.
+    """
+    if position_ids is not None and position_ids.is_floating_point():
+        return position_ids
+    counting, length = (upload(t, device) for t in document_positions(cu_seqlens))
+    position_ids = counting if position_ids is None else position_ids
+    return torch.stack([position_ids, length.expand_as(position_ids)], dim=-1)  # rotary scaling goes by the length
 
 
 LANGUAGE_MODELS = {"llama": "vlm.models.language:make_llama", "qwen2": "vlm.models.qwen2:make_qwen2"}
@@ -133,7 +168,7 @@ def make_language_model(spec: LanguageSpec) -> Any:
 
 def make_llama(spec: LanguageSpec) -> Any:
     """Make a Llama (weights drawn from a normal distribution of 0.02)."""
-    return with_exact_parts(LlamaForCausalLM(LlamaConfig(**shared_config(spec))), spec, ExactAttention)
+    return with_exact_parts(LlamaForCausalLM(LlamaConfig(**shared_config(spec))), spec, ExactAttention, ExactNorm)
 
 
 def shared_config(spec: LanguageSpec) -> dict[str, Any]:
@@ -157,19 +192,28 @@ def shared_config(spec: LanguageSpec) -> dict[str, Any]:
     }
 
 
-def with_exact_parts(model: Any, spec: LanguageSpec, attention: type[nn.Module]) -> Any:
-    """Return a model of transformers with our output head, rotary tables and attention.
+def with_exact_parts(model: Any, spec: LanguageSpec, attention: type[nn.Module], norm: type[nn.Module]) -> Any:
+    """Return a model of transformers with our output head, rotary tables, attention and norms.
 
-    `attention(config, layer)` has the parameters of the model's own, and the forward pass of `ExactForward`.
+    `attention(config, layer)` and `norm(width, eps)` have the parameters of the model's own, and the forward passes of
+    `ExactForward` and `BlockedNorm`.
     """
     model.lm_head = with_parts_of(model.lm_head, LossHead(spec.width, spec.vocab, bias=False, device="meta"))
     head = spec.width // spec.heads
     published = spec.rotary_tables == "published"
     model.model.rotary_emb = ExactRotary(head, spec.rope_theta, spec.max_positions, spec.rope_scaling, published)
+
+    def norm_like() -> nn.Module:
+        with torch.device("meta"):
+            return norm(spec.width, eps=spec.norm_eps)
+
     for i, layer in enumerate(model.model.layers):
         with torch.device("meta"):
             exact = attention(model.config, i)
         layer.self_attn = with_parts_of(layer.self_attn, exact)  # parameters as transformers has drawn them
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            setattr(layer, name, with_parts_of(getattr(layer, name), norm_like()))
+    model.model.norm = with_parts_of(model.model.norm, norm_like())
     return model
 
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from vlm.models.batch import upload
+
 CHUNK = 512  # rows of logits in memory at once: 512 x 92,553 x 4 bytes = 190 MB; in 16 bits, four times as many rows
 BLOCK = 16  # rows of logits that a processor's cache holds
 SLICE = 8192  # entries of the vocabulary whose gradient is summed at once
@@ -28,7 +30,7 @@ def shifted(labels: Tensor, weights: Tensor | None, cu_seqlens: Tensor | None) -
     target = F.pad(labels[:, 1:], (0, 1), value=-100)
     if cu_seqlens is not None:
         target = target.clone()
-        target[:, cu_seqlens[1:-1].long() - 1] = -100
+        target[:, upload(cu_seqlens[1:-1].long() - 1, target.device)] = -100
     weight = torch.ones_like(target, dtype=torch.float32) if weights is None else F.pad(weights[:, 1:], (0, 1)).float()
     return target, weight * (target != -100)
 

@@ -53,8 +53,7 @@ class Processor:
         self.spec, self.frames = spec, frames
         self.tokenizer = load_tokenizer(tokenizer_folder)
         self.template = check_agreement(spec, self.tokenizer, Path(tokenizer_folder))
-        with torch.device("meta"):
-            self.tokens_per_tile = make_model(spec).tokens_per_tile
+        self.tokens_per_tile = tokens_of_tile(spec)
         self.encoder = self.make_encoder()
 
     def make_encoder(self) -> SampleEncoder:
@@ -137,34 +136,52 @@ class Processor:
 
     def with_image_rule(self, **changes: object) -> "Processor":
         """Return a processor with another image rule, e.g. `with_image_rule(max_tiles=24)`. Raises ConfigError."""
-        rule = self.spec.image_rule.changed(**changes)
+        return self._with_spec(self.spec.model_copy(update={"image_rule": self.spec.image_rule.changed(**changes)}))
+
+    def with_named_rule(self, name: str | None) -> "Processor":
+        """Return a processor with an image rule by its name, see `ModelSpec.with_image_rule`; None changes nothing."""
+        return self if name is None else self._with_spec(self.spec.with_image_rule(name))
+
+    def _with_spec(self, spec: ModelSpec) -> "Processor":
         other = copy(self)
-        other.spec = self.spec.model_copy(update={"image_rule": rule})
+        if (spec.image_rule.kind, spec.image_rule.size) != (self.spec.image_rule.kind, self.spec.image_rule.size):
+            other.tokens_per_tile = tokens_of_tile(spec)
+        other.spec = spec
         other.encoder = other.make_encoder()
         return other
 
 
-def load_processor(path: str | Path, *, max_tiles: int | None = None, frames: int = FRAMES) -> Processor:
+def tokens_of_tile(spec: ModelSpec) -> int:
+    """Return the context tokens of one tile, from the model itself: of a timm trunk, arithmetic only assumes them."""
+    with torch.device("meta"):
+        return make_model(spec).tokens_per_tile
+
+
+def load_processor(
+    path: str | Path, *, max_tiles: int | None = None, frames: int = FRAMES, image_rule: str | None = None
+) -> Processor:
     """Return the processor of a checkpoint in any format, with tokenizer files in its folder.
 
     Args:
         path: a folder, or a name below `pretrained/`.
-        max_tiles: tiles per image, thumbnail not counted.
+        max_tiles: tiles per image, thumbnail not counted; under the image rule `whole` its tokens.
         frames: frames per video.
+        image_rule: another rule than the checkpoint's, by a name of `ModelSpec.with_image_rule`.
 
     Raises:
         CheckpointError: no such folder, no tokenizer in it, or one that does not fit the model.
         UnknownName: the configuration names an unknown template.
-        ConfigError: `max_tiles` for a family that makes one square of an image.
+        ConfigError: `max_tiles` for a family that makes one square of an image; an image rule that does not fit.
     """
     folder = find_checkpoint(path)
-    processor = Processor(read_layout(folder).spec, folder, frames=frames)
+    processor = Processor(read_layout(folder).spec, folder, frames=frames).with_named_rule(image_rule)
     if max_tiles is None:
         return processor
-    if (kind := processor.spec.image_rule.kind) != "tiles":
+    if not processor.spec.image_rule.limited:
+        kind = processor.spec.image_rule.kind
         raise ConfigError(
             f"max_tiles {max_tiles}, but this checkpoint makes one square of an image (rule `{kind}`)",
             expected="a checkpoint with dynamic tiles, as InternVL2 and V2PE are",
-            fix="leave it out",
+            fix="leave it out, or add the image rule `whole` for a ConvLLaVA",
         )
     return processor.with_image_rule(max_tiles=max_tiles)

@@ -16,11 +16,12 @@ from torch.nn import functional as F
 from vlm.core.errors import ConfigError, DataError, UnknownName
 from vlm.models.attention import PACKED, check_packed
 from vlm.models.attention.ulysses import key_copies
-from vlm.models.batch import Batch, Output
-from vlm.models.language import document_positions
+from vlm.models.batch import Batch, Output, upload
+from vlm.models.language import with_lengths
 from vlm.models.loss import shifted, weighted_cross_entropy
 from vlm.models.sequence.group import SequenceGroup
 from vlm.models.sequence.sharding import LAYOUTS, TokenShard, owners
+from vlm.models.vision.whole import Grids, as_pairs, image_shares
 from vlm.models.vlm import VisionLanguageModel
 
 TILES = 32
@@ -66,7 +67,15 @@ class SharedRows:
         pixel_values = batch.pixel_values
         if pixel_values is not None and batch.image_flags is not None:
             pixel_values = pixel_values[batch.image_flags.flatten().to(pixel_values.device) == 1]
-        hidden, shard = self.held_states(model, batch.input_ids, pixel_values, batch.position_ids, batch.cu_seqlens)
+        hidden, shard = self.held_states(
+            model,
+            batch.input_ids,
+            pixel_values,
+            batch.position_ids,
+            batch.cu_seqlens,
+            batch.image_grids,
+            batch.encoder_calls,
+        )
         out = Output()
         if batch.labels is not None:
             out.loss = share_of_loss(model, hidden, batch, shard)
@@ -81,18 +90,18 @@ class SharedRows:
         pixel_values: Tensor | None,
         position_ids: Tensor | None,
         cu_seqlens: Tensor,
+        grids: Grids | None = None,
+        calls: int = 0,
     ) -> tuple[Tensor, TokenShard]:
         """Return the last hidden states [1, n, C] of the tokens that this process holds, and their places."""
+        cu_seqlens = cu_seqlens.cpu()
         check_packed(cu_seqlens, input_ids[..., None])
         shard = LAYOUTS[model.attention](cu_seqlens, self.group.rank, self.group.size)
-        features = self.held_features(model, input_ids, pixel_values, cu_seqlens)
-        counting, length = document_positions(cu_seqlens)
-        position_ids = counting if position_ids is None else position_ids
-        if not position_ids.is_floating_point():  # rotary scaling goes by the length of the whole document
-            position_ids = torch.stack([position_ids, length.expand_as(position_ids)], dim=-1)
+        features = self.held_features(model, input_ids, pixel_values, cu_seqlens, grids, calls)
+        position_ids = with_lengths(position_ids, cu_seqlens, input_ids.device)
         hidden = model.language_model.model(
             inputs_embeds=model.embed(shard.take(input_ids, 0), features=features[None]),
-            attention_mask=PACKED.to(features.device),
+            attention_mask=upload(PACKED, features.device),
             position_ids=shard.take(position_ids, 0),
             cu_seqlens=shard.borders,
             group=self.group,
@@ -101,12 +110,19 @@ class SharedRows:
         return hidden, shard
 
     def held_features(
-        self, model: VisionLanguageModel, input_ids: Tensor, pixel_values: Tensor | None, cu_seqlens: Tensor
+        self,
+        model: VisionLanguageModel,
+        input_ids: Tensor,
+        pixel_values: Tensor | None,
+        cu_seqlens: Tensor,
+        grids: Grids | None = None,
+        calls: int = 0,
     ) -> Tensor:
         """Return features [n, C] of the image tokens that this process holds; each tile is encoded by one process.
 
         Tiles are split evenly, in their order; a process without one encodes a black tile (its collectives stay in
-        step), and its features are not used. Each feature goes only to the process that holds its token.
+        step), and its features are not used. Each feature goes only to the process that holds its token. Of whole
+        images (`grids`) each is encoded by one process.
         """
         size, rank = self.group.size, self.group.rank
         tiles = 0 if pixel_values is None else len(pixel_values)
@@ -114,10 +130,20 @@ class SharedRows:
         share = max(1, -(-tiles // size))
         if pixel_values is None:
             pixel_values = torch.zeros(0, 3, model.image_size, model.image_size)
-        mine = pixel_values[rank * share : (rank + 1) * share].to(input_ids.device)
-        mine = F.pad(mine, (0, 0) * (mine.dim() - 1) + (0, share - len(mine)))
         # in training all at once: under ZeRO-3 each call gathers the weights again
-        features = model.encode_images(mine, chunk=None if torch.is_grad_enabled() else TILES)
+        chunk = None if torch.is_grad_enabled() else TILES
+        if grids is None:
+            maker = torch.arange(tiles) // share
+            mine = upload(pixel_values[rank * share : (rank + 1) * share], input_ids.device)
+            mine = F.pad(mine, (0, 0) * (mine.dim() - 1) + (0, share - len(mine)))
+            features = model.encode_images(mine, chunk)
+        else:
+            maker = makers(grids, size, tiles)
+            mine = upload(pixel_values[maker == rank], input_ids.device)
+            own = [as_pairs(grids)[i] for i in image_shares(grids, size)[rank]]
+            if not own:
+                mine, own = mine.new_zeros(1, *mine.shape[1:]), [(1, 1)]
+            features = model.encode_images(mine, chunk, own, calls)
         tokens, features = features.shape[1], features.flatten(0, 1)
         if (slots := int(placeholder.sum())) != tiles * tokens:
             raise DataError(
@@ -128,12 +154,25 @@ class SharedRows:
         if tiles == 0:
             return features[:0]
         holder = owners(cu_seqlens, size, LAYOUTS[model.attention])[placeholder]
-        maker = torch.arange(len(holder)) // (share * tokens)
+        maker = maker.repeat_interleave(tokens)
         to = holder[maker == rank]
         send = to.bincount(minlength=size).tolist()
         receive = maker[holder == rank].bincount(minlength=size).tolist()
         order = to.argsort(stable=True).to(features.device)
         return self.group.exchange(features[order], send, receive)
+
+
+def makers(grids: Grids, size: int, cells: int) -> Tensor:
+    """Return the process that encodes each cell of whole images, int64 [cells].
+
+    Raises:
+        DataError: the grids do not add up to the cells.
+    """
+    pairs = as_pairs(grids)
+    counts = [sum(pairs[i][0] * pairs[i][1] for i in share) for share in image_shares(pairs, size)]
+    if sum(counts) != cells:
+        raise DataError(f"{cells} cells for grids of {sum(counts)}", expected="columns x rows cells for each image")
+    return torch.arange(size).repeat_interleave(torch.tensor(counts))
 
 
 def share_of_loss(model: VisionLanguageModel, hidden: Tensor, batch: Batch, shard: TokenShard) -> Tensor:

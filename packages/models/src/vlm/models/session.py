@@ -22,6 +22,7 @@ from vlm.core.sample.encode import combined_part
 from vlm.core.sample.encoded import Encoded
 from vlm.core.sample.records import Message, Part, VideoPart, image, text, video
 from vlm.models.answers import answer, encode_unique, left_padded, reply
+from vlm.models.batch import upload
 from vlm.models.checkpoint.load import load_model
 from vlm.models.processor import FRAMES, FROM_MODEL, Processor, load_processor
 
@@ -67,6 +68,10 @@ def user_turn(question: str, images: Files, videos: Videos, template: Template, 
     return {"role": "user", "content": [*content, text(question)]}
 
 
+SINGLE_PICTURE = ("internvl-chat-v1-2", "convllava")
+"""Families whose published models were trained on conversations about one picture (for V1-2 the authors warn of it)."""
+
+
 class ChatSession:
     """A conversation with one model. `history` holds the finished turns; `reset()` empties it.
 
@@ -82,6 +87,7 @@ class ChatSession:
         combine: several images of a question share one placeholder.
         max_tiles: tiles per image, see `load_processor`.
         frames: frames per video, see `load_processor`.
+        image_rule: another image rule than the checkpoint's, see `load_processor`.
         placement: `device`, `dtype`, `quantize`, `offload` and `progress` of `load_model`.
     """
 
@@ -94,9 +100,10 @@ class ChatSession:
         combine: bool = False,
         max_tiles: int | None = None,
         frames: int = FRAMES,
+        image_rule: str | None = None,
         **placement: Any,
     ):
-        self.processor = load_processor(path, max_tiles=max_tiles, frames=frames)
+        self.processor = load_processor(path, max_tiles=max_tiles, frames=frames, image_rule=image_rule)
         if isinstance(strides, Fraction):
             strides = float(strides * self.processor.tokens_per_tile)
         self.processor.resolve_strides(strides)  # report a fault before gigabytes are read
@@ -115,6 +122,25 @@ class ChatSession:
         """Return the history and one more user turn (see `user_turn`)."""
         turn = user_turn(question, images, videos, self.processor.template, combine=self.combine)
         return [*self.history, turn]
+
+    def untrained(self, images: Files = (), videos: Videos = ()) -> str | None:
+        """Return a warning where the model's family was not trained on as many pictures, or videos; None if it was.
+
+        The pictures and videos of the history count: the model sees them again.
+        """
+        if self.processor.family not in SINGLE_PICTURE:
+            return None
+        media = [part["type"] for message in self.history for part in message["content"] if part["type"] != "text"]
+        pictures, movies = media.count("image") + len(images), media.count("video") + len(videos)
+        if pictures + movies < 2 and not movies:
+            return None
+        seen = [
+            f"{n} {word}" for n, word in ((pictures, "pictures"), (movies, "videos" if movies > 1 else "video")) if n
+        ]
+        return (
+            f"{' and '.join(seen)}, but the published models of the family {self.processor.family} were trained on one "
+            "picture in a conversation: expect poor answers"
+        )
 
     def ask(self, question: str, *, images: Files = (), videos: Videos = (), **settings: Any) -> str:
         """Return the complete answer, and add the turn to the history. Keywords are those of `generate`."""
@@ -202,7 +228,7 @@ class ChatSession:
                 return
             device = next(self.model.parameters()).device
             features = encode_unique(self.model, self.processor, [encoded], chunk=16)
-            ids, mask, positions = (t.to(device) for t in left_padded([encoded]))
+            ids, mask, positions = (upload(t, device) for t in left_padded([encoded]))
             self.model.generate(
                 ids,
                 features=features,

@@ -7,6 +7,8 @@
 Presets are the YAML files in `presets/`; a checkpoint in our format has its spec in `config.json`. Imports no torch.
 """
 
+import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -225,7 +227,12 @@ class ModelSpec(Strict):
 
     @model_validator(mode="after")
     def _grid(self) -> "ModelSpec":
-        cell = self.vision.stride * self.projector.step
+        cell = self.cell
+        if self.image_rule.kind == "whole" and (self.vision.kind == "intern_vit" or self.image_rule.size != cell):
+            raise ValueError(
+                f"image rule `whole`, cells of {self.image_rule.size} pixels, encoder {self.vision.kind}; expected: a "
+                f"convolutional encoder (convnext, timm) and cells of one token's side, {cell} pixels"
+            )
         if self.vision.kind != "timm" and self.image_rule.size % cell:  # of a timm trunk the stride is an assumption
             raise ValueError(
                 f"tiles of {self.image_rule.size} pixels, which are no multiple of {cell}, one token's side"
@@ -244,6 +251,47 @@ class ModelSpec(Strict):
     def with_language(self, **changes: Any) -> "ModelSpec":
         """Return a copy with other language settings, e.g. `with_language(vocab=512)`."""
         return self.model_copy(update={"language": self.language.model_copy(update=changes)})
+
+    @property
+    def cell(self) -> int:
+        """Return the side in pixels of the part of an image that becomes one token."""
+        return self.vision.stride * self.projector.step
+
+    def with_image_rule(self, name: str) -> "ModelSpec":
+        """Return a copy with the image rule of that name: `whole`, `whole:TOKENS`, `whole:WIDTHxHEIGHT`, `pad`, ...
+
+        Without a budget, `whole` may use as many tokens as an image has under the model's own rule. A budget in pixels
+        is that of an image of so many pixels, rounded down to tokens. Another kind keeps the model's size; from `whole`
+        it is the square that fills the budget.
+
+        >>> load_preset("convllava-768").with_image_rule("whole").image_rule.max_tiles
+        144
+
+        Raises:
+            ConfigError: no such rule, a budget that is none, or a rule that the encoder cannot take.
+        """
+        kind, _, budget = name.partition(":")
+        rule, cell, whole = self.image_rule, self.cell, kind == "whole"
+        found = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", budget, re.ASCII)
+        if kind not in ("whole", "pad", "crop", "square") or (":" in name and not (whole and found)):
+            raise ConfigError(
+                f"image rule {name!r:.60}",
+                expected="whole, whole:TOKENS, whole:WIDTHxHEIGHT (a budget in pixels), pad, crop or square",
+            )
+        own = rule.max_tiles if rule.kind == "whole" else self.tokens_per_tile
+        if found:
+            own = int(found[1]) if found[2] is None else int(found[1]) * int(found[2]) // cell**2
+            if own < 1:
+                raise ConfigError(
+                    f"image rule {name}: no room for one token", expected=f"at least {cell}x{cell} pixels"
+                )
+        if whole:
+            changes = {"kind": kind, "size": cell, "max_tiles": own, "min_tiles": 1}
+        else:
+            size = math.isqrt(rule.max_tiles) * cell if rule.kind == "whole" else rule.size
+            changes = {"kind": kind, "size": size, "max_tiles": 12, "min_tiles": 1, "resize": "published"}
+        wanted = {**self.model_dump(), "image_rule": {**rule.model_dump(), **changes}}
+        return parse(wanted, ModelSpec, where=f"image rule {name}")
 
     @property
     def tokens_per_tile(self) -> int:

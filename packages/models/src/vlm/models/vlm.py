@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 from vlm.core.errors import ConfigError, DataError
 from vlm.models.attention import PACKED, Segments, backend_of, check_name, check_packed
-from vlm.models.batch import Batch, Output
+from vlm.models.batch import Batch, Output, upload
 from vlm.models.generation import decoding
 from vlm.models.generation.prefix import Prefix, counted
-from vlm.models.language import document_positions, make_language_model
+from vlm.models.language import make_language_model, with_lengths
 from vlm.models.loss import shifted, weighted_cross_entropy
 from vlm.models.projector import make_projector
 from vlm.models.specs import ModelSpec
 from vlm.models.vision.encoders import ImageEncoder, make_encoder
+from vlm.models.vision.whole import Grids, encode_whole
 
 
 class VisionLanguageModel(nn.Module):
@@ -75,16 +76,32 @@ class VisionLanguageModel(nn.Module):
         else:
             self.language_model.activation_checkpointing_disable()
 
-    def encode_images(self, pixel_values: Tensor | Iterable[Tensor], chunk: int | None = None) -> Tensor:
-        """Encode images [images, 3, h, w] -> [images, tokens, hidden]; `chunk` bounds how many are encoded at once."""
+    def encode_images(
+        self,
+        pixel_values: Tensor | Iterable[Tensor],
+        chunk: int | None = None,
+        grids: Grids | None = None,
+        calls: int = 0,
+    ) -> Tensor:
+        """Encode images [images, 3, h, w] -> [images, tokens, hidden]; `chunk` bounds how many are encoded at once.
+
+        With `grids`, what is given are the cells of whole images: see `vision.whole.encode_whole`, also for `calls`.
+        """
         if not isinstance(pixel_values, Tensor):
             images = (p[None] if p.dim() == 3 else p for p in pixel_values)
             return torch.cat([self.encode_images(image).flatten(0, 1) for image in images])[None]
         if chunk is not None and chunk < 1:
             raise ConfigError(f"image chunks of {chunk} tiles", expected="at least 1")
-        parts = pixel_values.split(chunk) if chunk else (pixel_values,)
         dtype = next(self.projector.parameters()).dtype
-        return torch.cat([self.projector(self.encoder(p.to(dtype))) for p in parts])
+
+        def encode(images: Tensor) -> Tensor:
+            found: Tensor = self.projector(self.encoder(images.to(dtype)))
+            return found
+
+        if grids is not None:
+            return encode_whole(encode, pixel_values, grids, chunk, calls)
+        parts = pixel_values.split(chunk) if chunk else (pixel_values,)
+        return torch.cat([encode(p) for p in parts])
 
     def embed(
         self,
@@ -93,10 +110,13 @@ class VisionLanguageModel(nn.Module):
         image_flags: Tensor | None = None,
         features: Tensor | None = None,
         chunk: int | None = None,
+        grids: Grids | None = None,
+        calls: int = 0,
     ) -> Tensor:
         """Return embeddings [B, L, C] in which image features replace their placeholders.
 
-        `image_flags` [images]: 0 marks a dummy tile, whose features are left out. `features`: already encoded.
+        `image_flags` [images]: 0 marks a dummy tile, whose features are left out. `features`: already encoded. `grids`,
+        `calls`: see `encode_images`.
 
         Raises:
             DataError: the number of placeholders differs from the number of features, or of flags from that of tiles.
@@ -107,8 +127,9 @@ class VisionLanguageModel(nn.Module):
         if dummy and self.training:  # every rank runs the encoder, whatever its batch holds
             pixel_values = embeddings.new_zeros(1, 3, self.image_size, self.image_size)
             image_flags = torch.zeros(1, dtype=torch.long)
+            grids = [(1, 1)] if self.spec.image_rule.kind == "whole" else None
         if features is None and pixel_values is not None:
-            features = self.encode_images(pixel_values, chunk)
+            features = self.encode_images(pixel_values, chunk, grids, calls)
         if features is None:
             features = embeddings.new_zeros(0, self.tokens_per_tile, embeddings.shape[-1])
         used = features
@@ -117,7 +138,8 @@ class VisionLanguageModel(nn.Module):
                 raise DataError(
                     f"{image_flags.numel()} image flags for {len(features)} tiles", expected="one flag for each tile"
                 )
-            used = features[image_flags.flatten().to(features.device) == 1]
+            kept = (image_flags.flatten() == 1).nonzero().squeeze(1)  # flags of the CPU cost no wait
+            used = features[upload(kept, features.device)]
         used = used.flatten(0, -2)
         if (slots := int(placeholder.sum())) != len(used):
             raise DataError(
@@ -148,7 +170,7 @@ class VisionLanguageModel(nn.Module):
         if segments is not None:
             hidden = self.language_model.model(
                 inputs_embeds=embeddings,
-                attention_mask=PACKED.to(embeddings.device),
+                attention_mask=upload(PACKED, embeddings.device),
                 position_ids=position_ids,
                 segments=segments,
                 use_cache=False,
@@ -156,15 +178,12 @@ class VisionLanguageModel(nn.Module):
             segments.commit()
             return hidden
         if cu_seqlens is not None:
+            cu_seqlens = cu_seqlens.cpu()  # each layer asks for lengths: on a device each would be a wait
             check_packed(cu_seqlens, embeddings)
-            counting, length = document_positions(cu_seqlens)
-            if position_ids is None:
-                position_ids = counting
-            if not position_ids.is_floating_point():  # rotary scaling goes by the length of each document
-                position_ids = torch.stack([position_ids, length.expand_as(position_ids)], dim=-1)
+            position_ids = with_lengths(position_ids, cu_seqlens, embeddings.device)
             return self.language_model.model(
                 inputs_embeds=embeddings,
-                attention_mask=PACKED.to(embeddings.device),
+                attention_mask=upload(PACKED, embeddings.device),
                 position_ids=position_ids,
                 cu_seqlens=cu_seqlens,
                 use_cache=False,
@@ -194,7 +213,13 @@ def whole_rows(model: VisionLanguageModel, batch: Batch) -> Output:
     if position_ids is None and batch.attention_mask is not None:
         position_ids = counted(batch.attention_mask)
     hidden = model.decode(
-        model.embed(batch.input_ids, batch.pixel_values, batch.image_flags),
+        model.embed(
+            batch.input_ids,
+            batch.pixel_values,
+            batch.image_flags,
+            grids=batch.image_grids,
+            calls=batch.encoder_calls,
+        ),
         attention_mask=batch.attention_mask,
         position_ids=position_ids,
         cu_seqlens=batch.cu_seqlens,

@@ -58,7 +58,9 @@ def chat(
     combine: Annotated[
         bool, typer.Option("--combine/--separate", help="Several pictures in one placeholder, or one for each.")
     ] = False,
-    max_tiles: Annotated[int | None, typer.Option(help="Tiles per picture. Default: the checkpoint's.")] = None,
+    max_tiles: Annotated[
+        int | None, typer.Option(help="Tiles per picture; of whole images tokens. Default: the checkpoint's.")
+    ] = None,
     frames: Annotated[int, typer.Option(help="Frames taken from a video.")] = 8,
     url: Annotated[
         str | None,
@@ -106,12 +108,17 @@ def chat(
     else:
         own = {"strides": read_stride(stride)} if stride is not None else {}
         own |= {"max_tiles": max_tiles} if max_tiles is not None else {}
-        unused = {"--beams": beams > 1, "--combine": combine, "a place for weights": placement != PlacementOptions()}
+        unused = {
+            "--beams": beams > 1,
+            "--combine": combine,
+            "a place for weights or an image rule": placement != PlacementOptions(),
+        }
         session = ask_server(url, api_key_env, model, unused, system=system, frames=frames, own=own)
         settings = {"max_tokens": max_new_tokens, "temperature": temperature}
         settings |= {"seed": 0, **{k: v for k, v in drawing.items() if v is not None}} if temperature > 0 else {}
     note_pictures(images)
     if question is not None:
+        note_untrained(session, images, videos)
         print_answer(session, question, images, videos, settings, said_first=positions)
     else:
         if positions:
@@ -198,6 +205,18 @@ def note_pictures(paths: list[Path]) -> None:
             say(f"note: {shown(path)}{what}", fg="yellow", err=True)
 
 
+def note_untrained(
+    session: "ChatSession | RemoteSession", images: list[Path], videos: "list[VideoPart]", said: str | None = None
+) -> str | None:
+    """Say that a model was not trained on several pictures or a video, unless it was said; return what was said."""
+    from vlm.models import ChatSession
+
+    warning = session.untrained(images, videos) if isinstance(session, ChatSession) else None
+    if warning and said is None:
+        say(f"note: {warning}", fg="yellow", err=True)
+    return said or warning
+
+
 def print_answer(
     session: "ChatSession | RemoteSession",
     question: str,
@@ -228,6 +247,7 @@ class ChatShell:
     ):
         self.session, self.settings = session, settings
         self.images, self.videos = list(images), list(videos)
+        self.warned: str | None = None
         self.commands: dict[str, Callable[[str], None]] = {
             "/image": self.add_images,
             "/video": self.add_video,
@@ -270,6 +290,7 @@ class ChatShell:
                     raise ConfigError(f"unknown command {command}", expected=HELP)
                 self.commands[command](rest.strip())
             elif line:
+                self.warned = note_untrained(self.session, self.images, self.videos, self.warned)
                 print_answer(self.session, line, self.images, self.videos, self.settings)
                 self.images, self.videos = [], []
         except VlmError as error:

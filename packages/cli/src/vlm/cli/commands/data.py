@@ -1,12 +1,12 @@
-"""`vlm data`: organize, import, check, build and preview datasets."""
+"""`vlm data`: organize, adopt, import, check, build and preview datasets."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vlm.cli.commands import data_build, data_check, data_import
-from vlm.cli.find import find_entries
+from vlm.cli.commands import data_adopt, data_build, data_check, data_import
+from vlm.cli.find import find_entries, refuse_published_folder
 from vlm.cli.options import EntryChoice, grouped
 from vlm.cli.show.say import say
 from vlm.core.errors import ConfigError, DataError
@@ -15,12 +15,13 @@ from vlm.core.fetch.installed import entry_state, is_built
 from vlm.core.home import dataset, resolve
 from vlm.core.progress import count_bar
 
-app = typer.Typer(no_args_is_help=True, help="Organize, import, check, build and preview datasets.")
+app = typer.Typer(no_args_is_help=True, help="Organize, adopt, import, check, build and preview datasets.")
 app.add_typer(data_build.app, name="build")
 app.command()(data_check.check)
 app.command()(data_check.ledger)
 app.command()(data_import.show)
 app.command("import")(data_import.import_)
+app.command()(data_adopt.adopt)
 
 
 @app.command()
@@ -33,7 +34,7 @@ def organize(
     questions_per_record: Annotated[int, typer.Option(min=1, help="easy-vqa: turns in a record.")] = 4,
     seed: Annotated[int, typer.Option(help="Order of questions, choice and colors of charts.")] = 0,
 ) -> None:
-    """Make the published folder tree of a set from what was downloaded: unpack, link, convert, count.
+    """Make the folder tree of a set from what was downloaded: unpack, link, convert, count.
 
     After an interruption, rerun the same command to continue. Everything that is missing is named at once; records that
     cannot be used are listed in ledger-NAME.jsonl of the set's folder.
@@ -103,13 +104,14 @@ def preview(
 @app.command()
 def mini(
     bench: Annotated[str, typer.Argument(help="A benchmark; `vlm list benchmarks` shows them.")],
-    out: Annotated[Path | None, typer.Option(help="Folder; by default where the benchmark expects its data.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; by default dataset/mini/BENCH, as for `--mini`.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     n: Annotated[int | None, typer.Option(min=1, help="Items per group; by default a usual size.")] = None,
 ) -> None:
-    """Generate a tiny set in the official form of a benchmark."""
+    """Generate a tiny set in the official form of a benchmark, marked as such and apart from published data."""
     from vlm.eval.benchmark import load_benchmark
     from vlm.eval.mini import make_mini
 
-    folder = resolve(out) if out else dataset() / load_benchmark(bench).folder
+    folder = resolve(out) if out else dataset() / "mini" / load_benchmark(bench).name
+    refuse_published_folder(folder)
     say(f"wrote {make_mini(bench, folder, seed=seed, n=n)}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlm.cli.find import find_model
+from vlm.cli.options import RULE_HELP
 from vlm.cli.show.say import say_json
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ def check(
     ] = None,
     preset: Annotated[str | None, typer.Option(help="A shape without weights, instead of --model.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer folder, where the model has none.")] = None,
+    image_rule: Annotated[
+        str | None, typer.Option(metavar="RULE", help=f"{RULE_HELP} Default: the recipe's or the model's.")
+    ] = None,
     root: Annotated[Path | None, typer.Option(help="Where media paths start; default: the file's folder.")] = None,
     allow_outside: Annotated[
         list[Path] | None,
@@ -73,7 +77,7 @@ def check(
 
     outside = tuple(resolve(folder) for folder in allow_outside or ())
     rules, sources = rules_and_sources(
-        what, model, preset, tokenizer, root, outside, max_length, strides, run, set_ or (), allow or ()
+        what, model, preset, tokenizer, root, outside, max_length, strides, run, set_ or (), allow or (), image_rule
     )
     began = time.perf_counter()
     with count_bar(what, "records") as progress:
@@ -106,6 +110,7 @@ def rules_and_sources(
     run: str | None,
     overrides: Sequence[str] = (),
     allow: Sequence["AllowOption"] = (),
+    image_rule: str | None = None,
 ) -> "tuple[Rules, list[CheckedFile]]":
     """Return the counting rules and the sources of a recipe or of a file."""
     from vlm.core.check.check import CheckedFile
@@ -139,6 +144,8 @@ def rules_and_sources(
         from vlm.train.recipe.recipe import training_spec
 
         spec = training_spec(recipe.model, spec)
+    if image_rule is not None:
+        spec = spec.with_image_rule(image_rule)
     if folder is None and tokenizer is None:
         raise ConfigError("no tokenizer to count with", expected="--model CHECKPOINT, or --preset with --tokenizer")
     wanted: tuple[float | None, ...] = tuple(strides or ())

@@ -52,7 +52,7 @@ def download(
     retries: Annotated[int, typer.Option(min=1, help="Tries in a row without a new byte before giving up.")] = 6,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list on standard output.")] = False,
 ) -> None:
-    """Fetch weights, datasets and benchmarks into the published folder trees.
+    """Fetch weights, datasets and benchmarks into their folders below the home.
 
     After an interruption, rerun the same command to continue. Complete entries are left alone. Entries that cannot be
     fetched are named at the end.
@@ -129,6 +129,8 @@ def _row(entry: Entry, outcome: str, revision: str | None) -> dict[str, object]:
 def _action(entry: Entry, outcome: str, revision: str | None) -> str:
     if outcome in ("present", "fetched"):
         return "nothing to do"
+    if outcome == "miniature":
+        return f"refused: {entry.folder} holds a generated miniature; remove it, or move it away"
     if outcome == "downloaded":
         return f"here; next: vlm data organize {entry.name}"
     for source in entry.source:
@@ -148,7 +150,11 @@ def _unpinned(entry: Entry, revision: str | None) -> list[str]:
 
 def _sum(entries: list[Entry], revision: str | None) -> str:
     """Sum up what is left to fetch: bytes and licenses, unknown sizes, steps by hand."""
-    left = [e for e in entries if entry_state(e) in ("absent", "partial", "damaged", "by hand") and not is_built(e)]
+    left = [
+        e
+        for e in entries
+        if entry_state(e) in ("absent", "partial", "damaged", "by hand", "miniature") and not is_built(e)
+    ]
     if len(entries) < 2:
         return ""
     open_ones = [entry for entry in left if entry.automatic]

@@ -166,6 +166,7 @@ def evaluate(
     settings: dict[str, Any] = {
         "positions": positions,
         "tiles": tiles,
+        "image_rule": placement.image_rule,
         "max_new_tokens": max_new_tokens,
         "shuffle_images": shuffle_images,
         "seed": seed,

@@ -15,6 +15,7 @@ from vlm.core.errors import ConfigError
 from vlm.core.fetch.catalogue import load_catalogue
 from vlm.core.fetch.installed import entry_state
 from vlm.core.fetch.manifest import folder_state
+from vlm.core.fetch.miniature import is_marked, is_miniature
 from vlm.core.home import dataset, home
 from vlm.core.paths import exists
 
@@ -84,6 +85,8 @@ def _benchmarks(what: What) -> list[dict[str, Any]]:
             found = folder_state(place)
             if entry and entry_state(entry) != "absent":
                 found = entry_state(entry)
+            if is_miniature(place) or (table.get("counts") and is_marked(place)):
+                found = "miniature"
             here = "present" if found == "absent" and filled else found
             about = (
                 entry_row(entry) if entry else dict.fromkeys(("bytes", "from", "licence", "terms"), "") | {"size": None}

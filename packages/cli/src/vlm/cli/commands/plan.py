@@ -13,12 +13,14 @@ app = typer.Typer()
 def plan(
     recipe: Annotated[str | None, typer.Argument(help="Name of a shipped recipe, or a YAML file.")] = None,
     machine: Annotated[
-        str | None, typer.Option(help="a100-40, a100-80, a800-80, h100, h200, ... or cpu; default: as published.")
+        str | None,
+        typer.Option(help="a100-40, a100-80, a800-80, h100, h200, ... or cpu; default: as published; --eval: a100-80."),
     ] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Machines; default: as many as published.")] = None,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of each.")] = 8,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="GPUs or processes in all, instead of the two above.")
+        int | None,
+        typer.Option(min=1, help="GPUs or processes in all, instead of the two above; with --eval: of a ring."),
     ] = None,
     tokens_per_sample: Annotated[
         float | None, typer.Option(help="Mean length of a sample, for the time; default: max_length, an upper bound.")
@@ -29,6 +31,23 @@ def plan(
     against_published: Annotated[
         bool, typer.Option("--against-published", help="Instead of a recipe: predicted against published hours.")
     ] = False,
+    eval_: Annotated[
+        str | None,
+        typer.Option(
+            "--eval", metavar="BENCH", help="Instead of a recipe: whether this benchmark's longest prompt fits."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="With --eval: a model, here or released, or a preset.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="With --eval: lay the model's layers over N GPUs.")] = 1,
+    dtype: Annotated[str, typer.Option(help="With --eval: precision of the weights.")] = "bfloat16",
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="With --eval: tokens of the longest prompt. Default: the benchmark's.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=0, help="With --eval: images of the longest prompt. Default: the benchmark's.")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: batch.samples=64.")] = None,
     data: Annotated[
         bool, typer.Option("--data", help="List each set of the data, not only how many there are.")
@@ -39,9 +58,31 @@ def plan(
 
     Exit code 7 and the smallest change that helps where it does not fit; missing weights and data are only listed.
 
-    Example: vlm plan v2pe-32k --machine h100 --nodes 4 --gpus-per-node 8
+    \b
+    vlm plan v2pe-32k --machine h100 --nodes 4 --gpus-per-node 8
+    vlm plan --eval long-vqa-64k --model V2PE-32K --machine a100-40 --gpus 4
+    vlm plan --eval mm-niah-long-1m --model V2PE-256K --processes 8
     """
+    from vlm.cli.commands.plan_eval import EvaluationQuestion, plan_evaluation, refuse_evaluation_options
     from vlm.core.errors import ConfigError
+
+    own = {"model": model, "gpus": gpus, "dtype": dtype, "tokens": tokens, "images": images}
+    if eval_ is None:
+        refuse_evaluation_options(own, usual={"gpus": 1, "dtype": "bfloat16"}, without="without --eval BENCH")
+    else:
+        others: dict[str, object] = {
+            "nodes": nodes,
+            "gpus_per_node": gpus_per_node,
+            "tokens_per_sample": tokens_per_sample,
+        }
+        others |= {"published": published, "against_published": against_published, "set": set_, "data": data}
+        usual: dict[str, object] = {"gpus_per_node": 8, "published": False, "against_published": False, "data": False}
+        refuse_evaluation_options(others, usual=usual, without="with --eval")
+        if recipe is not None:
+            raise ConfigError(f"the recipe {recipe} with --eval {eval_}", expected="one of them")
+        asked = EvaluationQuestion(eval_, model, machine, gpus, processes or 1, dtype, tokens, images)
+        plan_evaluation(asked, as_json=as_json)
+        return
 
     if against_published:
         if recipe is not None or published:

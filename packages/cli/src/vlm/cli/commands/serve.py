@@ -1,5 +1,6 @@
 """`vlm serve`: an OpenAI-compatible server and a chat page for one or several models."""
 
+import signal
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -52,12 +53,20 @@ def serve(
     allow_images_from: Annotated[
         list[str] | None, typer.Option(metavar="HOST", help="Fetch http(s) images from this host; may be repeated.")
     ] = None,
-    max_tiles: Annotated[int | None, typer.Option(help="Tiles per picture. Default: the checkpoint's.")] = None,
+    max_tiles: Annotated[
+        int | None, typer.Option(help="Tiles per picture; of whole images tokens. Default: the checkpoint's.")
+    ] = None,
     frames: Annotated[int, typer.Option(help="Frames taken from a video.")] = 8,
+    allow_outside: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Folder outside of dataset/ whose pictures the samples may show. Repeatable."),
+    ] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="Certificate file (PEM) for https.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
 ) -> None:
     """Serve models until Ctrl-C: http://127.0.0.1:8000 for people, http://127.0.0.1:8000/v1 for OpenAI clients.
+
+    Ctrl-C and SIGTERM let the replies in progress end first; the exit code is then 0.
 
     vlm serve -m V2PE-32K -m mine=runs/mine/train/mine/model
     """
@@ -65,8 +74,10 @@ def serve(
     key = find_key(api_key, api_key_env)
     check_tls(tls_certificate, tls_key)
     from vlm.cli.server.served import Settings
+    from vlm.core.home import resolve
     from vlm.models.engine import Limits
 
+    outside = tuple(resolve(path) for path in allow_outside or ())
     settings = Settings(
         hosts=frozenset(allow_images_from or ()),
         names=LOCAL | set(allow_host or ()) if allow_host or (host in LOCAL and key is None) else None,
@@ -86,7 +97,7 @@ def serve(
         models[label] = load_served(label, folder, placement, settings, limits, max_tiles=max_tiles, frames=frames)
     if host not in LOCAL and key is None:
         say(f"warning: {host} is open to others without a key (--api-key-env)", fg="yellow", err=True)
-    run(models, settings, listener, tls_certificate, tls_key)
+    run(models, settings, listener, tls_certificate, tls_key, outside)
 
 
 def check_tls(certificate: Path | None, key: Path | None) -> None:
@@ -149,8 +160,9 @@ def run(
     listener: "socket.socket",
     certificate: Path | None = None,
     key: Path | None = None,
+    outside: tuple[Path, ...] = (),
 ) -> None:
-    """Serve until a signal comes; replies in progress are finished first."""
+    """Serve until a signal comes; replies in progress are finished first. `outside`: folders of pictures, see view."""
     import uvicorn
 
     from vlm.cli.server.app import make_app
@@ -165,7 +177,7 @@ def run(
         say(f"{model.name}: {model.processor.family}, {limit:,} tokens, {positions_line(model.processor.spec)}")
     listener.listen(1024)  # whoever reads the next line may connect
     say(f"{address} for people, {address}/v1 for OpenAI clients; Ctrl-C ends it")
-    viewer = Viewer(Runs(runs()), MediaRoot(dataset()))
+    viewer = Viewer(Runs(runs()), MediaRoot(dataset(), outside))
     config = uvicorn.Config(
         make_app(models, settings, log=say, viewer=viewer),
         log_level="warning",
@@ -174,6 +186,7 @@ def run(
         ssl_certfile=certificate,
         ssl_keyfile=key,
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a process manager ends it as Ctrl-C does: code 0
     with suppress(KeyboardInterrupt):  # raised again by uvicorn after it has shut down
         uvicorn.Server(config).run(sockets=[listener])
     say("ended; every reply in progress was finished or cancelled")

@@ -1,5 +1,6 @@
 """`vlm view`: the pages of runs and samples, from files alone; no model is loaded."""
 
+import signal
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -63,6 +64,7 @@ def view(
     if open_:
         typer.launch(address)
     config = uvicorn.Config(make_view_app(viewer, limits), log_level="warning", access_log=False)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a process manager ends it as Ctrl-C does: code 0
     with suppress(KeyboardInterrupt):  # raised again by uvicorn after it has shut down
         uvicorn.Server(config).run(sockets=[listener])
     say("ended")

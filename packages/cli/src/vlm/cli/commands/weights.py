@@ -30,9 +30,19 @@ def make(
     projector: Annotated[
         Path | None, typer.Option(help="State dict of a pretrained projector, beside a folder as --encoder.")
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint (folder, released name, stage) whose parts are kept where none is given."),
+    ] = None,
+    resize_positions: Annotated[
+        bool,
+        typer.Option("--resize-positions", help="Resize an InternViT's position table to the preset's image size."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the fresh parts.")] = 0,
 ) -> None:
     """Build a start checkpoint: pretrained parts where given, the rest fresh from the seed.
+
+    --base CHECKPOINT --language FOLDER swaps the language model and keeps encoder and projector.
 
     From folders each tensor goes straight to its place, in the dtype it is stored in. A ConvNeXt with four stages
     gets a fresh fifth one, one with five keeps it.
@@ -50,11 +60,13 @@ def make(
     from vlm.models.specs import load_preset
 
     target, folder = resolve(out), resolve(tokenizer)
-    from_folder = encoder is not None and resolve(encoder).is_dir()
-    if from_folder and language is None:
+    from_folder = base is not None or (encoder is not None and resolve(encoder).is_dir())
+    if from_folder and language is None and base is None:
         raise ConfigError("a folder as --encoder without --language", expected="both parts")
     if projector and not from_folder:
         raise ConfigError("--projector without a folder as --encoder", expected="both parts")
+    if base and encoder and language and projector:
+        raise ConfigError("--base with every part given", expected="a part that it gives", fix="leave --base out")
     with tempfile.TemporaryDirectory() as temporary:
         if list(folder.glob("*.gguf")):
             export_gguf_tokenizer(folder, Path(temporary))
@@ -65,12 +77,39 @@ def make(
             encoder=resolve(encoder) if encoder else None,
             language=resolve(language) if language else None,
             projector=resolve(projector) if projector else None,
+            base=find_model(base) if base else None,
+            resize_positions=resize_positions,
             seed=seed,
         )
         start.write(target, dtype=None if from_folder else torch.float32)
     if from_folder:
         say(f"fresh from seed {seed}: {', '.join(start.fresh) or 'nothing'}", err=True)
+        if start.left_out:
+            say(f"left out, behind the last block of the preset: {', '.join(start.left_out)}", err=True)
     say(target)
+
+
+@app.command()
+def extract(
+    path: Annotated[str, typer.Argument(help="Folder, released name, stage or run; any layout.")],
+    part: Annotated[str, typer.Option("--part", help="encoder, projector or language.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder, e.g. pretrained/my-encoder.")],
+) -> None:
+    """Write one part of a checkpoint as a folder of its own, under its published names, tensor by tensor as stored.
+
+    `vlm weights make` takes the folder as --encoder, --projector or --language; a language model has its tokenizer and
+    opens in transformers.
+
+    Example: vlm weights extract runs/v12/train/internvl-chat-v1-2-pretrain --part projector -o pretrained/my-projector
+    """
+    from vlm.core.home import resolve
+    from vlm.core.progress import byte_bar
+    from vlm.models.checkpoint.parts.extract import extract as extract_part
+
+    folder = find_model(path)
+    with byte_bar(f"{path}: {part}") as report:
+        written = extract_part(folder, part, resolve(out), report=report)
+    say(written)
 
 
 @app.command()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from vlm.cli.server.gate import RequestError as RequestError  # the errors of this protocol
 from vlm.models.engine import Sampling, TokenChoice
@@ -32,6 +32,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prediction": (None,),
 }
 """Fields that are not supported -> the values with which they ask for nothing."""
+
+
+StopText = Annotated[str, Field(max_length=1000)]
+"""A text that ends the reply: every new token is compared with it."""
 
 
 class Part(BaseModel):
@@ -61,7 +65,7 @@ class OwnFields(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     strides: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["model"] | None = "model"
-    max_tiles: Annotated[int, Field(ge=1, le=256)] | None = None
+    max_tiles: Annotated[int, Field(ge=1, le=4096)] | None = None
     frames: Annotated[int, Field(ge=1, le=4096)] | None = None
     exact: bool = False
 
@@ -79,7 +83,7 @@ class ChatRequest(BaseModel):
     model_config = ConfigDict(extra="allow")
     model: str
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -89,10 +93,10 @@ class ChatRequest(BaseModel):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = 1
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    vlm: OwnFields = OwnFields()
+    vlm: Annotated[OwnFields, BeforeValidator(lambda given: OwnFields() if given is None else given)] = OwnFields()
 
     def check(self) -> None:
         """Raise RequestError for a field that would change the reply and is not supported."""

@@ -23,6 +23,9 @@ from vlm.core.sample.records import ImagePart, Message, Sample
 from vlm.models.engine import Busy, ChatEngine, ContextOverflow, Event, GenerationRequest, Sampling
 from vlm.models.processor import Processor
 
+MOST_TILES = 256
+"""Tiles of an image that a request may ask for; of a whole image the tokens may be more (`vlm.max_tiles`)."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -109,8 +112,10 @@ class ServedModel:
         processor = self.processor
         messages = read_messages(request.messages, files, processor.template, exact=request.vlm.exact)
         if request.vlm.max_tiles is not None:
-            if processor.spec.image_rule.kind != "tiles":
+            if not processor.spec.image_rule.limited:
                 raise ConfigError(f"vlm.max_tiles {request.vlm.max_tiles}, but this model makes one square of an image")
+            if processor.spec.image_rule.kind == "tiles" and request.vlm.max_tiles > MOST_TILES:
+                raise ConfigError(f"vlm.max_tiles {request.vlm.max_tiles}", expected=f"at most {MOST_TILES}")
             processor = processor.with_image_rule(max_tiles=request.vlm.max_tiles)
         if request.vlm.frames is not None:
             processor = processor.with_frames(request.vlm.frames)
@@ -175,7 +180,8 @@ def counted(processor: Processor, messages: list[Message]) -> Encoded:
         VlmError: the header of an image cannot be read.
     """
     encoder = copy(processor.encoder)
-    encoder.load_frames = lambda path, segments, clip=None: [Image.new("RGB", (1, 1))] * segments
+    if encoder.image_rule.kind != "whole":  # of whole images the size of a frame counts
+        encoder.load_frames = lambda path, segments, clip=None: [Image.new("RGB", (1, 1))] * segments
     return encoder.encode(Sample("prompt", messages, "prompt"), generation_prompt=True, pixels=False)
 
 

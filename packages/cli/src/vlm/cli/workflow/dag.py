@@ -10,7 +10,8 @@ import re
 from functools import cache
 from typing import NamedTuple
 
-from vlm.core.fetch.catalogue import Entry, find_entry, load_catalogue
+from vlm.core.errors import UnknownName
+from vlm.core.fetch.catalogue import Entry, find_entry, load_catalogue, weights_names
 from vlm.core.fetch.installed import is_built, organized_name
 from vlm.core.fetch.manifest import MANIFEST
 from vlm.core.home import home
@@ -81,13 +82,34 @@ def needs(name: str) -> list[str]:
     return list(dict.fromkeys([*own, *hand, *map(ready, about.needs), *map(ready, before[-1:])]))
 
 
+def checkpoint_marker(folder: str) -> str:
+    """Return the file whose existence means that a released checkpoint is there: that of the entry that brings it.
+
+    A folder that no entry names is that of a repository of the hub (`pretrained/ada/cats`).
+
+    >>> checkpoint_marker("pretrained/V2PE/V2PE-32K")
+    'pretrained/V2PE/.vlm-manifest.json'
+
+    Raises:
+        UnknownName: No entry brings it, and it is no repository; names the nearest.
+    """
+    places = {place: e.folder for e in catalogue().values() for place in weights_names(e)}
+    if folder in places:
+        return f"{places[folder]}/{MANIFEST}"
+    if folder.count("/") < 2 or any(folder.startswith(f"{known}/") for known in places.values()):
+        raise UnknownName("released checkpoint", folder, places, fix="`vlm list weights` shows them")
+    return f"{folder}/{MANIFEST}"
+
+
 def downloads_of(folder: str) -> str:
     """Return the names for `vlm download` that fill a folder such as `dataset/easy-vqa`.
 
-    For a folder that the catalogue does not know it is its own name: `vlm download` then lists the known ones.
+    For a folder that the catalogue does not know it is a repository of the hub (`pretrained/ada/cats`), or the last
+    part: `vlm download` then lists the known ones.
     """
     found = [e.name for e in catalogue().values() if e.folder == folder and e.automatic]
-    return " ".join(found) or folder.split("/")[-1]
+    first, *rest = folder.split("/")
+    return " ".join(found) or ("/".join(rest) if first == "pretrained" else rest[-1])
 
 
 @cache

@@ -100,29 +100,53 @@ def one_process(site: dict[str, Any], gpus: Callable[[Any], int]) -> Resources:
     }
 
 
-def many_processes(site: dict[str, Any], stage: Callable[[Any], dict[str, Any]]) -> Resources:
-    """Return the resources of a training stage: a task for each GPU or process, in equal parts on the fewest nodes."""
+def several_tasks(site: dict[str, Any], count: Callable[[Any], int], on_gpus: Callable[[Any], bool]) -> Resources:
+    """Return the resources of a job of `count(wildcards)` tasks, in equal parts on the fewest nodes; {} without a site.
+
+    Tasks have a GPU each where `on_gpus(wildcards)`.
+    """
     if not site:
         return {}
 
     def nodes(wildcards: Any) -> int:
-        return nodes_of(ranks(stage(wildcards)), int(site["gpus_per_node"]))
+        return nodes_of(count(wildcards), int(site["gpus_per_node"]))
 
     def tasks(wildcards: Any) -> int:
-        return ranks(stage(wildcards)) // nodes(wildcards)
+        return count(wildcards) // nodes(wildcards)
 
-    alone = one_process(site, lambda w: tasks(w) if "gpus" in stage(w) else 0)  # `gres` and `mem_mb` are per node
+    alone = one_process(site, lambda w: tasks(w) if on_gpus(w) else 0)  # `gres` and `mem_mb` are per node
     return {
         **alone,
         "nodes": nodes,
-        "tasks_per_node": lambda w: tasks(w) if ranks(stage(w)) > 1 else None,
-        "mpi": lambda w: site["launcher"] if ranks(stage(w)) > 1 else None,
-        "cpus_per_task": lambda w: int(site["cpus_per_gpu"]) if "gpus" in stage(w) else 1,
+        "tasks_per_node": lambda w: tasks(w) if count(w) > 1 else None,
+        "mpi": lambda w: site["launcher"] if count(w) > 1 else None,
+        "cpus_per_task": lambda w: int(site["cpus_per_gpu"]) if on_gpus(w) else 1,
+    }
+
+
+def many_processes(site: dict[str, Any], stage: Callable[[Any], dict[str, Any]]) -> Resources:
+    """Return the resources of a training stage: a task for each GPU or process."""
+    if not site:
+        return {}
+    return {
+        **several_tasks(site, lambda w: ranks(stage(w)), lambda w: "gpus" in stage(w)),
         # without `B:` only the ranks get the signal of the time limit; a job of one rank has no step
         "slurm_extra": lambda w: (
             f"--signal=USR1@{site['warn_seconds']} --open-mode=append" if ranks(stage(w)) > 1 else None
         ),
     }
+
+
+def evaluation(site: dict[str, Any], gpus: Callable[[Any], int], processes: Callable[[Any], int]) -> Resources:
+    """Return the resources of an evaluation: a task for each process of a ring, else one process with all its GPUs."""
+    if not site:
+        return {}
+    alone, ring = one_process(site, gpus), several_tasks(site, processes, lambda w: gpus(w) > 0)
+
+    def chosen(key: str) -> Callable[[Any], Any]:
+        return lambda w: (ring if processes(w) > 1 else alone).get(key, lambda _: None)(w)
+
+    return {key: chosen(key) for key in ring}
 
 
 def ranks(stage: dict[str, Any]) -> int:

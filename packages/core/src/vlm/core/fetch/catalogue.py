@@ -26,7 +26,7 @@ from vlm.core.config import Strict, load_yaml, package_tables, parse
 from vlm.core.errors import ConfigError, UnknownName
 from vlm.core.fetch.step_schema import Step
 from vlm.core.home import home
-from vlm.core.paths import FileName, InsidePath
+from vlm.core.paths import FileName, InsidePath, as_name
 
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
@@ -134,7 +134,9 @@ class Entry(Strict):
     `size`: bytes to download (null: unknown), exact unless `size_is` says otherwise. `terms`: what the license name
     does not say. `needs`: entries that this one is made from, or that go with it. `benchmarks`: the tables of vlm.eval
     that read this folder. `records`: records per file after organizing. `tree`: paths (patterns) that must exist then.
-    `organize`: the steps from the download to that tree.
+    `pictures`: each folder of pictures that must exist then, with the annotation files whose records point into it.
+    `organize`: the steps from the download to that tree. `published`: path in the tree of the published README -> path
+    below this folder, for `vlm data adopt`; of several with one target, the first that exists.
 
     >>> find_entry("easy-vqa", load_catalogue()).license
     'MIT'
@@ -154,6 +156,8 @@ class Entry(Strict):
     benchmarks: tuple[str, ...] = ()
     records: dict[str, int] = Field(default_factory=dict)
     tree: tuple[InsidePath, ...] = ()
+    pictures: dict[InsidePath, tuple[InsidePath, ...]] = Field(default_factory=dict)
+    published: dict[InsidePath, InsidePath] = Field(default_factory=dict)
     organize: tuple[Step, ...] = Field(default=(), validation_alias=AliasChoices("organize", "organise"))
     notes: str = ""
 
@@ -270,20 +274,22 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/|--)[\w.-]*\w", re.ASCII)
 """A repository of the hub as it is typed, or as the entry that `hub_entry` makes of it is called."""
 
 
-def hub_entry(repo: str) -> Entry:
+def hub_entry(repo: str, kind: Literal["weights", "data"] = "weights") -> Entry:
     """Return an entry for a repository of the hub that the catalogue does not have.
 
-    >>> hub_entry("ada/cats").folder
-    'pretrained/ada/cats'
+    >>> hub_entry("ada/cats").folder, hub_entry("ada/cats", "data").folder
+    ('pretrained/ada/cats', 'dataset/hub/ada--cats')
     """
     repo = repo.replace("--", "/")
+    name = as_name(repo.replace("/", "--"))
+    source = HubSource(kind="hub", repo=repo, revision=None, repo_type="model" if kind == "weights" else "dataset")
     return Entry(
-        name=repo.replace("/", "--"),
-        kind="weights",
-        title=repo,
+        name=name,
+        kind=kind,
+        title=f"{repo}, from the hub",
         license="unverified, see its page",
-        folder=f"pretrained/{repo}",
-        source=(HubSource(kind="hub", repo=repo, revision=None),),
+        folder=f"pretrained/{repo}" if kind == "weights" else f"dataset/hub/{name}",
+        source=(source,),
     )
 
 

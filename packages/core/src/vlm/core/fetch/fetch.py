@@ -29,6 +29,7 @@ from vlm.core.fetch.catalogue import (
     UrlSource,
 )
 from vlm.core.fetch.hub import COMMIT, fetch_hub, resolve_commit
+from vlm.core.fetch.installed import is_whole_adoption
 from vlm.core.fetch.manifest import (
     PARTIAL,
     count_records,
@@ -39,6 +40,7 @@ from vlm.core.fetch.manifest import (
     refuse_name,
     sha256_of,
 )
+from vlm.core.fetch.miniature import refuse_miniature
 from vlm.core.fetch.modelscope import fetch_modelscope, newest_commit
 from vlm.core.fetch.transfer import Patience, disk_errors, fetch_url
 from vlm.core.home import locked, read_json, write_json
@@ -130,11 +132,15 @@ def fetch(
     Raises:
         FetchError: Network, checksum or disk; the message says what to do.
         ConfigError: The entry is built, or has no revision; the message says what to do.
+        DataError: A generated miniature is in the folder.
         LockedError: Another process works in the folder.
     """
     for source in entry.source:
         if isinstance(source, BuiltSource):
             raise ConfigError(f"{entry.name} is made here, not downloaded", fix=source.command)
+    refuse_miniature(entry.path, entry.name)
+    if is_whole_adoption(entry):
+        return "present"
     if not entry.automatic:
         refuse_by_hand(entry)
         return "present"

@@ -7,15 +7,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vlm.core.errors import FetchError, VlmError
 from vlm.core.fetch.archive import target_of
 from vlm.core.fetch.catalogue import HubSource
-from vlm.core.fetch.hub_errors import hub_errors
+from vlm.core.fetch.hub_errors import hub_errors, was_cut
 from vlm.core.fetch.manifest import files_below, refuse_name, sha256_of
 from vlm.core.home import split_lines
 from vlm.core.progress import Report, bytes_below
+from vlm.core.retry import Backoff
+
+T = TypeVar("T")
+
+TRIES = 4
+"""Attempts in a row without a further byte before a lost connection is an error."""
 
 COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -51,21 +57,25 @@ def fetch_hub(
     """
     from huggingface_hub import snapshot_download  # not at the top: it costs a third of a second
 
-    with hub_errors(source.repo, source.revision, elsewhere=elsewhere), _watched(work, report) as announce:
-        about = _ask(source)
-        siblings = [s for s in about.siblings or [] if _wanted(s.rfilename, source.files)]
-        for sibling in siblings:
-            refuse_name(sibling.rfilename, source.repo)
-        total = sum(s.size or 0 for s in siblings)
-        announce(total, all(s.size is not None for s in siblings))
-        snapshot_download(
-            source.repo,
-            repo_type=source.repo_type,
-            revision=source.revision,
-            local_dir=work,
-            allow_patterns=list(source.files) or None,
-            max_workers=jobs,
-        )
+    def download() -> int:
+        with _watched(work, report) as announce:
+            siblings = [s for s in _ask(source).siblings or [] if _wanted(s.rfilename, source.files)]
+            for sibling in siblings:
+                refuse_name(sibling.rfilename, source.repo)
+            total = sum(s.size or 0 for s in siblings)
+            announce(total, all(s.size is not None for s in siblings))
+            snapshot_download(
+                source.repo,
+                repo_type=source.repo_type,
+                revision=source.revision,
+                local_dir=work,
+                allow_patterns=list(source.files) or None,
+                max_workers=jobs,
+            )
+        return total
+
+    with hub_errors(source.repo, source.revision, elsewhere=elsewhere):
+        total = _unless_cut(download, lambda: bytes_below(work))
     staged = files_below(work)
     names = [name for _, name in staged]
     absent = [pattern for pattern in source.files if not any(fnmatchcase(name, pattern) for name in names)]
@@ -97,10 +107,23 @@ def resolve_commit(source: HubSource, *, elsewhere: str = "") -> str:
         FetchError: As in `fetch_hub`.
     """
     with hub_errors(source.repo, source.revision, elsewhere=elsewhere):
-        commit = _ask(source).sha
+        commit = _unless_cut(lambda: _ask(source)).sha
         if not (isinstance(commit, str) and COMMIT.fullmatch(commit)):
             raise ValueError("the hub names no commit")
         return commit
+
+
+def _unless_cut(act: Callable[[], T], done: Callable[[], int] = lambda: 0) -> T:
+    """Return what `act` returns; a lost connection repeats it while `done` grows, else TRIES times."""
+    backoff, had = Backoff(TRIES, first=0.5), done()
+    while True:
+        try:
+            return act()
+        except Exception as error:
+            have = done()
+            if not was_cut(error) or not backoff.again(progress=have > had):
+                raise
+            had = have
 
 
 def _ask(source: HubSource) -> Any:

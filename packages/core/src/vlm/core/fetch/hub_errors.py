@@ -10,6 +10,7 @@ from vlm.core.net import is_loopback, network_fix, reason_of, refuse_proxies
 from vlm.core.text import printable
 
 AGAIN = "then rerun the same command: it resumes here"
+CUT = frozenset({"RemoteProtocolError", "ReadError", "WriteError", "ReadTimeout", "WriteTimeout"})
 
 
 @contextmanager
@@ -48,6 +49,19 @@ def hub_errors(repo: str, revision: str | None = None, *, writes: bool = False, 
             raise  # of the disk
         ours = _refused(repo, error, endpoint) if writes else None
         raise ours or _as_ours(repo, revision, error, endpoint, elsewhere) from error
+
+
+def was_cut(error: BaseException | None) -> bool:
+    """Return whether a connection that stood was lost: the same request may well succeed now.
+
+    A hub that cannot be found or refuses to connect is another thing, and said at once. The client's HTTP library
+    differs by version, so its errors are known by name.
+    """
+    while error is not None:
+        if type(error).__name__ in CUT or isinstance(error, ConnectionResetError | BrokenPipeError):
+            return True
+        error = error.__cause__
+    return False
 
 
 def status_of(error: Exception) -> int | None:

@@ -46,11 +46,12 @@ class Manifest(TypedDict):
 
 
 class TreeManifest(Manifest):
-    """The manifest of a tree that `vlm data organize` made: also its links, record counts and dropped records."""
+    """The manifest of a tree that `vlm data organize` made: also links, record counts, folders of pictures, losses."""
 
     verified: bool
     links: dict[str, str]
     counts: dict[str, dict[str, int]]
+    folders: NotRequired[dict[str, dict[str, int]]]
     lost: int
 
 

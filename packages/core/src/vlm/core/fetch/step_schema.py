@@ -1,4 +1,4 @@
-"""The steps from a download to the published tree, as data: the `organize` list of a catalogue entry.
+"""The steps from a download to its folder tree, as data: the `organize` list of a catalogue entry.
 
     organize:
       - unpack: {archives: train2017.zip}

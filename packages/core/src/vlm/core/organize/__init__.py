@@ -1,1 +1,1 @@
-"""From a download to the published folder tree and the training records."""
+"""From a download to its folder tree and the training records."""

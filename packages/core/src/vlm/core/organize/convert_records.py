@@ -52,7 +52,7 @@ def convert_records(rule: Records, folder: Path, *, verify: bool, report: Report
     target = folder / rule.to if rule.to else None
     losses: list[DroppedRecord] = []
     seen = renamed = 0
-    rows = iter_json_list(source) if source.suffix == ".json" else _lines(source)
+    rows = iter_json_list(source) if source.suffix == ".json" else iter_lines(source)
     output = new_file(target, held=True, flush=False) if target else nullcontext(Path(os.devnull))
     with output as temporary, temporary.open("w", encoding="utf-8") as f, ThreadPoolExecutor(os.cpu_count()) as pool:
         while block := list(islice(rows, BLOCK)):
@@ -116,7 +116,7 @@ def _skip(text: str, at: int) -> int:
     return at
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+def iter_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield (`file:line`, object) of JSONL; a line that is not JSON gives the error instead."""
     with path.open("rb") as f:
         for number, line in enumerate(f, 1):

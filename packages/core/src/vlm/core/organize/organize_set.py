@@ -24,6 +24,7 @@ from vlm.core.fetch.manifest import (
     install,
     read_manifest,
 )
+from vlm.core.fetch.miniature import refuse_miniature
 from vlm.core.fetch.transfer import disk_errors
 from vlm.core.home import locked
 from vlm.core.organize.tree import organize_tree
@@ -88,6 +89,7 @@ def organize(
     if name.lower() not in known:
         raise UnknownName("set", name, known, fix="a set that is not listed needs no organizing")
     entry = known[name.lower()]
+    refuse_miniature(entry.path, entry.name)
     if entry.organize:
         return organize_tree(entry, catalogue, verify=options.verify, max_lost=options.max_lost, shown=shown)
     return _organize_built(entry, catalogue, options)

@@ -1,4 +1,4 @@
-"""The published folder tree of an entry, made from its download by the steps in the catalogue, and verified."""
+"""The folder tree of an entry, made from its download by the steps in the catalogue, and verified."""
 
 import shutil
 from dataclasses import asdict
@@ -7,11 +7,13 @@ from typing import Any, cast
 
 from vlm.core.errors import DataError
 from vlm.core.fetch.catalogue import Entry, find_entry
-from vlm.core.fetch.installed import entry_state, is_built, ledger_name, organized_name
+from vlm.core.fetch.installed import entry_state, is_built, is_whole_adoption, ledger_name, organized_name
 from vlm.core.fetch.manifest import PARTIAL, TreeManifest, count_records, damaged_files, read_manifest
+from vlm.core.fetch.miniature import refuse_miniature
 from vlm.core.fetch.transfer import disk_errors
 from vlm.core.home import locked, write_json
 from vlm.core.ledger import SetAccount, write_ledger
+from vlm.core.organize.pictures import check_pictures
 from vlm.core.organize.run_steps import run_step
 from vlm.core.progress import Shown, not_shown
 
@@ -45,6 +47,9 @@ def organize_tree(
         FetchError: An archive is unsafe or damaged.
     """
     folder, outcome = entry.path, SetAccount()
+    refuse_miniature(folder, entry.name)
+    if is_whole_adoption(entry):
+        return "present"
     missing = _organize_needs(entry, catalogue, verify, max_lost, shown)
     fetched = read_manifest(folder) if entry.automatic else None
     downloaded = fetched["source"] if fetched else None
@@ -63,16 +68,26 @@ def organize_tree(
             title = f"{entry.name}: step {number + 1} of {len(entry.organize)}, {step.kind.replace('_', ' ')}"
             with shown(title, "records" if step.records else "files") as report:
                 outcome.add(run_step(step, folder, scratch / str(number), verify=verify, report=report))
+        with shown(f"{entry.name}: pictures", "records") as report:
+            pictured = check_pictures(entry.pictures, folder, report=report)
+        outcome.losses += pictured.losses
+        outcome.missing += pictured.missing
         write_ledger(folder / ledger_name(entry), outcome.losses)
         counts = _counts(entry, outcome)
         known = bool(missing)  # what is missing in other sets is in the list already
         missing += [f"{entry.folder}/{name}" for name in outcome.missing if not (known and "(from dataset/" in name)]
-        missing += [f"{entry.folder}/{p}" for p in entry.tree if not _is_there(folder, p)]
+        missing += [f"{entry.folder}/{p}" for p in entry.tree if not is_in_tree(folder, p)]
         if missing:
             raise DataError(
                 f"{entry.name} is incomplete; missing:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(missing))
             )
-        _refuse_counts(entry, counts, outcome, max_lost)
+        _refuse_counts(entry, counts, max_lost)
+        if few := pictured.faults(max_lost):
+            raise DataError(
+                f"{entry.name}: pictures are missing:\n" + "\n".join(f"  {line}" for line in few),
+                expected=f"at most {max_lost:.1%} of the records of each folder",
+                fix=f"read {entry.folder}/{ledger_name(entry)}; get the files again, or allow it with --max-lost",
+            )
         manifest: TreeManifest = {
             "name": entry.name,
             "source": described,
@@ -80,6 +95,7 @@ def organize_tree(
             "files": {name: {"size": size} for name, size in outcome.files.items()},
             "links": outcome.links,
             "counts": counts,
+            "folders": pictured.as_dict(),
             "lost": len(outcome.losses),
         }
         write_json(folder / organized_name(entry), manifest)
@@ -136,10 +152,10 @@ def _is_done(entry: Entry, described: dict[str, Any], verify: bool) -> bool:
     if not manifest or manifest["source"] != described or manifest.get("verified", False) < verify:
         return False
     links = all((entry.path / name).exists() for name in manifest.get("links", {}))
-    return links and not damaged_files(entry.path, manifest) and all(_is_there(entry.path, p) for p in entry.tree)
+    return links and not damaged_files(entry.path, manifest) and all(is_in_tree(entry.path, p) for p in entry.tree)
 
 
-def _is_there(folder: Path, pattern: str) -> bool:
+def is_in_tree(folder: Path, pattern: str) -> bool:
     """Return whether a path or pattern of the tree exists; a folder must not be empty."""
     found = folder / pattern
     paths = [found] if found.exists() else folder.glob(pattern)
@@ -157,7 +173,7 @@ def _counts(entry: Entry, outcome: SetAccount) -> dict[str, dict[str, int]]:
     return counts
 
 
-def _refuse_counts(entry: Entry, counts: dict[str, dict[str, int]], outcome: SetAccount, max_lost: float) -> None:
+def _refuse_counts(entry: Entry, counts: dict[str, dict[str, int]], max_lost: float) -> None:
     wrong = [
         f"  {name}: {counts[name]['records'] if name in counts else 'no file'} instead of {expected}"
         for name, expected in entry.records.items()

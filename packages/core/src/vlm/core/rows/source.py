@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlm.core.errors import DataError
-from vlm.core.fetch.catalogue import Entry, HubSource
+from vlm.core.fetch.catalogue import Entry, hub_entry
 from vlm.core.fetch.fetch import fetch
 from vlm.core.fetch.manifest import read_manifest
 from vlm.core.home import lookup, resolve
@@ -51,7 +51,7 @@ def find_source(name: str, *, report: Report = silent, say: Callable[[str], None
         raise DataError(
             f"no such file or folder: {printable(lookup(place))}", expected=f"{EXPECTED}, or OWNER/NAME of the hub"
         )
-    entry = hub_entry(place)
+    entry = hub_entry(place, "data")
     fetch(entry, report=report, say=say)
     table = open_table(entry.path, part)
     return DataSource(table, as_name(place.rpartition("/")[2]), f"{place}@{commit_of(entry)}")
@@ -60,20 +60,6 @@ def find_source(name: str, *, report: Report = silent, say: Callable[[str], None
 def _places(name: str) -> tuple[Path, Path]:
     """Return where a file of this name may be: in the working directory, or below the home."""
     return Path(name).expanduser().absolute(), resolve(name)
-
-
-def hub_entry(repo: str) -> Entry:
-    """Return the catalogue entry of a data set of the hub that the catalogue does not know."""
-    source = HubSource(kind="hub", repo=repo, revision=None, repo_type="dataset")
-    name = as_name(repo.replace("/", "--"))
-    return Entry(
-        name=name,
-        kind="data",
-        title=f"{repo}, from the hub",
-        license="see its page",
-        folder=f"dataset/hub/{name}",
-        source=(source,),
-    )
 
 
 def commit_of(entry: Entry) -> str:

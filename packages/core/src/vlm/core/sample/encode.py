@@ -111,8 +111,9 @@ class SampleEncoder:
         self._markup = cache(self.tokenizer.split)  # the few strings of a template
         self.image_rule, self.tokens_per_tile, self.image_tokens = image_rule, tokens_per_tile, image_tokens
         self.system, self.segments = system, segments
-        # published: a frame is one tile
-        self._frame_rule = image_rule.model_copy(update={"min_tiles": 1, "max_tiles": 1})
+        # published: a frame is one tile; as a whole image it is any image
+        one = {} if image_rule.kind == "whole" else {"min_tiles": 1, "max_tiles": 1}
+        self._frame_rule = image_rule.model_copy(update=one)
 
     load_frames, read_size = staticmethod(load_video), staticmethod(image_size)
 
@@ -154,7 +155,7 @@ class SampleEncoder:
             self.system,
             generation_prompt,
         )
-        tiles, arrays = self._images([s.medium for s in spans if s.medium is not None], pixels)
+        tiles, arrays, grids = self._images([s.medium for s in spans if s.medium is not None], pixels)
         ids, supervised, layout, image_spans = self._tokens(spans, tiles)
         n_images = len(image_spans)
         per_image = strides(n_images) if callable(strides) else strides
@@ -188,6 +189,7 @@ class SampleEncoder:
             np.concatenate(arrays) if arrays else None,
             None if per_image is None else [float(s) for s in per_image],
             truncated,
+            grids,
         )
 
     def runs(self, spans: Sequence[Span]) -> Iterator[Run]:
@@ -255,22 +257,28 @@ class SampleEncoder:
         layout.append(("text", len(ids) - n_layout))
         return ids, supervised, layout, image_spans
 
-    def _images(self, media: Sequence[Medium], pixels: bool) -> tuple[list[int], list[np.ndarray]]:
-        """Return the number of tiles of each image, and the tiles themselves with `pixels`."""
+    def _images(
+        self, media: Sequence[Medium], pixels: bool
+    ) -> tuple[list[int], list[np.ndarray], tuple[tuple[int, int], ...] | None]:
+        """Return the tiles of each image, the tiles themselves with `pixels`, and the grids of whole images."""
         tiles, arrays = [], []
+        grids: list[tuple[int, int]] = []
         for medium in media:
             assert medium["type"] == "image", "a video is frames by now"
             rule = self._frame_rule if medium.get("frame") else self.image_rule
             files = medium.get("together", [medium["path"]])
             if pixels:
                 pictures = [medium["image"]] if "image" in medium else [load_image(file) for file in files]
+                grids += [rule.plan(*picture.size).grid for picture in pictures]
                 cut = [rule.apply(picture) for picture in pictures]
                 arrays += cut
                 tiles.append(sum(len(array) for array in cut))
             else:
                 sizes = [medium["image"].size] if "image" in medium else [self.read_size(file) for file in files]
-                tiles.append(sum(rule.count(*size) for size in sizes))
-        return tiles, arrays
+                plans = [rule.plan(*size) for size in sizes]
+                grids += [plan.grid for plan in plans]
+                tiles.append(sum(plan.n_tiles for plan in plans))
+        return tiles, arrays, tuple(grids) if self.image_rule.kind == "whole" else None
 
 
 def frames_as_images(

@@ -1,6 +1,7 @@
 """An encoded sample, and the loss weight of its labels."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ class Encoded:
     - `pixels`: uint8 [tiles, size, size, 3]; None without images or when not asked for
     - `strides`: one per image; None for positions 0, 1, 2, ...
     - `truncated`: the end of an answer was cut off
+    - `grids`: (columns, rows) of each picture whose tiles are cells of one whole image; None under other image rules
 
     There is no attention mask: every token counts, whatever its id.
 
@@ -35,6 +37,7 @@ class Encoded:
     pixels: np.ndarray | None
     strides: list[float] | None
     truncated: bool = False
+    grids: tuple[tuple[int, int], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -43,6 +46,13 @@ class Encoded:
     def n_tiles(self) -> int:
         """Tiles of all images."""
         return sum(tiles for _, _, tiles in self.image_spans)
+
+    @property
+    def pictures(self) -> list[slice]:
+        """The tiles that are encoded together, one slice each: the cells of a whole image, else each tile by itself."""
+        sizes = [1] * self.n_tiles if self.grids is None else [columns * rows for columns, rows in self.grids]
+        ends = list(accumulate(sizes))
+        return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
     @property
     def n_supervised(self) -> int:

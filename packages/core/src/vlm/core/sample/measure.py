@@ -11,7 +11,7 @@ from PIL import Image
 
 from vlm.core.sample.chat import render
 from vlm.core.sample.encode import GROUNDING, ImageTokenIds, Run, SampleEncoder, frames_as_images
-from vlm.core.sample.media import image_facts
+from vlm.core.sample.media import image_facts, load_video
 from vlm.core.sample.records import Sample
 from vlm.core.sample.tiling import ImageRule
 from vlm.core.sample.tokenizer import load_tokenizer
@@ -106,7 +106,9 @@ class SampleMeter(SampleEncoder):
         return self.header(str(path)).size
 
     def load_frames(self, path: str | Path, segments: int, clip: Any = None) -> list[Image.Image]:
-        """Return stand-ins for video frames: each is one tile, whatever it shows."""
+        """Return stand-ins for video frames: each is one tile, whatever it shows. Of whole images the size counts."""
+        if self.image_rule.kind == "whole":
+            return load_video(path, segments, clip)
         return [Image.new("RGB", (1, 1))] * segments
 
     def measure(self, sample: Sample) -> list[int]:
@@ -121,7 +123,7 @@ class SampleMeter(SampleEncoder):
         """
         messages = frames_as_images(sample.messages, self.load_frames, self.segments, self.template.frame)
         spans = render(messages, self.template, self.system)
-        tiles, _ = self._images([s.medium for s in spans if s.medium is not None], pixels=False)
+        tiles, _, _ = self._images([s.medium for s in spans if s.medium is not None], pixels=False)
         brackets, remaining = int(self.image_tokens.start is not None), iter(tiles)
         text = int(self.tokenizer.add_bos)
         labels, layout = 0, []

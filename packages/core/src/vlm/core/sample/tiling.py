@@ -1,5 +1,6 @@
-"""An image as the square tiles an encoder takes: dynamic tiles, one square, a padded square or a center crop."""
+"""An image as the square tiles an encoder takes: dynamic tiles, one square, a padded square, a center crop or cells."""
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -119,6 +120,42 @@ def cut_tiles(image: Image.Image, plan: TilePlan) -> list[Image.Image]:
         return [*tiles, thumbnail.result()] if thumbnail else tiles
 
 
+def whole_grid(width: int, height: int, size: int, min_cells: int, max_cells: int) -> tuple[int, int]:
+    """Return the (columns, rows) of cells of `size` pixels whose rectangle is nearest to an image's.
+
+    Each side goes to its nearest multiple of `size`, at least one cell. Where that makes more than `max_cells`, or less
+    than `min_cells`, the image is first scaled to that area with its aspect ratio, which then decides between the
+    roundings of a side. A side is cut short only where the other one is a single cell. Ours: ConvLLaVA's paper names
+    arbitrary aspect ratios, its code pads.
+
+    Raises:
+        DataError: The image is empty.
+
+    >>> whole_grid(1024, 768, 64, 1, 576), whole_grid(4000, 3000, 64, 1, 576), whole_grid(1, 4000, 64, 1, 576)
+    ((16, 12), (27, 21), (1, 62))
+    """
+    if width < 1 or height < 1:
+        raise DataError(f"image of {width}x{height} pixels", expected="at least 1x1")
+    nearest = max(1, round(width / size)), max(1, round(height / size))
+    if min_cells <= nearest[0] * nearest[1] <= max_cells:
+        return nearest
+    shrink = nearest[0] * nearest[1] > max_cells
+    area = max_cells if shrink else min_cells
+    columns = min(max(1.0, math.sqrt(area * width / height)), float(area))  # of that area, before rounding
+    rows = area / columns
+    if shrink:  # a side that is one cell leaves room in the budget: the other one is not made larger to fill it
+        columns, rows = min(columns, nearest[0]), min(rows, nearest[1])
+    fitting = [
+        (c, r)
+        for c in {max(1, math.floor(columns)), math.ceil(columns)}
+        for r in {max(1, math.floor(rows)), math.ceil(rows)}
+        if min_cells <= c * r <= max_cells
+    ]
+    if not fitting:  # no rounding lies between the limits: the greater one holds
+        fitting = [(max(1, math.floor(columns)), max(1, math.floor(rows)))]
+    return min(fitting, key=lambda g: (abs(math.log(g[0] * height / (g[1] * width))), -g[0] * g[1], g))
+
+
 FAST = "vlm.models.vision.resize:cut_tiles"
 """Import string of the fast path. It needs torch, which core does not import."""
 
@@ -145,16 +182,19 @@ class ImageRule(Strict):
     - `tiles`: dynamic tiles and thumbnail (InternVL2, V2PE)
     - `square`: resized to one square, aspect ignored (InternVL-Chat-V1-2)
     - `pad`: pasted in the middle of a square of the mean color, then resized (ConvLLaVA)
+    - `whole`: the whole image with its aspect ratio, without padding (ours, for ConvLLaVA): each side is resized to the
+      nearest multiple of `size`, the side of one token, and cut into cells of that size, row by row. `max_tiles` and
+      `min_tiles` count these cells: they are the budget in tokens.
     - `crop`: shortest edge resized to `size`, then the center cut out (ConvLLaVA without `pad`)
 
-    `resize`: `published` gives the bytes of Pillow's bicubic; `fast` (ours, opt-in, `tiles` and `square`) is torch's on
-    uint8 pixels: several times faster, some bytes differ by a few units. An evaluation records the rule.
+    `resize`: `published` gives the bytes of Pillow's bicubic; `fast` (ours, opt-in; for `tiles`, `square` and `whole`)
+    is torch's on uint8 pixels: several times faster, some bytes differ by a few units. An evaluation records the rule.
 
     >>> ImageRule(kind="tiles", size=448).count(1920, 1080)
     9
     """
 
-    kind: Literal["tiles", "square", "pad", "crop"]
+    kind: Literal["tiles", "square", "pad", "crop", "whole"]
     size: int = Field(gt=0, le=8192)
     max_tiles: int = Field(default=12, ge=1, le=4096)
     min_tiles: int = Field(default=1, ge=1)
@@ -167,22 +207,29 @@ class ImageRule(Strict):
     def _limits(self) -> "ImageRule":
         if self.min_tiles > self.max_tiles:
             raise ValueError(f"min_tiles {self.min_tiles} is above max_tiles {self.max_tiles}")
-        if self.resize == "fast" and self.kind not in ("tiles", "square"):
-            raise ValueError(f"resize `fast` with kind `{self.kind}`: it is for `tiles` and `square`")
+        if self.resize == "fast" and self.kind in ("pad", "crop"):
+            raise ValueError(f"resize `fast` with kind `{self.kind}`: it is for `tiles`, `square` and `whole`")
         return self
+
+    @property
+    def limited(self) -> bool:
+        """Whether `max_tiles` limits an image."""
+        return self.kind in ("tiles", "whole")
 
     def changed(self, **changes: object) -> "ImageRule":
         """Return the rule with other values, e.g. `rule.changed(max_tiles=24)`. Raises ConfigError."""
         return parse({**self.model_dump(), **changes}, ImageRule, where="image rule")
 
     def plan(self, width: int, height: int) -> TilePlan:
-        """Return the tile plan of an image of that size in pixels; one box for kinds other than `tiles`.
+        """Return the tile plan of an image of that size in pixels; one box for kinds other than `tiles` and `whole`.
 
         Raises:
             DataError: The rule cannot cut an image of that size.
         """
         if self.kind == "crop":
             cropped_from(width, height, self.size)
+        if self.kind == "whole":
+            return _whole_plan(width, height, self.size, self.min_tiles, self.max_tiles)
         if self.kind != "tiles":
             return TilePlan((1, 1), ((0, 0, self.size, self.size),), (self.size, self.size), False, self.size)
         return plan_tiles(width, height, self.min_tiles, self.max_tiles, self.size, self.thumbnail)
@@ -196,7 +243,7 @@ class ImageRule(Strict):
         if self.resize == "fast":
             return fast_path()(np.array(image), self.plan(*image.size))
         match self.kind:
-            case "tiles":
+            case "tiles" | "whole":
                 tiles = cut_tiles(image, self.plan(*image.size))
             case "pad":
                 tiles = [padded_square(image, self.size, self.mean)]
@@ -215,6 +262,13 @@ class ImageRule(Strict):
                 out[channel] -= np.float32(mean)
                 out[channel] /= np.float32(std)
         return planes
+
+
+@lru_cache(maxsize=1 << 14)
+def _whole_plan(width: int, height: int, size: int, min_cells: int, max_cells: int) -> TilePlan:
+    columns, rows = whole_grid(width, height, size, min_cells, max_cells)
+    boxes = tuple((x * size, y * size, (x + 1) * size, (y + 1) * size) for y in range(rows) for x in range(columns))
+    return TilePlan((columns, rows), boxes, (columns * size, rows * size), False, size)
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:

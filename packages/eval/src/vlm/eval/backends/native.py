@@ -20,6 +20,8 @@ from vlm.core.sample.records import Medium, Message
 from vlm.eval.backends.base import BackendReply, Drawing, Stopped, TooLong, is_out_of_memory
 
 if TYPE_CHECKING:
+    from vlm.models.features import TileFeatures
+    from vlm.models.processor import Processor
     from vlm.models.vlm import VisionLanguageModel
 
 
@@ -35,6 +37,7 @@ class Checkpoint:
         dtype: Precision of the weights.
         quantize: As in `load_model`.
         offload: As in `load_model`.
+        image_rule: Another image rule than the checkpoint's, as in `load_processor`.
         attention: As in `load_model`.
 
     Raises:
@@ -53,6 +56,7 @@ class Checkpoint:
         dtype: str = "float32",
         quantize: str | None = None,
         offload: str | None = None,
+        image_rule: str | None = None,
         attention: str = "auto",
     ):
         import torch
@@ -65,10 +69,11 @@ class Checkpoint:
 
         check_name(attention)
         self.path = find_checkpoint(path)
-        self.processor = load_processor(self.path)
+        self.processor = load_processor(self.path, image_rule=image_rule)
         self.fingerprint = fingerprint(self.path)
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.dtype = dtype
+        self.features: TileFeatures | None = None
         self.how: dict[str, Any] = {"quantize": quantize, "offload": offload, "attention": attention}
         make_placement(self.processor.spec, self.device, dtype, quantize=quantize, offload=offload)  # only to check it
         # a setting left at its default is no part of the key, so that answers of earlier runs stay valid
@@ -92,6 +97,18 @@ class Checkpoint:
                 raise
             found = f"{self.path} does not fit into the memory of {self.device}"
             raise Stopped(HardwareError(found, fix="--dtype bfloat16, --quantize 4bit or --offload cpu")) from error
+
+    def features_of(self, processor: "Processor") -> "TileFeatures":
+        """Return the features of the tiles that were encoded last: questions about one picture encode it once.
+
+        Another image rule may normalize pixels in another way, so it starts anew.
+        """
+        from vlm.models.features import TileFeatures
+
+        known = self.features
+        if known is None or known.processor.spec.image_rule != processor.spec.image_rule:
+            known = self.features = TileFeatures(self.model, processor)
+        return known
 
 
 class NativeBackend:
@@ -158,7 +175,9 @@ class NativeBackend:
 
     def _tiles(self, part: Medium) -> int:
         if part["type"] == "video":
-            return int(part.get("frames", self.processor.encoder.segments))
+            rule = self.processor.spec.image_rule
+            most = rule.max_tiles if rule.kind == "whole" else 1  # of a frame
+            return int(part.get("frames", self.processor.encoder.segments)) * most
         try:
             return self.processor.spec.image_rule.count(*image_size(part["path"]))
         except MediaError:  # `encode` meets the same file and records it as this item's outcome
@@ -195,14 +214,21 @@ class NativeBackend:
         from vlm.models.answers import answer
         from vlm.models.generation.drawing import RowDraws
 
-        limits = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
-        draws = RowDraws(encoded, **self.drawing.settings) if self.drawing else None
-        return answer(self.checkpoint.model, self.processor, list(encoded), draws=draws, **limits)
+        return answer(
+            self.checkpoint.model,
+            self.processor,
+            list(encoded),
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            draws=RowDraws(encoded, **self.drawing.settings) if self.drawing else None,
+            known=self.checkpoint.features_of(self.processor),
+        )
 
     def recover(self) -> None:
-        """Collect garbage and empty the CUDA cache."""
+        """Forget the features that are kept, collect garbage and empty the CUDA cache."""
         import torch
 
+        self.checkpoint.features = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

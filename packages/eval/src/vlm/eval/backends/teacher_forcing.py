@@ -76,7 +76,7 @@ class TeacherForcedBackend(NativeBackend):
 
         model = self.checkpoint.model
         ids, _, positions = (tensor.to(self.checkpoint.device) for tensor in left_padded([sample]))
-        features = encode_unique(model, self.processor, [sample], 32)
+        features = encode_unique(model, self.processor, [sample], 32, self.checkpoint.features_of(self.processor))
         borders = torch.tensor([0, len(sample)], dtype=torch.int32, device=ids.device)
         embeddings = model.embed(ids, features=features)
         document = model.decode(embeddings, attention_mask=None, position_ids=positions, cu_seqlens=borders)
@@ -143,7 +143,7 @@ class RingBackend(TeacherForcedBackend):
         borders = torch.tensor([0, len(sample)], dtype=torch.int32)
         before = torch.from_numpy(answer_positions(sample, self.processor.stop_ids) - 1)
         with torch.inference_mode():
-            hidden, shard = rows.held_states(model, ids, pixels, positions, borders)
+            hidden, shard = rows.held_states(model, ids, pixels, positions, borders, sample.grids)
             place = {int(at): number for number, at in enumerate(shard.places)}
             predicted = torch.full((len(before),), -1, device=ids.device)
             for number, at in enumerate(before.tolist()):

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from vlm.core.errors import DataError
+from vlm.core.fetch.miniature import MARKER
 from vlm.core.home import read_json
 from vlm.core.sample.chat import IMAGE, user_message
 from vlm.core.sample.records import Message, image
@@ -33,9 +34,6 @@ CountTokens = Callable[[str], int]
 
 FETCH = "`vlm download` fetches the benchmark"
 """The fix for files that are missing or damaged."""
-
-MARKER = "mini.json"
-"""The file that marks a folder as a miniature and holds its counts."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,7 @@ class Items:
             raise DataError(
                 f"short download: {folder} does not hold the items of {benchmark.title}: {', '.join(wrong)}{lost}",
                 expected=f"{'at least ' if at_least else ''}{sum(expected.values())} items, found {found.total()}",
-                fix=f"fetch it again, or put a {MARKER} beside the data if it is a miniature on purpose",
+                fix=f"fetch it again, or, for a part on purpose, put a {MARKER} beside it and name it by --data",
             )
         return self.items
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import ConfigError, DataError, UnknownName
+from vlm.core.fetch.miniature import MARKER
 from vlm.core.home import home, resolve
 from vlm.core.media_root import MediaRoot
 from vlm.core.rows.forms import Unfit, normal
@@ -37,7 +38,7 @@ from vlm.eval.loaders.cells import (
     text_of,
 )
 from vlm.eval.loaders.choice import choice_question
-from vlm.eval.loaders.common import MARKER, CountTokens, Item, Items
+from vlm.eval.loaders.common import CountTokens, Item, Items
 from vlm.eval.loaders.pictures import picture_file
 
 SCORERS_OF_ROWS = ("exact", "choice", "anls", "relaxed", "contains", "number", "judge")

@@ -1,6 +1,6 @@
 """Miniatures: tiny benchmarks in the official format on disk, with drawn pictures and answers that a person could give.
 
-    make_mini("POPE", home() / "dataset" / "pope", seed=0)
+    make_mini("POPE", home() / "dataset" / "mini" / "POPE", seed=0)
 
 A miniature is a function of (benchmark, seed, n). One module per family of formats, found by its file: a new file that
 defines `MINIATURES` (name of a benchmark -> function) needs no other edit.
@@ -25,9 +25,9 @@ from vlm.core.fetch.manifest import (
     read_manifest,
     sha256_of,
 )
+from vlm.core.fetch.miniature import MARKER, WRITTEN
 from vlm.core.home import locked, naming, write_json
 from vlm.eval.benchmark import Benchmark, load_benchmark
-from vlm.eval.loaders.common import MARKER
 from vlm.eval.registry import collect
 
 Maker = Callable[[Benchmark, Path, random.Random, int | None], dict[str, int]]
@@ -35,9 +35,6 @@ Maker = Callable[[Benchmark, Path, random.Random, int | None], dict[str, int]]
 
 MINIATURES: dict[str, Maker] = collect(__name__, "MINIATURES")
 """Name of a benchmark, without variant -> function that writes its miniature."""
-
-WRITTEN = ".vlm-mini.json"
-"""The manifest of a miniature: only the files that it lists, unchanged, are replaced by another miniature."""
 
 WORK, WAIT = "mini", 600.0
 """Folder in PARTIAL where a miniature is built; seconds to wait for another process that makes it."""

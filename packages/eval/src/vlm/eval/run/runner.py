@@ -25,6 +25,7 @@ from pydantic import Field
 
 from vlm.core.config import Strict
 from vlm.core.errors import ConfigError
+from vlm.core.fetch.miniature import is_marked
 from vlm.core.home import locked, read_json, write_json
 from vlm.core.paths import FileName
 from vlm.core.progress import Beacon
@@ -32,7 +33,6 @@ from vlm.eval.backends.base import Backend
 from vlm.eval.backends.judge import Judge
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders import load_items
-from vlm.eval.loaders.common import MARKER
 from vlm.eval.run.batches import BATCH_TOKENS, answers, in_batches
 from vlm.eval.run.outcomes import RETRY, Outcome, OutcomeLog, read_outcomes
 from vlm.eval.run.overwrite import refuse_overwrite
@@ -59,6 +59,7 @@ class Options(Strict):
         stride: V2PE stride of every image; None is one position per token.
         positions: "exact", or "float32" as published.
         tiles: Tile budget per image; None is the benchmark's own.
+        image_rule: Another image rule than the checkpoint's; the backend is already made with it.
         max_new_tokens: Token budget of every answer; None is the benchmark's own. For models that reason first.
         shuffle_images: Run the blind control: exchange the images between questions.
         seed: Seed of the blind control.
@@ -79,6 +80,7 @@ class Options(Strict):
     stride: float | None = Field(None, gt=0, le=4096)
     positions: str = Field("exact", pattern="^(exact|float32)$")
     tiles: int | None = Field(None, ge=1)
+    image_rule: str | None = Field(None, pattern=r"^[a-z]+(:[0-9x]+)?$")
     max_new_tokens: int | None = Field(None, ge=1)
     shuffle_images: bool = False
     seed: int = 0
@@ -100,6 +102,7 @@ class Options(Strict):
             "shuffle_images": self.shuffle_images,
         }
         more: Variant = {"edition": self.edition} if self.edition else {}
+        more |= {"image_rule": self.image_rule} if self.image_rule else {}
         return {**own, **({"max_new_tokens": self.max_new_tokens} if self.max_new_tokens else {}), **more}
 
     @property
@@ -108,6 +111,7 @@ class Options(Strict):
         parts = [f"stride{self.stride:g}"] if self.stride is not None else []
         parts += ["float32"] if self.positions == "float32" else []
         parts += [f"tiles{self.tiles}"] if self.tiles else []
+        parts += [self.image_rule.replace(":", "-")] if self.image_rule else []
         parts += [f"tokens{self.max_new_tokens}"] if self.max_new_tokens else []
         parts += ["shuffled", *([f"seed{self.seed}"] if self.seed else [])] if self.shuffle_images else []
         parts += [f"file-{self.edition}"] if self.edition else []
@@ -188,7 +192,7 @@ def run_evaluation(
 
 def data_facts(folder: Path, *, items: int, available: int, limit: int | None) -> DataFacts:
     """Return the `data` of a summary; a folder with a marker holds a miniature."""
-    return {"items": items, "available": available, "limit": limit, "mini": (folder / MARKER).exists()}
+    return {"items": items, "available": available, "limit": limit, "mini": is_marked(folder)}
 
 
 def _share(tasks: list[Task], backend: Backend, shard: int, n_shards: int) -> list[Task]:

@@ -42,6 +42,7 @@ class Variant(TypedDict, total=False):
     stride: float | None
     positions: str
     tiles: int | None
+    image_rule: str
     max_new_tokens: int
     shuffle_images: bool
     edition: str

@@ -134,6 +134,7 @@ def label_of(v: Variant) -> str:
     parts = [f"stride {stride:g}" if stride is not None else "plain positions"]
     parts += ["float32 positions"] if v.get("positions") == "float32" else []
     parts += [f"{v['tiles']} tiles"] if v.get("tiles") else []
+    parts += [f"image rule {v['image_rule']}"] if v.get("image_rule") else []
     parts += [f"up to {v['max_new_tokens']} new tokens"] if v.get("max_new_tokens") else []
     parts += ["images exchanged"] if v.get("shuffle_images") else []
     parts += [f"file {v['edition']}"] if v.get("edition") else []

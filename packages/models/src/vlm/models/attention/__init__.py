@@ -11,13 +11,14 @@ from vlm.models.attention.interface import (
     make_mask,
 )
 from vlm.models.attention.local import AttentionBackend, choose, flash, flash_problem, sdpa, varlen
-from vlm.models.attention.segments import RowCache, Segments
+from vlm.models.attention.segments import GivenUp, RowCache, Segments
 
 __all__ = [
     "BACKENDS",
     "NAME",
     "PACKED",
     "AttentionBackend",
+    "GivenUp",
     "RowCache",
     "Segments",
     "attend",

@@ -98,14 +98,17 @@ def make_mask(
     `mask_function` is left out on purpose: beside causality it holds the documents that transformers inferred.
     """
     if BACKENDS[choose(backend_of(config), False, device, dtype)].dense:
+        # transformers forbids the skip for "documents" and for a cache with room ahead; only the latter is real
+        skip = allow_is_causal_skip or q_length == kv_length
+        if q_length == 1 and attention_mask is not None and torch.device(device).type != "cpu":
+            skip = False  # whether the mask is all ones would be asked of the device at each new token
         return sdpa_mask(
             q_length=q_length,
             kv_length=kv_length,
             q_offset=q_offset,
             attention_mask=attention_mask,
             mask_function=causal_mask_function,
-            # transformers forbids the skip for "documents" and for a cache with room ahead; only the latter is real
-            allow_is_causal_skip=allow_is_causal_skip or q_length == kv_length,
+            allow_is_causal_skip=skip,
             device=device,
             **rest,
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vlm.core.errors import ConfigError
 from vlm.core.extras import install_line
+from vlm.models.batch import upload
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def sdpa(
     """Compute the reference. A packed row takes a block-diagonal mask of n x n."""
     if cu_seqlens is not None:
         index = torch.arange(query.shape[2], device=query.device)
-        document = torch.bucketize(index, cu_seqlens[1:-1], right=True)
+        document = torch.bucketize(index, upload(cu_seqlens[1:-1], index.device), right=True)
         mask = (document[:, None] == document) & (index[:, None] >= index)
     return causal(query, key, value, scale, mask)
 
@@ -87,18 +88,21 @@ def flash(
     rows, n, m = query.shape[0], query.shape[2], key.shape[2]
     q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))  # tokens, row after row
     if cu_seqlens is not None:
-        borders = cu_seqlens.to(torch.int32)
-        longest = int(borders.diff().max())
+        longest = int(cu_seqlens.diff().max())
+        borders = upload(cu_seqlens.to(torch.int32), q.device)
         out: Tensor = kernel(q, k, v, borders, borders, longest, longest, softmax_scale=scale, causal=True)
         return out.view(rows, n, *out.shape[1:]).transpose(1, 2)
-    keys = torch.ones(rows, m, dtype=torch.bool, device=q.device) if mask is None else mask
-    queries = keys[:, -n:].flatten()
-    count_q, count_k = keys[:, -n:].sum(1), keys.sum(1)
+    if mask is None:  # every row is whole: nothing has to be asked of the device
+        cu_q, cu_k = (torch.arange(rows + 1, dtype=torch.int32, device=q.device) * length for length in (n, m))
+        out = kernel(q, k, v, cu_q, cu_k, n, m, softmax_scale=scale, causal=True)
+        return out.view(rows, n, *out.shape[1:]).transpose(1, 2)
+    count_q, count_k = mask[:, -n:].sum(1), mask.sum(1)
     cu_q, cu_k = (F.pad(count.cumsum(0), (1, 0)).to(torch.int32) for count in (count_q, count_k))
-    longest_q, longest_k = int(count_q.max()), int(count_k.max())
-    k, v = k[keys.flatten()], v[keys.flatten()]
+    keys = mask.flatten().nonzero().squeeze(1)
+    queries = keys if n == m else mask[:, -n:].flatten().nonzero().squeeze(1)
     out = torch.zeros_like(q)
-    out[queries] = kernel(q[queries], k, v, cu_q, cu_k, longest_q, longest_k, softmax_scale=scale, causal=True)
+    # n and m bound the lengths; the true ones would have to be read from the device
+    out[queries] = kernel(q[queries], k[keys], v[keys], cu_q, cu_k, n, m, softmax_scale=scale, causal=True)
     return out.view(rows, n, *out.shape[1:]).transpose(1, 2)
 
 

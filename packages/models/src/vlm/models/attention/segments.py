@@ -7,7 +7,7 @@ The linear layers see all tokens of the pack at once; attention goes from docume
 so that a short one never pays for a long one beside it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,15 +67,25 @@ class RowCache:
         return other
 
 
+class GivenUp(Exception):
+    """A forward pass was stopped between two layers; its caches hold what they held before."""
+
+
 @dataclass(frozen=True)
 class Segments:
-    """The documents of a packed row: `counts[i]` tokens continue the cache `rows[i]`."""
+    """The documents of a packed row: `counts[i]` tokens continue the cache `rows[i]`.
+
+    `stop` is asked before each layer's attention whether the forward pass shall be given up.
+    """
 
     rows: Sequence[RowCache]
     counts: Sequence[int]
+    stop: Callable[[], bool] | None = None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """Attend within each document [1, H, L, D] and to what is cached of it."""
+        """Attend within each document [1, H, L, D] and to what is cached of it. Raises GivenUp where `stop` says so."""
+        if self.stop is not None and self.stop():
+            raise GivenUp
         parts = zip(self.rows, *(t.split(list(self.counts), dim=2) for t in (query, key, value)), strict=True)
         outputs = []
         for row, q, k, v in parts:

@@ -36,7 +36,7 @@ def ulysses(
     group, borders = require_group("ulysses", group, cu_seqlens)
     copies = key_copies(query.shape[1], key.shape[1], group.size)
     key, value = (t.repeat_interleave(copies, dim=1) for t in (key, value))
-    backend, borders = LOCAL[choose("auto", True, query.device, query.dtype)], borders.to(query.device)
+    backend = LOCAL[choose("auto", True, query.device, query.dtype)]
     whole = backend.attend(*(heads_of_all_tokens(t, group) for t in (query, key, value)), None, borders, scale)
     return tokens_of_all_heads(whole, group)
 

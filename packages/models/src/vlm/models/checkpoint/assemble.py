@@ -10,6 +10,7 @@ Every stored tensor is used, dropped by name, or an error. Fresh are the parts t
 ConvNeXt has in the preset but not in its folder (stage 5 of ConvLLaVA).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,12 +27,16 @@ from vlm.core.progress import Report, silent
 from vlm.core.sample.tokenizer import load_tokenizer
 from vlm.models.checkpoint.formats import internvl, llava
 from vlm.models.checkpoint.formats.schema import QWEN2
+from vlm.models.checkpoint.layout import read_layout
 from vlm.models.checkpoint.load import initialized, write_checkpoint
-from vlm.models.checkpoint.renaming import Patterns, prefixed, rename
+from vlm.models.checkpoint.locate import find_checkpoint
+from vlm.models.checkpoint.reader import CheckpointReader
+from vlm.models.checkpoint.renaming import Patterns, prefixed, rename, weight_and_bias
 from vlm.models.checkpoint.safetensors_io import WeightReader, load_pickle
 from vlm.models.projector import make_projector
 from vlm.models.specs import ModelSpec, TimmSpec
 from vlm.models.vision.encoders import make_encoder
+from vlm.models.vision.intern_vit import resized_positions
 from vlm.models.vlm import VisionLanguageModel, make_model
 
 EMBEDDING, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
@@ -46,28 +51,34 @@ ENCODER_NAMES: dict[str, Patterns] = {
 }
 """Names of an encoder that is stored alone, by the kind of its spec, with and without a prefix."""
 
-PROJECTOR_NAMES: Patterns = {
-    **internvl.PROJECTOR,
-    **{k.removeprefix("mlp1."): v for k, v in internvl.PROJECTOR.items()},
+PROJECTOR_NAMES: dict[str, Patterns] = {
+    "pixel_unshuffle": {**internvl.PROJECTOR, **{k.removeprefix("mlp1."): v for k, v in internvl.PROJECTOR.items()}},
+    "mlp": weight_and_bias({f"{prefix}mm_projector.{{}}.{{kind}}": "projector.{}.{kind}" for prefix in ("", "model.")}),
 }
+"""Names of a projector that is stored alone, by the kind of its spec."""
+
+POSITIONS = "encoder.embeddings.position_embedding"
 LANGUAGE_NAMES: Patterns = prefixed(QWEN2, "", "language_model.")
 
 
 @dataclass(frozen=True)
 class StoredPart:
-    """Where a tensor of ours is stored: a reader or a state dict, and its key there."""
+    """Where a tensor of ours is stored: a reader, a state dict or a whole checkpoint, and its key there."""
 
-    source: WeightReader | Mapping[str, Tensor]
+    source: WeightReader | CheckpointReader | Mapping[str, Tensor]
     key: str
 
     def read(self) -> Tensor:
         """Return the tensor, as stored."""
-        return self.source.read(self.key) if isinstance(self.source, WeightReader) else self.source[self.key]
+        stored = isinstance(self.source, WeightReader | CheckpointReader)
+        return self.source.read(self.key) if stored else self.source[self.key]  # type: ignore[union-attr,index]
 
     def meta(self) -> Tensor:
         """Return a tensor of its shape and dtype without memory."""
         if isinstance(self.source, WeightReader):
             return self.source.items[self.key].meta()
+        if isinstance(self.source, CheckpointReader):
+            return self.source.meta(self.key)
         return self.source[self.key].to("meta")
 
 
@@ -77,11 +88,19 @@ class Assembly:
     Attributes:
         spec: the model, with vocabulary and context id of the tokenizer.
         fresh: names of the modules that are drawn from the seed.
+        left_out: names of the stored blocks that lie behind the last one of the preset's encoder.
     """
 
     def __init__(
-        self, spec: ModelSpec, tokenizer: Path, found: dict[str, StoredPart], wanted: dict[str, Tensor], seed: int
+        self,
+        spec: ModelSpec,
+        tokenizer: Path,
+        found: dict[str, StoredPart],
+        wanted: dict[str, Tensor],
+        seed: int,
+        left_out: list[str],
     ):
+        self.left_out = left_out
         self.spec, self.tokenizer, self.seed = spec, tokenizer, seed
         self._found, self._wanted = found, wanted
         self._missing = [name for name in wanted if name not in found]
@@ -116,6 +135,9 @@ class Assembly:
         if name in (EMBEDDING, HEAD) and len(tensor) < rows[0]:
             mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
             tensor = torch.cat([tensor, mean.expand(rows[0] - len(tensor), -1)])
+        if name == POSITIONS and tensor.shape != self._wanted[name].shape:
+            side = math.isqrt(self._wanted[name].shape[1] - 1)
+            tensor = resized_positions(tensor, math.isqrt(tensor.shape[1] - 1), side, side)
         return tensor
 
     def model(self) -> VisionLanguageModel:
@@ -156,6 +178,8 @@ def assemble(
     encoder: Path | None = None,
     language: Path | None = None,
     projector: Path | None = None,
+    base: Path | None = None,
+    resize_positions: bool = False,
     seed: int = 0,
 ) -> Assembly:
     """Find every tensor of a model in published parts; nothing is computed or written yet.
@@ -166,6 +190,8 @@ def assemble(
         encoder: folder of an InternViT or a ConvNeXt, or the state dict of a timm trunk; without it fresh.
         language: folder of a Llama: safetensors, pickles or one GGUF file; without it fresh.
         projector: state dict (`.pth`) or folder; without it fresh.
+        base: checkpoint in any format, whose parts are taken where none is given.
+        resize_positions: resize the position table of an InternViT of another image size to the preset's (bicubic).
         seed: of the fresh parts, which are in float32.
 
     Raises:
@@ -173,26 +199,66 @@ def assemble(
     """
     spec = with_tokenizer(spec, tokenizer)
     found: dict[str, StoredPart] = {}
+    given = {"encoder": encoder, "language_model": language, "projector": projector}
+    if base is not None:
+        kept = tuple(f"{part}." for part, path in given.items() if path is None)
+        found |= {name: part for name, part in find_base(base).items() if name.startswith(kept)}
     if encoder is not None:
         found |= find_encoder(spec, encoder)
+    left_out = drop_last_blocks(spec, found)
     if language is not None:
         found |= find_tensors(language, LANGUAGE_NAMES)
     if projector is not None:
-        found |= find_tensors(projector, PROJECTOR_NAMES)
+        found |= find_tensors(projector, PROJECTOR_NAMES[spec.projector.kind])
     with torch.device("meta"):
         wanted = dict(make_model(spec).state_dict())
     if spec.language.tied:
         wanted.pop(HEAD)
         found.pop(HEAD, None)
-    given = {"encoder": encoder, "language_model": language, "projector": projector}
-    check_missing(spec, wanted, found, [f"{part}." for part, path in given.items() if path is None])
+    check_missing(spec, wanted, found, [f"{part}." for part, path in given.items() if path is None and base is None])
     if extra := [name for name in found if name not in wanted]:
         raise CheckpointError(f"{len(extra)} tensors have no place in the preset, first {extra[0]}")
     for name, part in found.items():
         have, want = list(part.meta().shape), list(wanted[name].shape)
+        if name == POSITIONS and have != want and have[2:] == want[2:] and is_square(have[1] - 1):
+            if not resize_positions:
+                fix = "choose the right preset, or resize the table: --resize-positions"
+                raise CheckpointError(f"{part.key} is {have}", expected=f"{want} for {name}", fix=fix)
+            continue
         if have != want and not (name in (EMBEDDING, HEAD) and have[1:] == want[1:] and have[0] < want[0]):
             raise CheckpointError(f"{part.key} is {have}", expected=f"{want} for {name}", fix="choose the right preset")
-    return Assembly(spec, tokenizer, found, wanted, seed)
+    return Assembly(spec, tokenizer, found, wanted, seed, left_out)
+
+
+def is_square(count: int) -> bool:
+    """Return whether so many positions make a square grid."""
+    return count > 0 and math.isqrt(count) ** 2 == count
+
+
+def find_base(path: Path) -> dict[str, StoredPart]:
+    """Return our name -> where it is, for a whole checkpoint in any format.
+
+    Raises:
+        CheckpointError: no checkpoint, or one with unknown, missing or misshapen tensors.
+    """
+    folder = find_checkpoint(path)
+    reader = CheckpointReader(read_layout(folder), folder)
+    reader.check()
+    return {name: StoredPart(reader, name) for name in reader.wanted}
+
+
+def drop_last_blocks(spec: ModelSpec, found: dict[str, StoredPart]) -> list[str]:
+    """Remove the blocks of an InternViT behind the preset's last one, and return their names.
+
+    InternVL-Chat-V1-2 uses the first 45 of the 48 blocks of InternViT-6B-448px-V1-0 (`vision_select_layer` -4).
+    """
+    if spec.vision.kind != "intern_vit":
+        return []
+    path = "encoder.encoder.layers."
+    beyond = [n for n in found if n.startswith(path) and int(n.removeprefix(path).split(".")[0]) >= spec.vision.depth]
+    for name in beyond:
+        del found[name]
+    return list(dict.fromkeys(".".join(name.split(".")[:4]) for name in beyond))
 
 
 def build(

@@ -1,7 +1,7 @@
-"""What requests share: features of equal tiles, and keys and values of equal beginnings. Both forget the oldest."""
+"""What requests share beside `features`: keys and values of equal beginnings. The oldest are forgotten."""
 
 import hashlib
-from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,36 +10,8 @@ from torch import Tensor
 
 from vlm.core.sample.encoded import Encoded
 from vlm.models.attention import RowCache
-from vlm.models.processor import Processor
+from vlm.models.batch import upload
 from vlm.models.vlm import VisionLanguageModel
-
-
-class TileFeatures:
-    """Features [T, C] of tiles by their content, at most `limit` bytes of them."""
-
-    def __init__(self, model: VisionLanguageModel, processor: Processor, limit: int):
-        self.model, self.processor, self.limit = model, processor, limit
-        self.kept: OrderedDict[bytes, Tensor] = OrderedDict()
-        self.nbytes = 0
-
-    def get(self, key: bytes) -> Tensor | None:
-        """Return known features."""
-        if key in self.kept:
-            self.kept.move_to_end(key)
-        return self.kept.get(key)
-
-    def encode(self, tiles: dict[bytes, np.ndarray]) -> dict[bytes, Tensor]:
-        """Encode tiles uint8 [S, S, 3] in one batch and remember them."""
-        device = next(self.model.parameters()).device
-        made = self.model.encode_images(self.processor.pixels(np.stack(list(tiles.values()))).to(device))
-        result = {key: features.clone() for key, features in zip(tiles, made, strict=True)}
-        for key, features in result.items():
-            self.kept[key] = features
-            self.nbytes += features.numel() * features.element_size()
-        while self.nbytes > self.limit and self.kept:
-            _, old = self.kept.popitem(last=False)
-            self.nbytes -= old.numel() * old.element_size()
-        return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,14 +21,13 @@ class PromptKeys:
     ids: np.ndarray
     positions: np.ndarray
     tiles: tuple[bytes, ...]
-    """Digest of each tile, in reading order."""
+    """Digest of each tile, in reading order; of a cell, of its whole image and its place in it."""
 
     @classmethod
     def of(cls, prompt: Encoded, context_id: int) -> "PromptKeys":
         """Return the keys of an encoded prompt: an image token's id becomes a number from its tile's content."""
         ids = prompt.input_ids.astype(np.int64, copy=True)
-        pixels = prompt.pixels if prompt.pixels is not None else ()
-        digests = tuple(hashlib.blake2b(tile.tobytes(), digest_size=16).digest() for tile in pixels)
+        digests = () if prompt.pixels is None else tuple(_digests(prompt, prompt.pixels))
         marks = np.array([int.from_bytes(d[:7], "big") + 2**32 for d in digests], np.int64)
         places = np.flatnonzero(ids == context_id)
         if len(marks):
@@ -69,6 +40,27 @@ class PromptKeys:
         differ = (self.ids[:n] != other.ids[:n]) | (self.positions[:n] != other.positions[:n])
         return int(differ.argmax()) if differ.any() else n
 
+    def to_encode(
+        self, prompt: Encoded, missing: dict[bytes, int], tiles: int
+    ) -> tuple[list[int], list[tuple[int, int]] | None]:
+        """Return the tiles to encode, at most `tiles`, and the grids of whole images: of those at least one."""
+        numbers = set(missing.values())
+        if prompt.grids is None:
+            return sorted(numbers)[:tiles], None
+        chosen: list[int] = []
+        grids: list[tuple[int, int]] = []
+        known: set[bytes] = set()
+        for grid, cells in zip(prompt.grids, prompt.pictures, strict=True):
+            mine = range(cells.start, cells.stop)
+            if self.tiles[cells.start] in known or numbers.isdisjoint(mine):
+                continue
+            if tiles < 1 or (chosen and len(chosen) + len(mine) > tiles):
+                break
+            known.add(self.tiles[cells.start])
+            chosen += mine
+            grids.append(grid)
+        return chosen, grids
+
     def longer(self, ids: list[int]) -> "PromptKeys":
         """Return these keys with the reply's tokens behind them, as a next turn would repeat them."""
         start = np.ceil(self.positions[-1]) + 1
@@ -77,6 +69,19 @@ class PromptKeys:
             np.concatenate([self.positions, start + np.arange(len(ids))]),
             self.tiles,
         )
+
+
+def _digests(prompt: Encoded, pixels: np.ndarray) -> Iterator[bytes]:
+    for number, tiles in enumerate(prompt.pictures):
+        picture = hashlib.blake2b(pixels[tiles].tobytes(), digest_size=16)
+        if prompt.grids is None:
+            yield picture.digest()
+            continue
+        picture.update(repr(prompt.grids[number]).encode())
+        for cell in range(tiles.stop - tiles.start):
+            one = picture.copy()
+            one.update(cell.to_bytes(4, "big"))
+            yield one.digest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,8 +141,8 @@ def rope_depends_on_length(model: VisionLanguageModel, length: int, plain: bool)
 
 def as_positions(values: np.ndarray | list[float], length: int, plain: bool, device: torch.device) -> Tensor:
     """Return positions [1, n] (V2PE, float64), or [1, n, 2] beside the length that rotary scaling goes by (int64)."""
-    positions = torch.from_numpy(np.asarray(values, np.float64)).to(device)[None]
-    if not plain:
-        return positions
-    counted = positions.long()
-    return torch.stack([counted, torch.full_like(counted, length)], dim=-1)
+    positions = torch.from_numpy(np.asarray(values, np.float64))[None]
+    if plain:
+        counted = positions.long()
+        positions = torch.stack([counted, torch.full_like(counted, length)], dim=-1)
+    return upload(positions, device)

@@ -1,8 +1,8 @@
 """The engine: requests that are there together run together, step by step, in one thread.
 
 A step takes one new token of every running reply and, in the same forward pass, a piece of the prompts that are still
-being read. A prompt is read in pieces, so that a long one delays the others by one piece at a time; images are encoded
-piece by piece too.
+being read; `turns` says of which. Images are encoded piece by piece too. A step that only reads is given up where a
+shorter prompt comes, and taken again later.
 """
 
 import math
@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,10 +18,13 @@ from torch import Tensor
 from vlm.core.errors import VlmError
 from vlm.core.sample.encoded import Encoded
 from vlm.models.answers import Reply
-from vlm.models.attention import RowCache, Segments
-from vlm.models.engine.caches import PrefixCache, PromptKeys, TileFeatures, as_positions, rope_depends_on_length
+from vlm.models.attention import GivenUp, RowCache, Segments
+from vlm.models.batch import upload
+from vlm.models.engine.caches import PrefixCache, PromptKeys, as_positions, rope_depends_on_length
 from vlm.models.engine.request import Busy, ContextOverflow, Ended, Event, GenerationRequest, Sampling
-from vlm.models.engine.sampling import Chooser, ReplyText
+from vlm.models.engine.sampling import Chooser, ReplyText, likeliest
+from vlm.models.engine.turns import Running, count_overtaking, is_due, readers
+from vlm.models.features import TileFeatures
 from vlm.models.processor import Processor
 from vlm.models.vlm import VisionLanguageModel
 
@@ -34,9 +37,7 @@ class Limits:
         running: replies written at once.
         queue: requests that may wait; one more is refused with `Busy`.
         context: greatest number of tokens of a prompt and its reply; None for no limit.
-        step_tokens: prompt tokens read in one step.
-        shared_tokens: of those, what a prompt that needs several steps gets while others write or read short prompts:
-            so many tokens more cost a step of writing about its own time again.
+        step_tokens: prompt tokens read in one step. None: 128 on a CPU, whose arithmetic that fills, 512 elsewhere.
         step_tiles: tiles encoded in one step.
         prefix_bytes: keys and values of finished requests that are kept.
         feature_bytes: features of tiles that are kept.
@@ -45,37 +46,10 @@ class Limits:
     running: int = 16
     queue: int = 64
     context: int | None = None
-    step_tokens: int = 512
-    shared_tokens: int = 16
+    step_tokens: int | None = None
     step_tiles: int = 4
     prefix_bytes: int = 1 << 30
     feature_bytes: int = 1 << 28
-
-
-@dataclass(eq=False)
-class Running:
-    """A request that has been started: `done` of its prompt's tokens are cached."""
-
-    request: GenerationRequest
-    keys: PromptKeys
-    row: RowCache
-    plain: bool
-    chooser: Chooser
-    text: ReplyText
-    tile_of: list[int]
-    """Number of tiles whose placeholders begin before each token, one more than tokens."""
-    long: bool = False
-    """Its prompt is not read in one step."""
-    done: int = 0
-    position: float = 0.0
-    last: int | None = None
-    ids: list[int] = field(default_factory=list)
-    features: dict[int, Tensor] = field(default_factory=dict)
-
-    @property
-    def left(self) -> int:
-        """Number of prompt tokens that are not cached yet."""
-        return len(self.request.prompt) - self.done
 
 
 class ChatEngine:
@@ -92,6 +66,7 @@ class ChatEngine:
     def __init__(self, model: VisionLanguageModel, processor: Processor, limits: Limits | None = None):
         self.model, self.processor, self.limits = model, processor, limits or Limits()
         self.device = next(model.parameters()).device
+        self.piece = self.limits.step_tokens or (128 if self.device.type == "cpu" else 512)
         self.prefixes = PrefixCache(self.limits.prefix_bytes)
         self.tiles = TileFeatures(model, processor, self.limits.feature_bytes)
         self.waiting: deque[GenerationRequest] = deque()
@@ -187,10 +162,20 @@ class ChatEngine:
         self._drop_ended()
         self._admit()
         self.counts["steps"] += 1
+        running, reading = list(self.running), readers(self.running, self.piece)
+        served: dict[int, int] = {}
         for plain in (False, True):
-            pack = self._pack([r for r in self.running if r.plain == plain])
-            if pack:
-                self._forward(pack, plain)
+            pack = self._pack(*([r for r in group if r.plain == plain] for group in (running, reading)))
+            tokens = {id(r): count if r.left else 0 for r, count in pack}
+            if pack and self._forward(pack, plain):
+                served |= tokens
+        count_overtaking(running, served)
+
+    def _shorter_came(self, pack: Sequence[tuple[Running, int]]) -> bool:
+        """Return whether a request waits, and can start, that is shorter than what is left of all that are read."""
+        if len(self.running) >= self.limits.running or not self.waiting:
+            return False
+        return len(self.waiting[-1].prompt) < min(r.left for r, _ in pack)
 
     def _drop_ended(self) -> None:
         now = time.monotonic()
@@ -236,22 +221,16 @@ class ChatEngine:
             position=math.ceil(float(prompt.position_ids[-1])),
         )
         running.done = request.cached_tokens = running.row.length
-        running.long = running.left > self.limits.step_tokens
         self.counts["prompt_tokens"] += len(prompt)
         self.counts["cached_tokens"] += running.done
         return running
 
-    def _pack(self, running: Sequence[Running]) -> list[tuple[Running, int]]:
-        """Return how many tokens of each request this step takes."""
+    def _pack(self, running: Sequence[Running], reading: Sequence[Running]) -> list[tuple[Running, int]]:
+        """Return how many tokens of each request this step takes, the readers in their order."""
         pack = [(r, 1) for r in running if not r.left]
-        reading = sorted((r for r in running if r.left), key=lambda r: r.left)
-        budget, tiles = self.limits.step_tokens, self.limits.step_tiles
-        shared = any(not (r.left and r.long) for r in self.running)
-        for place, r in enumerate(reading):
-            # the shortest first, but the longest still gets half of the room
-            share = budget if place == len(reading) - 1 else max(1, budget // 2)
-            wanted = min(r.left, share, self.limits.shared_tokens if shared and r.long else share)
-            end, tiles = self._with_features(r, r.done + wanted, tiles)
+        budget, tiles = self.piece, self.limits.step_tiles
+        for r in reading:
+            end, tiles = self._with_features(r, r.done + min(r.left, budget), tiles)
             if end > r.done:
                 pack.append((r, end - r.done))
                 budget -= end - r.done
@@ -275,18 +254,18 @@ class ChatEngine:
                 r.features[number] = known
             else:
                 missing.setdefault(key, number)
-        chosen = dict(list(missing.items())[:tiles])
+        chosen, grids = r.keys.to_encode(r.request.prompt, missing, tiles)
         if chosen:
             assert pixels is not None
-            made = self.tiles.encode({key: pixels[number] for key, number in chosen.items()})
+            made = self.tiles.encode({r.keys.tiles[number]: pixels[number] for number in chosen}, grids=grids)
             self.counts["tiles"] += len(made)
-            for number in range(first, last):
+            for number in range(first, max(last, max(chosen) + 1)):
                 if r.keys.tiles[number] in made:
                     r.features[number] = made[r.keys.tiles[number]]
         for number in range(first, last):
             if number not in r.features:
                 return r.tile_of.index(number + 1) - 1, 0
-        return end, tiles - len(chosen)
+        return end, max(0, tiles - len(chosen))
 
     def _within_tile(self, r: Running, at: int) -> bool:
         """Return whether token `at` continues a tile that an earlier token has begun."""
@@ -298,7 +277,7 @@ class ChatEngine:
         """Return embeddings [1, count, C] of the next tokens of a prompt."""
         end = r.done + count
         part = r.request.prompt.input_ids[r.done : end]
-        ids = torch.from_numpy(part).to(self.device)[None]
+        ids = upload(torch.from_numpy(part), self.device)[None]
         context = self.model.spec.image_tokens.context_id
         places = int((part == context).sum())
         if not places:
@@ -308,17 +287,15 @@ class ChatEngine:
         numbers = range(before // per_tile, -(-(before + places) // per_tile))
         features = torch.cat([r.features[number] for number in numbers])
         skip = before - before // per_tile * per_tile
-        for number in list(r.features):
-            if number < (before + places) // per_tile:
-                del r.features[number]
         return self.model.embed(ids, features=features[None, skip : skip + places])
 
-    def _forward(self, pack: list[tuple[Running, int]], plain: bool) -> None:
+    def _forward(self, pack: list[tuple[Running, int]], plain: bool) -> bool:
+        """Run the model on these tokens, and choose the next ones; False where it was given up."""
         writing = [r for r, _ in pack if not r.left]
         # tokens that the model has written are text, whatever their id
         known = self.model.language_model.get_input_embeddings()
         written = iter(
-            known(torch.tensor([[r.last for r in writing]], device=self.device)).split(1, 1) if writing else ()
+            known(upload(torch.tensor([[r.last for r in writing]]), self.device)).split(1, 1) if writing else ()
         )
         embeddings, positions = [], []
         for r, count in pack:
@@ -330,30 +307,42 @@ class ChatEngine:
                 r.position += 1
                 embeddings.append(next(written))
                 positions.append(as_positions([r.position], int(r.position) + 1, plain, self.device))
-        segments = Segments([r.row for r, _ in pack], [count for _, count in pack])
-        out = self.model.decode(
-            torch.cat(embeddings, dim=1),
-            attention_mask=None,
-            position_ids=torch.cat(positions, dim=1),
-            segments=segments,
-        )
+        waits = all(r.left and not is_due(r, self.piece) for r, _ in pack)  # nobody writes, and nobody is due
+        stop = (lambda: self._shorter_came(pack)) if waits else None
+        segments = Segments([r.row for r, _ in pack], [count for _, count in pack], stop)
+        try:
+            out = self.model.decode(
+                torch.cat(embeddings, dim=1),
+                attention_mask=None,
+                position_ids=torch.cat(positions, dim=1),
+                segments=segments,
+            )
+        except GivenUp:
+            return False
         hidden, at, ready = out.last_hidden_state[0], 0, []
         for r, count in pack:
             at += count
             if r.left:
                 r.done += count
+                begun = r.tile_of[r.done] - 1 if r.left else math.inf
+                r.features = {number: made for number, made in r.features.items() if number >= begun}
             if not r.left:
                 ready.append((r, at - 1))
         if not ready:
-            return
-        logits = self.model.language_model.lm_head(hidden[[place for _, place in ready]])
-        for (r, _), scores in zip(ready, logits, strict=True):
-            self._take(r, scores)
+            return True
+        places = upload(torch.tensor([place for _, place in ready]), self.device)
+        logits = self.model.language_model.lm_head(hidden[places])
+        for (r, _), scores, token in zip(ready, logits, likeliest(logits), strict=True):
+            try:
+                self._take(r, scores, token)
+            except Exception as error:  # noqa: BLE001  only this request ends
+                self._end(r, "error", error=f"{type(error).__name__}: {error}")
+        return True
 
-    def _take(self, r: Running, scores: Tensor) -> None:
-        """Choose the next token of a reply and tell its request."""
+    def _take(self, r: Running, scores: Tensor, token: int | None) -> None:
+        """Choose the next token of a reply, of which `token` is the likeliest, and tell its request."""
         request = r.request
-        choice = r.chooser.choose(scores, request.new_tokens)
+        choice = r.chooser.choose(scores, request.new_tokens, token)
         if choice is None:
             self._end(r, "error", error="the model's logits are not finite: its weights or activations overflow")
             return

@@ -13,6 +13,13 @@ from vlm.models.engine.request import Sampling, TokenChoice
 from vlm.models.processor import Processor
 
 
+def likeliest(logits: Tensor) -> list[int | None]:
+    """Return the most probable token of each row [n, V], None where a row is not finite: one read for all rows."""
+    scores = logits.float()
+    tokens = scores.argmax(-1).masked_fill(~scores.sum(-1).isfinite(), -1)
+    return [None if token < 0 else token for token in tokens.tolist()]
+
+
 class Chooser:
     """Chooses the tokens of one request, as transformers' `generate` does with the same settings and seed."""
 
@@ -28,20 +35,26 @@ class Chooser:
             seed = int.from_bytes(os.urandom(4), "big") if sampling.seed is None else sampling.seed % 2**63
             self.generator = torch.Generator(device).manual_seed(seed)
 
-    def choose(self, logits: Tensor, number: int) -> TokenChoice | None:
-        """Return token `number` (from 0) from logits [V]; None where they are not finite."""
-        scores = logits.float()
-        if not math.isfinite(scores.sum().item()):
+    def choose(self, logits: Tensor, number: int, best: int | None) -> TokenChoice | None:
+        """Return token `number` (from 0) from logits [V] with their `likeliest`; None where they are not finite."""
+        if best is None:
             return None
-        if number < self.sampling.min_new_tokens:
+        held_back = number < self.sampling.min_new_tokens
+        if not held_back and self.sampling.temperature == 0 and self.sampling.logprobs is None:
+            return TokenChoice(best, "")
+        scores = logits.float()
+        if held_back:
             stop = torch.tensor(self.processor.stop_ids, dtype=torch.long, device=scores.device)
             scores = scores.index_fill(0, stop, -math.inf)
         if self.sampling.temperature > 0:
             nothing: Any = torch.empty(1, 0, dtype=torch.long, device=scores.device)
             shown: Any = scores[None]
             warped = self.warpers(nothing, shown)
-            drawn = torch.multinomial(warped.softmax(-1), 1, generator=self.generator)
-            token = int(drawn.item())
+            chances = warped.softmax(-1)
+            if math.isfinite(chances.sum().item()):
+                token = int(torch.multinomial(chances, 1, generator=self.generator).item())
+            else:  # a temperature so near to 0 that dividing by it overflows
+                token = int(scores.argmax().item())
         else:
             token = int(scores.argmax().item())
         if self.sampling.logprobs is None:

@@ -20,8 +20,9 @@ class Decoder(Protocol):
         image_flags: Tensor | None = None,
         features: Tensor | None = None,
         chunk: int | None = None,
+        grids: Any = None,
     ) -> Tensor:
-        """Return embeddings [B, L, C] of ids [B, L] with their images."""
+        """Return embeddings [B, L, C] of ids [B, L] with their images; `grids` [images, 2] of whole ones."""
         ...
 
     def decode(

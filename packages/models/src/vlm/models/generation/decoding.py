@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from vlm.core.errors import CheckpointError, ConfigError, DataError
 from vlm.models.generation.decoder import Decoder
@@ -120,12 +120,14 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def check_finite(logits: Tensor) -> Tensor:
-    """Return logits of any shape. Raises CheckpointError for NaN or infinity among them: no token follows from those.
+def finite(logits: Tensor) -> Tensor:
+    """Return whether all are finite, a scalar on their device: one sum, which any NaN or infinity makes one itself."""
+    return torch.isfinite(logits.sum(dtype=torch.promote_types(logits.dtype, torch.float32)))
 
-    One sum decides, which any NaN or infinity makes one itself.
-    """
-    if not torch.isfinite(logits.sum(dtype=torch.promote_types(logits.dtype, torch.float32))):
+
+def check_finite(logits: Tensor) -> Tensor:
+    """Return logits of any shape. Raises CheckpointError where one is NaN or infinite: no token follows from those."""
+    if not finite(logits):
         raise CheckpointError(
             f"{int((~torch.isfinite(logits)).sum()):,} of {logits.numel():,} logits are not finite (NaN or infinity)",
             expected="numbers",
@@ -134,15 +136,39 @@ def check_finite(logits: Tensor) -> Tensor:
     return logits
 
 
-@contextmanager
-def finite_logits(language_model: Any) -> Iterator[None]:
-    """Check the logits of each step: those that the output head has just made."""
-    head = language_model.get_output_embeddings()
-    handle = head.register_forward_hook(lambda _module, _inputs, logits: check_finite(logits))
-    try:
-        yield
-    finally:
-        handle.remove()
+class FiniteLogits(StoppingCriteria):
+    """Ends `generate` at logits that are not finite, without a wait of its own: it joins the question whether to stop.
+
+    Where tokens are drawn, shown or looked at before that question, the logits are checked at once instead.
+    """
+
+    AT_ONCE = ("do_sample", "streamer", "logits_processor")
+
+    def __init__(self, settings: dict[str, Any]):
+        self.at_once = any(settings.get(key) for key in self.AT_ONCE) or (settings.get("num_beams") or 1) > 1
+        self.logits: Tensor | None = None
+        own = [] if self.at_once else [self]
+        self.criteria = StoppingCriteriaList([*(settings.get("stopping_criteria") or ()), *own])
+
+    @contextmanager
+    def watching(self, language_model: Any) -> Iterator[None]:
+        """Look at what the output head makes at each step. Raises CheckpointError, at the end or at once."""
+
+        def see(_module: Any, _inputs: Any, logits: Tensor) -> None:
+            self.logits = check_finite(logits) if self.at_once else logits
+
+        handle = language_model.get_output_embeddings().register_forward_hook(see)
+        try:
+            yield
+        finally:
+            handle.remove()
+        if self.logits is not None and not self.at_once:
+            check_finite(self.logits)
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        """Return for each row whether to stop [B]."""
+        assert self.logits is not None
+        return (~finite(self.logits)).to(input_ids.device).expand(len(input_ids))
 
 
 def new_tokens(
@@ -182,7 +208,9 @@ def new_tokens(
         embeddings = embeddings[:, -1:].clone().expand(-1, mask.shape[1], -1)
     if prefix is not None:  # positions as long as the mask; those of the prefix are in its keys
         position_ids = torch.cat([prefix.position_ids.to(position_ids).expand(rows, -1), position_ids], dim=1)
-    with nullcontext() if seed is None else seeded(seed, embeddings.device), finite_logits(model.language_model):
+    watch = FiniteLogits(settings)
+    settings = settings | {"stopping_criteria": watch.criteria}
+    with nullcontext() if seed is None else seeded(seed, embeddings.device), watch.watching(model.language_model):
         return model.language_model.generate(
             inputs_embeds=embeddings, attention_mask=mask, position_ids=position_ids, **settings
         )
@@ -194,6 +222,7 @@ def prefill(
     *,
     pixel_values: Tensor | None = None,
     image_flags: Tensor | None = None,
+    image_grids: Tensor | None = None,
     features: Tensor | None = None,
     position_ids: Tensor | None = None,
     chunk: int = PREFILL_CHUNK,
@@ -213,7 +242,7 @@ def prefill(
         position_ids = counted(mask)
     check_prompts(input_ids, mask, position_ids)
     check_unscaled(model, position_ids)
-    embeddings = model.embed(input_ids, pixel_values, image_flags, features, image_chunk)
+    embeddings = model.embed(input_ids, pixel_values, image_flags, features, image_chunk, image_grids)
     cache = DynamicCache(config=model.language_model.config)
     fill(model, cache, embeddings, mask, position_ids, chunk)
     return Prefix(model, input_ids.clone(), position_ids.clone(), states_of(cache))
@@ -226,6 +255,7 @@ def generate(
     prefix: Prefix | None = None,
     pixel_values: Tensor | None = None,
     image_flags: Tensor | None = None,
+    image_grids: Tensor | None = None,
     features: Tensor | None = None,
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
@@ -252,7 +282,7 @@ def generate(
     check_prompts(input_ids, mask, position_ids)
     return new_tokens(
         model,
-        model.embed(input_ids, pixel_values, image_flags, features, image_chunk),
+        model.embed(input_ids, pixel_values, image_flags, features, image_chunk, image_grids),
         mask,
         position_ids,
         prefix=prefix,

@@ -72,4 +72,6 @@ def _seed(seed: int, prompt: Encoded) -> int:
     digest = hashlib.sha256(f"{seed}/".encode() + prompt.input_ids.tobytes())
     if prompt.pixels is not None:
         digest.update(prompt.pixels.tobytes())
+    if prompt.grids is not None:
+        digest.update(repr(prompt.grids).encode())
     return int.from_bytes(digest.digest()[:7], "big")

@@ -13,6 +13,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vlm.models.blocks import rms_norm
 from vlm.models.specs import InternVitSpec
 from vlm.models.vision.size import check_size
 
@@ -27,9 +28,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize over the last axis; the dtype stays."""
-        x32 = x.float()
-        normed: Tensor = self.weight * (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
-        return normed
+        return rms_norm(x, self.weight, self.eps)
 
 
 def make_norm(spec: InternVitSpec) -> nn.Module:
@@ -95,6 +94,13 @@ class VisionBlock(nn.Module):
         return x
 
 
+def resized_positions(positions: Tensor, grid: int, height: int, width: int) -> Tensor:
+    """Return a position table [1, 1 + grid^2, C] resized to [1, 1 + height * width, C]; the class position stays."""
+    table = positions[:, 1:].float().reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
+    table = F.interpolate(table, (height, width), mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :1], table.flatten(2).mT.to(positions.dtype)], dim=1)
+
+
 class PatchEmbeddings(nn.Module):
     """Patches of pixels, a class token before them, and their positions."""
 
@@ -107,9 +113,7 @@ class PatchEmbeddings(nn.Module):
 
     def positions(self, height: int, width: int) -> Tensor:
         """Return the position table resized to a grid, [1, 1 + height * width, C]; the class position stays."""
-        table = self.position_embedding[:, 1:].float().reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
-        table = F.interpolate(table, (height, width), mode="bicubic", align_corners=False)
-        return torch.cat([self.position_embedding[:, :1], table.flatten(2).mT.to(self.position_embedding.dtype)], dim=1)
+        return resized_positions(self.position_embedding, self.grid, height, width)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, int, int]:
         """Embed pixels [B, 3, h, w]; return tokens [B, N, C], and height and width of the grid."""

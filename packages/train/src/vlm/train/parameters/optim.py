@@ -64,7 +64,8 @@ def decays(name: str, parameter: torch.Tensor, rule: str, owner: nn.Module | Non
     if rule == "published":
         return True
     if rule == "trainer":
-        return "bias" not in name and type(owner) is not nn.LayerNorm and type(owner).__name__ != "LlamaRMSNorm"
+        llama_norm = "LlamaRMSNorm" in (kind.__name__ for kind in type(owner).__mro__)
+        return "bias" not in name and type(owner) is not nn.LayerNorm and not llama_norm
     return len(whole_shape(parameter)) > 1 and not any(part in piece for piece in name.split(".") for part in NO_DECAY)
 
 

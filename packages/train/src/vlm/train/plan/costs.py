@@ -33,7 +33,7 @@ def row_limits(recipe: Recipe, spec: ModelSpec, tokens_per_tile: int) -> tuple[i
     tokens = recipe.batch.max_tokens if recipe.batch.packing != "none" else recipe.max_length
     rule = spec.image_rule
     if recipe.batch.packing == "none" and recipe.batch.max_tiles >= 1_000_000:
-        most = rule.max_tiles + 1 if rule.kind == "tiles" else 1
+        most = {"tiles": rule.max_tiles + 1, "whole": rule.max_tiles}.get(rule.kind, 1)
     else:
         most = recipe.batch.max_tiles
     return tokens, min(most, tokens // tokens_per_tile)

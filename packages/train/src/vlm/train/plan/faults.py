@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, TypedDict
 
 from vlm.core.errors import ConfigError, HardwareError, VlmError
+from vlm.core.fetch.miniature import miniature_of
 from vlm.core.home import resolve
 from vlm.core.sample.index import LineIndex
 from vlm.models.specs import ModelSpec
@@ -15,6 +16,10 @@ from vlm.train.recipe.recipe import DataEntry, Recipe
 
 Part = Literal["recipe", "data", "weights", "hardware", "disk"]
 """The part of a run that a fault belongs to."""
+
+
+MEANT = "get the real data, or, if the miniature is meant: --set mini=true, or `mini: true` in the recipe"
+"""The fix for training on generated data that nobody asked for."""
 
 
 class Fault(TypedDict):
@@ -77,8 +82,12 @@ def arithmetic_faults(recipe: Recipe, spec: ModelSpec, processes: int) -> list[F
 
 
 def data_faults(recipe: Recipe, mixture: Sequence[MixtureRow]) -> list[Fault]:
-    """Find files that are here with another number of records than the recipe says."""
+    """Find generated miniatures that are not meant, and files with another number of records than the recipe says."""
     found: list[Fault] = []
+    for entry in () if recipe.mini else (*recipe.data, *recipe.eval_data):
+        if mini := miniature_of(resolve(entry.file)) or miniature_of(resolve(entry.root)):
+            text = f"{entry.name}: {mini} holds a generated miniature, no real data"
+            found.append({"what": "data", "found": text, "fix": MEANT})
     for entry, row in zip(recipe.data, mixture, strict=True):
         if entry.count is not None and row["records"] != entry.count:
             path = resolve(entry.file)

@@ -117,6 +117,8 @@ def estimate_fit(
     most_tokens, most_tiles = row_limits(recipe, spec, model.tokens_per_tile)
     samples, tokens = recipe.batch.samples, recipe.batch.samples * mean
     tiles = samples * max(1.0, mean * most_tiles / most_tokens) if spec.image_rule.kind == "tiles" else float(samples)
+    if spec.image_rule.kind == "whole":  # a tile is a token; each sample has one image that fills its budget
+        tiles = samples * min(mean, float(spec.image_rule.max_tiles))
     rows = samples if recipe.batch.packing == "none" else max(1, -(-int(tokens) // most_tokens))
     each = -(-rows // max(1, mesh.groups))  # rows of the busiest group
     load_of = (tokens, samples * causal_pairs([mean]), tokens, tiles)

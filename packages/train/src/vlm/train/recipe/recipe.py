@@ -69,6 +69,7 @@ class Recipe(Strict):
         max_lost: share of the run's samples that may be dropped.
         sample_seconds: longest wait for one sample; then it is dropped, as one that cannot be read.
         allow_outside: folders outside of the roots of `data` that its records may name.
+        mini: train on generated miniatures of benchmarks, on purpose.
         log: boards beside metrics.jsonl.
         hardware: of the published run.
         differences: from what was published.
@@ -101,6 +102,7 @@ class Recipe(Strict):
     max_lost: Share = 0.01
     sample_seconds: AboveZero = 300.0
     allow_outside: tuple[str, ...] = ()
+    mini: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
     log: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     hardware: Hardware | None = None
     differences: tuple[Difference, ...] = ()
@@ -165,7 +167,7 @@ class Recipe(Strict):
             "hardware",
             "differences",
         }
-        kept = self.model_dump(mode="json", exclude=habits)
+        kept = self.model_dump(mode="json", exclude={**dict.fromkeys(habits, True), "model": {"parts"}})
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
@@ -181,7 +183,8 @@ def whole_faults(recipe: dict[str, Any]) -> list[tuple[str, Any]]:
     if bare := [k for k in numbers(given) if not covered(k, sources if isinstance(sources, dict) else {})]:
         faults.append(("sources", f"numbers without a source: {', '.join(bare)}"))
     for key in ("data", "eval_data"):
-        entries = [entry.get("name") for entry in recipe.get(key) or () if isinstance(entry, dict)]
+        listed = recipe[key] if isinstance(recipe.get(key), (list, tuple)) else ()
+        entries = [entry.get("name") for entry in listed if isinstance(entry, dict)]
         if twice := sorted({str(name) for name in entries if entries.count(name) > 1}):
             faults.append((key, f"two entries are named {', '.join(twice)}: the ledger could not tell them apart"))
     batch, longest = recipe.get("batch"), recipe.get("max_length")
@@ -216,8 +219,14 @@ def trained_strides(recipe: Recipe, tokens_per_tile: int) -> dict[str, Any]:
 
 
 def training_spec(model: Model, spec: ModelSpec) -> ModelSpec:
-    """Return the spec of a checkpoint with the keys that a recipe changes. Raises ConfigError for unknown keys."""
-    return parse(merged(spec.model_dump(), model.spec), ModelSpec, where="model.spec") if model.spec else spec
+    """Return the spec of a checkpoint with the keys that a recipe changes.
+
+    `image_rule` may be a name of `ModelSpec.with_image_rule`, such as `whole:576`. Raises ConfigError for unknown keys.
+    """
+    changes = dict(model.spec)
+    named = changes.pop("image_rule") if isinstance(changes.get("image_rule"), str) else None
+    spec = parse(merged(spec.model_dump(), changes), ModelSpec, where="model.spec") if changes else spec
+    return spec if named is None else spec.with_image_rule(named)
 
 
 def numbers(value: Any, key: str = "") -> list[str]:

@@ -17,6 +17,10 @@ ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 """From 0 to 1, without 1."""
 
 
+StartPart = Literal["tokenizer", "encoder", "projector", "language"]
+"""What a start checkpoint is made of, by the options of `vlm weights make`."""
+
+
 class DataEntry(Strict):
     """One annotation file.
 
@@ -47,12 +51,15 @@ class Model(Strict):
     Attributes:
         start: the checkpoint: a path below the home, a name below `pretrained/`, or `{run}/...`.
         preset: its published shape, for plans before the weights are here.
+        parts: options of the `vlm weights make` that makes the start, and their values: folders and files.
         spec: keys of the checkpoint's ModelSpec that the stage changes, such as `{vision: {drop_path: 0.1}}`,
-            `{projector: {version: v1}}` or a `template`.
+            `{projector: {version: v1}}`, a `template`, or `{image_rule: "whole:576"}`: whole images without padding.
     """
 
     start: str
     preset: str
+    # left out where it is empty: runs from before it have the same digest
+    parts: Annotated[dict[StartPart, str], Field(exclude_if=lambda value: not value)] = Field(default_factory=dict)
     spec: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -149,8 +149,10 @@ class Engine:
             group["lr"] = group["base_lr"] * factor
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def accumulate(self, batch: dict[str, Tensor | None], denominator: float, last: bool) -> float:
-        """Run one row forward and backward; return its share of the step's loss.
+    def accumulate(self, batch: dict[str, Any], denominator: float, last: bool) -> Tensor:
+        """Run one row forward and backward; return its share of the step's loss, float64 on the device.
+
+        Reading it would let the host wait for the row before it prepares the next one.
 
         Args:
             batch: arguments of the model's forward.
@@ -158,17 +160,19 @@ class Engine:
             last: whether it is this process's last row of the step.
         """
         self._deepspeed.set_gradient_accumulation_boundary(last)
-        loss = self._deepspeed(**batch, loss_denominator=denominator, logits=False).loss
+        loss: Tensor = self._deepspeed(**batch, loss_denominator=denominator, logits=False).loss
         # DeepSpeed averages gradients over all processes, data x sequence; the losses are shares of one sum over them
         self._deepspeed.backward(loss * self.world.size, scale_wrt_gas=False)
-        return float(loss.item())
+        share: Tensor = loss.detach().double()
+        return share
 
-    def measure(self, batch: dict[str, Tensor | None]) -> float:
-        """Return the weighted sum of the losses of one row, without dropout; nothing is learned from it."""
+    def measure(self, batch: dict[str, Any]) -> Tensor:
+        """Return the weighted sum of the losses of one row, float64, without dropout; nothing is learned from it."""
         self._deepspeed.eval()
         try:
             with torch.no_grad():
-                return float(self._deepspeed(**batch, loss_denominator=1.0, logits=False).loss.item())
+                loss: Tensor = self._deepspeed(**batch, loss_denominator=1.0, logits=False).loss
+                return loss.double()
         finally:
             self._deepspeed.train()
 

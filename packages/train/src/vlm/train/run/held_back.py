@@ -6,6 +6,8 @@ held.at(500)            # {"eval_loss": 0.71, "eval_samples": 200}
 
 from typing import TypedDict
 
+import torch
+
 from vlm.core.errors import DataError
 from vlm.models.processor import Processor
 from vlm.train.recipe.recipe import Recipe
@@ -42,7 +44,7 @@ class HeldBack:
         """
         if self._last is not None and self._last[0] == step:
             return self._last[1]
-        loss = weight = 0.0
+        loss, weight = torch.zeros((), dtype=torch.float64, device=self.me.device), 0.0
         used = 0
         for number in range(self._stream.total_steps):
             data = same_for_all(self._stream, number, self._stream.step(number), self.me)
@@ -50,8 +52,8 @@ class HeldBack:
             if data.rows:
                 used += data.n_samples - data.n_dropped
                 weight += sum(row.weight for row in data.rows)
-                loss += sum(map(self.engine.measure, batches(data.rows, self._stream.processor, self.me)))
-        loss = self.me.total(loss)
+                loss = loss + sum(map(self.engine.measure, batches(data.rows, self._stream.processor, self.me)))
+        total = self.me.total(loss)
         if not weight or len(self.dropped) > self.recipe.max_lost * (used + len(self.dropped)):
             first = "; ".join(f"{id}: {why}" for id, why in list(self.dropped.items())[:3])
             raise DataError(
@@ -59,7 +61,7 @@ class HeldBack:
                 expected=f"at most {self.recipe.max_lost:.2%} of them (max_lost)",
                 fix="repair or remove these records",
             )
-        self._last = (step, {"eval_loss": loss / weight, "eval_samples": used})
+        self._last = (step, {"eval_loss": total / weight, "eval_samples": used})
         return self._last[1]
 
 

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
+import torch
+
 from vlm.core.errors import ConfigError, DataError, Preempted, VlmError
 from vlm.core.home import locked, write_json
 from vlm.core.progress import Beacon, Progress
@@ -244,11 +246,12 @@ def one_step(
     most = most_rows(data.rows, me)
     weight = sum(row.weight for row in data.rows)
     lr = engine.set_lr_factor(lr_factor(step, total, recipe.optimizer))
-    loss = 0.0
-    for i, batch in enumerate(batches(data.rows, processor, me)):
-        loss += engine.accumulate(batch, weight, last=i == most - 1)
+    shares = [
+        engine.accumulate(batch, weight, last=i == most - 1)
+        for i, batch in enumerate(batches(data.rows, processor, me))
+    ]
     norm = engine.step()
-    loss = me.total(loss)
+    loss = me.total(sum(shares, torch.zeros((), dtype=torch.float64, device=me.device)))
     tokens = sum(len(row.input_ids) for row in data.rows)
     held = [computed(row, recipe.sequence_parallel.kind, me.sequence_size) for row in data.rows]
     padding = sum(held) - tokens + (most * me.data_size - len(data.rows)) * held[0]  # and the rows that are repeated

@@ -50,11 +50,11 @@ class World:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
 
-    def total(self, value: float) -> float:
-        """Return the sum of `value` over all processes."""
+    def total(self, value: float | torch.Tensor) -> float:
+        """Return the sum of `value`, a number or a float64 scalar, over all processes."""
         if self.size == 1:
-            return value
-        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+            return float(value)
+        tensor = torch.as_tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return tensor.item()
 

@@ -5,11 +5,12 @@ for batch in batches(data.rows, processor, me):
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from vlm.models.processor import Processor
+from vlm.models.vision.whole import encoder_calls
 from vlm.train.run.processes import World
 from vlm.train.run.stream import PackedRow, StepData, Stream, deal, to_tensors
 
@@ -29,15 +30,20 @@ def most_rows(rows: Sequence[PackedRow], me: World) -> int:
     return max(len(deal([*rows], rank, me.data_size)) for rank in range(me.data_size))
 
 
-def batches(rows: Sequence[PackedRow], processor: Processor, me: World) -> Iterator[dict[str, Tensor | None]]:
+def batches(rows: Sequence[PackedRow], processor: Processor, me: World) -> Iterator[dict[str, Any]]:
     """Yield the rows of this process as arguments of the model's forward.
 
     A process with fewer rows than the busiest repeats one with weight 0.
     """
-    mine = deal([*rows], me.data_rank, me.data_size)
+    dealt = [deal([*rows], rank, me.data_size) for rank in range(me.data_size)]
+    mine = dealt[me.data_rank]
     pixels_on = torch.device("cpu") if me.sequence else me.device  # of a shared row, a share of the tiles is moved
     for i in range(most_rows(rows, me)):
-        batch = to_tensors(mine[i] if i < len(mine) else rows[0], processor, me.device, pixels_on)
+        batch: dict[str, Any] = to_tensors(mine[i] if i < len(mine) else rows[0], processor, me.device, pixels_on)
         if i >= len(mine):
-            batch["loss_weights"] = torch.zeros_like(batch["loss_weights"])  # type: ignore[arg-type]
+            batch["loss_weights"] = torch.zeros_like(batch["loss_weights"])
+        if me.size > 1 and rows[0].grids is not None:
+            # whole images of several shapes take several calls; sliced weights are gathered in each, by all processes
+            beside = [given[i] if i < len(given) else rows[0] for given in dealt]
+            batch["encoder_calls"] = max(encoder_calls(row.grids or (), me.sequence_size) for row in beside)
         yield batch

@@ -27,6 +27,7 @@ from vlm.core.sample.packing import pack, pack_greedy
 from vlm.core.sample.positions import draw_strides
 from vlm.core.sample.records import MEANT, Sample, read_record
 from vlm.core.text import printable_lines
+from vlm.models.batch import upload
 from vlm.models.processor import Processor
 from vlm.models.sequence.sharding import LAYOUTS
 from vlm.train.recipe.recipe import DataEntry, Recipe
@@ -71,7 +72,7 @@ class PackedRow:
 
     `input_ids` and `labels` int64 [n]; `weights` float [n]; `position_ids` int64, or float64 with strides, [n];
     `cu_seqlens` int32 [documents + 1] marks document boundaries; `pixels` uint8 [tiles, H, W, 3] or None; `ids` names
-    the samples.
+    the samples; `grids`: (columns, rows) of each whole image, None under other image rules.
     """
 
     input_ids: np.ndarray
@@ -81,6 +82,7 @@ class PackedRow:
     cu_seqlens: np.ndarray
     pixels: np.ndarray | None
     ids: list[str]
+    grids: list[tuple[int, int]] | None = None
 
     @property
     def weight(self) -> float:
@@ -273,6 +275,7 @@ def make_row(group: list[Encoded], loss: Literal["token", "sample", "square"]) -
         cu_seqlens=np.cumsum([0, *(len(e.input_ids) for e in group)]).astype(np.int32),
         pixels=np.concatenate(pixels) if pixels else None,
         ids=[e.id for e in group],
+        grids=None if group[0].grids is None else [grid for e in group for grid in e.grids or ()],
     )
 
 
@@ -300,16 +303,20 @@ def computed(row: PackedRow, kind: str, size: int) -> int:
 def to_tensors(
     row: PackedRow, processor: Processor, device: torch.device, pixels_on: torch.device | None = None
 ) -> dict[str, Tensor | None]:
-    """Return a row as arguments of the model's forward (batch of one); pixels go to `pixels_on` if it is given."""
+    """Return a row as arguments of the model's forward (batch of one); pixels go to `pixels_on` if it is given.
+
+    The host does not wait for the copies. `cu_seqlens` stays on the CPU, where its numbers are asked for.
+    """
 
     def batch(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device)[None]
+        return upload(torch.from_numpy(array), device)[None]
 
     return {
         "input_ids": batch(row.input_ids),
         "labels": batch(row.labels),
         "loss_weights": batch(row.weights),
         "position_ids": batch(row.position_ids),
-        "cu_seqlens": torch.from_numpy(row.cu_seqlens).to(device),
-        "pixel_values": None if row.pixels is None else processor.pixels(row.pixels).to(pixels_on or device),
+        "cu_seqlens": torch.from_numpy(row.cu_seqlens),
+        "pixel_values": None if row.pixels is None else upload(processor.pixels(row.pixels), pixels_on or device),
+        "image_grids": torch.tensor(row.grids) if row.grids and row.pixels is not None else None,
     }

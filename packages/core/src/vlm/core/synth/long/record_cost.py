@@ -98,7 +98,7 @@ class _Encoder(SampleEncoder):
 
     def measured(self, messages: list[Message], texts: Sequence[str]) -> Measured:
         spans = render(messages, self.template, self.system)
-        tiles, _ = self._images([span.medium for span in spans if span.medium is not None], pixels=False)
+        tiles, _, _ = self._images([span.medium for span in spans if span.medium is not None], pixels=False)
         brackets = self.image_tokens.start is not None
         ids, _, _, image_spans = self._tokens(spans, tiles)
         images = [(first - brackets, first + count + brackets) for first, count, _ in image_spans]

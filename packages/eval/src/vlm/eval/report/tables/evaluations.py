@@ -231,7 +231,8 @@ def blind_rows(evaluations: Sequence[Evaluation]) -> list[BlindRow]:
     """Pair each blind control with the evaluation of the same model and settings with the right images."""
 
     def setting(e: Evaluation) -> tuple[str, ...]:
-        values = (str(e.variant.get(key)) for key in ("stride", "positions", "tiles", "max_new_tokens", "edition"))
+        keys = ("stride", "positions", "tiles", "image_rule", "max_new_tokens", "edition")
+        values = (str(e.variant.get(key)) for key in keys)
         return (e.summary["benchmark"], e.summary["model"], *values)
 
     sighted = {setting(e): e for e in evaluations if not e.variant.get("shuffle_images")}

@@ -1,0 +1,1 @@
+"""Parts of a checkpoint, each as a folder of its own."""
