@@ -296,9 +296,7 @@ def draw_histogram(report: "CheckReport", path: Path) -> None:
 
 
 def ledger(
-    folder: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run, or one stage of it: RUN/train/RECIPE.")
-    ],
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or one stage of it: RUN/train/RECIPE.")],
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, with every entry.")] = False,
 ) -> None:
     """List samples that a training run did not use as they are: how many, why, and whether the counts close.
