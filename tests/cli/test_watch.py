@@ -15,6 +15,7 @@ import pytest
 from vlm.cli.live import SILENT, find_work, read_work
 from vlm.cli.show.watch import work_lines
 from vlm.core.errors import UnknownName
+from vlm.core.home import write_atomic
 from vlm.core.progress import BEACON
 
 
@@ -29,7 +30,7 @@ def beacon(folder: Path, *, age: float = 0.0, **changes: Any) -> None:
     now = time.time() - age
     state = {"done": 3, "total": 10, "left": 70.0, "started": now - 30, "moved": now, "ended": None, "why": ""}
     state |= {"title": "a", "unit": "steps", "host": "node7", "pid": 1, "values": {}, **changes}
-    (folder / BEACON).write_text(json.dumps(state))
+    write_atomic(folder / BEACON, json.dumps(state))  # as trainings do: somebody may be reading
     os.utime(folder / BEACON, (now, now))
 
 

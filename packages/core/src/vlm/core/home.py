@@ -50,7 +50,7 @@ def resolve(path: str | Path) -> Path:
 
 
 def lookup(path: str | Path) -> Path:
-    """Return the absolute path of what a person names: in the working directory, or below the home if it is only there."""
+    """Return the absolute path of what a person names: where they stand, or below the home if it is only there."""
     path = Path(path).expanduser()
     here = path.absolute()
     with suppress(OSError, ValueError):  # a name that no disk can hold
