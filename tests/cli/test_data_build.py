@@ -22,7 +22,7 @@ def world(tmp_path_factory):
 def vlm(home: Path, *words: object) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "VLM_HOME": str(home)}
     command = [sys.executable, "-m", "vlm.cli.main", "data", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, cwd=home)
 
 
 def long_mr(home: Path, world: Path, *words: object) -> subprocess.CompletedProcess[str]:

@@ -211,7 +211,7 @@ finally:
 """
     command = [sys.executable, "-c", code, str(home / "mine.yaml")]
     done = subprocess.run(
-        command, env=os.environ | {"VLM_HOME": str(home)}, capture_output=True, text=True, check=False
+        command, env=os.environ | {"VLM_HOME": str(home)}, capture_output=True, text=True, check=False, cwd=home
     )
     assert done.stdout.splitlines() == ["[]"], done.stderr
 

@@ -35,7 +35,7 @@ def vlm(tmp_path: Path):
     def run(*words: str) -> subprocess.CompletedProcess:
         env = os.environ | {"VLM_HOME": str(tmp_path / "home"), "COLUMNS": "160"}
         command = [sys.executable, "-m", "vlm.cli.main", *words]
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
 
     run.catalogue = ("--catalogue", str(tmp_path / "mine.yaml"))
     run.home = tmp_path / "home"
@@ -161,9 +161,10 @@ def test_data_says_what_is_missing_and_makes_a_tokenizer_and_a_page(vlm, tmp_pat
     assert "vlm download scikit-learn" in missing.stderr
     record = {"id": 1, "conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}]}
     (tmp_path / "t.jsonl").write_text(json.dumps(record) + "\n")
-    made = vlm("data", "tokenizer", str(tmp_path / "t.jsonl"), "--out", "pretrained/tok", "--vocab-size", "300")
+    tokenizer = vlm.home / "pretrained/tok"
+    made = vlm("data", "tokenizer", str(tmp_path / "t.jsonl"), "--out", str(tokenizer), "--vocab-size", "300")
     assert made.returncode == 0, made.stderr
-    assert (vlm.home / "pretrained/tok/tokenizer.json").is_file()
+    assert (tokenizer / "tokenizer.json").is_file()
     page = vlm("data", "preview", str(tmp_path / "t.jsonl"), "-o", str(tmp_path / "p.html"))
     assert "with 1 records" in page.stdout
     assert "Hello." in (tmp_path / "p.html").read_text()

@@ -112,13 +112,13 @@ def test_the_installed_command_scores_a_file(home: Path) -> None:
     path = answers(home)
     env = {**os.environ, "VLM_HOME": str(home), "NO_COLOR": "1", "COLUMNS": "200"}
     words = [sys.executable, "-m", "vlm.cli.main", "eval", "score", "pope", str(path), "--mini"]
-    done = subprocess.run(words, capture_output=True, text=True, env=env)
+    done = subprocess.run(words, capture_output=True, text=True, env=env, cwd=home)
     assert done.returncode == 0, done.stderr
     assert "recognized as: LLaVA answers" in done.stdout and "100.0" in done.stdout
     folder = home / "runs" / "eval" / "imported-answers" / "POPE" / "imported"
     assert {path.name for path in folder.iterdir()} >= {"results.jsonl", "summary.json", "run.json"}
     words = [*words[:5], "pope", str(home / "none.jsonl"), "--mini"]
-    done = subprocess.run(words, capture_output=True, text=True, env=env)
+    done = subprocess.run(words, capture_output=True, text=True, env=env, cwd=home)
     assert done.returncode == 3 and "no such file" in done.stderr and "Traceback" not in done.stderr
 
 

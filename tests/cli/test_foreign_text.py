@@ -43,7 +43,7 @@ RECIPE = {
 def vlm(*words: str, home: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "VLM_HOME": str(home), "NO_COLOR": "1", "COLUMNS": "250"}
     line = [sys.executable, "-m", "vlm.cli.main", *words]
-    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300, cwd=home)
 
 
 def write(path: Path, **changes: object) -> str:

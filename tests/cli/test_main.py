@@ -15,7 +15,7 @@ def vlm(*words: str, home: Path | None = None) -> subprocess.CompletedProcess[st
     """Run the command as a user would."""
     env = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200", **({"VLM_HOME": str(home)} if home else {})}
     return subprocess.run(
-        [sys.executable, "-m", "vlm.cli.main", *words], capture_output=True, text=True, env=env, timeout=120
+        [sys.executable, "-m", "vlm.cli.main", *words], capture_output=True, text=True, env=env, timeout=120, cwd=home
     )
 
 

@@ -22,7 +22,7 @@ def logged(*words: str, home: Path, seconds: str = "0") -> list[str]:
     env = {**os.environ, "VLM_HOME": str(home), "VLM_PROGRESS_SECONDS": seconds, "NO_COLOR": "1", "COLUMNS": "200"}
     with log.open("wb") as file:
         line = [sys.executable, "-m", "vlm.cli.main", *words]
-        code = subprocess.run(line, stdout=file, stderr=file, env=env, timeout=300).returncode
+        code = subprocess.run(line, stdout=file, stderr=file, env=env, timeout=300, cwd=home).returncode
     said = log.read_text()
     assert code == 0 and "\r" not in said, said
     return said.splitlines()

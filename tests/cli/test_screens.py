@@ -23,7 +23,7 @@ COMMANDS = all_commands()
 def vlm(*words: str, home: Path, columns: int = 80, **env: str) -> subprocess.CompletedProcess[str]:
     around = {**os.environ, "VLM_HOME": str(home), "NO_COLOR": "1", "COLUMNS": str(columns), **env}
     line = [sys.executable, "-m", "vlm.cli.main", *words]
-    return subprocess.run(line, env=around, capture_output=True, text=True, timeout=120)
+    return subprocess.run(line, env=around, capture_output=True, text=True, timeout=120, cwd=home)
 
 
 @pytest.mark.parametrize("what", ["weights", "data", "benchmarks", "suites", "recipes"])

@@ -75,7 +75,9 @@ def vlm(*words: str, home: Path, **env: str) -> subprocess.CompletedProcess:
     """Run the command as a user would."""
     line = [sys.executable, "-m", "vlm.cli.main", *words]
     environment = {**os.environ, "VLM_HOME": str(home), "NO_COLOR": "1", "COLUMNS": "200", **env}
-    return subprocess.run(line, env=environment, capture_output=True, text=True, errors="replace", timeout=300)
+    return subprocess.run(
+        line, env=environment, capture_output=True, text=True, errors="replace", timeout=300, cwd=home
+    )
 
 
 COMMANDS = {
@@ -182,7 +184,9 @@ def test_a_pipe_that_closes_ends_the_command_in_silence(tmp_path: Path) -> None:
     environment = {**os.environ, "VLM_HOME": str(tmp_path), "PYTHONUNBUFFERED": "1", "COLUMNS": "300"}
     for words in ("list benchmarks", "list recipes --json", "recipe show v2pe-256k", "list data"):
         line = f"{sys.executable} -m vlm.cli.main {words} | head -n 1"
-        done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            ["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path
+        )
         assert done.stdout.count("\n") == 1 and done.stderr == "", done.stderr
 
 

@@ -15,13 +15,14 @@ import pytest
 from vlm.cli.live import SILENT, find_work, read_work
 from vlm.cli.show.watch import work_lines
 from vlm.core.errors import UnknownName
+from vlm.core.home import write_atomic
 from vlm.core.progress import BEACON
 
 
 def watch(*words: str, home: Path) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "VLM_HOME": str(home), "NO_COLOR": "1", "COLUMNS": "200"}
     line = [sys.executable, "-m", "vlm.cli.main", "watch", *words]
-    return subprocess.run(line, env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(line, env=env, capture_output=True, text=True, timeout=120, cwd=home)
 
 
 def beacon(folder: Path, *, age: float = 0.0, **changes: Any) -> None:
@@ -29,7 +30,7 @@ def beacon(folder: Path, *, age: float = 0.0, **changes: Any) -> None:
     now = time.time() - age
     state = {"done": 3, "total": 10, "left": 70.0, "started": now - 30, "moved": now, "ended": None, "why": ""}
     state |= {"title": "a", "unit": "steps", "host": "node7", "pid": 1, "values": {}, **changes}
-    (folder / BEACON).write_text(json.dumps(state))
+    write_atomic(folder / BEACON, json.dumps(state))  # as trainings do: somebody may be reading
     os.utime(folder / BEACON, (now, now))
 
 
@@ -179,7 +180,7 @@ def test_json_has_the_same_state_and_a_terminal_is_refreshed_until_nothing_runs(
     ours, theirs = pty.openpty()
     env = {**os.environ, "VLM_HOME": str(home), "COLUMNS": "150", "TERM": "xterm"}
     line = [sys.executable, "-m", "vlm.cli.main", "watch", "demo", "--every", "0.1"]
-    child = subprocess.Popen(line, stdout=theirs, stderr=theirs, env=env)
+    child = subprocess.Popen(line, stdout=theirs, stderr=theirs, env=env, cwd=home)
     os.close(theirs)
     seen, until = "", time.monotonic() + 60
     while child.poll() is None and time.monotonic() < until:

@@ -1,6 +1,7 @@
 """Engines as users run them, each in an environment of its own, on our `-hf` export: the answers are the native ones.
 
-`transformers serve`, and vLLM where its build for processors can be installed; both are asked by `--backend openai`.
+AutoProcessor with a model, pipelines and peft; `transformers serve`, and vLLM where its build for processors can be
+installed, asked by `--backend openai`. Which families `-hf` holds is what `vlm weights inspect` says.
 """
 
 import json
@@ -18,8 +19,9 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from PIL import Image
 
-from support.environments import ROOT, environment, settings
+from support.environments import ROOT, call, environment, settings
 from vlm.core.synth.train_tokenizer import train_tokenizer
 from vlm.eval.backends.endpoint import Endpoint
 from vlm.eval.backends.native import Checkpoint, NativeBackend
@@ -27,10 +29,17 @@ from vlm.eval.backends.openai import OpenAIBackend
 from vlm.eval.benchmark import load_benchmark
 from vlm.eval.mini import make_mini
 from vlm.eval.run.runner import Options, run_evaluation
+from vlm.models.answers import answer
+from vlm.models.checkpoint.adapters import convert_adapters
 from vlm.models.checkpoint.assemble import build
 from vlm.models.checkpoint.convert import convert
-from vlm.models.checkpoint.load import save_model
+from vlm.models.checkpoint.load import load_model, save_model
+from vlm.models.checkpoint.losses import opens_in
+from vlm.models.processor import load_processor
+from vlm.models.session import user_turn
 from vlm.models.specs import load_preset
+from vlm.train.parameters.lora import add_adapters, merge, save_adapters
+from vlm.train.recipe.recipe import Lora
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -117,6 +126,92 @@ def compare(ours: Path, url: str, model: str, folder: Path, *, half: str = "") -
         same = sum(said["theirs"][i] == text for i, text in said["ours"].items())
         print(f"{name}: {same} of {len(said['ours'])} answers equal")
         assert said["theirs"] == said["ours"], name
+
+
+OPENED = """
+import json, sys
+from pathlib import Path
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, pipeline
+folder, adapter, pictures, question = sys.argv[1:]
+processor = AutoProcessor.from_pretrained(folder)
+processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")  # the same pixels to the bit
+model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+if adapter:
+    from peft import PeftModel
+    model = PeftModel.from_pretrained(model, adapter).eval()
+run = None if adapter else pipeline("image-text-to-text", model=folder, processor=processor)
+said = []
+for path in sorted(Path(pictures).glob("*.png")):
+    content = [{"type": "image", "path": str(path)}, {"type": "text", "text": question}]
+    chat = [{"role": "user", "content": content}]
+    words = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    batch = processor.apply_chat_template(chat, **words)
+    made = model.generate(**batch, max_new_tokens=8, do_sample=False)[0, batch["input_ids"].shape[1]:]
+    said.append([processor.decode(made, skip_special_tokens=True).strip()])  # as the published code does
+    if run is not None:
+        [reply] = run(text=chat, return_full_text=False, generate_kwargs={"max_new_tokens": 8, "do_sample": False})
+        said[-1].append(reply["generated_text"].strip())
+print(json.dumps(said))
+"""
+
+QUESTION = "What is in the picture?"
+
+
+def draw(folder: Path) -> Path:
+    """Pictures of several shapes, none of them plain."""
+    folder.mkdir()
+    for number, size in enumerate([(200, 100), (60, 60), (50, 300), (448, 131)]):
+        gradient = Image.linear_gradient("L").rotate(90 * number).resize(size)
+        Image.merge("RGB", [gradient, gradient.rotate(180), gradient]).save(folder / f"{number}.png")
+    return folder
+
+
+def answers(checkpoint: Path, pictures: Path) -> list[str]:
+    """What a model of ours says to each picture."""
+    model, processor = load_model(checkpoint), load_processor(checkpoint)
+    turns = [user_turn(QUESTION, [path], [], processor.template) for path in sorted(pictures.glob("*.png"))]
+    return [answer(model, processor, [processor.encode([turn])], max_new_tokens=8)[0].text for turn in turns]
+
+
+def test_auto_classes_and_pipelines_give_our_answers(exported: Any, tmp_path: Path, request: Any) -> None:
+    python = environment(request.config.cache, "transformers[serving]==5.23.0")
+    ours, export = exported
+    pictures = draw(tmp_path / "pictures")
+    said = json.loads(call(python, tmp_path, "-c", OPENED, export, "", pictures, QUESTION).stdout.splitlines()[-1])
+    want = answers(ours, pictures)
+    assert len(set(want)) > 2
+    assert said == [[text, text] for text in want]
+
+
+def test_peft_on_the_export_gives_the_answers_of_the_merged_model(exported: Any, tmp_path: Path, request: Any) -> None:
+    python = environment(request.config.cache, "transformers[serving]==5.23.0")
+    ours, export = exported
+    pictures = draw(tmp_path / "pictures")
+    model, spec = load_model(ours), Lora(rank=4, alpha=16, targets=("language_model.*_proj", "encoder.*.attn.qkv"))
+    add_adapters(model, spec, seed=3)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    save_adapters(model.state_dict(), spec, tmp_path / "adapter", base=str(ours))
+    merged = load_model(ours)
+    merged.load_state_dict(merge(model.state_dict(), spec))
+    save_model(merged, tmp_path / "merged", tokenizer=ours)
+    convert_adapters(tmp_path / "adapter", "hf", tmp_path / "theirs", base=str(ours))
+    words = (export, tmp_path / "theirs", pictures, QUESTION)
+    said = json.loads(call(python, tmp_path, "-c", OPENED, *words).stdout.splitlines()[-1])
+    want = answers(tmp_path / "merged", pictures)
+    assert said == [[text] for text in want] and want != answers(ours, pictures)
+
+
+def test_the_families_that_are_opened_are_all_that_the_layout_holds() -> None:
+    """A family whose preset is written as `-hf` without a loss belongs into FAMILIES."""
+    held = set()
+    for preset in ("tiny-internvl2", "tiny-internvl3", "tiny-internvl-chat-v1-2", "tiny-convllava"):
+        if not opens_in(load_preset(preset), 4)["hf"].startswith("no: "):
+            held.add(preset)
+    assert held == {preset for preset, _ in FAMILIES.values()}
 
 
 def test_transformers_serve_gives_our_answers(exported: Any, tmp_path: Path, request: Any) -> None:

@@ -162,7 +162,7 @@ def test_two_checkpoints_of_one_name_keep_their_results_in_the_real_command(tmp_
     def vlm(*words: str) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "vlm.cli.main", "eval", "pope", "--mini", "--out", "out", *words]
         env = {**os.environ, "VLM_HOME": str(tmp_path), "COLUMNS": "300"}
-        return subprocess.run(line, env=env, capture_output=True, text=True, timeout=300)
+        return subprocess.run(line, env=env, capture_output=True, text=True, timeout=300, cwd=tmp_path)
 
     for name in ("exp1", "exp2"):
         done = vlm("--limit", "4", "--model", f"{tmp_path}/{name}/checkpoint-500")

@@ -27,7 +27,7 @@ def evaluate(tmp_path, weights, *words):
     line = ["-m", "vlm.cli.main", "eval", "MM-NIAH-long-128k", "--mini", "--limit", "6", "--stride", "1"]
     env = {"PATH": "/usr/bin:/bin", "VLM_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *line, "--model", str(weights), "--name", "m", *words]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, cwd=tmp_path)
 
 
 def test_a_ring_of_two_gives_the_results_of_one_and_other_benchmarks_are_refused(tmp_path, weights):

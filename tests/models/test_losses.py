@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 from vlm.cli.commands.weights import app
 from vlm.core.errors import CheckpointError, ConfigError, UnknownName
 from vlm.core.sample.chat import get_template
+from vlm.core.sample.tokenizer import load_tokenizer
+from vlm.models.checkpoint.assemble import build
 from vlm.models.checkpoint.convert import convert
 from vlm.models.checkpoint.formats import FORMATS
 from vlm.models.checkpoint.layout import read_layout
@@ -87,6 +89,18 @@ def test_an_internvl_folder_always_says_the_system_text(system, tmp_path):
     said = json.loads((out / "config.json").read_text())["system_message"]
     assert said == (get_template(spec.template).system if system is None else system)
     assert read_layout(out).spec.system == system
+
+
+def test_an_internvl_folder_of_a_qwen2_names_a_beginning_of_sequence(golden_data, tmp_path):
+    """Its tokenizer has none. transformers 4.37, which the release pins, generates nothing from embeddings without."""
+    tokenizer = golden_data / "tokenizers" / "qwen2"
+    spec = load_preset("tiny-internvl3")
+    save_model(build(spec, tokenizer=tokenizer, seed=0), tmp_path / "ours", tokenizer=tokenizer)
+    out = convert(tmp_path / "ours", "internvl", tmp_path / "theirs")
+    released = json.loads((golden_data / "internvl3-tiny" / "config.json").read_text())["llm_config"]
+    written = json.loads((out / "config.json").read_text())["llm_config"]
+    assert written["bos_token_id"] == released["bos_token_id"] == load_tokenizer(tokenizer).pad_id
+    assert load_tokenizer(tokenizer).bos_id is None
 
 
 def test_a_folder_is_as_readable_as_any_other_file(golden_data, tmp_path):

@@ -4,6 +4,7 @@ import importlib
 import io
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -13,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 from vlm.cli.show.say import say
 from vlm.core.errors import HardwareError, UnknownName, VlmError, of_system
 from vlm.core.extras import of_import
+from vlm.core.home import home, lookup
 from vlm.core.text import printable_lines
 
 VERBS = {
@@ -68,6 +70,7 @@ class LazyGroup(TyperGroup):
         command = typer.main.get_command(own)
         command.name, command.help = name, command.help or VERBS[name]
         plain_help(command)
+        from_here(command)
         return name, command, rest
 
 
@@ -81,6 +84,39 @@ def plain_help(command: Any) -> None:
         one.help = escape(one.help) if getattr(one, "help", None) else None
     for inner in getattr(command, "commands", {}).values():
         plain_help(inner)
+
+
+WRITTEN = ("out", "json_out", "png", "run")
+"""Names of the parameters that say where something is written."""
+
+
+def from_here(command: Any) -> None:
+    """Let relative paths that are typed for a command, or below it, mean the working directory.
+
+    What is to be read and is not there is looked for below the home. Defaults stay below the home, and so do the paths
+    in a recipe.
+    """
+    for inner in getattr(command, "commands", {}).values():
+        from_here(inner)
+    invoke = command.invoke
+
+    def invoke_from_here(ctx: Any) -> Any:
+        if home() != Path.cwd():
+            for param in command.params:
+                if getattr(ctx.get_parameter_source(param.name), "name", "") != "DEFAULT":
+                    ctx.params[param.name] = typed(ctx.params[param.name], written=param.name in WRITTEN)
+        return invoke(ctx)
+
+    command.invoke = invoke_from_here
+
+
+def typed(value: Any, *, written: bool) -> Any:
+    """Return a path that was typed, or each of several, as an absolute one; other values as they are."""
+    if isinstance(value, list | tuple):
+        return type(value)(typed(one, written=written) for one in value)
+    if not isinstance(value, Path):
+        return value
+    return value.expanduser().absolute() if written else lookup(value)
 
 
 app = typer.Typer(
@@ -116,7 +152,8 @@ def root(
 ) -> None:
     """Train and evaluate long-context, high-resolution vision-language models: V2PE, InternVL-Chat-V1-2, ConvLLaVA.
 
-    Files live below $VLM_HOME (default: the working directory) in pretrained/, dataset/ and runs/.
+    Files live below $VLM_HOME (default: the working directory) in pretrained/, dataset/ and runs/. Relative paths that
+    you type mean the working directory.
 
     Exit codes: 0 done · 1 other error · 2 wrong name, flag or recipe · 3 data · 4 fetching · 5 checkpoint ·
     6 directory in use · 7 hardware · 130 Ctrl-C. Stopped on request with everything saved is 0.

@@ -50,14 +50,13 @@ def resolve(path: str | Path) -> Path:
 
 
 def lookup(path: str | Path) -> Path:
-    """Return the absolute path of something that is there: from the working directory, else below the home."""
+    """Return the absolute path of what a person names: where they stand, or below the home if it is only there."""
     path = Path(path).expanduser()
     here = path.absolute()
-    try:
-        there = here.exists()
-    except (OSError, ValueError):  # a name that no disk can hold
-        there = False
-    return here if there else resolve(path)
+    with suppress(OSError, ValueError):  # a name that no disk can hold
+        if not here.exists() and resolve(path).exists():
+            return resolve(path)
+    return here
 
 
 def free_gb(folder: Path) -> float:

@@ -296,7 +296,7 @@ def draw_histogram(report: "CheckReport", path: Path) -> None:
 
 
 def ledger(
-    run: Annotated[Path, typer.Argument(help="A run, or one stage of it: RUN/train/RECIPE.")],
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or one stage of it: RUN/train/RECIPE.")],
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, with every entry.")] = False,
 ) -> None:
     """List samples that a training run did not use as they are: how many, why, and whether the counts close.
@@ -307,7 +307,7 @@ def ledger(
     from vlm.core.home import resolve
     from vlm.train.run.metrics import read_account
 
-    folder = resolve(run)
+    folder = resolve(folder)
     stages = [folder] if (folder / "recipe.json").exists() else sorted(p.parent for p in folder.glob("**/recipe.json"))
     if not stages:
         raise DataError(f"no training run in {folder}", expected="recipe.json in it or below", fix="name RUN")

@@ -11,7 +11,7 @@ import typer
 from vlm.cli.find import find_model
 from vlm.cli.show.say import say, say_json
 from vlm.core.errors import ConfigError
-from vlm.core.home import home, locked, resolve
+from vlm.core.home import home, locked, lookup
 from vlm.core.progress import byte_bar, human_bytes
 
 app = typer.Typer()
@@ -60,7 +60,7 @@ def push(
     check_name(repo)
     if allow and to is None:
         raise ConfigError("--allow without --to", expected="both", fix="name the layout with --to, or leave it out")
-    folder = resolve(model) if (resolve(model) / ADAPTERS).is_file() else find_model(model)
+    folder = lookup(model) if (lookup(model) / ADAPTERS).is_file() else find_model(model)
     if card:
         say(write_card(folder, repo, to=to), end="")
         return

@@ -97,7 +97,7 @@ def snakemake_options(target: str, profile: str, config: Path | None) -> list[st
     }
     if not (profile in known or Path(profile).is_dir()):
         raise ConfigError(f"no profile {profile!r}", expected=f"one of {', '.join(sorted(known))}, or a folder")
-    if config and not (config.is_file() or config in shipped):
+    if config and not (config.is_file() or config.absolute() in map(Path.absolute, shipped)):
         raise ConfigError(f"no such file: {config}", expected="a configuration, such as workflows/config/debug.yaml")
     if not here:
         made = place_workflow(Path()).made

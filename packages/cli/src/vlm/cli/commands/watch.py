@@ -64,7 +64,7 @@ def find_run(run: str | None) -> Path:
     """
     if run is None:
         return runs()
-    for folder in (runs() / run, resolve(run), Path(run).absolute()):
+    for folder in (runs() / run, Path(run).absolute(), resolve(run)):
         if folder.is_dir():
             return folder
     names = {part for folder in find_work(runs()) for part in (folder.name, folder.relative_to(runs()).parts[0])}

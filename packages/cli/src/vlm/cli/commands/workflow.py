@@ -17,7 +17,7 @@ def workflow() -> None:
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where to put the files.")] = Path(),
+    out: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to put the files.")] = Path(),
     replace: Annotated[bool, typer.Option(help="Replace also the files that you have edited.")] = False,
 ) -> None:
     r"""Put Snakefile, workflows/ and profiles/ into a folder; again to bring them up to date. Files you edited stay.
@@ -28,7 +28,7 @@ def init(
     """
     from vlm.cli.workflow.place import place_workflow
 
-    placed = place_workflow(folder, replace=replace)
-    say(f"{folder.resolve()}: {len(placed.made)} files placed, {len(placed.same)} are up to date")
+    placed = place_workflow(out, replace=replace)
+    say(f"{out.resolve()}: {len(placed.made)} files placed, {len(placed.same)} are up to date")
     for name in placed.kept:
         say(f"{name} stays as you have it; for the installed one: vlm workflow init --replace", fg="yellow")

@@ -9,7 +9,7 @@ from vlm.core.errors import DataError
 from vlm.core.fetch.catalogue import Entry, hub_entry
 from vlm.core.fetch.fetch import fetch
 from vlm.core.fetch.manifest import read_manifest
-from vlm.core.home import resolve
+from vlm.core.home import lookup, resolve
 from vlm.core.paths import as_name, exists
 from vlm.core.progress import Report, silent
 from vlm.core.rows.table import EXPECTED, KINDS, Table, open_table
@@ -49,7 +49,7 @@ def find_source(name: str, *, report: Report = silent, say: Callable[[str], None
         return DataSource(open_table(path, part), as_name(path.stem or "data"), str(path))
     if not HUB_ID.fullmatch(place) or place.lower().endswith((*KINDS, ".txt")):
         raise DataError(
-            f"no such file or folder: {printable(resolve(place))}", expected=f"{EXPECTED}, or OWNER/NAME of the hub"
+            f"no such file or folder: {printable(lookup(place))}", expected=f"{EXPECTED}, or OWNER/NAME of the hub"
         )
     entry = hub_entry(place, "data")
     fetch(entry, report=report, say=say)
@@ -58,8 +58,8 @@ def find_source(name: str, *, report: Report = silent, say: Callable[[str], None
 
 
 def _places(name: str) -> tuple[Path, Path]:
-    """Return where a file of this name may be: below the home, or below the working directory."""
-    return resolve(name), Path(name).absolute()
+    """Return where a file of this name may be: in the working directory, or below the home."""
+    return Path(name).expanduser().absolute(), resolve(name)
 
 
 def commit_of(entry: Entry) -> str:

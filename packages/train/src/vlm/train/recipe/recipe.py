@@ -15,6 +15,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from vlm.core.config import Strict, find_table, load_yaml, package_tables, parse, parse_yaml
 from vlm.core.errors import ConfigError
+from vlm.core.home import lookup
 from vlm.core.paths import FileName, is_name
 from vlm.core.sample.positions import STRIDES, default_stride
 from vlm.core.text import printable
@@ -271,7 +272,7 @@ def load_recipe(
         UnknownName: no such recipe; names the nearest.
         ConfigError: every fault at once.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else shipped(name)
+    path = lookup(name) if name.endswith((".yaml", ".yml")) else shipped(name)
     data = raw_recipe(path)
     data.setdefault("name", path.stem)
     if path not in package_tables("vlm.train", "recipes").values():

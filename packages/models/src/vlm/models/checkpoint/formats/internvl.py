@@ -204,6 +204,9 @@ def write(spec: ModelSpec, facts: StoredFacts) -> list[FolderFiles]:
     elif kind == "qwen2":
         language |= {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "attention_dropout": 0.0}
         language |= {"use_sliding_window": False, "sliding_window": None, "max_window_layers": spec.language.depth}
+        # its tokenizer has none, and transformers 4.37 generates nothing without: the release names the padding
+        if (pad := language.get("pad_token_id", language.get("eos_token_id"))) is not None:
+            language.setdefault("bos_token_id", pad)
         if spec.strides is not None:  # the library would scale V2PE's positions
             language["rope_scaling"] = None
     else:
