@@ -294,7 +294,7 @@ WRONG = [
     "null", "true", '"x"', '""', '"\\ud800"', "-1", "0", "0.5", "1e308", "1e-300", "1" + "0" * 30, "9" * 5000,
     "NaN", "-Infinity", "[]", "[null]", "{}", '{"a": 1}', '["a"]', '[{"role": "user", "content": [7]}]',
 ]  # fmt: skip
-FIELDS = [*protocol.ChatRequest.model_fields, *protocol.NEUTRAL, *protocol.LABELS, "\ud800"]
+FIELDS = [*protocol.ChatRequest.model_fields, *sorted(protocol.NEUTRAL), *sorted(protocol.LABELS), "\ud800"]
 NESTED = {
     "message": '{{"model": "tiny", "max_tokens": 1, "messages": [{{"role": "user", {}: {}, "content": "hi"}}]}}',
     "turn": '{{"model": "tiny", "max_tokens": 1, "messages": [{{"role": "user", "content": "hi"}}, {{{}: {}}}]}}',
