@@ -18,6 +18,7 @@ TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "inte
 
 def logged(*words: str, home: Path, seconds: str = "0") -> list[str]:
     """Run `vlm WORDS > log 2>&1`; the lines of the log."""
+    home.mkdir(parents=True, exist_ok=True)
     log = home.parent / "log.txt"
     env = {**os.environ, "VLM_HOME": str(home), "VLM_PROGRESS_SECONDS": seconds, "NO_COLOR": "1", "COLUMNS": "200"}
     with log.open("wb") as file:
