@@ -1,11 +1,15 @@
 """The device that the rehearsal runs on: `pretended`, or a GPU with `pytest tests/rehearsal --device cuda`.
 
 Everything here runs the same code twice, on the CPU and on the device, and compares the numbers.
+
+It has a process of its own, which `tests/test_rehearsal.py` starts: torch counts the kinds of devices at its first
+backward pass, so the pretended one must be there before any other test.
 """
 
 import warnings
 from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +17,14 @@ from PIL import Image
 
 from support.tiny_models import TOKENIZERS, lively_model
 from vlm.models.checkpoint.load import save_model
+
+HERE = Path(__file__).parent
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave these tests out of a run of others."""
+    asked = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    return None if all(path.is_relative_to(HERE) for path in asked) else True
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -121,7 +121,7 @@ def test_the_serving_engine(chats, picture):
     """Crowded steps, prompts in pieces, prefixes and tiles that are known, log-probabilities, drawn tokens."""
     found = []
     for chat in chats:
-        limits = Limits(running=4, step_tokens=24, shared_tokens=8, step_tiles=1)
+        limits = Limits(running=4, step_tokens=8, step_tiles=1)
         with ChatEngine(chat.model, chat.processor, limits) as engine:
             batch = encoded(chat, picture)
             done, events = [threading.Event() for _ in batch], [[] for _ in batch]
