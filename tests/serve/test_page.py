@@ -139,7 +139,7 @@ def test_the_model_is_picked_where_several_are_served(driver, parts):
 
 
 def test_a_reply_can_be_stopped(page, server, monkeypatch):
-    def slowly(chooser, logits, number):
+    def slowly(chooser, logits, number, likeliest):
         time.sleep(0.01)
         return TokenChoice(100, "")
 
