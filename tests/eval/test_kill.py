@@ -30,6 +30,7 @@ class Nursery:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, **variables},
+            cwd=home,
         )
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from vlm.eval.loaders import load_items
 from vlm.eval.mini import make_mini
 from vlm.models.engine import Sampling
 from vlm.models.engine.sampling import Chooser, likeliest
+from vlm.models.features import TileFeatures
 
 MINIATURES = ["easyVQA", "POPE", "MileBench", "MME", "ChartQA", "TextVQA", "MMBench-dev-en", "MMMU"]
 """One picture and several, long prompts, options, numbers, yes or no."""
@@ -23,6 +24,9 @@ class Loaded:
 
     def __init__(self, model, processor):
         self.model, self.processor, self.fingerprint, self.settings = model, processor, "loaded", {}
+
+    def features_of(self, processor):
+        return TileFeatures(self.model, processor, limit=0)
 
 
 @pytest.mark.parametrize("name", MINIATURES)

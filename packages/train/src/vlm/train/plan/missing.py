@@ -67,16 +67,17 @@ def weights_fix(model: Model, found: str) -> str:
         return f"vlm train --recipe {stage} --run {'/'.join(run[2:])}"
     if names := [name for name in load_catalogue() if found.endswith(f"/{name}")]:
         return f"vlm download {names[0]}"
-    make = f"vlm weights make {model.preset} --out {model.start}"
-    if not model.parts:
-        return f"{make} --tokenizer FOLDER --encoder FOLDER --language FOLDER"
+    parts = {str(part): name for part, name in model.parts.items()} or dict.fromkeys(
+        ("tokenizer", "encoder", "language"), "FOLDER"
+    )
+    others = "".join(f" --{part} {name}" for part, name in parts.items() if part != "tokenizer")
+    line = f"vlm weights make {model.preset} --out {model.start} --tokenizer {parts.get('tokenizer', 'FOLDER')}{others}"
     folders = [entry.folder for entry in load_catalogue().values()]
     absent = dict.fromkeys(
         name.split("/")[1]
         for name in model.parts.values()
         if not resolve(name).exists() and "/".join(name.split("/")[:2]) in folders
     )
-    line = " ".join([make, *(f"--{part} {name}" for part, name in model.parts.items())])
     return f"vlm download {' '.join(absent)} && {line}" if absent else line
 
 

@@ -77,7 +77,7 @@ def published_names(spec: ModelSpec, part: str) -> Patterns:
     raise ConfigError(
         f"--part encoder of a {spec.vision.kind} encoder",
         expected="an InternViT or a ConvNeXt, which are published as a part",
-        fix="take the whole checkpoint: vlm weights make PRESET --base CHECKPOINT",
+        fix="take the whole checkpoint: vlm weights make PRESET --base FOLDER --tokenizer FOLDER --out FOLDER",
     )
 
 
