@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizers" / "internlm2"
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also where this file is started by itself
+
 LANGUAGE = {"width": 32, "heads": 1, "kv_heads": 1, "depth": 2, "mlp_width": 64}
 STRIDE = 1.0
 ANSWER = " ".join(["the hidden word is vale"] * 4)
@@ -25,20 +26,10 @@ ANSWER = " ".join(["the hidden word is vale"] * 4)
 
 def make_model(folder: Path) -> None:
     """Write a tiny model whose answers depend on every input."""
-    import torch
-
-    from vlm.models.checkpoint.assemble import build
+    from support.tiny_models import TOKENIZERS, lively_model
     from vlm.models.checkpoint.load import save_model
-    from vlm.models.specs import load_preset
 
-    model = build(load_preset("tiny-internvl2").with_language(**LANGUAGE), tokenizer=TOKENIZER, seed=1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("gamma"):
-                parameter.fill_(0.5)
-            elif name.startswith("language_model") and parameter.dim() == 2:
-                parameter.mul_(6)
-    save_model(model, folder, tokenizer=TOKENIZER)
+    save_model(lively_model(**LANGUAGE), folder, tokenizer=TOKENIZERS["tiny-internvl2"])
 
 
 def make_sample(model: Path, tokens: int, folder: Path) -> Any:

@@ -39,42 +39,15 @@ def encode_unique(
     chunk: int,
     known: TileFeatures | None = None,
 ) -> Tensor | None:
-    """Return features [tiles, T, C] of all tiles of the batch in reading order; equal tiles are encoded once.
+    """Return features [tiles, T, C] of all tiles of the batch in reading order; equal pictures are encoded once.
 
-    Tiles that `known` holds are not encoded again, and the others are added to it.
+    Those that `known` holds are not encoded again, and the others are added to it.
     """
-    if any(sample.grids for sample in batch):
-        return _encode_whole(model, processor, batch, chunk, next(model.parameters()).device)
     tiles = [tile for sample in batch if sample.pixels is not None for tile in sample.pixels]
     if not tiles:
         return None
-    return (known or TileFeatures(model, processor, limit=0)).of(tiles, chunk)
-
-
-def _encode_whole(
-    model: VisionLanguageModel, processor: Processor, batch: list[Encoded], chunk: int, device: torch.device
-) -> Tensor:
-    """Return features [cells, T, C] of all whole images; equal images are encoded once."""
-    unique: dict[tuple[tuple[int, int], bytes], int] = {}
-    order: list[int] = []
-    first: list[np.ndarray] = []
-    for sample in batch:
-        assert sample.pixels is not None or not sample.grids, "an image has pixels"
-        for grid, cells in zip(sample.grids or (), sample.pictures, strict=True):
-            picture = sample.pixels[cells]  # type: ignore[index]  # checked above
-            number = unique.setdefault((grid, picture.tobytes()), len(unique))
-            if number == len(first):
-                first.append(picture)
-            order.append(number)
-    grids = [grid for grid, _ in unique]
-    ends = np.cumsum([columns * rows for columns, rows in grids]).tolist()
-    made: list[Tensor] = [torch.empty(0)] * len(first)
-    for start in range(0, len(first), chunk):  # floats of one chunk at a time
-        part = slice(start, start + chunk)
-        pixels = processor.pixels(np.concatenate(first[part])).to(device)
-        sizes = [end - begin for begin, end in zip([0, *ends][part], ends[part], strict=False)]
-        made[part] = model.encode_images(pixels, grids=grids[part]).split(sizes)
-    return torch.cat([made[number] for number in order])
+    grids = [grid for sample in batch for grid in sample.grids or ()] or None
+    return (known or TileFeatures(model, processor, limit=0)).of(tiles, chunk, grids)
 
 
 def left_padded(batch: list[Encoded]) -> tuple[Tensor, Tensor, Tensor]:

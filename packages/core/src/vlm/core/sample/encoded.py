@@ -1,5 +1,6 @@
 """An encoded sample, and the loss weight of its labels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
@@ -9,6 +10,17 @@ import numpy as np
 from vlm.core.errors import ConfigError
 
 IGNORE = -100
+
+
+def pictures_of(tiles: int, grids: Sequence[tuple[int, int]] | None) -> list[slice]:
+    """Return which of some tiles are encoded together: the cells of a whole image, else each tile by itself.
+
+    >>> pictures_of(5, [(2, 2), (1, 1)])
+    [slice(0, 4, None), slice(4, 5, None)]
+    """
+    sizes = [1] * tiles if grids is None else [columns * rows for columns, rows in grids]
+    ends = list(accumulate(sizes))
+    return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -50,9 +62,7 @@ class Encoded:
     @property
     def pictures(self) -> list[slice]:
         """The tiles that are encoded together, one slice each: the cells of a whole image, else each tile by itself."""
-        sizes = [1] * self.n_tiles if self.grids is None else [columns * rows for columns, rows in self.grids]
-        ends = list(accumulate(sizes))
-        return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        return pictures_of(self.n_tiles, self.grids)
 
     @property
     def n_supervised(self) -> int:

@@ -1,7 +1,5 @@
 """What requests share beside `features`: keys and values of equal beginnings. The oldest are forgotten."""
 
-import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +9,7 @@ from torch import Tensor
 from vlm.core.sample.encoded import Encoded
 from vlm.models.attention import RowCache
 from vlm.models.batch import upload
+from vlm.models.features import digests_of
 from vlm.models.vlm import VisionLanguageModel
 
 
@@ -27,7 +26,7 @@ class PromptKeys:
     def of(cls, prompt: Encoded, context_id: int) -> "PromptKeys":
         """Return the keys of an encoded prompt: an image token's id becomes a number from its tile's content."""
         ids = prompt.input_ids.astype(np.int64, copy=True)
-        digests = () if prompt.pixels is None else tuple(_digests(prompt, prompt.pixels))
+        digests = () if prompt.pixels is None else tuple(digests_of(prompt.pixels, prompt.grids))
         marks = np.array([int.from_bytes(d[:7], "big") + 2**32 for d in digests], np.int64)
         places = np.flatnonzero(ids == context_id)
         if len(marks):
@@ -69,19 +68,6 @@ class PromptKeys:
             np.concatenate([self.positions, start + np.arange(len(ids))]),
             self.tiles,
         )
-
-
-def _digests(prompt: Encoded, pixels: np.ndarray) -> Iterator[bytes]:
-    for number, tiles in enumerate(prompt.pictures):
-        picture = hashlib.blake2b(pixels[tiles].tobytes(), digest_size=16)
-        if prompt.grids is None:
-            yield picture.digest()
-            continue
-        picture.update(repr(prompt.grids[number]).encode())
-        for cell in range(tiles.stop - tiles.start):
-            one = picture.copy()
-            one.update(cell.to_bytes(4, "big"))
-            yield one.digest()
 
 
 @dataclass(frozen=True, eq=False)
