@@ -115,6 +115,13 @@ def test_each_table_of_a_published_benchmark_says_how_long_it_is() -> None:
         longest_prompt(load_benchmark("digit-haystack-4x"), spec)
 
 
+def test_a_whole_image_may_be_all_the_cells_of_its_budget() -> None:
+    spec = load_preset("convllava-768").with_image_rule("whole:576")
+    found = longest_prompt(load_benchmark("docvqa"), spec)
+    assert found.tiles == 576 * longest_prompt(load_benchmark("docvqa"), load_preset("convllava-768")).tiles
+    assert found.tokens >= found.tiles * spec.tokens_per_tile
+
+
 def test_each_released_model_has_a_shape() -> None:
     for name, preset in PRESETS.items():
         load_preset(preset)

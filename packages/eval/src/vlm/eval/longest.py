@@ -43,8 +43,7 @@ def longest_prompt(
     """
     table = table.for_family(spec.family)
     rule = spec.image_rule.model_copy(update=table.image_override(spec.family))
-    each = rule.max_tiles + (rule.thumbnail and rule.max_tiles > 1) if rule.kind == "tiles" else 1
-    known, per_tile = table.longest, spec.tokens_per_tile
+    known, per_tile, each = table.longest, spec.tokens_per_tile, rule.most_tiles
     if known is None and table.kind == "ours" and tokens is None:
         raise ConfigError(f"{table.name}: no table says how long its prompts are", fix="--tokens N, and --images N")
     source = "given" if tokens or images else known.source if known else "one image a question"

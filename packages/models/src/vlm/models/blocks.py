@@ -18,8 +18,11 @@ ROTATED, NORMED = 1 << 17, 1 << 21
 
 
 def pays(x: Tensor, elements: int) -> bool:
-    """Return whether blocks may be used and are faster: a CPU, no gradients, that many elements."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and x.numel() >= elements
+    """Return whether blocks may be used and are faster: a CPU, no gradients, that many elements.
+
+    A subclass, such as the tensors without numbers that a plan runs on, is computed in one piece, as on a GPU.
+    """
+    return type(x) is Tensor and x.device.type == "cpu" and not torch.is_grad_enabled() and x.numel() >= elements
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:

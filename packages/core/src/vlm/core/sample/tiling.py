@@ -216,6 +216,13 @@ class ImageRule(Strict):
         """Whether `max_tiles` limits an image."""
         return self.kind in ("tiles", "whole")
 
+    @property
+    def most_tiles(self) -> int:
+        """Most tiles of an image, its thumbnail included; under `whole` most cells."""
+        if self.kind == "tiles":
+            return self.max_tiles + (self.thumbnail and self.max_tiles > 1)
+        return self.max_tiles if self.kind == "whole" else 1
+
     def changed(self, **changes: object) -> "ImageRule":
         """Return the rule with other values, e.g. `rule.changed(max_tiles=24)`. Raises ConfigError."""
         return parse({**self.model_dump(), **changes}, ImageRule, where="image rule")

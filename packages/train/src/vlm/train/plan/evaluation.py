@@ -126,9 +126,11 @@ def on_device(
     cache = 0 if prompt.teacher_forced else len(layers) * keys * (prompt.tokens + prompt.new_tokens)
     tokens, tiles = -(-prompt.tokens // share.processes), -(-prompt.tiles // share.processes)
     features = tiles * model.tokens_per_tile * language.width * width if gpu == 0 else 0
+    rule = model.spec.image_rule
+    at_once = TILES * (rule.max_tiles if rule.kind == "whole" else 1)  # a whole image is encoded in one piece
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with faked(model, mode, dtype):
-        images = images_cost(model, mode, dtype, min(tiles, TILES)) if gpu == 0 and tiles else 0
+        images = images_cost(model, mode, dtype, min(tiles, at_once)) if gpu == 0 and tiles else 0
         row = ROW * prompt.tokens + 2 * 4 * tokens * (language.width // language.heads)  # and rotary tables
         embedded = tokens * language.width * width  # the caller holds them while the layers run
         answer = row + embedded + layer_cost(model, mode, dtype, tokens) + language.vocab * 4 * 2
