@@ -214,6 +214,15 @@ class Terminal:
             shown += os.read(self.screen, 4096).decode(errors="replace").replace("\r\n", "\n")
         assert shown.startswith(line + "\n")
 
+    def idle(self) -> None:
+        """Return when the program waits for keys: its main thread has slept at every look for 0.3 s."""
+        asleep, end = 0, time.monotonic() + 90
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        while asleep < 30:
+            assert time.monotonic() < end, "it never waits for keys"
+            asleep = asleep + 1 if stat.read_text().rpartition(") ")[2].startswith("S") else 0
+            time.sleep(0.01)
+
     def ask(self, line: str) -> str:
         """Type a line; what is printed up to the next prompt."""
         self.type(line + "\n")
@@ -247,7 +256,8 @@ def test_a_conversation_in_a_terminal(files, checkpoint):
         terminal.ask("/reset")
         assert terminal.ask("/history") == ""
         terminal.type("half a line")
-        terminal.read("half a line")  # it reads now; Python loses a Ctrl-C between the prompt and the wait for keys
+        terminal.read("half a line")  # the terminal's echo, whether the program reads or not
+        terminal.idle()  # Python loses a Ctrl-C between the prompt and the wait for keys
         terminal.type("\x03")
         terminal.read("> ")
         terminal.type("/quit\n")
