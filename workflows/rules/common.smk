@@ -13,7 +13,14 @@ from vlm.cli.workflow.guards import (
     write_rule_graph,
     write_snakemake_report,
 )
-from vlm.cli.workflow.dag import benchmark_data, checkpoint_marker, downloads_of, needs, ready, table_of
+from vlm.cli.workflow.dag import (
+    benchmark_data,
+    checkpoint_marker,
+    downloads_of,
+    needs,
+    ready,
+    table_of,
+)
 
 RUN = config["run"]
 STAGES = config["stages"]
@@ -21,7 +28,10 @@ START = config["start"]
 MODELS = config["evaluate"]
 SITE = config.get("site", {})
 SYSTEMS = ["v2pe", "internvl_chat_v1_2", "convllava", "internvl3"]
-ORIGINS = {"released": "model", "trained": "recipe"}  # target -> key of its models in the configuration
+ORIGINS = {
+    "released": "model",
+    "trained": "recipe",
+}  # target -> key of its models in the configuration
 FLAGS = {"default": "--stride none", "shuffled": "--stride none --shuffle-images"}
 guards = ExitStack()  # entered by `onstart`, left when Snakemake ends
 
@@ -84,19 +94,28 @@ def part_of(name):
     """Return the stages and the models of a system, of what was `released`, or of what is `trained` here."""
     if name in ORIGINS:
         key = ORIGINS[name]
-        return [r for r in STAGES if key == "recipe"], [m for m, e in MODELS.items() if key in e]
+        return [r for r in STAGES if key == "recipe"], [
+            m for m, e in MODELS.items() if key in e
+        ]
     stages = [r for r, stage in STAGES.items() if stage["system"] == name]
     return stages, [m for m, entry in MODELS.items() if entry["system"] == name]
 
 
 def stages_of(*parts):
     """Return the trained models of some parts."""
-    return [f"{RUN}/train/{r}/model/config.json" for part in parts for r in part_of(part)[0]]
+    return [
+        f"{RUN}/train/{r}/model/config.json" for part in parts for r in part_of(part)[0]
+    ]
 
 
 def evaluations_of(*parts):
     """Return the result files of some parts."""
-    return [path for part in parts for model in part_of(part)[1] for path in evaluations(model)]
+    return [
+        path
+        for part in parts
+        for model in part_of(part)[1]
+        for path in evaluations(model)
+    ]
 
 
 def shards_of(wildcards):
