@@ -40,9 +40,10 @@ def test_half_written_folders_are_told_and_the_one_before_is_used(recipe, tmp_pa
     shutil.copytree(folder / "step-00000003", folder / "step-00000005")
     (folder / "step-00000005" / checkpoint.MANIFEST).unlink()
     shutil.copytree(folder / "step-00000003", folder / ".step-00000004.tmp")
+    (folder / ".latest.77.tmp").touch()
     with pytest.warns(RuntimeWarning, match="step-00000005: half-written.*going back"):
         train(recipe(*STEPS), tmp_path, quiet=True)
-    assert "removed" in capfd.readouterr().err and not (folder / ".step-00000004.tmp").exists()
+    assert "removed" in capfd.readouterr().err and not list(folder.glob(".*"))
     assert losses(tmp_path) == before
 
 

@@ -211,6 +211,8 @@ def load_checkpoint(engine: Engine, folder: Path, world: World, logs: Sequence[L
     """
     whole = complete(folder)
     if world.first:
+        for pointer in folder.glob(".latest.*.tmp"):
+            pointer.unlink()
         for half_written in folder.glob(".step-*.tmp"):
             shutil.rmtree(half_written)
             sys.stderr.write(f"removed {half_written}: a kill or a full disk came before it was finished\n")
