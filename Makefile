@@ -61,7 +61,7 @@ test-slurm-quickstart: setup slurm
 
 slurm:
 	@for name in slurmctld slurmd munged sbatch; do command -v $$name; done | wc -l | grep -q 4 || \
-	{ apt-get update -qq && apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null; }
+	{ apt-get update -qq && apt-get install -y -qq -o DPkg::Lock::Timeout=300 --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null; }
 
 check: setup
 	ruff format --check .
