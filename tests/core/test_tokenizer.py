@@ -152,3 +152,11 @@ def test_a_tokenizer_that_we_train_is_read_by_libraries_of_the_published_pins(tm
     ours = load_tokenizer(tmp_path / "out")
     assert theirs.encode("what is").ids == [ours.bos_id, *ours.encode("what is")]
     assert ours.add_bos and ours.encode("what is") == ours.encode_plain("what is")
+
+
+@pytest.mark.parametrize("kind", ["internlm2", "llama", "hermes2", "qwen2"])
+def test_rows_of_a_model_that_no_token_has_decode_to_nothing(kind):
+    """Published tables are padded: a model may answer with a row behind the last token."""
+    tokenizer = load_tokenizer(FOLDERS / kind)
+    ids = tokenizer.encode("The kettle")
+    assert tokenizer.decode([*ids, len(tokenizer), 151_935]) == tokenizer.decode(ids) != ""

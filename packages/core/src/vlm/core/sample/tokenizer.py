@@ -58,7 +58,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """Return the text of ids; negative ids (image placeholders) are left out."""
+        """Return the text of ids. Left out are negative ids (image placeholders) and rows that no token has."""
 
     @cached_property
     def _pattern(self) -> re.Pattern[str] | None:
@@ -152,8 +152,9 @@ class SentencePieceTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Return the text of ids, each stretch between special tokens decoded on its own."""
         names = {i: text for text, i in self.specials.items()}
+        pieces = self._model.get_piece_size()
         text, run, start = "", [], True
-        for i in [*(int(i) for i in ids if i >= 0), None]:
+        for i in [*(int(i) for i in ids if 0 <= i < pieces or i in names), None]:
             if i is not None and i not in names:
                 run.append(i)
                 continue

@@ -63,7 +63,7 @@ def this_cpu() -> Machine:
     import torch
 
     return Machine(
-        memory_gb=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
+        memory_gb=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         bf16_tflops=gemm_flops(torch.bfloat16) / 1e12,
         fp32_tflops=gemm_flops(torch.float32) / 1e12,
         link_gbs=1,

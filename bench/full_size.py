@@ -1,0 +1,296 @@
+"""The published models at their published size, with random weights: memory and time of what a user does with them.
+
+    python bench/full_size.py [--only internvl2-2b convllava-1536 internvl-chat-v1-2] [--tokens 4096 8192] [--place DIR]
+
+Each step is a process of its own. Its GB are what its own memory grew by from the moment the libraries and the weights
+were there (`load`: with the pages of the mapped weights); `planned` is what `vlm plan` says. InternVL2-2B and
+ConvLLaVA-7B are written in bfloat16 (4.4 and 14 GB); the 80 GB of InternVL-Chat-V1-2 are sparse files, holes that read
+as zeros.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import torch
+from harness import report
+
+from vlm.models.specs import ModelSpec, load_preset
+
+TOKENIZERS = Path(__file__).parents[1] / "tests/golden/data/tokenizers"
+PRESETS = {"internvl2-2b": "internlm2", "convllava-1536": "llama", "internvl-chat-v1-2": "hermes2"}
+NEW_TOKENS = 8
+
+
+def published(preset: str) -> tuple[ModelSpec, dict[str, torch.Tensor]]:
+    """The spec with a small tokenizer's context id and the published number of rows, and its tensors without memory."""
+    from vlm.models.checkpoint.assemble import with_tokenizer
+    from vlm.models.vlm import make_model
+
+    wanted = load_preset(preset)
+    spec = with_tokenizer(wanted, TOKENIZERS / PRESETS[preset]).with_language(vocab=wanted.language.vocab)
+    with torch.device("meta"):
+        return spec, make_model(spec).to(torch.bfloat16).state_dict()
+
+
+def write_random(preset: str, folder: Path) -> None:
+    """Write a checkpoint in our layout, one shard in memory."""
+    from vlm.models.checkpoint.load import write_checkpoint
+
+    spec, shapes = published(preset)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(name: str) -> torch.Tensor:
+        empty = torch.empty(shapes[name].shape, dtype=torch.bfloat16)
+        if empty.dim() < 2:
+            return empty.zero_() if name.endswith("bias") else empty.fill_(0.1 if "gamma" in name else 1)
+        return empty.normal_(std=0.02, generator=generator)
+
+    folder.mkdir(parents=True)
+    write_checkpoint(folder, spec, shapes, draw, tokenizer=TOKENIZERS / PRESETS[preset])
+
+
+def write_sparse(preset: str, folder: Path) -> None:
+    """Write a checkpoint in our layout whose tensors are holes of the file."""
+    from vlm.core.home import write_json
+    from vlm.models.checkpoint.formats.ours import write_spec
+    from vlm.models.checkpoint.load import copy_tokenizer
+
+    spec, shapes = published(preset)
+    folder.mkdir(parents=True)
+    header: dict[str, Any] = {}
+    end = 0
+    for name, tensor in shapes.items():
+        start, end = end, end + tensor.numel() * 2
+        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    write_json(folder / "config.json", write_spec(spec))
+    copy_tokenizer(TOKENIZERS / PRESETS[preset], folder)
+
+
+class Memory:
+    """By how many GB this process grows at most: its own memory, or with the pages of files that it has mapped."""
+
+    def __init__(self, kind: str = "RssAnon"):
+        self.kind = kind
+
+    def __enter__(self) -> "Memory":
+        self.start = self.peak = self.now()
+        self.done = Event()
+        self.watcher = Thread(target=self.watch, daemon=True)
+        self.watcher.start()
+        return self
+
+    def now(self) -> int:
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(lines[self.kind].split()[0]) * 1024
+
+    def watch(self) -> None:
+        while not self.done.wait(0.01):
+            self.peak = max(self.peak, self.now())
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.watcher.join()
+
+    @property
+    def grown(self) -> float:
+        return (self.peak - self.start) / 1e9
+
+
+def digest(folder: Path) -> str:
+    """One digest of all tensors of a folder by name, read one at a time."""
+    from vlm.models.checkpoint.layout import read_layout
+    from vlm.models.checkpoint.load import renamed_tensors
+
+    found = {}
+    for name, tensor in renamed_tensors(read_layout(folder), folder):
+        found[name] = hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
+def picture(place: Path, width: int, height: int) -> Path:
+    """A picture of noise."""
+    from PIL import Image
+
+    path = place / f"{width}x{height}.png"
+    if not path.exists():
+        noise = torch.randint(0, 255, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        Image.fromarray(noise.numpy()).save(path)
+    return path
+
+
+def planned(model: Path, tokens: int, tiles: int) -> float:
+    """GB that `vlm plan --eval` says for a prompt, without the weights."""
+    from vlm.models.processor import load_processor
+    from vlm.train.plan.evaluation import PromptSize, Share, estimate_evaluation
+
+    gb = estimate_evaluation(load_processor(model).spec, PromptSize(tokens, tiles, NEW_TOKENS), Share("bfloat16")).gb
+    return sum(gb.values()) - gb["weights"]
+
+
+def step_convert(model: Path, to: str) -> dict[str, Any]:
+    """Ours into a published layout and back: the same bits."""
+    from vlm.models.checkpoint.convert import convert
+
+    there, back = model.with_name(f"{model.name}-{to}"), model.with_name(f"{model.name}-back")
+    with Memory() as memory:
+        convert(model, to, there)
+        shutil.rmtree(back, ignore_errors=True)
+        convert(there, "vlm", back)
+    same = digest(model) == digest(back)
+    shutil.rmtree(there)
+    shutil.rmtree(back)
+    if not same:
+        raise SystemExit(f"{model} -> {to} -> ours: other bits")
+    return {"gb": memory.grown}
+
+
+def step_load(model: Path) -> dict[str, Any]:
+    """The weights, in the precision they are stored in: mapped from the file, so that the kernel may take them back."""
+    from vlm.models.checkpoint.load import load_model
+
+    with Memory("VmRSS") as memory:
+        loaded = load_model(model, dtype="bfloat16")
+    return {"gb": memory.grown, "planned": sum(p.numel() for p in loaded.parameters()) * 2 / 1e9}
+
+
+def step_chat(model: Path, tiles: int, tokens: int, rows: int = 1) -> dict[str, Any]:
+    """A picture and a text of so many tokens in all: seconds to the first token, and of each further one."""
+    from vlm.models.answers import answer
+    from vlm.models.session import ChatSession
+
+    v2pe = "internvl2" in model.name
+    wide = picture(model.parent, 448 * tiles if tiles > 1 else 448, 448)
+    session = ChatSession(model, dtype="bfloat16", max_tiles=tiles if v2pe else None, strides=16.0 if v2pe else None)
+    few = len(session.processor.encode(session.messages("a", [wide]), strides=session.strides))
+    words = max(1, tokens - few)
+    batch = [session.processor.encode(session.messages(" a" * words, [wide]), strides=session.strides)] * rows
+    times = {}
+    with Memory() as memory:
+        for new in (1, NEW_TOKENS):
+            began = time.perf_counter()
+            answer(session.model, session.processor, batch, max_new_tokens=new, min_new_tokens=new)
+            times[new] = time.perf_counter() - began
+    each = max(0.0, times[NEW_TOKENS] - times[1]) / (NEW_TOKENS - 1)
+    found = {"tokens": len(batch[0]), "tiles": batch[0].n_tiles, "rows": rows, "gb": memory.grown}
+    if rows == 1:
+        found["planned"] = planned(model, len(batch[0]), batch[0].n_tiles)
+    return {**found, "first_token_s": times[1], "each_token_s": each}
+
+
+def step_offload(model: Path) -> dict[str, Any]:
+    """One token with the decoder layers on the disk."""
+    from vlm.models.checkpoint.load import load_model
+
+    with Memory() as memory:
+        began = time.perf_counter()
+        loaded = load_model(model, dtype="bfloat16", offload="disk")
+        ready = time.perf_counter() - began
+        with torch.inference_mode():
+            loaded.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=1, eos_token_id=2, pad_token_id=2)
+    return {"gb": memory.grown, "load_s": ready}
+
+
+def step_inspect(model: Path) -> dict[str, Any]:
+    """What `vlm weights inspect --keys` reads: headers alone."""
+    from vlm.models.checkpoint.layout import read_layout
+    from vlm.models.checkpoint.reader import CheckpointReader
+
+    with Memory() as memory:
+        CheckpointReader(read_layout(model), model).check()
+    return {"gb": memory.grown}
+
+
+def step_lora(model: Path, tokens: int) -> dict[str, Any]:
+    """Two steps of LoRA with gradient checkpointing, by the command; the bytes are those of the whole process."""
+    place = model.parent / "lora"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    wide = picture(model.parent, 448, 448)
+    asked = {"id": "0", "image": str(wide), "conversations": [
+        {"from": "human", "value": "<image>\n" + " a" * tokens}, {"from": "gpt", "value": "a b"}]}  # fmt: skip
+    (place / "data.json").write_text(json.dumps([asked, {**asked, "id": "1"}]))
+    command = ["train", "-m", model, "--data", place / "data.json", "--allow-outside", model.parent, "--lora"]
+    command += ["--run", place / "run", "--set", "steps=2", "batch.samples=1", f"max_length={tokens + 600}", "--quiet"]
+    began = time.perf_counter()
+    program = [sys.executable, "-m", "vlm.cli", *map(str, command)]
+    done = subprocess.Popen(program, stdout=sys.stderr, env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"})
+    peak = 0
+    while done.poll() is None:
+        try:
+            lines = dict(x.split(":", 1) for x in Path(f"/proc/{done.pid}/status").read_text().splitlines())
+            peak = max(peak, int(lines.get("RssAnon", "0 kB").split()[0]) * 1024)
+        except OSError:
+            break
+        time.sleep(0.02)
+    if done.wait():
+        raise SystemExit(f"the training ended with {done.returncode}")
+    return {"gb": peak / 1e9, "whole_s": time.perf_counter() - began}
+
+
+STEPS: dict[str, Callable[..., dict[str, Any]]] = {
+    name.removeprefix("step_"): value for name, value in list(globals().items()) if name.startswith("step_")
+}
+
+
+def run(step: str, model: Path, *settings: object) -> dict[str, Any]:
+    """A step in a process of its own."""
+    command = [sys.executable, __file__, "--step", step, str(model), *map(str, settings)]
+    began = time.perf_counter()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    row = {"model": model.name, "step": step, **({"set": " ".join(map(str, settings))} if settings else {})}
+    if done.returncode:
+        return {**row, "failed": f"exit code {done.returncode}"}
+    row |= json.loads(done.stdout.splitlines()[-1]) | {"whole_s": time.perf_counter() - began}
+    print(row, flush=True)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=PRESETS, default=list(PRESETS))
+    parser.add_argument("--tokens", nargs="+", type=int, default=[1024, 2048, 4096, 8192])
+    parser.add_argument("--place", type=Path, default=Path("full-size"), help="a folder with 50 GB of room")
+    asked = parser.parse_args()
+    rows = []
+    for preset in asked.only:
+        model = asked.place / preset
+        if not model.exists():
+            half = model.with_name(f"{preset}.part")
+            shutil.rmtree(half, ignore_errors=True)
+            (write_sparse if preset == "internvl-chat-v1-2" else write_random)(preset, half)
+            half.rename(model)
+        if preset == "internvl-chat-v1-2":
+            rows += [run("inspect", model), run("offload", model)]
+            continue
+        rows += [run("load", model), run("convert", model, "internvl" if "internvl" in preset else "llava")]
+        if preset == "internvl2-2b":
+            rows += [run("chat", model, tiles, 256 * (tiles + (tiles > 1)) + 64) for tiles in (1, 6, 12)]
+            rows += [run("chat", model, 1, tokens) for tokens in asked.tokens]
+            rows += [run("chat", model, 1, 512, 4), run("lora", model, 512)]
+        else:
+            rows += [run("chat", model, 1, 640), run("chat", model, 1, 640, 4)]
+    report("full_size", rows)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--step"]:
+        step, folder, *settings = sys.argv[2:]
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        typed = [int(x) if x.isdigit() else x for x in settings]
+        print(json.dumps(STEPS[step](Path(folder), *typed)))
+    else:
+        main()
