@@ -3,7 +3,8 @@
     python bench/full_size.py [--only internvl2-2b convllava-1536 internvl-chat-v1-2] [--tokens 4096 8192] [--place DIR]
 
 Each step is a process of its own. Its GB are what its own memory grew by from the moment the libraries and the weights
-were there (`load`: with the pages of the mapped weights); `planned` is what `vlm plan` says. InternVL2-2B and
+were there (`load`: with the pages of the mapped weights), `torch_gb` what torch held of it at once, without what
+malloc keeps; `planned` is what `vlm plan` says. InternVL2-2B and
 ConvLLaVA-7B are written in bfloat16 (4.4 and 14 GB); the 80 GB of InternVL-Chat-V1-2 are sparse files, holes that read
 as zeros.
 """
@@ -17,12 +18,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 import torch
-from harness import report
+from harness import peak_bytes, report
 
 from vlm.models.specs import ModelSpec, load_preset
 
@@ -187,6 +189,8 @@ def step_chat(model: Path, tiles: int, tokens: int, rows: int = 1) -> dict[str, 
     each = max(0.0, times[NEW_TOKENS] - times[1]) / (NEW_TOKENS - 1)
     found = {"tokens": len(batch[0]), "tiles": batch[0].n_tiles, "rows": rows, "gb": memory.grown}
     if rows == 1:
+        alone = partial(answer, session.model, session.processor, batch, max_new_tokens=1)
+        found["torch_gb"] = peak_bytes(alone) / 1e9
         found["planned"] = planned(model, len(batch[0]), batch[0].n_tiles)
     return {**found, "first_token_s": times[1], "each_token_s": each}
 
@@ -224,9 +228,11 @@ def step_lora(model: Path, tokens: int) -> dict[str, Any]:
         {"from": "human", "value": "<image>\n" + " a" * tokens}, {"from": "gpt", "value": "a b"}]}  # fmt: skip
     (place / "data.json").write_text(json.dumps([asked, {**asked, "id": "1"}]))
     command = ["train", "-m", model, "--data", place / "data.json", "--allow-outside", model.parent, "--lora"]
-    command += ["--run", place / "run", "--set", "steps=2", "batch.samples=1", f"max_length={tokens + 600}", "--quiet"]
+    command += ["--run", place / "run", "--quiet"]
+    for one in ("steps=2", "batch.samples=1", f"max_length={tokens + 600}"):
+        command += ["--set", one]
     began = time.perf_counter()
-    program = [sys.executable, "-m", "vlm.cli", *map(str, command)]
+    program = [str(Path(sys.executable).with_name("vlm")), *map(str, command)]
     done = subprocess.Popen(program, stdout=sys.stderr, env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"})
     peak = 0
     while done.poll() is None:

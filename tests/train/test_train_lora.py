@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 
 import peft
 import pytest
@@ -14,6 +15,7 @@ from vlm.models.checkpoint.convert import convert
 from vlm.models.checkpoint.load import save_model, tensors
 from vlm.train.parameters.lora import add_adapters, is_adapter, load_adapters, merge, prepare, save_adapters
 from vlm.train.recipe.recipe import Lora, load_recipe
+from vlm.train.run import loop
 from vlm.train.run.loop import train
 
 SPEC = Lora(
@@ -238,3 +240,20 @@ def test_a_run_writes_model_and_adapters_and_continues_from_a_checkpoint(
     again = vlm(*command)
     assert again.wait(120) == 0, again.said
     assert curve(out) == whole and len(whole) == 4, "it continues from step 2 to the same bits"
+
+
+def test_the_export_holds_one_merged_tensor_at_a_time(recipe, tmp_path, monkeypatch):
+    """A second model in memory, 9 GB for InternVL2-2B, ended a run that had trained."""
+    merge_one, made = loop.merge_one, []
+
+    def watched(parts, spec):
+        assert not [old for old in made if old() is not None], "the tensor before is held"
+        tensor = merge_one(parts, spec)
+        if len(parts) > 1:
+            made.append(weakref.ref(tensor))
+        return tensor
+
+    monkeypatch.setattr(loop, "merge_one", watched)
+    lora = {"rank": 2, "alpha": 4, "targets": ["language_model.*.q_proj"]}
+    train(recipe("steps=1", f"lora={json.dumps(lora)}", "trainable=[]"), tmp_path, quiet=True)
+    assert len(made) == 2, "one of each layer"

@@ -221,7 +221,7 @@ def convert(
         ),
     ] = None,
 ) -> None:
-    """Write a checkpoint in another layout, bit for bit, one shard in memory at a time.
+    """Write a checkpoint in another layout, bit for bit, one tensor in memory at a time.
 
     A setting of positions or images that the layout has no key for is refused. With --allow it is left out, and the
     README.md of the new folder says so.

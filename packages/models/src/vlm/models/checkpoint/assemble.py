@@ -147,7 +147,7 @@ class Assembly:
         return model
 
     def write(self, out: Path, *, dtype: torch.dtype | None = None, report: Report = silent) -> None:
-        """Write a checkpoint in our format with at most one shard in memory; `out` is replaced at once.
+        """Write a checkpoint in our format with at most one tensor in memory; `out` is replaced at once.
 
         Args:
             out: the folder.

@@ -49,7 +49,7 @@ def convert(
 ) -> Path:
     """Write a checkpoint in another format; return the folder written.
 
-    At most one shard is in memory; dtypes stay as they are stored. The folder appears complete or not at all. Tokenizer
+    One tensor is in memory at a time; dtypes stay as stored. The folder appears complete or not at all. Tokenizer
     files are copied; settings that the published schema has no key for are in config.json under `vlm`. A folder in the
     `hf` layout with a tokenizer has all that transformers' Auto classes, pipelines and servers read.
 

@@ -140,6 +140,7 @@ class CheckpointReader:
 
     def _read(self, reader: WeightReader, item: Stored) -> Tensor:
         if self._last is None or self._last[0] != item:  # the parts of a fused tensor are read one by one
+            self._last = None  # freed before the next one is there
             self._last = (item, reader.read(item.key))
         return self._last[1]
 

@@ -4,22 +4,20 @@ Safetensors are preferred; pickles are read with `weights_only`, and only where 
 """
 
 import json
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from zipfile import is_zipfile
 
 import torch
-from huggingface_hub import split_state_dict_into_shards_factory
+from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vlm.core.errors import CheckpointError, ConfigError
-from vlm.core.home import read_object
+from vlm.core.home import naming, read_object
 from vlm.core.paths import is_data
 from vlm.core.progress import Report, silent
 from vlm.core.text import printable
@@ -29,11 +27,14 @@ SHARD_SIZE = "5GB"
 AGAIN = "the file is damaged: download it again"
 NAMED_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.[a-z]+)$")
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "U32": torch.uint32,
+    "I32": torch.int32, "BF16": torch.bfloat16, "F16": torch.float16, "U16": torch.uint16, "I16": torch.int16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool,
 }  # fmt: skip
-"""The names of dtypes in safetensors headers."""
+"""The names of dtypes in safetensors headers, in the order of their tensors in a file."""
+
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def indexed_files(index: Path) -> list[Path]:
@@ -198,20 +199,47 @@ def nbytes(tensor: Tensor) -> int:
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write a safetensors file with the permissions that any new file has here; safetensors makes it private.
+    """Write tensors to a safetensors file. Raises OSError when it cannot be written; names the file."""
+    save_streamed(tensors, tensors.__getitem__, file)
+
+
+def save_streamed(shapes: Mapping[str, Tensor], read: Callable[[str], Tensor], file: Path) -> None:
+    """Write a safetensors file tensor by tensor, the same bytes as `safetensors.torch.save_file` writes at once.
+
+    Args:
+        shapes: name -> any tensor of its shape and dtype, also a meta tensor.
+        read: function from a name to its tensor; called once for each, in `file_order`. One tensor is in memory.
+        file: where to write.
 
     Raises:
         OSError: it cannot be written; names the file.
     """
-    file.touch()
-    mode = file.stat().st_mode
-    try:
-        save_file(tensors, file, metadata={"format": "pt"})
-    except SafetensorError as error:
-        if number := re.search(r"\(os error (\d+)\)", str(error)):
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
-        raise
-    file.chmod(mode)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in file_order(shapes):
+        start, end = end, end + nbytes(shapes[name])
+        kind, shape = DTYPE_NAMES[shapes[name].dtype], list(shapes[name].shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with naming(file), file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for name in file_order(shapes):
+            _write(out, name, read(name), shapes[name])
+
+
+def _write(out: BinaryIO, name: str, tensor: Tensor, announced: Tensor) -> None:
+    tensor = tensor.detach().cpu().contiguous()
+    if (tensor.dtype, tensor.shape) != (announced.dtype, announced.shape):
+        found, wanted = (f"{t.dtype} {list(t.shape)}" for t in (tensor, announced))
+        raise ValueError(f"{name} is {found}, announced was {wanted}")
+    out.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def file_order(shapes: Mapping[str, Tensor]) -> list[str]:
+    """Return names as a safetensors file holds them: by dtype, the wide ones first, then by name."""
+    rank = list(DTYPE_NAMES)
+    return sorted(shapes, key=lambda name: (rank.index(shapes[name].dtype), name))
 
 
 def write_shards(
@@ -222,11 +250,11 @@ def write_shards(
     max_shard_size: str = SHARD_SIZE,
     report: Report = silent,
 ) -> None:
-    """Write `model*.safetensors` (and the index, if there are several) with at most one shard in memory.
+    """Write `model*.safetensors` (and the index, if there are several) with one tensor in memory.
 
     Args:
         shapes: name -> any tensor of the final shape and dtype, also a meta tensor, in the order of the shards.
-        read: function from a name to its tensor; called once for each.
+        read: function from a name to its tensor; called once for each, in `write_order`.
         folder: where the files are written.
         max_shard_size: e.g. `5GB`.
         report: called with (bytes done, bytes in all).
@@ -234,8 +262,31 @@ def write_shards(
     Raises:
         ConfigError: `max_shard_size` is not a size such as 5GB.
     """
+    done, total = 0, sum(map(nbytes, shapes.values()))
+
+    def reported(name: str) -> Tensor:
+        nonlocal done
+        done += nbytes(shapes[name])
+        report(done, total)
+        return read(name)
+
+    plan = _in_shards(shapes, max_shard_size)
+    for name, keys in plan.filename_to_tensors.items():
+        save_streamed({key: shapes[key] for key in keys}, reported, folder / name)
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def write_order(shapes: dict[str, Tensor], max_shard_size: str = SHARD_SIZE) -> list[str]:
+    """Return the names in the order in which `write_shards` reads them."""
+    files = _in_shards(shapes, max_shard_size).filename_to_tensors.values()
+    return [name for keys in files for name in file_order({key: shapes[key] for key in keys})]
+
+
+def _in_shards(shapes: dict[str, Tensor], max_shard_size: str) -> StateDictSplit:
     try:
-        plan = split_state_dict_into_shards_factory(
+        return split_state_dict_into_shards_factory(
             shapes,
             get_storage_size=nbytes,
             filename_pattern="model{suffix}.safetensors",
@@ -243,14 +294,3 @@ def write_shards(
         )
     except ValueError as error:
         raise ConfigError(f"max shard size {max_shard_size!r}", expected="a size such as 500MB or 5GB") from error
-    done, total = 0, sum(map(nbytes, shapes.values()))
-    for name, keys in plan.filename_to_tensors.items():
-        shard = {}
-        for key in keys:
-            shard[key] = read(key).detach().cpu().contiguous()
-            done += nbytes(shard[key])
-            report(done, total)
-        save_tensors(shard, folder / name)
-    if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ the same; a new adapter changes nothing, because its second matrix is zero.
 """
 
 import fnmatch
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,28 +93,44 @@ def add_adapters(model: nn.Module, spec: Lora, seed: int) -> list[str]:
 
 
 def merge(state: dict[str, Tensor], spec: Lora) -> dict[str, Tensor]:
-    """Merge adapters into a state dict: W + alpha / rank * B A, under the names of the model without adapters.
+    """Merge adapters into a state dict, under the names of the model without adapters; see `merge_one`."""
+    return {name: merge_one([state[part] for part in parts], spec) for name, parts in merged_names(state).items()}
+
+
+def merged_names(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return for each tensor of the model without adapters what it is made of: one name, or those of W, A and B."""
+    made: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        if not is_adapter(name):
+            layer = name.removesuffix("base_layer.weight")
+            more = tuple(f"{layer}lora_{x}.default.weight" for x in "AB") if layer != name else ()
+            made[name.replace(".base_layer.", ".")] = (name, *more)
+    return made
+
+
+def merge_one(parts: Sequence[Tensor], spec: Lora | None) -> Tensor:
+    """Return W + alpha / rank * B A of [W, A, B], and the one tensor of a list of one.
 
     The product is computed in float32 at least and added before rounding to the dtype of W.
     """
-    merged = {}
-    for name, tensor in state.items():
-        if is_adapter(name):
-            continue
-        plain = name.replace(".base_layer.", ".")
-        if name.endswith(".base_layer.weight"):
-            layer = name.removesuffix("base_layer.weight")
-            first, second = (state[f"{layer}lora_{x}.default.weight"] for x in "AB")
-            wide = torch.promote_types(tensor.dtype, torch.float32)
-            update = second.to(wide) @ first.to(wide) * (spec.alpha / spec.rank)
-            tensor = (tensor.to(wide) + update).to(tensor.dtype)
-        merged[plain] = tensor
-    return merged
+    if len(parts) == 1:
+        return parts[0]
+    assert spec is not None
+    weight, first, second = parts
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    update = second.to(wide) @ first.to(wide) * (spec.alpha / spec.rank)
+    return (weight.to(wide) + update).to(weight.dtype)
 
 
 def is_adapter(name: str) -> bool:
     """Return whether a parameter belongs to an adapter."""
     return ".lora_A." in name or ".lora_B." in name
+
+
+def saved_names(names: Iterable[str], trained: Sequence[str]) -> list[str]:
+    """Return which tensors `save_adapters` writes: the adapters, and what matches the patterns of `trained`."""
+    plain = {name: name.replace(".base_layer.", ".") for name in names}
+    return [n for n in plain if is_adapter(n) or any(fnmatch.fnmatchcase(plain[n], p) for p in trained)]
 
 
 def save_adapters(
@@ -124,7 +141,7 @@ def save_adapters(
     The folder is written under a temporary name, then renamed.
 
     Args:
-        state: the whole state dict of the adapted model.
+        state: the state dict of the adapted model, or of it what `saved_names` names.
         spec: the adapters' settings.
         folder: where to write.
         trained: patterns of the other tensors.
@@ -135,11 +152,7 @@ def save_adapters(
     config.base_model_name_or_path = base
     config.inference_mode = True
     own = {PEFT + n.replace(".default.", "."): t.contiguous() for n, t in state.items() if is_adapter(n)}
-    extra = {
-        n: t.contiguous()
-        for n, t in state.items()
-        if not is_adapter(n) and any(fnmatch.fnmatchcase(n.replace(".base_layer.", "."), p) for p in trained)
-    }
+    extra = {n: state[n].contiguous() for n in saved_names(state, trained) if not is_adapter(n)}
     with new_folder(folder) as temporary:
         config.save_pretrained(temporary)
         save_tensors(own, temporary / WEIGHTS)

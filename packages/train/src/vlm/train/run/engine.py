@@ -7,7 +7,7 @@
 import logging
 import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -255,20 +255,32 @@ class Engine:
         for name, count in counts.items():
             setattr(self._deepspeed, name, count)
 
-    def gathered_state(self) -> dict[str, Tensor]:
-        """Return the whole state dict in float32 on the first process, {} on others; all processes call this.
+    def shapes(self) -> dict[str, Tensor]:
+        """Return the state dict without memory, in float32 as `gathered` returns it."""
+        return {
+            name: torch.empty(getattr(tensor, "ds_shape", tensor.shape), dtype=self._stored(tensor), device="meta")
+            for name, tensor in self._tensors()
+        }
 
-        It is gathered tensor by tensor where ZeRO-3 holds slices.
+    def gathered(self, names: Sequence[str]) -> list[Tensor]:
+        """Return whole tensors of the state dict in float32 on the first process, [] on others; all processes call it.
+
+        They are gathered where ZeRO-3 holds slices; a float32 tensor that lies on the CPU already is not copied.
         """
-        gather = import_deepspeed(self.world).zero.GatheredParameters
-        state = {}
-        parameters = dict(self.model.named_parameters(remove_duplicate=False))
-        for name, tensor in self.model.state_dict(keep_vars=True).items():
-            with gather([parameters[name]] if name in parameters else []):
-                if self.world.first:
-                    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-                    state[name] = tensor.detach().to("cpu", dtype, copy=True)
-        return state
+        state = dict(self._tensors())
+        sliced = [state[name] for name in names if hasattr(state[name], "ds_shape")]
+        with import_deepspeed(self.world).zero.GatheredParameters(sliced):
+            if not self.world.first:
+                return []
+            wide = [state[n].detach().to("cpu", self._stored(state[n])) for n in names]
+            return [t.clone() for t in wide] if sliced else wide
+
+    @staticmethod
+    def _stored(tensor: Tensor) -> torch.dtype:
+        return torch.float32 if tensor.is_floating_point() else tensor.dtype
+
+    def _tensors(self) -> Iterable[tuple[str, Tensor]]:
+        return self.model.state_dict(keep_vars=True).items()
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

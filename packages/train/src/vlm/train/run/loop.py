@@ -15,13 +15,15 @@ from typing import NotRequired, TypedDict
 import torch
 
 from vlm.core.errors import ConfigError, DataError, Preempted, VlmError
-from vlm.core.home import locked, write_json
+from vlm.core.home import locked, new_folder, write_json
 from vlm.core.progress import Beacon, Progress
-from vlm.models.checkpoint.load import load_model, save_state
+from vlm.models.checkpoint.formats.schema import HEAD
+from vlm.models.checkpoint.load import load_model, write_checkpoint
 from vlm.models.checkpoint.locate import find_checkpoint
+from vlm.models.checkpoint.safetensors_io import write_order
 from vlm.models.processor import Processor
 from vlm.models.sequence_parallel import spread
-from vlm.train.parameters.lora import merge, prepare, save_adapters
+from vlm.train.parameters.lora import merge_one, merged_names, prepare, save_adapters, saved_names
 from vlm.train.parameters.optim import lr_factor
 from vlm.train.plan.run_plan import RunPlan
 from vlm.train.recipe.recipe import Recipe, trained_strides, training_spec
@@ -284,17 +286,33 @@ def export(
     stream: Stream,
     held: HeldBack | None,
 ) -> Path:
-    """Write the trained model in our layout and the summary; a model that exists means that the stage is done."""
+    """Write the trained model in our layout and the summary; a model that exists means that the stage is done.
+
+    The processes gather one tensor after another; the first holds one at a time beside what it trained.
+    """
     measured = {} if held is None else {**held.at(stream.total_steps), "eval_dropped": held.dropped}
-    state = engine.gathered_state()
     if me.first:
-        spec = engine.model.spec.model_copy(update=trained_strides(recipe, engine.model.tokens_per_tile))
         ledger.add_unseen(stream.total_steps, stream.unseen)
         summary = {"recipe": recipe.name, "trained": counts, "ledger": ledger.counts, "unseen": len(stream.unseen)}
         write_json(out / "summary.json", summary | measured)
-        if recipe.lora:
-            save_adapters(state, recipe.lora, out / "adapter", trained=recipe.trainable, base=recipe.model.start)
-            state = merge(state, recipe.lora)
-        save_state(state, spec, out / "model", tokenizer=start)
+    inside = engine.shapes()
+    if recipe.lora:
+        own = saved_names(inside, recipe.trainable)
+        adapters = dict(zip(own, engine.gathered(own), strict=False))
+        if me.first:
+            save_adapters(adapters, recipe.lora, out / "adapter", trained=recipe.trainable, base=recipe.model.start)
+    parts = merged_names(inside)
+    spec = engine.model.spec.model_copy(update=trained_strides(recipe, engine.model.tokens_per_tile))
+    if spec.language.tied:
+        parts.pop(HEAD)
+    shapes = {name: inside[first] for name, (first, *_) in parts.items()}
+    if me.first:
+        with new_folder(out / "model") as folder:
+            write_checkpoint(
+                folder, spec, shapes, lambda name: merge_one(engine.gathered(parts[name]), recipe.lora), tokenizer=start
+            )
+    else:
+        for name in write_order(shapes):
+            engine.gathered(parts[name])
     me.barrier()
     return out / "model"
