@@ -21,7 +21,7 @@ def provenance(fingerprint: str, options: dict[str, Any], data: Path) -> Provena
         "options": options,
         "data": str(data),
         "weights": fingerprint,
-        "git_commit": _commit(),
+        "git_commit": commit_of(Path(__file__).parent),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in PACKAGES},
@@ -35,10 +35,17 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
-    """Return the commit of the source tree that this file runs from, `-dirty` when it was changed; None without git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+def commit_of(folder: Path) -> str | None:
+    """Return the commit of the source tree around a folder, `-dirty` when it was changed; None without git.
+
+    Nothing is written there: `git describe --dirty` takes the index's lock, and a run that is killed would leave it.
+    """
+    git = ["git", "--no-optional-locks", "-C", str(folder)]
+    said = []
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+            done = subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=10)
+            said.append(done.stdout.strip())
     except (OSError, subprocess.SubprocessError):
         return None
+    return said[0] + ("-dirty" if said[1] else "")
