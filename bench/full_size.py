@@ -62,22 +62,29 @@ def write_random(preset: str, folder: Path) -> None:
 
 
 def write_sparse(preset: str, folder: Path) -> None:
-    """Write a checkpoint in our layout whose tensors are holes of the file."""
+    """Write a checkpoint in our layout whose tensors are holes of its files, of 5 GB each."""
     from vlm.core.home import write_json
     from vlm.models.checkpoint.formats.ours import write_spec
     from vlm.models.checkpoint.load import copy_tokenizer
 
     spec, shapes = published(preset)
     folder.mkdir(parents=True)
-    header: dict[str, Any] = {}
-    end = 0
+    files: list[dict[str, Any]] = []
+    index: dict[str, str] = {}
+    end = 5_000_000_000
     for name, tensor in shapes.items():
+        if end + tensor.numel() * 2 > 5_000_000_000:
+            files.append({})
+            end = 0
         start, end = end, end + tensor.numel() * 2
-        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
+        files[-1][name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [start, end]}
+        index[name] = f"model-{len(files):05d}.safetensors"
+    for number, header in enumerate(files, 1):
+        text = json.dumps(header).encode()
+        with (folder / f"model-{number:05d}.safetensors").open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + max(about["data_offsets"][1] for about in header.values()))
+    write_json(folder / "model.safetensors.index.json", {"weight_map": index})
     write_json(folder / "config.json", write_spec(spec))
     copy_tokenizer(TOKENIZERS / PRESETS[preset], folder)
 
