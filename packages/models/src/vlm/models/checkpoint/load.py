@@ -22,7 +22,7 @@ from vlm.models.checkpoint.formats.ours import write_spec
 from vlm.models.checkpoint.formats.schema import CheckpointLayout
 from vlm.models.checkpoint.layout import read_layout
 from vlm.models.checkpoint.locate import find_checkpoint
-from vlm.models.checkpoint.placement import Devices, make_placement
+from vlm.models.checkpoint.placement import Devices, make_placement, make_storage
 from vlm.models.checkpoint.reader import CheckpointReader, Vision
 from vlm.models.checkpoint.safetensors_io import tensors as tensors
 from vlm.models.checkpoint.safetensors_io import weight_files, write_shards
@@ -55,6 +55,8 @@ def load_model(
     progress: Callable[[int, int], None] | None = None,
     vision: Vision | None = None,
     attention: str = "auto",
+    kv_dtype: str = "auto",
+    kv_offload: bool = False,
     adjust: Callable[[ModelSpec], ModelSpec] | None = None,
     placed: Callable[[nn.Parameter], None] | None = None,
 ) -> VisionLanguageModel:
@@ -72,6 +74,9 @@ def load_model(
         progress: called with (parameters read, all parameters).
         vision: `tower` or `checkpoint`: which vision weights of a LLaVA folder to take, if the two copies differ.
         attention: `auto`, `sdpa`, `varlen` or `flash_attention_2`; see `vlm.models.attention`.
+        kv_dtype: of the keys and values that generation keeps: `float32`, `bfloat16`, `float16`, `int8`, `fp8`, or
+            `auto`: the dtype of the weights.
+        kv_offload: keep them in the memory of the CPU; one layer at a time is on the device.
         adjust: function from the checkpoint's spec to the one to build, e.g. with drop path; tensors must be the same.
         placed: called with each parameter once it is loaded, before the next is read; may keep only a slice (ZeRO-3).
 
@@ -80,6 +85,7 @@ def load_model(
         ConfigError, HardwareError: a placement that is impossible, before anything is read.
     """
     check_name(attention)
+    storage = make_storage(device, kv_dtype, kv_offload)
     folder = find_checkpoint(path)
     layout = read_layout(folder)
     if adjust is not None:
@@ -110,6 +116,7 @@ def load_model(
         warnings.warn(f"{text}; take another checkpoint of this run", RuntimeWarning, stacklevel=2)
     placement.finish(model)
     model.set_attention(attention)
+    model.kv_storage = storage
     return model.eval()
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vlm.core.errors import CheckpointError, ConfigError, HardwareError, UnknownName
 from vlm.core.extras import require
+from vlm.models.attention import KVStorage
 from vlm.models.specs import ModelSpec
 from vlm.models.vlm import VisionLanguageModel
 
@@ -251,3 +252,19 @@ def make_placement(
             raise ConfigError("quantized weights cannot be offloaded", fix="leave out --offload or --quantize")
         _bitsandbytes(quantize)
     return WeightPlacement(resolve_devices(spec, device, offload), resolve_dtype(dtype), quantize)
+
+
+def make_storage(device: str | Devices, kv_dtype: str = "auto", kv_offload: bool = False) -> KVStorage:
+    """Check how keys and values shall be kept, before anything is read; arguments are those of `load_model`.
+
+    Raises:
+        UnknownName: no such dtype. ConfigError: an offload to the device that the model runs on.
+    """
+    storage = KVStorage(kv_dtype, kv_offload)
+    only = device if isinstance(device, str) else " ".join(sorted({str(place) for place in device.values()}))
+    if kv_offload and (only == "cpu" or (only == "auto" and not torch.cuda.is_available())):
+        raise ConfigError(
+            "--kv-offload, but the model runs on the CPU",
+            fix="leave it out; --kv-dtype int8 needs a quarter of float32",
+        )
+    return storage

@@ -213,7 +213,7 @@ class ChatEngine:
         running = Running(
             request,
             keys,
-            known or RowCache(self.model.spec.language.depth),
+            known or RowCache(self.model.spec.language.depth, self.model.kv_storage),
             plain,
             Chooser(request.sampling, self.processor, self.device),
             ReplyText(self.processor, request.sampling.stop),
