@@ -1,5 +1,6 @@
 """Answers on a device: generation in all its forms, chat, the serving engine, evaluation, teacher forcing."""
 
+import sys
 import threading
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from support.rehearsed_rows import moved
 from support.tiny_models import TOKENIZERS, random_ids, random_tiles
+from vlm.cli.main import main
 from vlm.core.errors import CheckpointError
 from vlm.eval.backends.native import Checkpoint, NativeBackend
 from vlm.eval.backends.teacher_forcing import TeacherForcedBackend
@@ -86,6 +88,18 @@ def test_keys_and_values_that_wait_on_the_cpu(dtype, folder, pair, device, pictu
         with ChatEngine(chat.model, chat.processor) as engine:
             said.append([engine.ask(one, Sampling(max_new_tokens=4)) for one in encoded(chat, picture)])
     assert said[0] == said[1]
+
+
+def test_the_command_keeps_keys_and_values_on_the_cpu(folder, device, picture, capsys, monkeypatch):
+    said = []
+    for where in (["cpu"], [device, "--kv-offload"]):
+        words = ["chat", str(picture()), "What is it?", "-m", str(folder), "--max-new-tokens", "6", "--device", *where]
+        monkeypatch.setattr(sys, "argv", ["vlm", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert not end.value.code
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and said[0].strip()
 
 
 def test_logits_that_are_not_finite_are_found_there_too(pair, device):

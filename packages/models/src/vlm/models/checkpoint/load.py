@@ -26,14 +26,20 @@ from vlm.models.checkpoint.placement import Devices, make_placement, make_storag
 from vlm.models.checkpoint.reader import CheckpointReader, Vision
 from vlm.models.checkpoint.safetensors_io import tensors as tensors
 from vlm.models.checkpoint.safetensors_io import weight_files, write_shards
+from vlm.models.memory import check_weights
 from vlm.models.specs import ModelSpec
 from vlm.models.vlm import VisionLanguageModel, make_model
 
 
 def renamed_tensors(
-    layout: CheckpointLayout, folder: Path, vision: Vision | None = None
+    layout: CheckpointLayout,
+    folder: Path,
+    vision: Vision | None = None,
+    checked: Callable[[CheckpointReader], None] = lambda _: None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield (our name, tensor) of exactly the tensors of the model that config.json describes, file by file.
+
+    `checked` is called before the first tensor is read.
 
     Raises:
         CheckpointError: before the first tensor, if any is unknown, missing, or of a wrong shape or dtype.
@@ -41,6 +47,7 @@ def renamed_tensors(
     source = CheckpointReader(layout, folder, vision)
     source.check()
     source.check_copy()
+    checked(source)
     for name in sorted(source.wanted, key=source.file):
         yield name, source.read(name)
 
@@ -82,7 +89,8 @@ def load_model(
 
     Raises:
         CheckpointError: missing or unknown tensors, wrong shapes or dtypes, damaged files; before a tensor is read.
-        ConfigError, HardwareError: a placement that is impossible, before anything is read.
+        ConfigError: a placement that is impossible, before anything is read.
+        HardwareError: one that is impossible here, or weights that do not fit the memory, before anything is read.
     """
     check_name(attention)
     storage = make_storage(device, kv_dtype, kv_offload)
@@ -98,9 +106,15 @@ def load_model(
         wanted.pop("language_model.lm_head.weight")
     parameters = {name for name, _ in model.named_parameters()}
     total, done = sum(t.numel() for t in wanted.values()), 0
+
+    def check_memory(source: CheckpointReader) -> None:
+        stored = {name: source.meta(name) for name in source.wanted}
+        others = ((option, other.needs(model, stored)) for option, other in placement.smaller(layout.spec))
+        check_weights(folder, placement.needs(model, stored), others)
+
     placement.prepare(model)
     broken: list[str] = []
-    for name, tensor in renamed_tensors(layout, folder, vision):
+    for name, tensor in renamed_tensors(layout, folder, vision, *([check_memory] if placed is None else [])):
         if not is_finite(tensor):
             broken.append(name)
         placement.put(model, name, tensor)

@@ -6,11 +6,13 @@
 accelerate moves tensors between devices, bitsandbytes quantizes; both are imported only when they are used.
 """
 
+import math
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ Devices = Mapping[str, int | str]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 QUANTIZATIONS = ("8bit", "4bit")
+LOW_BYTES = {"8bit": 1, "4bit": 0.53}
+"""Bytes of a quantized weight; of NF4 with the constants of its blocks, themselves quantized."""
 OFFLOADS = ("cpu", "disk")
 
 LAYERS = "language_model.model.layers"
@@ -200,6 +204,29 @@ class WeightPlacement:
             offload_dir=str(self.folder) if self.folder else None,
             skip_keys="past_key_values",
         )
+
+    def needs(self, model: VisionLanguageModel, tensors: Mapping[str, Tensor]) -> Counter[int | str]:
+        """Return the bytes of tensors by the device where they will lie; they may be on `meta`, as they are stored."""
+        low = {f"{name}.weight" for name in quantized_linears(model)} if self.quantize else set()
+        found: Counter[int | str] = Counter()
+        for name, tensor in tensors.items():
+            dtype = self.dtype if self.dtype and tensor.is_floating_point() else tensor.dtype
+            width = LOW_BYTES[str(self.quantize)] if name in low else dtype.itemsize
+            found[device_of(name, self.devices)] += math.ceil(tensor.numel() * width)
+        return found
+
+    def smaller(self, spec: ModelSpec) -> Iterator[tuple[str, "WeightPlacement"]]:
+        """Yield placements that need less, with their options, from the one that changes least on."""
+        main, half = device_of("encoder", self.devices), torch.bfloat16
+        if self.quantize is None:
+            if self.dtype is None or self.dtype.itemsize > half.itemsize:
+                yield "--dtype bfloat16", replace(self, dtype=half)
+            if set(self.devices.values()) == {main}:
+                for name in QUANTIZATIONS:
+                    yield f"--dtype bfloat16 --quantize {name}", replace(self, dtype=half, quantize=name)
+        if main != "cpu":
+            yield "--dtype bfloat16 --offload cpu", WeightPlacement(offload_map(spec, main, "cpu"), half)
+        yield "--dtype bfloat16 --offload disk", WeightPlacement(offload_map(spec, main, "disk"), half)
 
     def _low_bit(self, old: nn.Module) -> nn.Module:
         bnb = _bitsandbytes(str(self.quantize))

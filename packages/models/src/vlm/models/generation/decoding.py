@@ -18,6 +18,7 @@ from vlm.models.attention import KVStorage
 from vlm.models.generation.cache import make_cache
 from vlm.models.generation.decoder import Decoder
 from vlm.models.generation.prefix import Prefix, check_unscaled, counted, states_of
+from vlm.models.memory import check_cache
 
 PREFILL_CHUNK, IMAGE_CHUNK = 8192, 16
 """Tokens prefilled and tiles encoded at once: they bound activations, and the mask of padded prompts."""
@@ -87,6 +88,13 @@ def check_prompts(input_ids: Tensor, mask: Tensor, position_ids: Tensor) -> None
         )
     if not mask[:, -1].all():
         raise DataError("a row ends with padding", expected="padding on the left", fix="see left_padded")
+
+
+def check_room(model: Decoder, tokens: int, rows: int) -> None:
+    """Raise CacheTooLarge if the keys and values of so many rows of so many tokens do not fit the memory."""
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()} - {"cpu", "disk"}
+    head = model.language_model.get_output_embeddings().weight
+    check_cache(model.spec.language, model.kv_storage, head, tokens=tokens, rows=rows, devices=max(1, len(places)))
 
 
 def fill(
@@ -241,6 +249,7 @@ def prefill(
 
     Raises:
         DataError: more than one row, or a length at which dynamic NTK scaling would change the keys.
+        HardwareError: keys and values that do not fit the memory.
     """
     if len(input_ids) != 1:
         raise DataError(f"a prefix of {len(input_ids)} rows", expected="one document, [1, P]")
@@ -249,6 +258,7 @@ def prefill(
         position_ids = counted(mask)
     check_prompts(input_ids, mask, position_ids)
     check_unscaled(model, position_ids)
+    check_room(model, input_ids.shape[1], 1)
     embeddings = model.embed(input_ids, pixel_values, image_flags, features, image_chunk, image_grids)
     cache = make_cache(model.spec.language.depth, model.kv_storage, input_ids.shape[1])
     fill(model, cache, embeddings, mask, position_ids, chunk)
@@ -281,12 +291,16 @@ def generate(
     Raises:
         ConfigError: impossible settings. DataError: prompts that are malformed or do not fit the prefix.
         CheckpointError: logits that are not finite.
+        HardwareError: keys and values that do not fit the memory.
     """
     copies = check_settings(max_new_tokens, len(input_ids), seed, settings)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     if position_ids is None:
         position_ids = prefix.positions_after(input_ids, mask) if prefix else counted(mask)
     check_prompts(input_ids, mask, position_ids)
+    before = prefix.length if prefix else 0
+    tokens = before + input_ids.shape[1] + min(max_new_tokens, MOST_ROOM)
+    check_room(model, tokens, len(input_ids) * copies)
     return new_tokens(
         model,
         model.embed(input_ids, pixel_values, image_flags, features, image_chunk, image_grids),
