@@ -82,8 +82,8 @@ def test_the_first_option_that_fits_is_named(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("vlm.models.checkpoint.placement.WeightPlacement.put", lambda *_: pytest.fail("it is read"))
     ways = [
         (5, "--dtype bfloat16 "),
-        (3, "--dtype bfloat16 --quantize 8bit"),
-        (2.5, "--dtype bfloat16 --quantize 4bit"),
+        (3, "--dtype bfloat16 --quantize int8"),
+        (2.5, "--dtype bfloat16 --quantize int4"),
     ]
     for free, option in (
         *ways,

@@ -47,8 +47,9 @@ class PlacementOptions:
     quantize: Annotated[
         str | None,
         typer.Option(
-            metavar="8bit|4bit",
-            help="Linear layers of the language model only (extra `quant`: bitsandbytes).",
+            metavar="8bit|4bit|int8|int4",
+            help="Linear layers of the language model only. 8bit, 4bit: bitsandbytes (extra `quant`); int8, int4: on a "
+            "CPU, with --dtype bfloat16.",
             rich_help_panel=NATIVE,
         ),
     ] = None

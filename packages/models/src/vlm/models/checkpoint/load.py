@@ -76,7 +76,8 @@ def load_model(
         path: a folder, or a name below `pretrained/`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `map` (layers over all GPUs), or a dict from module to device.
         dtype: `float32`, `bfloat16`, `float16`, `float64`, or `auto`: as stored.
-        quantize: `8bit` or `4bit`, the language model's linear layers alone (bitsandbytes).
+        quantize: `8bit` or `4bit`, the language model's linear layers alone (bitsandbytes); `int8` or `int4`: the same
+            by torch's own kernels, in bfloat16 on a CPU.
         offload: `cpu` or `disk`: where the decoder layers are kept while they are not used.
         progress: called with (parameters read, all parameters).
         vision: `tower` or `checkpoint`: which vision weights of a LLaVA folder to take, if the two copies differ.

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vlm.core.errors import CheckpointError, ConfigError, HardwareError, UnknownName
 from vlm.core.extras import require
 from vlm.models.attention import KVStorage
+from vlm.models.quantization.low_bit import BITS, LowBitLinear, check_low_bit, check_sizes
 from vlm.models.specs import ModelSpec
 from vlm.models.vlm import VisionLanguageModel
 
@@ -30,8 +31,8 @@ Devices = Mapping[str, int | str]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 QUANTIZATIONS = ("8bit", "4bit")
-LOW_BYTES = {"8bit": 1, "4bit": 0.53}
-"""Bytes of a quantized weight; of NF4 with the constants of its blocks, themselves quantized."""
+LOW_BYTES = {"8bit": 1, "4bit": 0.53, "int8": 1, "int4": 0.63}
+"""Bytes of a quantized weight with the constants of its group; those of NF4 are quantized themselves."""
 OFFLOADS = ("cpu", "disk")
 
 LAYERS = "language_model.model.layers"
@@ -147,6 +148,7 @@ class WeightPlacement:
         """Replace the modules to quantize (nothing is allocated), and make a folder for offloaded layers."""
         if self.quantize:
             self.quantized = set(quantized_linears(model))
+            check_sizes(self.quantize, {name: model.get_submodule(name) for name in sorted(self.quantized)})  # type: ignore[misc]
             for name in self.quantized:
                 parent, _, leaf = name.rpartition(".")
                 setattr(model.get_submodule(parent), leaf, self._low_bit(model.get_submodule(name)))
@@ -168,6 +170,9 @@ class WeightPlacement:
 
             offload_weight(tensor.to(dtype), name, str(self.folder), self.offloaded)
         elif module_name in self.quantized and leaf == "weight":
+            if isinstance(module, LowBitLinear):
+                module.pack(tensor)
+                return
             empty = module.weight
             module.weight = type(empty)(tensor.to(dtype), **_settings(self.quantize)).to(device)
         elif leaf in module._parameters:
@@ -222,15 +227,17 @@ class WeightPlacement:
             if self.dtype is None or self.dtype.itemsize > half.itemsize:
                 yield "--dtype bfloat16", replace(self, dtype=half)
             if set(self.devices.values()) == {main}:
-                for name in QUANTIZATIONS:
+                for name in BITS if main == "cpu" else QUANTIZATIONS:
                     yield f"--dtype bfloat16 --quantize {name}", replace(self, dtype=half, quantize=name)
         if main != "cpu":
             yield "--dtype bfloat16 --offload cpu", WeightPlacement(offload_map(spec, main, "cpu"), half)
         yield "--dtype bfloat16 --offload disk", WeightPlacement(offload_map(spec, main, "disk"), half)
 
     def _low_bit(self, old: nn.Module) -> nn.Module:
-        bnb = _bitsandbytes(str(self.quantize))
         assert isinstance(old, nn.Linear)
+        if self.quantize in BITS:
+            return LowBitLinear(old, BITS[self.quantize])
+        bnb = _bitsandbytes(str(self.quantize))
         sizes: dict[str, Any] = {
             "input_features": old.in_features,
             "output_features": old.out_features,
@@ -273,8 +280,12 @@ def make_placement(
         HardwareError: a GPU that does not exist, a library that is not installed.
     """
     if quantize is not None:
-        if quantize not in QUANTIZATIONS:
-            raise UnknownName("quantization", quantize, QUANTIZATIONS)
+        if quantize not in (*QUANTIZATIONS, *BITS):
+            raise UnknownName("quantization", quantize, (*QUANTIZATIONS, *BITS))
+        if quantize in BITS:
+            devices = resolve_devices(spec, device)
+            check_low_bit(quantize, set(devices.values()), resolve_dtype(dtype), bool(offload))
+            return WeightPlacement(devices, resolve_dtype(dtype), quantize)
         if offload or (not isinstance(device, str) and "disk" in device.values()):
             raise ConfigError("quantized weights cannot be offloaded", fix="leave out --offload or --quantize")
         _bitsandbytes(quantize)
