@@ -101,6 +101,7 @@ def test_each_option_changes_what_it_says(vlm):
     assert vlm(*base, "--separate", "--stride", "none", "--device", "auto", "--offload", "disk")[1] == plain
     assert vlm(*base, "--temperature", "3", "--seed", "5")[1] == answers[3]
     assert vlm(*base, "--temperature", "3", "--seed", "6")[1] != answers[3]
+    assert vlm(*base, "--temperature", "3", "--seed", "5", "--kv-dtype", "fp8")[1] != answers[3]
     assert vlm(*base, "--temperature", "3", "--seed", "5", "--top-p", "0.01")[1] != answers[3]
 
 
@@ -125,6 +126,8 @@ def test_each_option_changes_what_it_says(vlm):
         (("Why?", "--device", "tpu9"), 2, "unknown device 'tpu9'"),
         (("Why?", "--quantize", "2bit"), 2, "unknown quantization '2bit'"),
         (("Why?", "--offload", "cpu"), 2, "the model runs on the CPU"),
+        (("Why?", "--kv-offload"), 2, "the model runs on the CPU"),
+        (("Why?", "--kv-dtype", "int3"), 2, "unknown KV dtype 'int3'"),
     ],
 )
 def test_bad_input_is_an_error_with_its_code_and_no_traceback(words, code, message, vlm):

@@ -74,6 +74,7 @@ TYPICAL = {
     "api_key": "secret",
     "api_key_env": "KEY",
     "attention": "sdpa",
+    "kv_dtype": "int8",
     "a": "none.sh",
     "backend": "native",
     "base_url": "http://127.0.0.1:9/v1",

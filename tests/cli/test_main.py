@@ -95,3 +95,15 @@ def test_recipes_and_lists_are_machine_readable(tmp_path: Path) -> None:
     plan = json.loads(vlm("plan", "convllava-stage3", "--json", home=tmp_path).stdout)
     assert plan["parameters"]["encoder"] == 669_161_664
     assert sum(plan["trainable"].values()) == 29_368_320 + 6_738_415_616
+
+
+@pytest.mark.parametrize(
+    ("given", "code"), [("0", 2), ("-1", 2), ("", 2), ("two", 2), ("2,0", 2), ("2", 0), ("2,1", 0)]
+)
+def test_a_number_of_threads_that_cannot_be_is_said_at_once(given: str, code: int, tmp_path: Path) -> None:
+    environment = {**os.environ, "VLM_HOME": str(tmp_path), "OMP_NUM_THREADS": given}
+    done = subprocess.run(
+        [sys.executable, "-m", "vlm.cli.main", "list", "recipes"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == code
+    assert ("fix: export OMP_NUM_THREADS=" in done.stderr) == (code == 2)

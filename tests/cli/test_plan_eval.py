@@ -47,6 +47,22 @@ def test_the_parts_are_those_of_the_published_model(capsys) -> None:
     assert found["gb"]["features of the images"] == pytest.approx(250 * 256 * 2048 * 2 / 1e9)
 
 
+def test_keys_and_values_are_counted_by_their_dtype(capsys) -> None:
+    words = ["--eval", "long-vqa-64k", "--model", "V2PE-32K"]
+    tokens, values = 64_000 + 256, 2 * 8 * 128
+    plain, small = plan(capsys, *words), plan(capsys, *words, "--kv-dtype", "int8")
+    kept, read_back = 24 * values * (1 + 4 / 128), values * 2  # with a scale a head; a layer in bfloat16
+    assert small["gb"]["KV cache"] == pytest.approx(tokens * (kept + read_back) / 1e9)
+    assert {part: gb for part, gb in small["gb"].items() if part != "KV cache"} == {
+        part: gb for part, gb in plain["gb"].items() if part != "KV cache"
+    }
+    _, out, _ = run(capsys, *words, "--kv-dtype", "int8")
+    assert out.splitlines()[-1].endswith("--dtype bfloat16 --kv-dtype int8")
+    spec, prompt, machine = load_preset("internvl2-2b"), PromptSize(500_000, 1900, 256), get_machine("h100")
+    fit, _ = what_fits(spec, prompt, Share(), machine)
+    assert fit is not None and (fit.share.kv_dtype, fit.share.gpus) == ("int8", 1)
+
+
 def test_what_does_not_fit_ends_with_what_does_and_that_line_fits(capsys) -> None:
     words = ["--eval", "mm-niah-long-1m", "--model", "V2PE-256K", "--machine", "a100-40"]
     code, out, err = run(capsys, *words)
@@ -96,6 +112,9 @@ def test_what_fits_is_the_smallest_spread() -> None:
         (["--eval", "pope", "--nodes", "2"], "--nodes with --eval"),
         (["v2pe-32k", "--eval", "pope"], "one of them"),
         (["v2pe-32k", "--gpus", "2"], "--gpus without --eval"),
+        (["v2pe-32k", "--kv-dtype", "int8"], "--kv-dtype without --eval"),
+        (["--eval", "pope", "--model", "V2PE-32K", "--kv-dtype", "int3"], "int8"),
+        (["--eval", "mm-niah-long-1m", "--model", "V2PE-32K", "--kv-dtype", "int8"], "no KV cache"),
         (["--eval", "pope"], "no --model"),
     ],
 )

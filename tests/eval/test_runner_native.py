@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vlm.cli.show.evaluation import show_evaluation
-from vlm.core.errors import DataError
+from vlm.core.errors import ConfigError, DataError
 from vlm.eval.backends.native import Checkpoint, NativeBackend
 from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items
@@ -125,3 +125,16 @@ def test_prompts_beyond_the_trained_positions_are_counted_and_said(tmp_path, pop
     assert summary["beyond_positions"] == beyond
     show_evaluation(summary, tmp_path)
     assert f"{beyond} prompts reach beyond the positions that the model was trained for" in capsys.readouterr().out
+
+
+def test_another_kv_dtype_is_another_variant_and_is_recorded(tmp_path, pope, checkpoint):
+    benchmark, data = pope
+    options = Options(stride=16, limit=2)
+    run_evaluation(benchmark, NativeBackend(checkpoint, stride=16), tmp_path, options, data=data)
+    small = NativeBackend(Checkpoint(checkpoint.path, device="cpu", kv_dtype="int8"), stride=16)
+    with pytest.raises(ConfigError, match="kv_dtype"):
+        run_evaluation(benchmark, small, tmp_path, options, data=data)
+    summary = run_evaluation(benchmark, small, tmp_path / "int8", options, data=data)
+    assert summary["provenance"]["decode"]["kv_dtype"] == "int8"
+    assert small.checkpoint.model.kv_storage.dtype == "int8"
+    assert "kv_dtype" not in checkpoint.settings, "answers of earlier runs must stay valid"

@@ -1,5 +1,6 @@
 """Answers on a device: generation in all its forms, chat, the serving engine, evaluation, teacher forcing."""
 
+import sys
 import threading
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from support.rehearsed_rows import moved
 from support.tiny_models import TOKENIZERS, random_ids, random_tiles
+from vlm.cli.main import main
 from vlm.core.errors import CheckpointError
 from vlm.eval.backends.native import Checkpoint, NativeBackend
 from vlm.eval.backends.teacher_forcing import TeacherForcedBackend
@@ -14,6 +16,7 @@ from vlm.eval.benchmark import load_benchmark
 from vlm.eval.mini import make_mini
 from vlm.eval.run.runner import Options, run_evaluation
 from vlm.models.answers import answer
+from vlm.models.attention import KVStorage
 from vlm.models.engine import ChatEngine, GenerationRequest, Limits, Sampling
 from vlm.models.generation.drawing import RowDraws
 from vlm.models.session import ChatSession, user_turn
@@ -62,6 +65,41 @@ def test_a_prefix_for_several_questions(positions, pair, device):
         again = model.generate(ids, prefix=prefix, position_ids=positions_, max_new_tokens=4)
         found.append((new.tolist(), again.tolist()))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("dtype", ["auto", "int8"])
+def test_keys_and_values_that_wait_on_the_cpu(dtype, folder, pair, device, picture):
+    """Several blocks of them, a prefix, beams, and the serving engine."""
+    here, there = pair()
+    here.kv_storage, there.kv_storage = KVStorage(dtype), KVStorage(dtype, offload=True)
+    ids = random_ids(here, 1200, "image", 5)
+    found = []
+    for model, where in ((here, "cpu"), (there, device)):
+        pixels = random_tiles(here, 1).to(where)
+        new = model.generate(ids.to(where), pixel_values=pixels, max_new_tokens=4, prefill_chunk=300)
+        prefix = model.prefill(ids[:, :1100].to(where), chunk=500)
+        behind = model.generate(ids[:, 1100:1150].to(where).repeat(2, 1), prefix=prefix, max_new_tokens=3, num_beams=2)
+        found.append((new.tolist(), behind.tolist()))
+    assert found[0] == found[1]
+    assert {part.device.type for kept in prefix.states[0] for block in kept.blocks for part in block} == {"cpu"}
+    said = []
+    for settings in ({}, {"device": device, "kv_offload": True}):
+        chat = ChatSession(folder, kv_dtype=dtype, **settings)
+        with ChatEngine(chat.model, chat.processor) as engine:
+            said.append([engine.ask(one, Sampling(max_new_tokens=4)) for one in encoded(chat, picture)])
+    assert said[0] == said[1]
+
+
+def test_the_command_keeps_keys_and_values_on_the_cpu(folder, device, picture, capsys, monkeypatch):
+    said = []
+    for where in (["cpu"], [device, "--kv-offload"]):
+        words = ["chat", str(picture()), "What is it?", "-m", str(folder), "--max-new-tokens", "6", "--device", *where]
+        monkeypatch.setattr(sys, "argv", ["vlm", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert not end.value.code
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and said[0].strip()
 
 
 def test_logits_that_are_not_finite_are_found_there_too(pair, device):

@@ -60,6 +60,11 @@ def native(
             rule.pop("max_tiles", None)
         if options.tiles:
             rule["max_tiles"] = options.tiles
+        if table.teacher_forced and (placement.kv_dtype != "auto" or placement.kv_offload):
+            raise ConfigError(
+                f"--kv-dtype or --kv-offload with {table.name}, which is one forward pass and keeps no keys and values",
+                fix="leave them out",
+            )
         settings: dict[str, Any] = {"stride": options.stride, "positions": options.positions, "max_length": max_length}
         if group is not None:
             return RingBackend(checkpoint, image_rule=rule, group=group, **settings)
@@ -207,7 +212,7 @@ def check_backend(backend: str, base_url: str | None, native_only: dict[str, Any
     if backend == "native" and base_url:
         raise ConfigError("--base-url with the native backend", expected="--backend openai")
     usual: dict[str, Any] = {"positions": "exact", "device": "auto", "dtype": "float32", "attention": "auto"}
-    usual |= {"processes": 1, "workers": 1}
+    usual |= {"processes": 1, "workers": 1, "kv_dtype": "auto", "kv_offload": False}
     given = [f"--{key.replace('_', '-')}" for key, value in native_only.items() if value != usual.get(key)]
     if backend == "openai" and given:
         raise ConfigError(

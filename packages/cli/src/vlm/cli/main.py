@@ -12,10 +12,10 @@ from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from vlm.cli.show.say import say
-from vlm.core.errors import HardwareError, UnknownName, VlmError, of_system
+from vlm.core.errors import ConfigError, HardwareError, UnknownName, VlmError, of_system
 from vlm.core.extras import of_import
 from vlm.core.home import home, lookup
-from vlm.core.text import printable_lines
+from vlm.core.text import printable, printable_lines
 
 VERBS = {
     "doctor": "Show what this machine has, and which kernels will run.",
@@ -171,6 +171,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # what a terminal's encoding lacks is escaped, and ends no command
             stream.reconfigure(errors="backslashreplace")
     try:
+        check_threads()
         app()
     except VlmError as error:
         end(error)
@@ -198,6 +199,18 @@ def main() -> None:
     except Exception:
         blame_us()
         raise
+
+
+def check_threads() -> None:
+    """Raise ConfigError for numbers of threads in the environment that libraries would read as "all" or worse."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        given = os.environ.get(name, "1")
+        if not all(part.strip().isdecimal() and int(part) > 0 for part in given.split(",")):
+            raise ConfigError(
+                f"{name}={printable(given)}",
+                expected="a number of threads above 0",
+                fix=f"export {name}={os.cpu_count()}",
+            )
 
 
 def end(error: VlmError) -> NoReturn:

@@ -36,7 +36,7 @@ OWN = "Own file"
 
 @dataclass(frozen=True)
 class PlacementOptions:
-    """Where a model's weights go, their precision, and its image rule: arguments of `ChatSession` and `Checkpoint`."""
+    """Where weights, keys and values go, their precision, the image rule: arguments of `ChatSession`, `Checkpoint`."""
 
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:1, …, or map: layers over all GPUs.", rich_help_panel=NATIVE)
@@ -47,8 +47,9 @@ class PlacementOptions:
     quantize: Annotated[
         str | None,
         typer.Option(
-            metavar="8bit|4bit",
-            help="Linear layers of the language model only (extra `quant`: bitsandbytes).",
+            metavar="8bit|4bit|int8|int4",
+            help="Linear layers of the language model only. 8bit, 4bit: bitsandbytes (extra `quant`); int8, int4: on a "
+            "CPU, with --dtype bfloat16.",
             rich_help_panel=NATIVE,
         ),
     ] = None
@@ -58,6 +59,17 @@ class PlacementOptions:
             metavar="cpu|disk", help="Where layers of the language model wait for their turn.", rich_help_panel=NATIVE
         ),
     ] = None
+    kv_dtype: Annotated[
+        str,
+        typer.Option(
+            help="Of the keys and values kept: float32, bfloat16, float16, int8, fp8, or auto: --dtype.",
+            rich_help_panel=NATIVE,
+        ),
+    ] = "auto"
+    kv_offload: Annotated[
+        bool,
+        typer.Option("--kv-offload", help="Keep them in the CPU's memory, for long prompts.", rich_help_panel=NATIVE),
+    ] = False
     image_rule: Annotated[
         str | None, typer.Option(metavar="RULE", help=f"{RULE_HELP} Default: the model's.", rich_help_panel=NATIVE)
     ] = None

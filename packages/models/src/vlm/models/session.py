@@ -88,7 +88,7 @@ class ChatSession:
         max_tiles: tiles per image, see `load_processor`.
         frames: frames per video, see `load_processor`.
         image_rule: another image rule than the checkpoint's, see `load_processor`.
-        placement: `device`, `dtype`, `quantize`, `offload` and `progress` of `load_model`.
+        placement: `device`, `dtype`, `quantize`, `offload`, `kv_dtype`, `kv_offload` and `progress` of `load_model`.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm.core.errors import ConfigError, DataError
-from vlm.models.attention import PACKED, Segments, backend_of, check_name, check_packed
+from vlm.models.attention import PACKED, KVStorage, Segments, backend_of, check_name, check_packed
 from vlm.models.batch import Batch, Output, upload
 from vlm.models.generation import decoding
 from vlm.models.generation.prefix import Prefix, counted
@@ -31,6 +31,7 @@ class VisionLanguageModel(nn.Module):
     """Encoder, projector and language model of a spec.
 
     `run_rows` runs a forward pass; `sequence_parallel.spread` exchanges it for one over a group of processes.
+    `kv_storage` is how keys and values are kept while tokens are generated.
     """
 
     run_rows: "Callable[[VisionLanguageModel, Batch], Output]"
@@ -39,6 +40,7 @@ class VisionLanguageModel(nn.Module):
         super().__init__()
         self.spec = spec
         self.run_rows = whole_rows
+        self.kv_storage = KVStorage()
         self.encoder: ImageEncoder = make_encoder(spec.vision)
         self.projector = make_projector(spec.projector, self.encoder.width, spec.language.width)
         self.language_model = make_language_model(spec.language)

@@ -42,6 +42,9 @@ def plan(
     ] = None,
     gpus: Annotated[int, typer.Option(min=1, help="With --eval: lay the model's layers over N GPUs.")] = 1,
     dtype: Annotated[str, typer.Option(help="With --eval: precision of the weights.")] = "bfloat16",
+    kv_dtype: Annotated[
+        str, typer.Option(help="With --eval: of the keys and values: bfloat16, int8, …; auto: --dtype.")
+    ] = "auto",
     tokens: Annotated[
         int | None, typer.Option(min=1, help="With --eval: tokens of the longest prompt. Default: the benchmark's.")
     ] = None,
@@ -66,9 +69,10 @@ def plan(
     from vlm.cli.commands.plan_eval import EvaluationQuestion, plan_evaluation, refuse_evaluation_options
     from vlm.core.errors import ConfigError
 
-    own = {"model": model, "gpus": gpus, "dtype": dtype, "tokens": tokens, "images": images}
+    own = {"model": model, "gpus": gpus, "dtype": dtype, "kv_dtype": kv_dtype, "tokens": tokens, "images": images}
     if eval_ is None:
-        refuse_evaluation_options(own, usual={"gpus": 1, "dtype": "bfloat16"}, without="without --eval BENCH")
+        alone = {"gpus": 1, "dtype": "bfloat16", "kv_dtype": "auto"}
+        refuse_evaluation_options(own, usual=alone, without="without --eval BENCH")
     else:
         others: dict[str, object] = {
             "nodes": nodes,
@@ -80,7 +84,7 @@ def plan(
         refuse_evaluation_options(others, usual=usual, without="with --eval")
         if recipe is not None:
             raise ConfigError(f"the recipe {recipe} with --eval {eval_}", expected="one of them")
-        asked = EvaluationQuestion(eval_, model, machine, gpus, processes or 1, dtype, tokens, images)
+        asked = EvaluationQuestion(eval_, model, machine, gpus, processes or 1, dtype, kv_dtype, tokens, images)
         plan_evaluation(asked, as_json=as_json)
         return
 

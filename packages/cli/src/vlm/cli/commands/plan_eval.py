@@ -36,6 +36,7 @@ class EvaluationQuestion:
     gpus: int
     processes: int
     dtype: str
+    kv_dtype: str
     tokens: int | None
     images: int | None
 
@@ -57,7 +58,7 @@ def plan_evaluation(asked: EvaluationQuestion, *, as_json: bool) -> None:
     name, spec = shape_of(asked.model)
     longest = longest_prompt(table, spec, tokens=asked.tokens, images=asked.images)
     prompt = PromptSize(longest.tokens, longest.tiles, longest.new_tokens, table.teacher_forced)
-    share = Share(asked.dtype, asked.gpus, asked.processes)
+    share = Share(asked.dtype, asked.gpus, asked.processes, asked.kv_dtype)
     where = asked.machine or MACHINE
     found, machine = estimate_evaluation(spec, prompt, share), get_machine(where)
     if as_json:

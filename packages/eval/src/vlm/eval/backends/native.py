@@ -39,6 +39,8 @@ class Checkpoint:
         offload: As in `load_model`.
         image_rule: Another image rule than the checkpoint's, as in `load_processor`.
         attention: As in `load_model`.
+        kv_dtype: As in `load_model`.
+        kv_offload: As in `load_model`.
 
     Raises:
         CheckpointError: No such folder, or no tokenizer in it.
@@ -58,13 +60,15 @@ class Checkpoint:
         offload: str | None = None,
         image_rule: str | None = None,
         attention: str = "auto",
+        kv_dtype: str = "auto",
+        kv_offload: bool = False,
     ):
         import torch
 
         from vlm.models.attention import check_name
         from vlm.models.checkpoint.load import fingerprint
         from vlm.models.checkpoint.locate import find_checkpoint
-        from vlm.models.checkpoint.placement import make_placement
+        from vlm.models.checkpoint.placement import make_placement, make_storage
         from vlm.models.processor import load_processor
 
         check_name(attention)
@@ -75,9 +79,13 @@ class Checkpoint:
         self.dtype = dtype
         self.features: TileFeatures | None = None
         self.how: dict[str, Any] = {"quantize": quantize, "offload": offload, "attention": attention}
+        self.how |= {"kv_dtype": kv_dtype, "kv_offload": kv_offload}
         make_placement(self.processor.spec, self.device, dtype, quantize=quantize, offload=offload)  # only to check it
-        # a setting left at its default is no part of the key, so that answers of earlier runs stay valid
-        self.settings = {"dtype": dtype} | {name: how for name, how in self.how.items() if how not in (None, "auto")}
+        make_storage(self.device, kv_dtype, kv_offload)
+        # a setting left at its default is no part of the key, so that answers of earlier runs stay valid; nor is where
+        # keys and values are kept, which changes no number
+        changed = {name: how for name, how in self.how.items() if how not in (None, "auto") and name != "kv_offload"}
+        self.settings = {"dtype": dtype} | changed
 
     @cached_property
     def model(self) -> "VisionLanguageModel":

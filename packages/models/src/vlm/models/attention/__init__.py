@@ -12,15 +12,19 @@ from vlm.models.attention.interface import (
 )
 from vlm.models.attention.local import AttentionBackend, choose, flash, flash_problem, sdpa, varlen
 from vlm.models.attention.segments import GivenUp, RowCache, Segments
+from vlm.models.attention.storage import KV_DTYPES, KVStorage, StoredStates
 
 __all__ = [
     "BACKENDS",
+    "KV_DTYPES",
     "NAME",
     "PACKED",
     "AttentionBackend",
     "GivenUp",
+    "KVStorage",
     "RowCache",
     "Segments",
+    "StoredStates",
     "attend",
     "backend_of",
     "check_name",

@@ -17,6 +17,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from vlm.core.errors import ConfigError, DataError, UnknownName
 from vlm.models.attention import local
+from vlm.models.attention.chunks import LONGEST_MASK
 from vlm.models.attention.local import LOCAL, AttentionBackend, choose
 from vlm.models.attention.ring import ring
 from vlm.models.attention.segments import Segments
@@ -95,9 +96,12 @@ def make_mask(
 ) -> Tensor | None:
     """Make the mask of unpacked rows, once per forward; None where plain causal attention is right.
 
+    A chunk whose mask would be larger than `LONGEST_MASK` gets that of the keys alone [B, Lk].
+
     `mask_function` is left out on purpose: beside causality it holds the documents that transformers inferred.
     """
-    if BACKENDS[choose(backend_of(config), False, device, dtype)].dense:
+    long = 1 < q_length < kv_length == q_offset + q_length and q_length * kv_length > LONGEST_MASK
+    if BACKENDS[choose(backend_of(config), False, device, dtype)].dense and not long:
         # transformers forbids the skip for "documents" and for a cache with room ahead; only the latter is real
         skip = allow_is_causal_skip or q_length == kv_length
         if q_length == 1 and attention_mask is not None and torch.device(device).type != "cpu":

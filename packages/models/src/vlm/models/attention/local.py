@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vlm.core.errors import ConfigError
 from vlm.core.extras import install_line
+from vlm.models.attention.chunks import LONGEST_MASK, continued
 from vlm.models.batch import upload
 
 
@@ -33,8 +34,20 @@ class AttentionBackend:
 
 
 def causal(query: Tensor, key: Tensor, value: Tensor, scale: float | None, mask: Tensor | None = None) -> Tensor:
-    """Attend causally; queries and keys end together. A mask is built only for several queries after cached keys."""
+    """Attend causally; queries and keys end together. A mask is built only for several queries after cached keys.
+
+    Where it would be larger than `LONGEST_MASK`, attention is computed in parts.
+    """
     n, m = query.shape[2], key.shape[2]
+    if mask is None and 1 < n < m and n * m > LONGEST_MASK:
+        if query.device.type == "cpu":
+            return continued(query, key, value, query.shape[-1] ** -0.5 if scale is None else scale)
+        out, size = torch.empty_like(query), max(1, LONGEST_MASK // m)
+        for start in range(0, n, size):
+            end = min(start + size, n)
+            seen = slice(m - n + end)
+            out[:, :, start:end] = causal(query[:, :, start:end], key[:, :, seen], value[:, :, seen], scale)
+        return out
     if mask is None and 1 < n < m:
         mask = torch.ones(n, m, dtype=torch.bool, device=query.device).tril(m - n)
     return F.scaled_dot_product_attention(
@@ -51,7 +64,12 @@ def causal(query: Tensor, key: Tensor, value: Tensor, scale: float | None, mask:
 def sdpa(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, scale: float | None
 ) -> Tensor:
-    """Compute the reference. A packed row takes a block-diagonal mask of n x n."""
+    """Compute the reference. A packed row takes a block-diagonal mask of n x n.
+
+    A mask [B, Lk] stands for one that would be larger than `LONGEST_MASK`: then row by row, as `varlen` does.
+    """
+    if mask is not None and mask.dim() == 2:
+        return varlen(query, key, value, mask, None, scale)
     if cu_seqlens is not None:
         index = torch.arange(query.shape[2], device=query.device)
         document = torch.bucketize(index, upload(cu_seqlens[1:-1], index.device), right=True)

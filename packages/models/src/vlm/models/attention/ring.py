@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vlm.core.errors import ConfigError
+from vlm.models.attention.chunks import merge
 from vlm.models.attention.kernels import block_kernel
 from vlm.models.sequence.group import SequenceGroup
 from vlm.models.sequence.sharding import RingBlock, schedule
@@ -128,10 +129,3 @@ class RingAttention(torch.autograd.Function):
             grads = arrived_grads()  # back on their process
         grad_key, grad_value = grads.to(key.dtype)
         return grad_query.to(query.dtype), grad_key, grad_value, None, None, None
-
-
-def merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
-    """Add a block to the attention over other keys, in place: out [..., n, D], lse [..., n]."""
-    total = torch.logaddexp(lse, part_lse)
-    out.mul_((lse - total).exp()[..., None]).add_(part * (part_lse - total).exp()[..., None])
-    lse.copy_(total)

@@ -14,56 +14,38 @@ import torch
 from torch import Tensor
 
 from vlm.models.attention.local import causal
-
-ROOM = 128
-"""Tokens of free room in a new buffer."""
+from vlm.models.attention.storage import KVStorage, StoredStates
 
 
 class RowCache:
-    """Keys and values of one document, in buffers that grow by half when they are full.
+    """Keys and values of one document.
 
     Args:
         layers: number of decoder layers.
+        storage: how they are kept.
 
-    `length` is the number of cached tokens; each buffer is [1, H_kv, room, D].
+    `length` is the number of cached tokens.
     """
 
-    def __init__(self, layers: int):
+    def __init__(self, layers: int, storage: KVStorage = KVStorage()):
         self.length = 0
-        self.keys: list[Tensor | None] = [None] * layers
-        self.values: list[Tensor | None] = [None] * layers
+        self.keys = [StoredStates(storage) for _ in range(layers)]
+        self.values = [StoredStates(storage) for _ in range(layers)]
 
     @property
     def nbytes(self) -> int:
         """Return the bytes of all buffers, free room included."""
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values) if t is not None)
+        return sum(states.nbytes for states in (*self.keys, *self.values))
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write the new tokens' keys and values [1, H_kv, n, D] of one layer; return those of all tokens."""
-        end = self.length + key.shape[2]
-        result = []
-        for buffers, new in ((self.keys, key), (self.values, value)):
-            buffer = buffers[layer]
-            if buffer is None or buffer.shape[2] < end:
-                room = max(end + ROOM, 0 if buffer is None else buffer.shape[2] * 3 // 2)
-                grown = new.new_empty(1, new.shape[1], room, new.shape[3])
-                if buffer is not None:
-                    grown[:, :, : self.length] = buffer[:, :, : self.length]
-                buffers[layer] = buffer = grown
-            buffer[:, :, self.length : end] = new
-            result.append(buffer[:, :, :end])
-        return result[0], result[1]
+        return self.keys[layer].write(key, self.length), self.values[layer].write(value, self.length)
 
     def copy(self, length: int) -> "RowCache":
         """Return a cache of its own that begins with the first `length` tokens."""
-        other = RowCache(len(self.keys))
+        other = RowCache(0)
         other.length = length
-        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
-            for layer, buffer in enumerate(mine):
-                if buffer is not None and length:
-                    new = buffer.new_empty(1, buffer.shape[1], length + ROOM, buffer.shape[3])
-                    new[:, :, :length] = buffer[:, :, :length]
-                    theirs[layer] = new
+        other.keys, other.values = ([s.beginning(length) for s in states] for states in (self.keys, self.values))
         return other
 
 

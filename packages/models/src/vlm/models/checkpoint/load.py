@@ -22,18 +22,24 @@ from vlm.models.checkpoint.formats.ours import write_spec
 from vlm.models.checkpoint.formats.schema import CheckpointLayout
 from vlm.models.checkpoint.layout import read_layout
 from vlm.models.checkpoint.locate import find_checkpoint
-from vlm.models.checkpoint.placement import Devices, make_placement
+from vlm.models.checkpoint.placement import Devices, make_placement, make_storage
 from vlm.models.checkpoint.reader import CheckpointReader, Vision
 from vlm.models.checkpoint.safetensors_io import tensors as tensors
 from vlm.models.checkpoint.safetensors_io import weight_files, write_shards
+from vlm.models.memory import check_weights
 from vlm.models.specs import ModelSpec
 from vlm.models.vlm import VisionLanguageModel, make_model
 
 
 def renamed_tensors(
-    layout: CheckpointLayout, folder: Path, vision: Vision | None = None
+    layout: CheckpointLayout,
+    folder: Path,
+    vision: Vision | None = None,
+    checked: Callable[[CheckpointReader], None] = lambda _: None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield (our name, tensor) of exactly the tensors of the model that config.json describes, file by file.
+
+    `checked` is called before the first tensor is read.
 
     Raises:
         CheckpointError: before the first tensor, if any is unknown, missing, or of a wrong shape or dtype.
@@ -41,6 +47,7 @@ def renamed_tensors(
     source = CheckpointReader(layout, folder, vision)
     source.check()
     source.check_copy()
+    checked(source)
     for name in sorted(source.wanted, key=source.file):
         yield name, source.read(name)
 
@@ -55,6 +62,8 @@ def load_model(
     progress: Callable[[int, int], None] | None = None,
     vision: Vision | None = None,
     attention: str = "auto",
+    kv_dtype: str = "auto",
+    kv_offload: bool = False,
     adjust: Callable[[ModelSpec], ModelSpec] | None = None,
     placed: Callable[[nn.Parameter], None] | None = None,
 ) -> VisionLanguageModel:
@@ -67,19 +76,25 @@ def load_model(
         path: a folder, or a name below `pretrained/`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `map` (layers over all GPUs), or a dict from module to device.
         dtype: `float32`, `bfloat16`, `float16`, `float64`, or `auto`: as stored.
-        quantize: `8bit` or `4bit`, the language model's linear layers alone (bitsandbytes).
+        quantize: `8bit` or `4bit`, the language model's linear layers alone (bitsandbytes); `int8` or `int4`: the same
+            by torch's own kernels, in bfloat16 on a CPU.
         offload: `cpu` or `disk`: where the decoder layers are kept while they are not used.
         progress: called with (parameters read, all parameters).
         vision: `tower` or `checkpoint`: which vision weights of a LLaVA folder to take, if the two copies differ.
         attention: `auto`, `sdpa`, `varlen` or `flash_attention_2`; see `vlm.models.attention`.
+        kv_dtype: of the keys and values that generation keeps: `float32`, `bfloat16`, `float16`, `int8`, `fp8`, or
+            `auto`: the dtype of the weights.
+        kv_offload: keep them in the memory of the CPU; one layer at a time is on the device.
         adjust: function from the checkpoint's spec to the one to build, e.g. with drop path; tensors must be the same.
         placed: called with each parameter once it is loaded, before the next is read; may keep only a slice (ZeRO-3).
 
     Raises:
         CheckpointError: missing or unknown tensors, wrong shapes or dtypes, damaged files; before a tensor is read.
-        ConfigError, HardwareError: a placement that is impossible, before anything is read.
+        ConfigError: a placement that is impossible, before anything is read.
+        HardwareError: one that is impossible here, or weights that do not fit the memory, before anything is read.
     """
     check_name(attention)
+    storage = make_storage(device, kv_dtype, kv_offload)
     folder = find_checkpoint(path)
     layout = read_layout(folder)
     if adjust is not None:
@@ -92,9 +107,15 @@ def load_model(
         wanted.pop("language_model.lm_head.weight")
     parameters = {name for name, _ in model.named_parameters()}
     total, done = sum(t.numel() for t in wanted.values()), 0
+
+    def check_memory(source: CheckpointReader) -> None:
+        stored = {name: source.meta(name) for name in source.wanted}
+        others = ((option, other.needs(model, stored)) for option, other in placement.smaller(layout.spec))
+        check_weights(folder, placement.needs(model, stored), others)
+
     placement.prepare(model)
     broken: list[str] = []
-    for name, tensor in renamed_tensors(layout, folder, vision):
+    for name, tensor in renamed_tensors(layout, folder, vision, *([check_memory] if placed is None else [])):
         if not is_finite(tensor):
             broken.append(name)
         placement.put(model, name, tensor)
@@ -110,6 +131,7 @@ def load_model(
         warnings.warn(f"{text}; take another checkpoint of this run", RuntimeWarning, stacklevel=2)
     placement.finish(model)
     model.set_attention(attention)
+    model.kv_storage = storage
     return model.eval()
 
 

@@ -6,11 +6,13 @@
 accelerate moves tensors between devices, bitsandbytes quantizes; both are imported only when they are used.
 """
 
+import math
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from torch import Tensor, nn
 
 from vlm.core.errors import CheckpointError, ConfigError, HardwareError, UnknownName
 from vlm.core.extras import require
+from vlm.models.attention import KVStorage
+from vlm.models.quantization.low_bit import BITS, LowBitLinear, check_low_bit, check_sizes
 from vlm.models.specs import ModelSpec
 from vlm.models.vlm import VisionLanguageModel
 
@@ -27,6 +31,8 @@ Devices = Mapping[str, int | str]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 QUANTIZATIONS = ("8bit", "4bit")
+LOW_BYTES = {"8bit": 1, "4bit": 0.53, "int8": 1, "int4": 0.63}
+"""Bytes of a quantized weight with the constants of its group; those of NF4 are quantized themselves."""
 OFFLOADS = ("cpu", "disk")
 
 LAYERS = "language_model.model.layers"
@@ -142,6 +148,7 @@ class WeightPlacement:
         """Replace the modules to quantize (nothing is allocated), and make a folder for offloaded layers."""
         if self.quantize:
             self.quantized = set(quantized_linears(model))
+            check_sizes(self.quantize, {name: model.get_submodule(name) for name in sorted(self.quantized)})  # type: ignore[misc]
             for name in self.quantized:
                 parent, _, leaf = name.rpartition(".")
                 setattr(model.get_submodule(parent), leaf, self._low_bit(model.get_submodule(name)))
@@ -163,6 +170,9 @@ class WeightPlacement:
 
             offload_weight(tensor.to(dtype), name, str(self.folder), self.offloaded)
         elif module_name in self.quantized and leaf == "weight":
+            if isinstance(module, LowBitLinear):
+                module.pack(tensor)
+                return
             empty = module.weight
             module.weight = type(empty)(tensor.to(dtype), **_settings(self.quantize)).to(device)
         elif leaf in module._parameters:
@@ -200,9 +210,34 @@ class WeightPlacement:
             skip_keys="past_key_values",
         )
 
+    def needs(self, model: VisionLanguageModel, tensors: Mapping[str, Tensor]) -> Counter[int | str]:
+        """Return the bytes of tensors by the device where they will lie; they may be on `meta`, as they are stored."""
+        low = {f"{name}.weight" for name in quantized_linears(model)} if self.quantize else set()
+        found: Counter[int | str] = Counter()
+        for name, tensor in tensors.items():
+            dtype = self.dtype if self.dtype and tensor.is_floating_point() else tensor.dtype
+            width = LOW_BYTES[str(self.quantize)] if name in low else dtype.itemsize
+            found[device_of(name, self.devices)] += math.ceil(tensor.numel() * width)
+        return found
+
+    def smaller(self, spec: ModelSpec) -> Iterator[tuple[str, "WeightPlacement"]]:
+        """Yield placements that need less, with their options, from the one that changes least on."""
+        main, half = device_of("encoder", self.devices), torch.bfloat16
+        if self.quantize is None:
+            if self.dtype is None or self.dtype.itemsize > half.itemsize:
+                yield "--dtype bfloat16", replace(self, dtype=half)
+            if set(self.devices.values()) == {main}:
+                for name in BITS if main == "cpu" else QUANTIZATIONS:
+                    yield f"--dtype bfloat16 --quantize {name}", replace(self, dtype=half, quantize=name)
+        if main != "cpu":
+            yield "--dtype bfloat16 --offload cpu", WeightPlacement(offload_map(spec, main, "cpu"), half)
+        yield "--dtype bfloat16 --offload disk", WeightPlacement(offload_map(spec, main, "disk"), half)
+
     def _low_bit(self, old: nn.Module) -> nn.Module:
-        bnb = _bitsandbytes(str(self.quantize))
         assert isinstance(old, nn.Linear)
+        if self.quantize in BITS:
+            return LowBitLinear(old, BITS[self.quantize])
+        bnb = _bitsandbytes(str(self.quantize))
         sizes: dict[str, Any] = {
             "input_features": old.in_features,
             "output_features": old.out_features,
@@ -245,9 +280,29 @@ def make_placement(
         HardwareError: a GPU that does not exist, a library that is not installed.
     """
     if quantize is not None:
-        if quantize not in QUANTIZATIONS:
-            raise UnknownName("quantization", quantize, QUANTIZATIONS)
+        if quantize not in (*QUANTIZATIONS, *BITS):
+            raise UnknownName("quantization", quantize, (*QUANTIZATIONS, *BITS))
+        if quantize in BITS:
+            devices = resolve_devices(spec, device)
+            check_low_bit(quantize, set(devices.values()), resolve_dtype(dtype), bool(offload))
+            return WeightPlacement(devices, resolve_dtype(dtype), quantize)
         if offload or (not isinstance(device, str) and "disk" in device.values()):
             raise ConfigError("quantized weights cannot be offloaded", fix="leave out --offload or --quantize")
         _bitsandbytes(quantize)
     return WeightPlacement(resolve_devices(spec, device, offload), resolve_dtype(dtype), quantize)
+
+
+def make_storage(device: str | Devices, kv_dtype: str = "auto", kv_offload: bool = False) -> KVStorage:
+    """Check how keys and values shall be kept, before anything is read; arguments are those of `load_model`.
+
+    Raises:
+        UnknownName: no such dtype. ConfigError: an offload to the device that the model runs on.
+    """
+    storage = KVStorage(kv_dtype, kv_offload)
+    only = device if isinstance(device, str) else " ".join(sorted({str(place) for place in device.values()}))
+    if kv_offload and (only == "cpu" or (only == "auto" and not torch.cuda.is_available())):
+        raise ConfigError(
+            "--kv-offload, but the model runs on the CPU",
+            fix="leave it out; --kv-dtype int8 needs a quarter of float32",
+        )
+    return storage

@@ -16,7 +16,7 @@ from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vlm.core.errors import CheckpointError, ConfigError
+from vlm.core.errors import CheckpointError, ConfigError, HardwareError
 from vlm.core.home import naming, read_object
 from vlm.core.paths import is_data
 from vlm.core.progress import Report, silent
@@ -152,6 +152,14 @@ class WeightReader:
                 yield Stored(file, key, dtype, tuple(head.get_shape()))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: {printable(error)}", fix=AGAIN) from error
+        except RuntimeError as error:
+            if "Cannot allocate memory" not in str(error):
+                raise
+            raise HardwareError(
+                f"{file}: {file.stat().st_size / 1e9:.1f} GB, more than this machine lets a process map",
+                expected=f"shards of {SHARD_SIZE}, as published",
+                fix="get the weights in shards, or use a larger machine",
+            ) from error
 
     def read(self, key: str) -> Tensor:
         """Return a tensor, as stored."""

@@ -25,6 +25,8 @@ from vlm.models.engine.request import Busy, ContextOverflow, Ended, Event, Gener
 from vlm.models.engine.sampling import Chooser, ReplyText, likeliest
 from vlm.models.engine.turns import Running, count_overtaking, is_due, readers
 from vlm.models.features import TileFeatures
+from vlm.models.generation.decoding import check_room
+from vlm.models.memory import CacheTooLarge
 from vlm.models.processor import Processor
 from vlm.models.vlm import VisionLanguageModel
 
@@ -84,7 +86,7 @@ class ChatEngine:
         self.close()
 
     def check(self, prompt: Encoded, sampling: Sampling) -> None:
-        """Raise ContextOverflow if a prompt and its reply exceed the context limit."""
+        """Raise ContextOverflow if a prompt and its reply exceed the context limit, or the memory."""
         limit, total = self.limits.context, len(prompt) + sampling.max_new_tokens
         if limit is not None and total > limit:
             raise ContextOverflow(
@@ -92,6 +94,10 @@ class ChatEngine:
                 expected=f"at most {limit:,} together",
                 fix="send fewer or smaller images, or ask for a shorter reply",
             )
+        try:
+            check_room(self.model, total, 1)
+        except CacheTooLarge as error:
+            raise ContextOverflow(error.found, expected=error.expected, fix="send fewer or smaller images") from None
 
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request; its events come from the engine's thread.
@@ -213,7 +219,7 @@ class ChatEngine:
         running = Running(
             request,
             keys,
-            known or RowCache(self.model.spec.language.depth),
+            known or RowCache(self.model.spec.language.depth, self.model.kv_storage),
             plain,
             Chooser(request.sampling, self.processor, self.device),
             ReplyText(self.processor, request.sampling.stop),

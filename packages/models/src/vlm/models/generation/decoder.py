@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from vlm.models.attention import KVStorage
 from vlm.models.specs import ModelSpec
 
 
@@ -12,6 +13,7 @@ class Decoder(Protocol):
 
     spec: ModelSpec
     language_model: Any
+    kv_storage: KVStorage
 
     def embed(
         self,

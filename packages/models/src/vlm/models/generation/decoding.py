@@ -11,14 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import Cache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from vlm.core.errors import CheckpointError, ConfigError, DataError
+from vlm.models.attention import KVStorage
+from vlm.models.generation.cache import make_cache
 from vlm.models.generation.decoder import Decoder
 from vlm.models.generation.prefix import Prefix, check_unscaled, counted, states_of
+from vlm.models.memory import check_cache
 
 PREFILL_CHUNK, IMAGE_CHUNK = 8192, 16
 """Tokens prefilled and tiles encoded at once: they bound activations, and the mask of padded prompts."""
+
+MOST_ROOM = 1024
+"""New tokens that a cache has room for from the start, at most."""
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 """Settings that mean something only when tokens are drawn."""
@@ -84,9 +90,16 @@ def check_prompts(input_ids: Tensor, mask: Tensor, position_ids: Tensor) -> None
         raise DataError("a row ends with padding", expected="padding on the left", fix="see left_padded")
 
 
+def check_room(model: Decoder, tokens: int, rows: int) -> None:
+    """Raise CacheTooLarge if the keys and values of so many rows of so many tokens do not fit the memory."""
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()} - {"cpu", "disk"}
+    head = model.language_model.get_output_embeddings().weight
+    check_cache(model.spec.language, model.kv_storage, head, tokens=tokens, rows=rows, devices=max(1, len(places)))
+
+
 def fill(
     model: Decoder,
-    cache: DynamicCache,
+    cache: Cache,
     embeddings: Tensor,
     mask: Tensor,
     position_ids: Tensor,
@@ -185,21 +198,23 @@ def new_tokens(
 ) -> Any:
     """Return new token ids [B * answers, n] (or transformers' output object) for prompts [B, L, C] after the prefix.
 
-    `copies`: rows that `generate` makes of each. A short plain prompt is prefilled by `generate` itself; otherwise all
-    but its last token is put into the cache here, before the rows are copied.
+    `copies`: rows that `generate` makes of each. A short plain prompt is prefilled by `generate` itself, if keys and
+    values are kept as they are; otherwise all but its last token is put into the cache here, before rows are copied.
     """
     rows, length = position_ids.shape
     if prefix is not None:
         prefix.check(model, mask, position_ids)
         check_unscaled(model, position_ids)
         mask = torch.cat([mask.new_ones(rows, prefix.length), mask], dim=1)
-    if prefix is not None or length > chunk or copies > 1:
+    if prefix is not None or length > chunk or copies > 1 or model.kv_storage != KVStorage():
         if settings.get("cache_implementation"):
             raise ConfigError(
-                f"cache_implementation {settings['cache_implementation']!r} with a prefix, beams or a chunked prefill",
+                f"cache_implementation {settings['cache_implementation']!r} with a prefix, beams, a chunked prefill, "
+                "or another storage of keys and values",
                 expected="the default cache",
             )
-        cache = prefix.cache(rows) if prefix else DynamicCache(config=model.language_model.config)
+        room = mask.shape[1] + min(settings["max_new_tokens"], MOST_ROOM)
+        cache = prefix.cache(rows) if prefix else make_cache(model.spec.language.depth, model.kv_storage, room)
         fill(model, cache, embeddings[:, :-1], mask, position_ids, chunk)
         if copies > 1:
             cache.batch_repeat_interleave(copies)
@@ -234,6 +249,7 @@ def prefill(
 
     Raises:
         DataError: more than one row, or a length at which dynamic NTK scaling would change the keys.
+        HardwareError: keys and values that do not fit the memory.
     """
     if len(input_ids) != 1:
         raise DataError(f"a prefix of {len(input_ids)} rows", expected="one document, [1, P]")
@@ -242,8 +258,9 @@ def prefill(
         position_ids = counted(mask)
     check_prompts(input_ids, mask, position_ids)
     check_unscaled(model, position_ids)
+    check_room(model, input_ids.shape[1], 1)
     embeddings = model.embed(input_ids, pixel_values, image_flags, features, image_chunk, image_grids)
-    cache = DynamicCache(config=model.language_model.config)
+    cache = make_cache(model.spec.language.depth, model.kv_storage, input_ids.shape[1])
     fill(model, cache, embeddings, mask, position_ids, chunk)
     return Prefix(model, input_ids.clone(), position_ids.clone(), states_of(cache))
 
@@ -274,12 +291,16 @@ def generate(
     Raises:
         ConfigError: impossible settings. DataError: prompts that are malformed or do not fit the prefix.
         CheckpointError: logits that are not finite.
+        HardwareError: keys and values that do not fit the memory.
     """
     copies = check_settings(max_new_tokens, len(input_ids), seed, settings)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     if position_ids is None:
         position_ids = prefix.positions_after(input_ids, mask) if prefix else counted(mask)
     check_prompts(input_ids, mask, position_ids)
+    before = prefix.length if prefix else 0
+    tokens = before + input_ids.shape[1] + min(max_new_tokens, MOST_ROOM)
+    check_room(model, tokens, len(input_ids) * copies)
     return new_tokens(
         model,
         model.embed(input_ids, pixel_values, image_flags, features, image_chunk, image_grids),

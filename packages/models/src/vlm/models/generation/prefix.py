@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache
 
 from vlm.core.errors import DataError
+from vlm.models.attention import StoredStates
+from vlm.models.generation.cache import StoredLayer
 from vlm.models.generation.decoder import Decoder
 
 
@@ -21,14 +23,14 @@ from vlm.models.generation.decoder import Decoder
 class Prefix:
     """Keys and values of a prompt's first tokens. Questions do not change it: each one works on its own cache.
 
-    `input_ids`, `position_ids` [1, P] as given to `prefill`; `states`: (keys, values) of each layer [1, H_kv, P, D].
+    `input_ids`, `position_ids` [1, P] as given to `prefill`; `states`: (keys, values) of each layer.
     The pixels are not kept: the caller must ask about the same pictures.
     """
 
     model: Decoder = field(repr=False)
     input_ids: Tensor = field(repr=False)
     position_ids: Tensor = field(repr=False)
-    states: tuple[tuple[Tensor, Tensor], ...] = field(repr=False)
+    states: tuple[tuple[StoredStates, StoredStates], ...] = field(repr=False)
 
     @property
     def length(self) -> int:
@@ -50,14 +52,10 @@ class Prefix:
             raise DataError("an image follows a V2PE prefix without position_ids", fix="pass them: see `prefix.rest`")
         return (counted(mask) + self.next_position).to(self.position_ids.dtype)
 
-    def cache(self, rows: int = 1) -> DynamicCache:
-        """Return a cache of that many rows that begins with this prefix. Growing it copies, so nothing is shared."""
-        cache = DynamicCache(config=self.model.language_model.config)
-        layers: list[Any] = cache.layers
-        for layer, (keys, values) in zip(layers, self.states, strict=True):
-            layer.lazy_initialization(keys, values)
-            layer.keys, layer.values = (t.expand(rows, -1, -1, -1) for t in (keys, values))
-        return cache
+    def cache(self, rows: int = 1) -> Cache:
+        """Return a cache of that many rows that begins with this prefix, which stays as it is."""
+        begun = ((s.beginning(self.length, rows) for s in layer) for layer in self.states)
+        return Cache([StoredLayer(keys, values, self.length) for keys, values in begun])
 
     def rest(self, input_ids: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return what follows the prefix in whole prompts [B, L] without padding: ids and positions [B, L - P].
@@ -120,7 +118,7 @@ def check_unscaled(model: Decoder, position_ids: Tensor) -> None:
         )
 
 
-def states_of(cache: DynamicCache) -> tuple[tuple[Tensor, Tensor], ...]:
+def states_of(cache: Cache) -> tuple[tuple[StoredStates, StoredStates], ...]:
     """Return (keys, values) of each layer."""
     layers: list[Any] = cache.layers
     return tuple((layer.keys, layer.values) for layer in layers)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vlm.core.errors import ConfigError, HardwareError
-from vlm.models.attention import PACKED
+from vlm.models.attention import PACKED, KVStorage
 from vlm.models.checkpoint.placement import LAYERS, device_map, resolve_dtype
 from vlm.models.sequence_parallel import TILES
 from vlm.models.specs import ModelSpec
@@ -43,11 +43,12 @@ class PromptSize:
 
 @dataclass(frozen=True)
 class Share:
-    """How a model is spread: `gpus` that its layers lie on (`--device map`), or `processes` of a ring."""
+    """How a model is spread: `gpus` that its layers lie on (`--device map`), or `processes` of a ring; and dtypes."""
 
     dtype: str = "bfloat16"
     gpus: int = 1
     processes: int = 1
+    kv_dtype: str = "auto"
 
     @property
     def devices(self) -> int:
@@ -58,6 +59,7 @@ class Share:
     def options(self) -> str:
         """Return the options of `vlm eval`, with a space before each."""
         words = f" --dtype {self.dtype}" if self.dtype != "float32" else ""
+        words += f" --kv-dtype {self.kv_dtype}" if self.kv_dtype != "auto" else ""
         words += " --device map" if self.gpus > 1 else ""
         return words + (f" --processes {self.processes}" if self.processes > 1 else "")
 
@@ -92,6 +94,10 @@ def check_share(spec: ModelSpec, prompt: PromptSize, share: Share) -> None:
         raise ConfigError(
             f"--gpus {share.gpus} --processes {share.processes}", expected="one of them: a ring has a GPU a process"
         )
+    if prompt.teacher_forced and share.kv_dtype != "auto":
+        raise ConfigError(
+            f"--kv-dtype {share.kv_dtype} with teacher forcing, which has no KV cache", fix="leave it out"
+        )
     if share.gpus > spec.language.depth:
         raise ConfigError(
             f"--gpus {share.gpus} for {spec.language.depth} layers", expected="at most as many GPUs as layers"
@@ -102,7 +108,7 @@ def estimate_evaluation(spec: ModelSpec, prompt: PromptSize, share: Share) -> Ev
     """Estimate what one prompt takes on the fullest device.
 
     Raises:
-        ConfigError: a spread that cannot be. UnknownName: no such dtype.
+        ConfigError: a spread that cannot be, or a KV dtype without a KV cache. UnknownName: no such dtype.
     """
     check_share(spec, prompt, share)
     dtype = resolve_dtype(share.dtype) or torch.bfloat16
@@ -122,8 +128,13 @@ def on_device(
     if gpu == 0:
         inside = {id(p) for p in model.language_model.model.layers.parameters()}
         weights += sum(p.numel() for p in model.parameters() if id(p) not in inside)
-    keys = 2 * language.kv_heads * (language.width // language.heads) * width
-    cache = 0 if prompt.teacher_forced else len(layers) * keys * (prompt.tokens + prompt.new_tokens)
+    head = language.width // language.heads
+    keys = 2 * language.kv_heads * head * width
+    storage = KVStorage(share.kv_dtype)
+    kept = 2 * language.kv_heads * head * storage.bytes_per_value(dtype, head)
+    cache = 0 if prompt.teacher_forced else round(len(layers) * kept * (prompt.tokens + prompt.new_tokens))
+    if cache and storage.kept(dtype) != dtype:
+        cache += keys * (prompt.tokens + prompt.new_tokens)  # one layer is read back at a time
     tokens, tiles = -(-prompt.tokens // share.processes), -(-prompt.tiles // share.processes)
     features = tiles * model.tokens_per_tile * language.width * width if gpu == 0 else 0
     rule = model.spec.image_rule
@@ -131,7 +142,7 @@ def on_device(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with faked(model, mode, dtype):
         images = images_cost(model, mode, dtype, min(tiles, at_once)) if gpu == 0 and tiles else 0
-        row = ROW * prompt.tokens + 2 * 4 * tokens * (language.width // language.heads)  # and rotary tables
+        row = ROW * prompt.tokens + 2 * 4 * tokens * head  # and rotary tables
         embedded = tokens * language.width * width  # the caller holds them while the layers run
         answer = row + embedded + layer_cost(model, mode, dtype, tokens) + language.vocab * 4 * 2
     if share.processes > 1:  # keys and values held and arriving, the merged output in float32
@@ -185,9 +196,11 @@ def layer_cost(model: VisionLanguageModel, mode: FakeTensorMode, dtype: torch.dt
 
 
 def spreads(prompt: PromptSize, share: Share, depth: int) -> Iterator[Share]:
-    """Yield spreads from the smallest on: bfloat16, then more GPUs of one node, or a larger ring."""
+    """Yield spreads from the smallest on: bfloat16, an int8 KV cache, then more GPUs of one node, or a larger ring."""
     half = replace(share, dtype="bfloat16")
     yield from [half] if share.dtype not in ("bfloat16", "float16") else []
+    if not prompt.teacher_forced and share.kv_dtype not in ("int8", "fp8"):
+        yield replace(half, kv_dtype="int8")
     for count in (2, 4, 8):
         if count > share.gpus and count <= depth and share.processes == 1:
             yield replace(half, gpus=count)
@@ -211,6 +224,7 @@ def evaluation_misfit(what: str, found: EvaluationFit, machine: Machine, name: s
     ways = []
     if fits is not None:
         option = f"--processes {fits.share.processes}" if fits.share.processes > 1 else f"--gpus {fits.share.gpus}"
+        option += "" if fits.share.kv_dtype == found.share.kv_dtype else f" --kv-dtype {fits.share.kv_dtype}"
         dtype = "" if fits.share.dtype == found.share.dtype else f" --dtype {fits.share.dtype}"
         ways.append(f"{option}{dtype}   ({fits.gb_needed:.1f} GB on the fullest of {fits.share.devices})")
     ways += [f"--machine {larger}"] if larger else []

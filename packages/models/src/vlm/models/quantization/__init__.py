@@ -1,0 +1,1 @@
+"""Weights in few bits by torch's own kernels."""
