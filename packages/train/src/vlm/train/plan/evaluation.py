@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from vlm.core.errors import ConfigError, HardwareError
 from vlm.models.attention import PACKED, KVStorage
 from vlm.models.checkpoint.placement import LAYERS, device_map, resolve_dtype
+from vlm.models.generation.decoding import PREFILL_CHUNK
 from vlm.models.sequence_parallel import TILES
 from vlm.models.specs import ModelSpec
 from vlm.models.vlm import VisionLanguageModel, make_model
@@ -138,20 +139,21 @@ def on_device(
     tokens, tiles = -(-prompt.tokens // share.processes), -(-prompt.tiles // share.processes)
     features = tiles * model.tokens_per_tile * language.width * width if gpu == 0 else 0
     rule = model.spec.image_rule
-    at_once = TILES * (rule.max_tiles if rule.kind == "whole" else 1)  # a whole image is encoded in one piece
+    together = TILES * (rule.max_tiles if rule.kind == "whole" else 1)  # a whole image is encoded in one piece
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with faked(model, mode, dtype):
-        images = images_cost(model, mode, dtype, min(tiles, at_once)) if gpu == 0 and tiles else 0
-        row = ROW * prompt.tokens + 2 * 4 * tokens * head  # and rotary tables
+        images = images_cost(model, mode, dtype, min(tiles, together)) if gpu == 0 and tiles else 0
+        at_once = tokens if prompt.teacher_forced else min(tokens, PREFILL_CHUNK)
+        row = ROW * prompt.tokens + 2 * 4 * at_once * head  # and rotary tables
         embedded = tokens * language.width * width  # the caller holds them while the layers run
-        answer = row + embedded + layer_cost(model, mode, dtype, tokens) + language.vocab * 4 * 2
+        answer = row + embedded + layer_cost(model, mode, dtype, at_once) + language.vocab * 4 * 2
     if share.processes > 1:  # keys and values held and arriving, the merged output in float32
         answer += 2 * keys * tokens + 2 * 4 * tokens * language.width
     gb = {
         "weights": weights * width,
         "KV cache": cache,
         "features of the images": features,
-        "activations": max(images, answer),
+        "activations": max(images - cache, answer),  # the cache is made when the images are encoded
     }
     return EvaluationFit(prompt, share, {part: size / GB for part, size in gb.items()})
 
