@@ -17,7 +17,7 @@ import numpy as np
 
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.measures.letters import read_label
-from vlm.eval.measures.reply import answer_text
+from vlm.eval.measures.reply import answer_text, says
 from vlm.eval.measures.rows import Answers, Metric, Parts, ResultRow, bounds_of, by_group
 from vlm.eval.measures.short import close_number, same_answer, short_answers
 from vlm.eval.measures.stats import Array, ratio
@@ -43,6 +43,9 @@ EXACT = (
 """References that must be in the reply as they are: addresses, file names, pages, times, dates."""
 
 NUMBER = re.compile(r"-?\d+(?:\.\d*)?|-?\.\d+")
+SCALE = re.compile(r"(?<=\d)\s*(?:thousand|million|billion)s?\b", re.IGNORECASE)
+"""Words after a number that either side may leave out: the question names them."""
+
 TOLERANCE = 0.01
 """Share by which a number that is no whole number may differ."""
 
@@ -197,10 +200,11 @@ def mmlongbench_document(answer: str, response: str, answer_format: str, *, comp
     if answer_format == "List":
         return _document(answer, answer_text(response), answer_format)
     if answer_format in ("Integer", "Float"):
-        close = close_number(response, answer, 0.0 if answer_format == "Integer" else TOLERANCE)
+        said, gold = (SCALE.sub("", text) for text in (response, answer))
+        close = close_number(said, gold, 0.0 if answer_format == "Integer" else TOLERANCE)
         return float(same_answer(response, answer) if close is None else close)
     if _is_exact(answer):
-        return float(same_answer(response, answer))
+        return float(says(answer_text(response).lower(), answer.lower()))
     return max((_word_f1(one, answer) for one in short_answers(response)), default=0.0)
 
 
