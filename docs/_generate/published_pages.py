@@ -38,7 +38,9 @@ class Row(NamedTuple):
 
 
 SYSTEMS = (
-    System("V2PE", "v2pe", ("v2pe-", "internvl2-2b-"), ("v2pe-general", "v2pe-long"), "V2PE-32K", "v2pe"),
+    System(
+        "V2PE", "v2pe", ("v2pe-", "internvl2-2b-"), ("v2pe-general", "v2pe-long", "mmlongbench"), "V2PE-32K", "v2pe"
+    ),
     System(
         "InternVL-Chat-V1-2",
         "internvl-chat-v1-2",

@@ -104,6 +104,12 @@ def test_a_denied_yes_is_a_no(reply: str, said: str) -> None:
     assert SCORERS["pope_parse"](reply, compat="fixed") == said
 
 
+def test_digits_of_other_scripts_are_read_as_words_and_stop_no_run() -> None:
+    for reply in ("\u0663", "The answer is \u0663.", "$\u0663"):
+        assert SCORERS["mmlongbench_label"](3, reply, compat="fixed") == 0
+        assert SCORERS["relaxed_accuracy"](reply, "3", compat="fixed") == 0
+
+
 def test_a_decimal_is_no_whole_number_that_it_begins_with() -> None:
     kind = {"choices": None, "question_type": "free_form", "answer_type": "integer", "precision": None, "answer": "14"}
     for reply, right in (("14.6", False), ("13.999", False), ("14.0", True), ("14 m", True), ("14 M", False)):

@@ -7,7 +7,7 @@ items = load_items(table, home() / "dataset" / table.folder)      # vlm.eval.loa
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -85,14 +85,26 @@ class Submission(Strict):
 class JudgeRule(Strict):
     """What a language model is asked about a reply (vlm.eval.backends.judge).
 
-    `kind`: `grade` it from 0.0 to 1.0, `extract` the answer from it, or `choose` the option that it means. `fallback`
+    `kind`: `grade` it from 0.0 to 1.0, `extract` the answer from it, `choose` the option that it means, or compare the
+    `claims` of a summary with an expert's, by one question for each of `parts` (fluency, recall, precision). `fallback`
     names the deterministic rule that reads replies without a judge; None: they are not judged.
     """
 
-    kind: Literal["grade", "extract", "choose"]
-    instruction: str
+    kind: Literal["grade", "extract", "choose", "claims"]
+    instruction: str = ""
+    parts: dict[Literal["fluency", "recall", "precision"], str] = Field(default_factory=dict)
+    max_tokens: int = Field(64, ge=1)
     fallback: str | None = None
     source: str
+
+    @model_validator(mode="after")
+    def _asks(self) -> Self:
+        asked = (
+            len(self.parts) == len(("fluency", "recall", "precision")) if self.kind == "claims" else self.instruction
+        )
+        if not asked:
+            raise ValueError("claims needs `parts`: fluency, recall and precision; any other kind an `instruction`")
+        return self
 
 
 class Benchmark(Strict):

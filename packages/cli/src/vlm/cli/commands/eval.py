@@ -105,7 +105,9 @@ def evaluate(
         str | None,
         typer.Option(help=f"{STRIDE_HELP}; several with commas are a sweep.", rich_help_panel=NATIVE),
     ] = None,
-    positions: Annotated[str, typer.Option(help="exact, or float32 as published.", rich_help_panel=NATIVE)] = "exact",
+    positions: Annotated[
+        str, typer.Option(help="exact, float32 or plain-prefill (docs: evaluation).", rich_help_panel=NATIVE)
+    ] = "exact",
     tiles: Annotated[
         int | None,
         typer.Option(help="Tile budget per image. Default: the benchmark's for the family.", rich_help_panel=NATIVE),

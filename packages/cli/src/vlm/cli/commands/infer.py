@@ -63,7 +63,7 @@ def infer(
     stride: Annotated[
         str | None, typer.Option(help=f"{STRIDE_HELP}. Default: the checkpoint's.", rich_help_panel=NATIVE)
     ] = None,
-    positions: Annotated[str, typer.Option(help="exact, or float32 as published.", rich_help_panel=NATIVE)] = "exact",
+    positions: Annotated[str, typer.Option(help="exact, float32 or plain-prefill.", rich_help_panel=NATIVE)] = "exact",
     tiles: Annotated[
         int | None, typer.Option(min=1, help="Tiles per image. Default: the checkpoint's.", rich_help_panel=NATIVE)
     ] = None,

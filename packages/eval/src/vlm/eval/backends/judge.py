@@ -13,7 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -21,10 +21,10 @@ from typing import Any, Literal, TypedDict
 from vlm.core.errors import ConfigError
 from vlm.core.home import write_json
 from vlm.eval.backends.endpoint import Endpoint, Nonsense, Unanswered, content_of
-from vlm.eval.benchmark import Benchmark
+from vlm.eval.benchmark import Benchmark, JudgeRule
 from vlm.eval.keys import content_key
 from vlm.eval.loaders.common import Item
-from vlm.eval.scorers.judged import is_number, judge_extraction, judge_letter, read_grade
+from vlm.eval.scorers.judged import is_number, judge_counts, judge_extraction, judge_letter, read_grade
 from vlm.eval.scorers.mmbench import vlmevalkit_can_infer
 
 Kind = Literal["judged", "rule", "not judged", "down", "nonsense"]
@@ -46,7 +46,7 @@ ASKED = 2
 """Times that a judge is asked for an answer that can be read; after that the reply is not judged."""
 
 SETTINGS: dict[str, Any] = {"temperature": 0, "max_tokens": 64}
-"""Decoding settings of every request to a judge."""
+"""Decoding settings of a request to a judge; a table may allow more tokens."""
 
 Read = Callable[[str], str | None]
 """Reads a judge's answer: its meaning, or None when it has none."""
@@ -106,14 +106,15 @@ class Judge:
         self.model, self.cache, self.workers = model, Path(cache), workers
         self._down, self._lock = 0, threading.Lock()
 
-    def ask(self, prompt: str, read: Read) -> Verdict:
+    def ask(self, prompt: str, read: Read, *, max_tokens: int = SETTINGS["max_tokens"]) -> Verdict:
         """Return the judge's answer to `prompt` as `read` understands it, from the cache where it is known."""
-        path = self.cache / f"{content_key(model=self.model, prompt=prompt, **SETTINGS)}.json"
+        settings = SETTINGS | {"max_tokens": max_tokens}
+        path = self.cache / f"{content_key(model=self.model, prompt=prompt, **settings)}.json"
         if (known := _cached(path, read)) is not None:
             return Verdict("judged", known)
         if self._down >= PATIENCE:
             return Verdict("down", detail=f"not sent: the judge did not answer {PATIENCE} items in a row")
-        body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], **SETTINGS}
+        body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], **settings}
         verdict = Verdict("nonsense")
         try:
             for _ in range(ASKED):
@@ -150,13 +151,29 @@ def judge_reply(benchmark: Benchmark, item: Item, completion: str, judge: Judge 
     rule = benchmark.judge
     if rule is None:
         raise ConfigError(f"{benchmark.name} has no judge", expected="a table with `judge`")
+    if rule.kind == "claims":
+        return _judge_claims(rule, item, completion, judge) if judge else Verdict("not judged")
     request = REQUESTS[rule.kind](item, completion)
     if request is None:
         return Verdict("rule", detail="needs no judge")
     if judge is None:
         return Verdict("rule", detail=f"{rule.fallback} (no judge)") if rule.fallback else Verdict("not judged")
     prompt, read = request
-    return judge.ask(f"{rule.instruction}\n{prompt}", read)
+    return judge.ask(f"{rule.instruction}\n{prompt}", read, max_tokens=rule.max_tokens)
+
+
+def _judge_claims(rule: JudgeRule, item: Item, completion: str, judge: Judge) -> Verdict:
+    """Return what the judge says of a summary: how it is written, its key points, its sentences.
+
+    As published, three questions; a summary is not judged when one of them has no answer.
+    """
+    said = []
+    for part, material, read in _claims(item, completion.strip()):
+        verdict = judge.ask(f"{rule.parts[part]}\n\n{material}", read, max_tokens=rule.max_tokens)
+        if verdict.kind != "judged":
+            return replace(verdict, detail=f"{part}: {verdict.detail}")
+        said.append(f"{part} {verdict.text}")
+    return Verdict("judged", ", ".join(said))
 
 
 def judge_all(
@@ -225,6 +242,22 @@ def question_of(item: Item) -> str:
     """Return the text of the question, without images."""
     parts = [part for message in item.messages for part in message["content"] if message["role"] == "user"]
     return "".join(part["text"] for part in parts if part["type"] == "text").strip()
+
+
+def _claims(item: Item, summary: str) -> list[tuple[Literal["fluency", "recall", "precision"], str, Read]]:
+    """Return the three questions about a summary: their part, what is compared, and how the answer is read."""
+    points = [f"{number}. {claim}" for number, claim in enumerate(item.meta["claims"], 1)]
+    marked = f"Summary:\n<summary>\n{summary}\n</summary>"
+    listed = "\n".join(points)
+    return [
+        ("fluency", marked, partial(judge_counts, found="fluency", most=1)),
+        ("recall", f"Key points:\n{listed}\n\n{marked}", partial(judge_counts, found="recall", total=len(points))),
+        (
+            "precision",
+            f"Expert's summary:\n<summary>\n{item.gold}\n</summary>\n\n{marked}",
+            partial(judge_counts, found="precision", total="sentence_count"),
+        ),
+    ]
 
 
 REQUESTS: dict[str, Callable[[Item, str], tuple[str, Read] | None]] = {

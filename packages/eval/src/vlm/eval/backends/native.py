@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from vlm.core.errors import HardwareError, MediaError, VlmError
 from vlm.core.sample.chat import prompt_text
 from vlm.core.sample.encoded import Encoded
@@ -125,7 +127,8 @@ class NativeBackend:
     Args:
         checkpoint: The checkpoint; several backends may share it.
         stride: V2PE stride of every image; None is one position per token.
-        positions: "exact", or "float32" to round positions as the published code does.
+        positions: "exact"; "float32" to round positions as the published code does; "plain-prefill" to count the prompt
+            plainly up to its last token, as the published runner of MMLongBench does with V2PE.
         image_rule: Keys to replace in the family's image rule, for example `{"max_tiles": 18}`.
         max_length: Refuse prompts of more tokens than this.
         drawing: How tokens are drawn; None takes the likeliest.
@@ -203,6 +206,8 @@ class NativeBackend:
         )
         if self.max_length and len(encoded) > self.max_length:
             raise TooLong(f"{len(encoded):,} tokens", expected=f"at most {self.max_length:,} (--max-length)")
+        if self.positions == "plain-prefill":
+            return _plain_prefill(encoded)
         return self._float32(encoded) if self.positions == "float32" else encoded
 
     def _float32(self, encoded: Encoded) -> Encoded:
@@ -240,3 +245,14 @@ class NativeBackend:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _plain_prefill(encoded: Encoded) -> Encoded:
+    """Return the same input with positions 0, 1, 2, ... but the last, from which the reply counts on.
+
+    Source: EdinburghNLP/MMLongBench, which fills the cache without positions (`--do_prefill`) and then gives the last
+    token its V2PE position. Measured so, V2PE has its positions in the reply alone.
+    """
+    places = np.arange(len(encoded), dtype=np.float64)
+    places[-1] = encoded.position_ids[-1]
+    return encoded if encoded.strides is None else replace(encoded, position_ids=places)

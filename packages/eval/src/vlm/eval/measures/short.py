@@ -41,7 +41,7 @@ OUTER = " \t\n\r.,;:!?\"'“”‘’*`()[]。，！？；："
 NUMBER = re.compile(
     r"([-+]?)\s*(?:[$€£¥]\s*)?(\d{1,3}(?:[, \u00a0\u202f]\d{3})+(?![\d,])(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
     r"(?:e([-+]?\d{1,3}))?",
-    re.I,
+    re.IGNORECASE | re.ASCII,
 )
 UNIT = re.compile(r"\s*(?:[°℃]?\s?[A-Za-z²³/]{1,14}\.?(?:\s[a-z]{1,14}){0,2})?$")
 PERCENT = re.compile(r"\s*(?:%|percent\b|per cent\b|个?百分)", re.IGNORECASE)

@@ -57,7 +57,7 @@ class Options(Strict):
     Attributes:
         name: The model's name in results.
         stride: V2PE stride of every image; None is one position per token.
-        positions: "exact", or "float32" as published.
+        positions: "exact", "float32" as published, or "plain-prefill" as MMLongBench's published rows of V2PE.
         tiles: Tile budget per image; None is the benchmark's own.
         image_rule: Another image rule than the checkpoint's; the backend is already made with it.
         max_new_tokens: Token budget of every answer; None is the benchmark's own. For models that reason first.
@@ -78,7 +78,7 @@ class Options(Strict):
 
     name: FileName = "model"
     stride: float | None = Field(None, gt=0, le=4096)
-    positions: str = Field("exact", pattern="^(exact|float32)$")
+    positions: str = Field("exact", pattern="^(exact|float32|plain-prefill)$")
     tiles: int | None = Field(None, ge=1)
     image_rule: str | None = Field(None, pattern=r"^[a-z]+(:[0-9x]+)?$")
     max_new_tokens: int | None = Field(None, ge=1)
@@ -109,7 +109,7 @@ class Options(Strict):
     def folder(self) -> str:
         """Folder name of the variant: `default`, `stride64`, `stride64-shuffled`, `shuffled-seed1`, `file-EDITION`."""
         parts = [f"stride{self.stride:g}"] if self.stride is not None else []
-        parts += ["float32"] if self.positions == "float32" else []
+        parts += [self.positions] if self.positions != "exact" else []
         parts += [f"tiles{self.tiles}"] if self.tiles else []
         parts += [self.image_rule.replace(":", "-")] if self.image_rule else []
         parts += [f"tokens{self.max_new_tokens}"] if self.max_new_tokens else []

@@ -132,7 +132,7 @@ def label_of(v: Variant) -> str:
     """Return a variant in words: `plain positions`, `stride 64`, `stride 64, images exchanged`."""
     stride = v.get("stride")
     parts = [f"stride {stride:g}" if stride is not None else "plain positions"]
-    parts += ["float32 positions"] if v.get("positions") == "float32" else []
+    parts += [f"{v['positions']} positions"] if v.get("positions", "exact") != "exact" else []
     parts += [f"{v['tiles']} tiles"] if v.get("tiles") else []
     parts += [f"image rule {v['image_rule']}"] if v.get("image_rule") else []
     parts += [f"up to {v['max_new_tokens']} new tokens"] if v.get("max_new_tokens") else []

@@ -4,9 +4,11 @@ A letter or number counts when it stands alone. All else has no meaning (None): 
 of a word.
 """
 
+import json
 import math
 import re
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.measures.reply import answer_text, ends, letters_alone
@@ -98,6 +100,32 @@ def judge_extraction(reply: str, choices: Sequence[str], *, number: bool = False
         same = [choice for choice in choices if choice.strip().lower() == found.rstrip(".").lower()]
         return same[0] if len(same) == 1 else judge_letter(found, [chr(65 + i) for i in range(len(choices))])
     return None if number and not is_number(found) else found
+
+
+def judge_counts(reply: str, *, found: str, total: str | int | None = None, most: int | None = None) -> str | None:
+    """Read a number, or `number/total`, in the last JSON object of a judge's reply; None when it cannot be read.
+
+    Args:
+        reply: The judge's words.
+        found: Key of the number.
+        total: Key of the total, or the total itself.
+        most: The largest number; by default the total.
+
+    >>> judge_counts('Two of them hold. {"recall": 2}', found="recall", total=5)
+    '2/5'
+    >>> judge_counts('{"precision": 4, "sentence_count": 3}', found="precision", total="sentence_count") is None
+    True
+    """
+    said: dict[str, object] = {}
+    for candidate in re.findall(r"\{[^{}]*\}", answer_text(reply)):
+        with suppress(ValueError):
+            said = json.loads(candidate)
+    value, of = said.get(found), said.get(total) if isinstance(total, str) else total
+    if not isinstance(value, int) or isinstance(value, bool) or isinstance(of, bool):
+        return None
+    if total is None:
+        return str(value) if 0 <= value <= (most or 0) else None
+    return f"{value}/{of}" if isinstance(of, int) and 0 <= value <= of else None
 
 
 def is_number(text: str) -> bool:

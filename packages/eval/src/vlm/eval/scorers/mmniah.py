@@ -59,7 +59,7 @@ def mmniah_counting(answer: Sequence[int], response: str, *, compat: Compat = "u
         ZeroDivisionError: upstream, for an empty reference (as published), unless the reply is no list.
     """
     if compat == "fixed":
-        found = _counts(response)
+        found = read_counts(response)
         size = max(len(answer), len(found or ()))
         return sum(a == b for a, b in zip(answer, found or (), strict=False)) / size if size else float(found == [])
     text = response.strip(".").replace("json", "").replace("```", "").strip()
@@ -74,7 +74,7 @@ def mmniah_counting(answer: Sequence[int], response: str, *, compat: Compat = "u
     return sum(bool(a == b) for a, b in zip(values, answer, strict=False)) / len(answer)
 
 
-def _counts(response: str) -> list[int | None] | None:
+def read_counts(response: str) -> list[int | None] | None:
     """Read a list of counts, None for an entry that is no count; None without a list."""
     said = answer_text(response.replace("\\[", "[").replace("\\]", "]"))
     said = re.sub(r"^\((.*)\)$", r"\1", ends(said))
