@@ -48,7 +48,8 @@ def time_words(found: "Estimate") -> str:
     if found.hours_between is not None:
         low, high = found.hours_between
         text += f", {interval(found.hours_between)} h, {low * found.gpus:,.0f} to {high * found.gpus:,.0f} GPU-hours"
-    return f"{text}: {found.tokens_per_sample:,.0f} tokens a sample, {found.passes} rows on the busiest GPU"
+    passes = "1 pass" if found.passes == 1 else f"{found.passes} passes"
+    return f"{text}: {found.tokens_per_sample:,.0f} tokens a sample, {passes} a step"
 
 
 def interval(ends: tuple[float, float]) -> str:
