@@ -2,11 +2,11 @@ import random
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm.core.errors import DataError
-from vlm.core.sample.packing import pack, pack_greedy
+from vlm.core.sample.packing import deal, pack, pack_greedy, pack_step
 
 SAMPLES = st.lists(st.tuples(st.integers(1, 50), st.integers(0, 6)), max_size=60)
 
@@ -100,3 +100,42 @@ def test_a_sample_that_fits_nowhere_is_named(packer):
         packer([8], [5], 8, 4)
     with pytest.raises(DataError, match="2 lengths but 1 tile counts"):
         packer([8, 8], [5], 8, 4)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("lengths", [[5, 9, 2, 9, 1], [7], [4, 4, 4, 4], [9, 1, 1, 1, 1, 1]])
+def test_rows_are_dealt_once_and_evenly(world, lengths):
+    dealt = deal(lengths, world)
+    assert sorted(i for mine in dealt for i in mine) == list(range(len(lengths)))
+    loads = [sum(lengths[i] for i in mine) for mine in dealt]
+    assert max(loads) - min(loads) <= max(lengths)
+    assert max(map(len, dealt)) == -(-len(lengths) // world), "the others would have to run as many"
+
+
+@settings(deadline=None)
+@given(SAMPLES, st.integers(1, 8))
+def test_rows_of_a_step_need_as_few_passes_as_full_rows_do(samples, groups):
+    lengths, tiles = [n for n, _ in samples], [t for _, t in samples]
+    full = pack(lengths, tiles, 100, 30, len(lengths) or 1)
+    rows = pack_step(lengths, tiles, 100, 30, groups=groups, packing="best_fit")
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in row) <= 100 and sum(tiles[i] for i in row) <= 30 for row in rows)
+    assert -(-len(rows) // groups) <= -(-len(full) // groups)
+    longest = [max((sum(lengths[i] for i in row) for row in made), default=0) for made in (rows, full)]
+    assert longest[0] <= longest[1]
+
+
+def test_a_limit_beyond_what_a_step_needs_leaves_no_group_without_work():
+    """Rows of 16,384 tokens would put 512 short samples into 26 rows, and 6 of 32 GPUs would wait."""
+    rng = random.Random(0)
+    lengths = [rng.randint(300, 1300) for _ in range(512)]
+    assert len(pack(lengths, [1] * 512, 16384, 512)) == 26
+    rows = pack_step(lengths, [1] * 512, 16384, 512, groups=32, packing="best_fit")
+    loads = [sum(lengths[i] for i in row) for row in rows]
+    assert len(rows) == 32 and max(loads) < 1.02 * sum(lengths) / 32
+
+
+def test_the_published_buffer_and_single_rows_do_not_depend_on_the_groups():
+    lengths, tiles = [5, 3, 6, 2], [1, 1, 1, 1]
+    assert pack_step(lengths, tiles, 8, 4, groups=3, packing="greedy") == pack_greedy(lengths, tiles, 8, 4)
+    assert pack_step(lengths, tiles, 8, 4, groups=3, packing="none") == [[0], [1], [2], [3]]

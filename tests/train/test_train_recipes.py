@@ -112,7 +112,7 @@ def test_drop_path_unshuffle_and_template_reach_the_model():
 def test_the_256k_recipe_is_eight_times_the_32k_one_over_eight_gpus():
     short, long = load_recipe("v2pe-32k"), load_recipe("v2pe-256k")
     assert long.max_length == long.batch.max_tokens == 8 * short.max_length
-    assert long.batch.max_tiles == 8 * short.batch.max_tiles
+    assert long.batch.max_tiles == 8 * load_recipe("v2pe-32k", published=True).batch.max_tiles
     assert (long.sequence_parallel.size, long.sequence_parallel.kind) == (8, "ring")
     assert long.max_length // long.sequence_parallel.size == short.max_length
     assert long.model.start.endswith("train/v2pe-32k/model") and long.optimizer.lr == 2e-6

@@ -11,7 +11,7 @@ from vlm.core.sample.index import Shuffle
 from vlm.core.sample.packing import pack_greedy
 from vlm.core.sample.positions import STRIDES
 from vlm.train.run import stream as data
-from vlm.train.run.stream import PackedRow, Stream, deal
+from vlm.train.run.stream import Stream
 
 
 @pytest.fixture
@@ -173,21 +173,6 @@ def test_the_order_is_the_one_of_earlier_versions(stream):
     """Runs made before the order could be computed continue with the same samples."""
     order = np.random.default_rng([0, 0, 0x6F72]).permutation(24)
     assert [line for _, _, line in samples(stream(), range(4))] == order.tolist()
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("lengths", [[5, 9, 2, 9, 1], [7], [4, 4, 4, 4]])
-def test_rows_are_dealt_once_and_evenly(world, lengths):
-    rows = [row_of(n, str(i)) for i, n in enumerate(lengths)]
-    dealt = [[row.ids[0] for row in deal(rows, rank, world)] for rank in range(world)]
-    assert sorted(i for ids in dealt for i in ids) == [str(i) for i in range(len(lengths))]
-    loads = [sum(lengths[int(i)] for i in ids) for ids in dealt]
-    assert max(loads) - min(loads) <= max(lengths)
-
-
-def row_of(n, id):
-    zeros = np.zeros(n, np.int64)
-    return PackedRow(zeros, zeros, zeros, zeros, np.array([0, n]), None, [id])
 
 
 def test_a_sample_with_more_tiles_than_a_row_may_hold_is_dropped_by_name(stream):

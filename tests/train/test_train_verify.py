@@ -189,6 +189,8 @@ def test_the_script_of_the_32k_stage_contradicts_nothing_unexplained(write):
     assert {f.key: (f.ours, f.theirs) for f in report.noted} == {
         "batch.samples": (48, 32),
         "batch.packing": ("best_fit", "greedy"),
+        "batch.max_tokens": (68000, 34000),
+        "batch.max_tiles": (270, 135),
     }
     same = {"optimizer.lr", "steps", "strides", "trainable", "zero.stage", "model.spec.vision.drop_path"}
     assert same <= {*report.agree}

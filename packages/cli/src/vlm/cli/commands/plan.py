@@ -52,6 +52,9 @@ def plan(
         int | None, typer.Option(min=0, help="With --eval: images of the longest prompt. Default: the benchmark's.")
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: batch.samples=64.")] = None,
+    rows: Annotated[
+        bool, typer.Option("--rows", help="Also find the rows with the fewest passes a step that fit the machine.")
+    ] = False,
     data: Annotated[
         bool, typer.Option("--data", help="List each set of the data, not only how many there are.")
     ] = False,
@@ -80,7 +83,9 @@ def plan(
             "tokens_per_sample": tokens_per_sample,
         }
         others |= {"published": published, "against_published": against_published, "set": set_, "data": data}
+        others["rows"] = rows
         usual: dict[str, object] = {"gpus_per_node": 8, "published": False, "against_published": False, "data": False}
+        usual["rows"] = False
         refuse_evaluation_options(others, usual=usual, without="with --eval")
         if recipe is not None:
             raise ConfigError(f"the recipe {recipe} with --eval {eval_}", expected="one of them")
@@ -114,14 +119,19 @@ def plan(
         tokens_per_sample=tokens_per_sample,
     )
     if as_json:
-        say_json({**found.as_dict(), "estimate": found.estimate.as_dict()})
+        more = {"estimate": found.estimate, "expected": found.expected, "bound": found.bound}
+        say_json({**found.as_dict(), **{key: value and value.as_dict() for key, value in more.items()}})
     else:
         from vlm.cli.show.estimate import answer, show_estimate
         from vlm.cli.show.plan import show_plan
         from vlm.cli.show.screen import Screen
 
-        say(f"{found.recipe.name} {answer(found.estimate)}", bold=True)
+        say(f"{found.recipe.name} {answer(found)}", bold=True)
         show_plan(found, Screen(), data=data)
-        show_estimate(found.estimate)
+        show_estimate(found)
+        if rows:
+            from vlm.cli.show.estimate import rows_words
+
+            say(rows_words(found))
     if error := misfit(found.recipe.name, found.estimate):
         raise error

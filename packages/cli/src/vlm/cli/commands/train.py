@@ -104,7 +104,7 @@ def show_dry_run_of(plan: "RunPlan", options: TrainOptions, *, as_json: bool) ->
         say_json({**dry_run_facts(plan, lines), **found})
     else:
         show_plan(plan, to=Screen())
-        show_estimate(plan.estimate)
+        show_estimate(plan)
         show_dry_run(plan, lines)
     refuse(plan.recipe.name, faults)
 

@@ -1,4 +1,4 @@
-"""Which samples share a row: best-fit-decreasing within a look-ahead window, or the published buffer."""
+"""Which samples share a row (best fit decreasing, or the published buffer), and which group of processes runs it."""
 
 import math
 from bisect import bisect_left, insort
@@ -148,3 +148,62 @@ def pack_greedy(
         if len(open_packs) > buffer_size:
             emitted.append(open_packs.pop(0)[2])
     return emitted + [samples for _, _, samples in open_packs]
+
+
+def pack_step(
+    lengths: Sequence[int], tiles: Sequence[int], max_tokens: int, max_tiles: int, *, groups: int, packing: str
+) -> list[list[int]]:
+    """Return the indices of the samples of each row of a training step that `groups` groups of processes share (ours).
+
+    All groups run as many rows as the busiest, and under ZeRO-3 each row gathers all weights. So `best_fit` needs the
+    fewest rows of a group that the limits allow, and among those the shortest longest row (to about 1 %): a limit
+    beyond what a step needs leaves no group without work. One group packs its rows as full as they get.
+
+    Args:
+        lengths: Tokens of each sample.
+        tiles: Tiles of each sample.
+        max_tokens: Limit of a row.
+        max_tiles: Limit of a row.
+        groups: Groups of processes; each row is run by one.
+        packing: `best_fit`, `greedy` (the published buffer, whatever the groups), or `none`: each sample has a row.
+
+    Raises:
+        DataError: A sample fits in no row; the message names it and the limits.
+
+    >>> pack_step([5, 3, 6, 2], [1, 1, 1, 1], 16, 4, groups=2, packing="best_fit")
+    [[2, 3], [0, 1]]
+    """
+    if packing == "none":
+        return [[i] for i in range(len(lengths))]
+    if packing == "greedy":
+        return pack_greedy(lengths, tiles, max_tokens, max_tiles)
+    rows = pack(lengths, tiles, max_tokens, max_tiles, len(lengths) or 1)
+    if groups == 1 or not rows:
+        return rows
+    most = -(-len(rows) // groups) * groups
+    least = max(*lengths, -(-sum(lengths) // most))
+    while max_tokens - least > least // 100:
+        middle = (least + max_tokens) // 2
+        found = pack(lengths, tiles, middle, max_tiles, len(lengths))
+        if len(found) <= most:
+            rows, max_tokens = found, middle
+        else:
+            least = middle + 1
+    return rows
+
+
+def deal(loads: Sequence[int], groups: int) -> list[list[int]]:
+    """Return the indices of the rows of each group: longest first, each to the group with the fewest tokens so far.
+
+    No group gets more rows than an even share, rounded up: the others would have to run as many.
+
+    >>> deal([9, 2, 2, 2], groups=2)
+    [[0, 3], [1, 2]]
+    """
+    dealt: list[list[int]] = [[] for _ in range(groups)]
+    sums, most = [0] * groups, -(-len(loads) // groups)
+    for i in sorted(range(len(loads)), key=lambda i: -loads[i]):
+        group = min((g for g in range(groups) if len(dealt[g]) < most), key=sums.__getitem__)
+        sums[group] += loads[i]
+        dealt[group].append(i)
+    return dealt

@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vlm.core.errors import HardwareError
+from vlm.core.sample.packing import deal, pack_step
 from vlm.models.specs import ModelSpec
 from vlm.train.plan.costs import ModelCosts, row_limits
-from vlm.train.plan.machines import Machine
-from vlm.train.plan.time import MeshShape, causal_pairs, sequence_bytes, step_seconds, zero_bytes
+from vlm.train.plan.machines import EFFICIENCIES, Machine
+from vlm.train.plan.time import MeshShape, causal_pairs, sequence_bytes, step_seconds, typical_lengths, zero_bytes
 from vlm.train.recipe.recipe import Recipe
 
 GB = 1e9
@@ -25,6 +26,8 @@ BUCKET, LIVE = 500_000_000, 1_000_000_000
 class Estimate:
     """Bytes of one GPU (GB of 10^9), what runs in parallel, FLOPs and transfers of a step, and hours.
 
+    `tokens_per_sample` is the mean length that the time is for, `passes` the rows of the busiest GPU in a step.
+    `seconds` and `hours` are at EFFICIENCY, the two `_between` at the ends of EFFICIENCIES, the shorter time first.
     `problems` says why the recipe cannot run there, empty if it can; `fix` is the smallest change that fits.
     """
 
@@ -40,9 +43,13 @@ class Estimate:
     flops_model: float
     flops_run: float
     gb_sent: dict[str, float]
+    tokens_per_sample: float
+    passes: int
     seconds: float
+    seconds_between: tuple[float, float]
     limited_by_transfers: bool
     hours: float | None
+    hours_between: tuple[float, float] | None
     gpu_hours: float | None
     memory_gb: float
     problems: list[str]
@@ -81,6 +88,7 @@ def estimate_fit(
         gpus_per_node: processes of each.
         steps: of the run, None where unknown: then hours are None.
         tokens_per_sample: mean length; default `max_length`, an upper bound, as are its tiles and labels (all tokens).
+            Lengths are spread about it as `typical_lengths` says, and packed as training packs them.
     """
     gpus, size, stage = nodes * gpus_per_node, recipe.sequence_parallel.size, recipe.zero_stage
     model, spec = costs.model, costs.model.spec
@@ -115,20 +123,28 @@ def estimate_fit(
     notes = [] if load <= machine.memory_gb else [f"loading puts {load:.0f} GB of float32 weights on each device first"]
     mean = min(tokens_per_sample or recipe.max_length, recipe.max_length)
     most_tokens, most_tiles = row_limits(recipe, spec, model.tokens_per_tile)
-    samples, tokens = recipe.batch.samples, recipe.batch.samples * mean
+    samples = recipe.batch.samples
     tiles = samples * max(1.0, mean * most_tiles / most_tokens) if spec.image_rule.kind == "tiles" else float(samples)
     if spec.image_rule.kind == "whole":  # a tile is a token; each sample has one image that fills its budget
         tiles = samples * min(mean, float(spec.image_rule.max_tiles))
-    rows = samples if recipe.batch.packing == "none" else max(1, -(-int(tokens) // most_tokens))
-    each = -(-rows // max(1, mesh.groups))  # rows of the busiest group
-    load_of = (tokens, samples * causal_pairs([mean]), tokens, tiles)
+    lengths, groups = typical_lengths(samples, mean, recipe.max_length), max(1, mesh.groups)
+    rows = pack_step(lengths, [0] * samples, most_tokens, 0, groups=groups, packing=recipe.batch.packing)
+    each = -(-len(rows) // groups)
+    dealt = deal([sum(lengths[i] for i in row) for row in rows], groups)
+    of_groups = [[lengths[i] for r in mine for i in rows[r]] for mine in dealt]
+
+    def work_of(some: list[int]) -> tuple[float, float, float, float]:
+        return sum(some), causal_pairs([*map(float, some)]), sum(some), tiles * sum(some) / sum(lengths)
+
+    load_of = work_of(lengths)
     run = costs.work.run(*load_of)
     sent = {
         "zero": zero_bytes(total * width, trained * width, stage, gpus, each),
         "sequence": sequence_bytes(recipe, model, each, width),
     }
-    busiest = run / rows * each / size
+    busiest = max(costs.work.run(*work_of(mine)) for mine in of_groups) / size
     spent = step_seconds(busiest, sent, machine, recipe, mesh)
+    slow, fast = (step_seconds(busiest, sent, machine, recipe, mesh, share) for share in EFFICIENCIES)
     hours = None if steps is None else steps * spent / 3600
     kv = 2 * spec.language.depth * spec.language.kv_heads * (spec.language.width // spec.language.heads) * width
     return Estimate(
@@ -144,9 +160,13 @@ def estimate_fit(
         flops_model=costs.work.model(*load_of),
         flops_run=run,
         gb_sent={k: v / GB for k, v in sent.items()},
+        tokens_per_sample=mean,
+        passes=each,
         seconds=spent,
+        seconds_between=(fast, slow),
         limited_by_transfers=spent > step_seconds(busiest, dict.fromkeys(sent, 0.0), machine, recipe, mesh),
         hours=hours,
+        hours_between=None if steps is None else (steps * fast / 3600, steps * slow / 3600),
         gpu_hours=None if hours is None else hours * gpus,
         memory_gb=machine.memory_gb,
         problems=problems,

@@ -16,6 +16,9 @@ EFFICIENCY = 0.44
 """Share of the peak that all FLOPs of a step reach, recomputed ones included. One number for every plan, tuned to none:
 137 of 312 TFLOP/s on A100, the 1.7-billion model of Narayanan et al. 2021 (arXiv 2104.04473, table 1)."""
 
+EFFICIENCIES = EFFICIENCY / 2**0.5, EFFICIENCY * 2**0.5
+"""The ends of what a plan reckons with, a factor of 2 apart (ours): 0.31 and 0.62. That table has 0.43 to 0.52."""
+
 
 class Machine(Strict):
     """One kind of device: memory in GB (10^9), dense TFLOP/s, GB/s one way in a node and between nodes.

@@ -25,6 +25,7 @@ from vlm.train.plan.faults import Fault, MixtureRow, arithmetic_faults, data_fau
 from vlm.train.plan.fit import Estimate, estimate_fit, smallest_change
 from vlm.train.plan.machines import get_machine
 from vlm.train.plan.missing import missing_disk, missing_files, missing_hardware
+from vlm.train.plan.points import Point, nearest_point
 from vlm.train.recipe.recipe import Recipe, training_spec
 
 GB = 1e9
@@ -208,21 +209,40 @@ class RunPlan:
 
         Raises UnknownName for a machine that is not in the table.
         """
+        found = self._estimate(self.tokens_per_sample)
+        if not found.problems:
+            return found
         machine = get_machine(self.machine)
-        found = estimate_fit(
+        change = smallest_change(self.recipe, self.costs, machine, self.machine, self.nodes, self.gpus_per_node)
+        return replace(found, fix=change)
+
+    def _estimate(self, tokens_per_sample: float | None) -> Estimate:
+        return estimate_fit(
             self.recipe,
             self.costs,
-            machine,
+            get_machine(self.machine),
             self.machine,
             nodes=self.nodes,
             gpus_per_node=self.gpus_per_node,
-            steps=self.steps,
-            tokens_per_sample=self.tokens_per_sample,
+            steps=self.steps or (self.point.steps if self.point else None),
+            tokens_per_sample=tokens_per_sample,
         )
-        if not found.problems:
-            return found
-        change = smallest_change(self.recipe, self.costs, machine, self.machine, self.nodes, self.gpus_per_node)
-        return replace(found, fix=change)
+
+    @cached_property
+    def point(self) -> Point | None:
+        """The published run of this recipe, the one on as many GPUs where there are several; None without any."""
+        return nearest_point(self.recipe.name, self.processes)
+
+    @cached_property
+    def expected(self) -> Estimate | None:
+        """The estimate at the mean length that is given, or known of the published run; None without either."""
+        tokens = self.tokens_per_sample or (self.point.our_tokens if self.point else None)
+        return None if tokens is None else self._estimate(tokens)
+
+    @cached_property
+    def bound(self) -> Estimate:
+        """The estimate if every sample had `max_length` tokens."""
+        return self._estimate(None)
 
     @property
     def faults(self) -> list[Fault]:

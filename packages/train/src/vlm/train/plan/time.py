@@ -4,6 +4,7 @@ A multiplication and an addition count as two. `model` FLOPs are what the mathem
 checkpointing and the chunked loss compute twice. Only matrix products and convolutions count.
 """
 
+import random
 from dataclasses import dataclass
 
 import torch
@@ -122,6 +123,20 @@ class MeshShape:
         return self.gpus // self.sequence
 
 
+def typical_lengths(samples: int, mean: float, longest: int) -> list[int]:
+    """Return lengths with that mean for the samples of a step, spread evenly as widely as 0 and `longest` allow (ours).
+
+    No published run says how its lengths are distributed. In random order, always the same.
+
+    >>> sorted(typical_lengths(4, 6, longest=10))
+    [3, 5, 7, 9]
+    """
+    half = min(mean, longest - mean)
+    found = [max(1, round(mean + half * ((2 * i + 1) / samples - 1))) for i in range(samples)]
+    random.Random(0).shuffle(found)
+    return found
+
+
 def zero_bytes(weights: float, gradients: float, stage: int, gpus: int, rows: int) -> float:
     """Return the bytes that a GPU sends in a step for ZeRO, with gradients averaged over all GPUs.
 
@@ -160,10 +175,17 @@ def sequence_bytes(recipe: Recipe, model: VisionLanguageModel, rows: int, width:
     return rows * language.depth * layer
 
 
-def step_seconds(run_flops: float, sent: dict[str, float], machine: Machine, recipe: Recipe, mesh: MeshShape) -> float:
+def step_seconds(
+    run_flops: float,
+    sent: dict[str, float],
+    machine: Machine,
+    recipe: Recipe,
+    mesh: MeshShape,
+    efficiency: float = EFFICIENCY,
+) -> float:
     """Return the seconds of a step on the busiest GPU: those of its FLOPs or of its transfers, the longer of the two.
 
-    FLOPs run at EFFICIENCY of the peak. Transfers overlap with them; a ring stays in a node where its group does.
+    Transfers overlap with FLOPs; a ring stays in a node where its group does.
 
     Args:
         run_flops: of the busiest GPU.
@@ -171,8 +193,9 @@ def step_seconds(run_flops: float, sent: dict[str, float], machine: Machine, rec
         machine: the kind of device.
         recipe: gives the precision.
         mesh: the processes.
+        efficiency: share of the peak that FLOPs run at.
     """
-    compute = run_flops / (machine.peak(recipe.precision) * EFFICIENCY)
+    compute = run_flops / (machine.peak(recipe.precision) * efficiency)
     across = machine.link_gbs if mesh.nodes == 1 else machine.net_gbs
     inside = machine.link_gbs if mesh.sequence <= mesh.gpus // mesh.nodes else machine.net_gbs
     return max(compute, sent["zero"] / (across * 1e9) + sent["sequence"] / (inside * 1e9))

@@ -118,7 +118,7 @@ def run_stage(plan: RunPlan, out: Path, me: World, quiet: bool, begun: Begun | N
     placed = slicer(recipe, me) if recipe.zero_stage == 3 else None  # no process ever holds the whole model
     processor = Processor(plan.spec, start)  # before gigabytes are read: it says what does not fit
     model = load_model(start, str(me.device), "float32", adjust=adjust, placed=placed)
-    stream = Stream(recipe, processor)
+    stream = Stream(recipe, processor, me.data_size)
     counts = prepare(model, recipe)
     if recipe.gradient_checkpointing:
         model.set_gradient_checkpointing(True)

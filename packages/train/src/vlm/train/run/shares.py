@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from vlm.core.sample.packing import deal
 from vlm.models.processor import Processor
 from vlm.models.vision.whole import encoder_calls
 from vlm.train.run.processes import World
-from vlm.train.run.stream import PackedRow, StepData, Stream, deal, to_tensors
+from vlm.train.run.stream import PackedRow, StepData, Stream, to_tensors
 
 
 def same_for_all(stream: Stream, step: int, data: StepData, me: World) -> StepData:
@@ -27,7 +28,7 @@ def same_for_all(stream: Stream, step: int, data: StepData, me: World) -> StepDa
 
 def most_rows(rows: Sequence[PackedRow], me: World) -> int:
     """Return the number of rows that the busiest process runs."""
-    return max(len(deal([*rows], rank, me.data_size)) for rank in range(me.data_size))
+    return -(-len(rows) // me.data_size)  # `deal` gives no group more
 
 
 def batches(rows: Sequence[PackedRow], processor: Processor, me: World) -> Iterator[dict[str, Any]]:
@@ -35,7 +36,7 @@ def batches(rows: Sequence[PackedRow], processor: Processor, me: World) -> Itera
 
     A process with fewer rows than the busiest repeats one with weight 0.
     """
-    dealt = [deal([*rows], rank, me.data_size) for rank in range(me.data_size)]
+    dealt = [[rows[i] for i in mine] for mine in deal([len(row.input_ids) for row in rows], me.data_size)]
     mine = dealt[me.data_rank]
     pixels_on = torch.device("cpu") if me.sequence else me.device  # of a shared row, a share of the tiles is moved
     for i in range(most_rows(rows, me)):

@@ -23,7 +23,7 @@ from vlm.core.sample.encode import Strides
 from vlm.core.sample.encoded import Encoded
 from vlm.core.sample.index import LineIndex, Mixture, Shuffle
 from vlm.core.sample.lines import parse_line
-from vlm.core.sample.packing import pack, pack_greedy
+from vlm.core.sample.packing import pack_step
 from vlm.core.sample.positions import draw_strides
 from vlm.core.sample.records import MEANT, Sample, read_record
 from vlm.core.text import printable_lines
@@ -118,12 +118,14 @@ class Stream:
     >>> stream = Stream(recipe, processor)                                # doctest: +SKIP
     >>> [row.ids for row in stream.step(stream.total_steps - 1).rows]     # doctest: +SKIP
 
+    `groups` of processes share the rows of a step: with more of them the same samples make more and shorter rows.
+
     Raises:
         DataError: no data, or another number of records than the recipe says.
     """
 
-    def __init__(self, recipe: Recipe, processor: Processor):
-        self.recipe, self.processor = recipe, processor
+    def __init__(self, recipe: Recipe, processor: Processor, groups: int = 1):
+        self.recipe, self.processor, self.groups = recipe, processor, groups
         limits = [entry.max_tiles for entry in recipe.data]
         self.processors = [processor if n is None else processor.with_image_rule(max_tiles=n) for n in limits]
         self.grouped: dict[int, list[int]] = {}
@@ -246,19 +248,14 @@ class Stream:
         batch = self.recipe.batch
         lengths = [len(e.input_ids) for e in encoded]
         tiles = [0 if e.pixels is None else len(e.pixels) for e in encoded]
-        if batch.packing == "none":
-            groups = [[i] for i in range(len(encoded))]
-        else:
-            if lengths and max(lengths) > batch.max_tokens:
-                raise ConfigError(
-                    f"a sample has {max(lengths)} tokens, batch.max_tokens is {batch.max_tokens}",
-                    expected="max_length <= batch.max_tokens",
-                )
-            if batch.packing == "greedy":
-                # published: a text-only sample carries a dummy tile
-                groups = pack_greedy(lengths, [max(1, t) for t in tiles], batch.max_tokens, batch.max_tiles)
-            else:
-                groups = pack(lengths, tiles, batch.max_tokens, batch.max_tiles, len(lengths) or 1)
+        if batch.packing != "none" and lengths and max(lengths) > batch.max_tokens:
+            raise ConfigError(
+                f"a sample has {max(lengths)} tokens, batch.max_tokens is {batch.max_tokens}",
+                expected="max_length <= batch.max_tokens",
+            )
+        if batch.packing == "greedy":
+            tiles = [max(1, t) for t in tiles]  # published: a text-only sample carries a dummy tile
+        groups = pack_step(lengths, tiles, batch.max_tokens, batch.max_tiles, groups=self.groups, packing=batch.packing)
         return [make_row([encoded[i] for i in group], self.recipe.loss) for group in groups]
 
 
@@ -282,17 +279,6 @@ def make_row(group: list[Encoded], loss: Literal["token", "sample", "square"]) -
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, total: int) -> Shuffle:
     return Shuffle(total, seed, epoch, 0x6F72)
-
-
-def deal(rows: list[PackedRow], rank: int, world: int) -> list[PackedRow]:
-    """Return the rows of one of `world` sequence groups: dealt longest first, each to the group with fewest tokens."""
-    loads, mine = [0] * world, []
-    for row in sorted(rows, key=lambda r: -len(r.input_ids)):
-        target = loads.index(min(loads))
-        loads[target] += len(row.input_ids)
-        if target == rank:
-            mine.append(row)
-    return mine
 
 
 def computed(row: PackedRow, kind: str, size: int) -> int:
