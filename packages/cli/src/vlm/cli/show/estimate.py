@@ -74,18 +74,18 @@ def answer(plan: "RunPlan") -> str:
     memory = f"{found.gb_needed:.1f} of {found.memory_gb:g} GB {where}"
     if found.problems:
         return f"does not fit: {'; '.join(found.problems)} ({memory})"
-    bound, words = plan.bound, []
-    if plan.expected is not None and plan.expected.hours_between is not None:
-        words.append(f"estimate {interval(plan.expected.hours_between)} h")
+    bound, published = plan.bound, ""
     if point := plan.point:
         same = (point.gpus, point.machine) == (found.gpus, found.machine)
-        words.append(f"published {point.hours:g} h" + ("" if same else f" on {point.gpus} x {point.machine}"))
+        published = f", published {point.hours:g} h" + ("" if same else f" on {point.gpus} x {point.machine}")
     if bound.hours_between is None:
-        words.append(f"at most {bound.seconds_between[1]:.3g} s a step, hours unknown until the data is here")
-    else:
-        most = bound.hours_between[1]
-        words.append(f"at most {most:,.1f} h, {most * found.gpus:,.1f} GPU-hours")
-    return f"fits: {memory}; {', '.join(words)}"
+        return f"fits: {memory}; at most {bound.seconds_between[1]:.3g} s a step, hours unknown until the data is here"
+    text = f"fits: {memory}; at most {bound.hours_between[1]:,.1f} h"
+    if plan.expected is None or plan.expected.hours_between is None:
+        return f"{text}{published}, {bound.hours_between[1] * found.gpus:,.1f} GPU-hours"
+    low, high = plan.expected.hours_between
+    gpu_hours = f"{low * found.gpus:,.0f} to {high * found.gpus:,.0f} GPU-hours"
+    return f"{text}, estimate {interval((low, high))} h{published}, {gpu_hours}"
 
 
 def rows_words(plan: "RunPlan") -> str:

@@ -209,14 +209,14 @@ class RunPlan:
 
         Raises UnknownName for a machine that is not in the table.
         """
-        found = self._estimate(self.tokens_per_sample)
+        found = self._estimate(self.tokens_per_sample, self.steps)
         if not found.problems:
             return found
         machine = get_machine(self.machine)
         change = smallest_change(self.recipe, self.costs, machine, self.machine, self.nodes, self.gpus_per_node)
         return replace(found, fix=change)
 
-    def _estimate(self, tokens_per_sample: float | None) -> Estimate:
+    def _estimate(self, tokens_per_sample: float | None, steps: int | None) -> Estimate:
         return estimate_fit(
             self.recipe,
             self.costs,
@@ -224,7 +224,7 @@ class RunPlan:
             self.machine,
             nodes=self.nodes,
             gpus_per_node=self.gpus_per_node,
-            steps=self.steps or (self.point.steps if self.point else None),
+            steps=steps,
             tokens_per_sample=tokens_per_sample,
         )
 
@@ -237,12 +237,17 @@ class RunPlan:
     def expected(self) -> Estimate | None:
         """The estimate at the mean length that is given, or known of the published run; None without either."""
         tokens = self.tokens_per_sample or (self.point.our_tokens if self.point else None)
-        return None if tokens is None else self._estimate(tokens)
+        return None if tokens is None else self._estimate(tokens, self._known_steps)
 
     @cached_property
     def bound(self) -> Estimate:
         """The estimate if every sample had `max_length` tokens."""
-        return self._estimate(None)
+        return self._estimate(None, self._known_steps)
+
+    @property
+    def _known_steps(self) -> int | None:
+        """Steps of the run; while files are not here, those of the published run."""
+        return self.steps or (self.point.steps if self.point else None)
 
     @property
     def faults(self) -> list[Fault]:
