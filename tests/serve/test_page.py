@@ -21,6 +21,9 @@ pytestmark = pytest.mark.browser
 WORD = 100
 """A token of the tiny model's tokenizer."""
 
+PATIENCE = 100
+"""Seconds: a reply takes less than one of a processor, of which a busy machine may give little."""
+
 
 DESK, PHONE = (1200, 900), (390, 844)
 both = pytest.mark.parametrize("page", [DESK, PHONE], ids=["desk", "phone"], indirect=True)
@@ -33,7 +36,7 @@ def page(driver, server, request):
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     driver.get(server.url)
-    WebDriverWait(driver, 20).until(lambda d: d.find_elements(By.CSS_SELECTOR, "#model option"))
+    WebDriverWait(driver, PATIENCE).until(lambda d: d.find_elements(By.CSS_SELECTOR, "#model option"))
     yield driver
     assert driver.execute_script("return document.documentElement.scrollWidth") <= width
     driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
@@ -51,11 +54,11 @@ def pictures(tmp_path):
 def ask(page, question, files=()):
     if files:
         page.find_element(By.ID, "pick").send_keys("\n".join(map(str, files)))
-        WebDriverWait(page, 10).until(lambda d: len(d.find_elements(By.CSS_SELECTOR, "#files li")) == len(files))
+        WebDriverWait(page, PATIENCE).until(lambda d: len(d.find_elements(By.CSS_SELECTOR, "#files li")) == len(files))
     before = len(page.find_elements(By.CSS_SELECTOR, "#turns > li"))
     page.find_element(By.ID, "question").send_keys(question, Keys.ENTER)
     done = "return !document.getElementById('stop').hidden || document.querySelectorAll('#turns > li').length"
-    WebDriverWait(page, 20).until(lambda d: d.execute_script(done) not in (True, before))
+    WebDriverWait(page, PATIENCE).until(lambda d: d.execute_script(done) not in (True, before))
 
 
 def errors(page):
@@ -70,7 +73,7 @@ def drop(page, paths):
         page.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, "x": 150, "y": 300, "data": data})
         over = "over" in page.find_element(By.ID, "talk").get_attribute("class")
         assert over == (kind != "drop")
-    WebDriverWait(page, 10).until(lambda d: len(d.find_elements(By.CSS_SELECTOR, "#files img")) == len(paths))
+    WebDriverWait(page, PATIENCE).until(lambda d: len(d.find_elements(By.CSS_SELECTOR, "#files img")) == len(paths))
 
 
 @both
@@ -84,8 +87,8 @@ def test_two_dropped_pictures_are_asked_about_and_shown_with_their_tiles(page, p
     assert "Positions used" in page.find_element(By.ID, "facts").text
     assert page.execute_script("return window.hit") is None  # a file name is text
     page.find_element(By.ID, "question").send_keys("And now?", Keys.ENTER)  # the next turn continues the conversation
-    WebDriverWait(page, 20).until(lambda d: len(d.find_elements(By.CSS_SELECTOR, "#turns .assistant")) == 2)
-    WebDriverWait(page, 20).until(lambda d: not d.find_element(By.ID, "stop").is_displayed())
+    WebDriverWait(page, PATIENCE).until(lambda d: len(d.find_elements(By.CSS_SELECTOR, "#turns .assistant")) == 2)
+    WebDriverWait(page, PATIENCE).until(lambda d: not d.find_element(By.ID, "stop").is_displayed())
     assert not errors(page)
 
 
@@ -141,7 +144,7 @@ def test_a_turn_can_be_edited_retried_copied_and_the_conversation_saved(page, tm
     page.find_element(By.XPATH, button.format("Copy")).click()
     assert page.execute_script("return window.copied") == [reply]
     page.find_element(By.XPATH, button.format("Retry")).click()
-    WebDriverWait(page, 20).until(lambda d: d.execute_script("return !running && turns.length === 2"))
+    WebDriverWait(page, PATIENCE).until(lambda d: d.execute_script("return !running && turns.length === 2"))
     assert page.execute_script("return turns.at(-1).text") == reply  # greedy
     page.find_element(By.XPATH, button.format("Edit")).click()
     question = page.find_element(By.ID, "question")
@@ -150,7 +153,7 @@ def test_a_turn_can_be_edited_retried_copied_and_the_conversation_saved(page, tm
     ask(page, "Who else?")
     page.find_element(By.ID, "save").click()
     saved = tmp_path / "conversation.json"
-    WebDriverWait(page, 20).until(lambda d: saved.exists())
+    WebDriverWait(page, PATIENCE).until(lambda d: saved.exists())
     assert json.loads(saved.read_text())[0]["text"] == "Who else?"
 
 
@@ -161,7 +164,7 @@ def test_the_model_is_picked_where_several_are_served(driver, parts):
     server = Server(make_app(models, settings))
     try:
         driver.get(server.url)
-        WebDriverWait(driver, 20).until(lambda d: len(d.find_elements(By.CSS_SELECTOR, "#model option")) == 2)
+        WebDriverWait(driver, PATIENCE).until(lambda d: len(d.find_elements(By.CSS_SELECTOR, "#model option")) == 2)
         picker = Select(driver.find_element(By.ID, "model"))
         assert [option.text for option in picker.options] == names  # a name is text
         picker.select_by_visible_text(names[1])
@@ -190,13 +193,13 @@ def write_slowly(page, monkeypatch):
 
 
 def begun(page):
-    WebDriverWait(page, 20).until(lambda d: d.execute_script("return running && turns.at(-1).text.length > 10"))
+    WebDriverWait(page, PATIENCE).until(lambda d: d.execute_script("return running && turns.at(-1).text.length > 10"))
 
 
 def stop(page, server):
     page.find_element(By.ID, "stop").click()
-    WebDriverWait(page, 20).until(lambda d: not d.find_element(By.ID, "stop").is_displayed())
-    WebDriverWait(page, 20).until(lambda d: not server.served.engine.running)
+    WebDriverWait(page, PATIENCE).until(lambda d: not d.find_element(By.ID, "stop").is_displayed())
+    WebDriverWait(page, PATIENCE).until(lambda d: not server.served.engine.running)
 
 
 @both
@@ -223,11 +226,13 @@ def test_the_end_of_a_reply_stays_in_sight_until_somebody_scrolls_up(endless, se
     reach = "return turns.at(-1).element.getBoundingClientRect().bottom - $('ask').getBoundingClientRect().top"
     endless.execute_script("$('turns').style.lineHeight = 12")  # a reply of many lines, soon
     tall = "return turns.at(-1).element.offsetHeight > innerHeight"
-    WebDriverWait(endless, 60).until(lambda d: d.execute_script(tall))
+    WebDriverWait(endless, PATIENCE).until(lambda d: d.execute_script(tall))
     assert endless.execute_script(reach) <= 0
+    slider = "return document.getElementById('stride').getBoundingClientRect().bottom <= innerHeight"
+    assert endless.execute_script(slider) == (endless.execute_script("return innerWidth") > 760)  # beside, or below it
     endless.execute_script("scrollTo(0, 0)")
     written = endless.execute_script("return turns.at(-1).text.length")
-    WebDriverWait(endless, 60).until(lambda d: d.execute_script("return turns.at(-1).text.length") > written + 20)
+    WebDriverWait(endless, PATIENCE).until(lambda d: d.execute_script("return turns.at(-1).text.length") > written + 20)
     assert endless.execute_script("return scrollY") == 0
     stop(endless, server)
     assert endless.execute_script("return scrollY") == 0
@@ -236,10 +241,10 @@ def test_the_end_of_a_reply_stays_in_sight_until_somebody_scrolls_up(endless, se
 def test_a_lost_connection_is_said_and_the_conversation_goes_on(driver, server, monkeypatch):
     relay = Relay(server.url)
     driver.get(relay.url)
-    WebDriverWait(driver, 20).until(lambda d: d.find_elements(By.CSS_SELECTOR, "#model option"))
+    WebDriverWait(driver, PATIENCE).until(lambda d: d.find_elements(By.CSS_SELECTOR, "#model option"))
     write_slowly(driver, monkeypatch)
     relay.cut()
-    WebDriverWait(driver, 20).until(lambda d: d.find_elements(By.CSS_SELECTOR, ".failed"))
+    WebDriverWait(driver, PATIENCE).until(lambda d: d.find_elements(By.CSS_SELECTOR, ".failed"))
     assert "connection" in driver.find_element(By.CSS_SELECTOR, ".failed").text
     monkeypatch.undo()
     driver.execute_script("document.getElementById('tokens').value = 5")
@@ -267,7 +272,7 @@ def test_a_pasted_picture_is_attached(page):
           document.getElementById('question').dispatchEvent(event);
           done();
         });""")
-    WebDriverWait(page, 10).until(lambda d: len(d.find_elements(By.CSS_SELECTOR, "#files img")) == 1)
+    WebDriverWait(page, PATIENCE).until(lambda d: len(d.find_elements(By.CSS_SELECTOR, "#files img")) == 1)
     ask(page, "What is it?")
     assert "300 × 150" in page.find_element(By.CSS_SELECTOR, "#turns figcaption").text
     assert not errors(page)
