@@ -114,6 +114,8 @@ def exchange(
         try:
             with client.stream(method, url, extensions={"trace": watch.trace}, **request) as response:
                 yield response, watch
+                if watch.over and not response.headers.keys() & {"content-length", "transfer-encoding"}:
+                    raise httpx.ReadTimeout("")  # such a body ends with the connection: cut, it looks whole
         except (httpx.TransportError, OSError) as error:
             if watch.over:
                 raise httpx.ReadTimeout(f"too slow: cut after {watch.seconds:g} s") from error
