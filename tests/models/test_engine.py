@@ -247,6 +247,17 @@ def test_the_queue_and_the_context_are_limited(chat, prompts):
         engine.cancel(request)
 
 
+def test_requests_that_can_start_at_once_do_not_count_as_waiting(chat, prompts):
+    """A request for several replies, or a crowd on an idle server."""
+    batch = prompts(6)
+    with ChatEngine(chat.model, chat.processor, Limits(running=4, queue=1)) as engine:
+        with engine._news:  # the engine takes none of them meanwhile
+            listeners = [submit(engine, prompt, max_new_tokens=1)[1] for prompt in batch[:5]]
+            with pytest.raises(Busy, match="5 requests are waiting"):
+                submit(engine, batch[5], max_new_tokens=1)
+        assert all(listener.wait() in ("stop", "length") for listener in listeners)
+
+
 def test_closing_finishes_what_is_there_or_cancels_it(chat, prompts):
     batch = prompts(2)
     engine = ChatEngine(chat.model, chat.processor)

@@ -116,6 +116,10 @@ def test_a_key_is_sent_and_its_absence_explained(start, monkeypatch):
     with pytest.raises(FetchError, match="VLM_API_KEY"):
         RemoteSession(f"{server.url}/v1")
     assert said(RemoteSession(f"{server.url}/v1", "secret"), "Hi")
+    for key in ("sécret", "secret\n"):
+        with pytest.raises(ConfigError, match="the key of the server has") as error:
+            RemoteSession(f"{server.url}/v1", key)
+        assert "cret" not in str(error.value)
 
 
 class Foreign(BaseHTTPRequestHandler):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from support.videos import write_video
 from vlm.cli.commands import serve
-from vlm.cli.server import gate, listening, protocol, served, uploads
+from vlm.cli.server import gate, incoming, listening, protocol, served, uploads
 from vlm.core.errors import ConfigError
 
 NAME = "tiny"
@@ -207,13 +207,17 @@ class Elsewhere(BaseHTTPRequestHandler):
             "/to-a-file": "file:///etc/hostname",
             "/round": "/round",
             "/moved": "/red.png",
+            "/to-no-url": "http://[",
         }
-        self.send_response(302 if self.path in places else 200)
+        self.send_response(302 if self.path in places or self.path == "/to-nowhere" else 200)
         self.send_header("Content-Type", "text/html" if self.path == "/page" else "image/png")
         if self.path in places:
             self.send_header("Location", places[self.path])
         self.end_headers()
         with suppress(OSError):
+            while self.path == "/drops":
+                self.wfile.write(b"x")
+                time.sleep(0.1)
             self.wfile.write(bytes(300_000) if self.path == "/giant" else small_png())
 
 
@@ -236,6 +240,8 @@ def elsewhere():
         ("/round", "fetch_failed"),
         ("/giant", "file_too_large"),
         ("/page", "unsupported_media_type"),
+        ("/to-no-url", "fetch_failed"),
+        ("/to-nowhere", "fetch_failed"),
     ],
 )
 def test_pictures_are_fetched_from_allowed_hosts_alone(start, elsewhere, path, code):
@@ -245,6 +251,14 @@ def test_pictures_are_fetched_from_allowed_hosts_alone(start, elsewhere, path, c
         assert got.status_code == 200 and got.json()["vlm"]["tiles"] == [1]
     else:
         refused(server, got, 400, code)
+
+
+def test_a_host_that_sends_a_byte_now_and_then_does_not_hold_the_server(start, elsewhere, monkeypatch):
+    monkeypatch.setattr(incoming, "FETCH_SECONDS", 1)
+    server = start(hosts=frozenset({"127.0.0.1"}))
+    refused(
+        server, post(server, [picture(elsewhere + "/drops"), {"type": "text", "text": "What?"}]), 400, "fetch_failed"
+    )
 
 
 def test_uploads_forget_the_oldest_but_not_one_in_use(tmp_path):
@@ -277,10 +291,13 @@ def test_files_of_a_killed_server_are_removed_by_the_next(tmp_path, monkeypatch)
     assert not mine.exists()
 
 
-@pytest.mark.parametrize(("key", "variable"), [("", None), ("a", "B"), (None, "NOT_SET_ANYWHERE")])
+@pytest.mark.parametrize(
+    ("key", "variable"), [("", None), ("a", "B"), (None, "NOT_SET_ANYWHERE"), ("clé", None), ("a\n", None)]
+)
 def test_keys_that_are_none(key, variable):
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError) as error:
         serve.find_key(key, variable)
+    assert "clé" not in str(error.value)
 
 
 def test_tls_files_that_are_none(tmp_path):

@@ -74,6 +74,7 @@ def test_ctrl_c_and_sigterm_finish_the_replies_in_progress_and_say_so(begin, sig
     assert server.end(signal_) == 0
     client.join(WAIT)
     assert pieces[-1] == "data: [DONE]" and json.loads(pieces[-2][6:])["choices"][0]["finish_reason"] == "length"
+    assert server.lines[0].startswith("loading tiny from ")
     assert server.lines[-1].startswith("ended") and not any("Traceback" in line for line in server.lines)
     assert len([line for line in server.lines if line.startswith("tiny length: ")]) == 1  # one line per request
     assert not list(Path(server.process.args[4]).parent.glob("vlm-serve-*"))

@@ -120,6 +120,7 @@ BAD = {
     "broken base64": (picture("data:image/png;base64,@@@"), 400, "invalid_base64"),
     "no comma": (picture("data:image/png;base64"), 400, "invalid_url"),
     "a path": (picture("file:///etc/hostname"), 400, "invalid_url"),
+    "no URL": (picture("http://["), 400, "invalid_url"),
     "another host": (picture("http://127.0.0.1:9/a.png"), 400, "host_not_allowed"),
     "SVG": (picture(data_url(b"<svg/>", "image/svg+xml")), 400, "unsupported_media_type"),
     "no picture": (picture(data_url(b"<html>404</html>")), 400, None),
@@ -167,6 +168,15 @@ def test_wrong_requests_are_refused_in_the_form_of_the_protocol(server, change, 
     got = httpx.post(f"{server.url}/v1/chat/completions", json=body)
     assert got.status_code == status
     assert got.json()["error"]["message"] and got.json()["error"]["type"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "embeddings"), ("POST", "completions"), ("GET", "chat/completions"), ("DELETE", "models")],
+)
+def test_what_is_not_served_is_not_found(server, method, path):
+    got = httpx.request(method, f"{server.url}/v1/{path}")
+    assert got.status_code == 404 and "there are GET /v1/models" in got.json()["error"]["message"]
 
 
 def test_too_long_says_both_counts_before_any_work(server, client):

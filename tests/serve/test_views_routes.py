@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import sys
 
 import httpx
 import pytest
@@ -73,6 +74,23 @@ def test_every_sample_of_every_evaluation_is_there(client, home):
     total = sum(len(path.read_text().splitlines()) for path in (home / "runs").rglob("results.jsonl"))
     found = asked(client, "samples", offset=total - 5, limit=100)
     assert (found["total"], found["of"], len(found["rows"])) == (total, total, 5) and total == 1620
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/self/mem, which nobody can read from its start")
+def test_results_that_cannot_be_read_are_said_and_hide_no_others(client, home):
+    broken = home / "runs/broken/eval/m/POPE/default"
+    broken.mkdir(parents=True)
+    (broken / "results.jsonl").symlink_to("/proc/self/mem")
+    runs = Runs(home / "runs")  # looks anew
+    server = Server(make_view_app(Viewer(runs, MediaRoot(home / "dataset")), ViewLimits()))
+    with httpx.Client(base_url=server.url, timeout=30) as other:
+        found = asked(other, "samples", limit=1)
+        assert found["total"] == found["of"] > 0 and "results.jsonl cannot be read" in found["problems"][0]
+        named = other.get("/vlm/samples", params={"evaluation": "broken/eval/m/POPE/default"})
+        assert named.status_code == 422 and "results.jsonl cannot be read" in named.json()["error"]["message"]
+        assert asked(other, "samples/one", evaluation=ONE, number=5)["others"]
+    server.stop()
+    shutil.rmtree(home / "runs/broken")
 
 
 def test_a_sample_has_everything_that_its_row_has(client, home):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import httpx
 import uvicorn
@@ -32,6 +33,55 @@ class Server:
         self.server.should_exit = True
         self.thread.join(20)
         self.socket.close()
+
+
+class Relay:
+    """Stands between a client and a server on this machine; `cut` breaks every connection, and later ones work."""
+
+    def __init__(self, url):
+        self.server = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.open, self.threads = [], []
+        self.start(self.accept)
+
+    def accept(self):
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:  # closed
+                return
+            ends = [client, socket.create_connection(self.server)]
+            self.open += ends
+            for source, target in (ends, ends[::-1]):
+                self.start(self.pass_on, source, target)
+
+    def start(self, work, *arguments):
+        self.threads.append(threading.Thread(target=work, args=arguments, daemon=True))
+        self.threads[-1].start()
+
+    def pass_on(self, source, target):
+        """The end of one direction is the end of both, as with HTTP it may be."""
+        with suppress(OSError):  # cut
+            while piece := source.recv(1 << 16):
+                target.sendall(piece)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        source.close()
+
+    def cut(self):
+        while self.open:
+            end = self.open.pop()
+            with suppress(OSError):  # it may have ended by itself
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.cut()
+        for thread in self.threads:
+            thread.join(WAIT)
 
 
 class ServeProcess:

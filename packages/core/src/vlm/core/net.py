@@ -11,6 +11,7 @@ closes the connection when the whole answer is late.
 import ipaddress
 import math
 import os
+import re
 import socket
 import threading
 import time
@@ -27,7 +28,7 @@ from urllib.request import getproxies_environment, proxy_bypass
 
 import httpx
 
-from vlm.core.errors import FetchError
+from vlm.core.errors import ConfigError, FetchError
 from vlm.core.text import printable
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
@@ -113,6 +114,8 @@ def exchange(
         try:
             with client.stream(method, url, extensions={"trace": watch.trace}, **request) as response:
                 yield response, watch
+                if watch.over and not response.headers.keys() & {"content-length", "transfer-encoding"}:
+                    raise httpx.ReadTimeout("")  # such a body ends with the connection: cut, it looks whole
         except (httpx.TransportError, OSError) as error:
             if watch.over:
                 raise httpx.ReadTimeout(f"too slow: cut after {watch.seconds:g} s") from error
@@ -139,6 +142,22 @@ def read_body(response: httpx.Response, limit: int) -> bytes:
         if len(body) > limit:
             raise TooLarge(f"more than {limit:,} bytes")
     return bytes(body)
+
+
+def check_key(key: str, where: str) -> None:
+    """Check that an HTTP header can carry a key; the message never holds it.
+
+    Raises:
+        ConfigError: It has a space, a line break, or a character beyond ASCII.
+
+    >>> check_key("sk-1", "--api-key")
+    """
+    if not re.fullmatch("[!-~]+", key):
+        raise ConfigError(
+            f"{where} has a space, a line break or a character beyond ASCII",
+            expected="letters, digits and signs of ASCII, as HTTP headers carry them",
+            fix="set it anew, without a line break at its end",
+        )
 
 
 def is_loopback(url: str) -> bool:

@@ -15,6 +15,7 @@ from vlm.cli.show.positions import positions_line
 from vlm.cli.show.say import say
 from vlm.core.errors import ConfigError
 from vlm.core.extras import require
+from vlm.core.text import printable
 
 if TYPE_CHECKING:
     import socket
@@ -94,6 +95,7 @@ def serve(
         label = name or label_of(folder)
         if label in models:
             raise ConfigError(f"two models named {label}", fix=f"name them: -m first={folder}")
+        say(f"loading {printable(label)} from {printable(folder)}")
         models[label] = load_served(label, folder, placement, settings, limits, max_tiles=max_tiles, frames=frames)
     if host not in LOCAL and key is None:
         say(f"warning: {host} is open to others without a key (--api-key-env)", fg="yellow", err=True)

@@ -115,6 +115,13 @@ def make_app(
         pieces = streamed(model, prompt, body, replies, done)
         return StreamingResponse(pieces, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
+    @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
+    async def unknown(request: Request, rest: str) -> None:
+        raise RequestError(
+            f"no {request.method} /v1/{rest[:80]} here; there are GET /v1/models and POST /v1/chat/completions",
+            status=404,
+        )
+
     def find(name: str) -> ServedModel:
         if name not in models:
             raise RequestError(

@@ -32,7 +32,8 @@ SUFFIXES = {
 }
 """Media types that are taken, and the suffix of the file."""
 
-FETCH_SECONDS = 20
+FETCH_SECONDS = 30
+"""Longest time for fetching a file, redirects aside."""
 UNFETCHED = "fetch_failed"
 
 
@@ -69,7 +70,7 @@ class Media:
             if known is None:
                 raise RequestError(f"no upload {url[:60]!r}", param=param, code="not_found")
             return known
-        elif urlsplit(url).scheme in ("http", "https"):
+        elif _scheme(url, param) in ("http", "https"):
             kind, content = self._fetch(url, param)
         else:
             raise RequestError(
@@ -110,6 +111,8 @@ class Media:
         """Fetch from an allowed host; a redirect may lead only to an allowed host too."""
         import httpx
 
+        from vlm.core.net import TooLarge, exchange, read_body
+
         for _ in range(5):
             host = urlsplit(url).hostname or ""
             if host not in self.hosts:
@@ -119,25 +122,24 @@ class Media:
                     code="host_not_allowed",
                 )
             try:
-                with httpx.stream("GET", url, timeout=FETCH_SECONDS, trust_env=False) as response:
-                    if response.is_redirect:
+                with (
+                    httpx.Client(timeout=FETCH_SECONDS, trust_env=False) as client,
+                    exchange(client, "GET", url, seconds=FETCH_SECONDS) as (response, _),
+                ):
+                    if response.has_redirect_location:
                         url = urljoin(url, response.headers["location"])
                         continue
                     if response.status_code != 200:
                         raise RequestError(
                             f"{param}: {host} answered {response.status_code}", param=param, code=UNFETCHED
                         )
-                    content = bytearray()
-                    for piece in response.iter_bytes():
-                        content += piece
-                        if len(content) > self.limit:
-                            raise RequestError(
-                                f"{param}: more than {self.limit:,} bytes", param=param, code="file_too_large"
-                            )
-                    return response.headers.get("content-type", "").split(";")[0].strip().lower(), bytes(content)
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                    content = read_body(response, self.limit)
+                    return response.headers.get("content-type", "").split(";")[0].strip().lower(), content
+            except TooLarge as error:
+                raise RequestError(f"{param}: {error}", param=param, code="file_too_large") from error
+            except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
                 raise RequestError(
-                    f"{param}: {host} cannot be reached: {error}", param=param, code=UNFETCHED
+                    f"{param}: nothing can be fetched from {host}: {error}", param=param, code=UNFETCHED
                 ) from error
         raise RequestError(f"{param}: too many redirects", param=param, code=UNFETCHED)
 
@@ -222,6 +224,13 @@ def _separated(parts: list[Part], template: Template) -> list[Part]:
             if not begins:
                 result.append(text("\n"))
     return result
+
+
+def _scheme(url: str, param: str) -> str:
+    try:
+        return urlsplit(url).scheme
+    except ValueError as error:
+        raise RequestError(f"{param}: {url[:60]!r} is no URL: {error}", param=param, code="invalid_url") from error
 
 
 def _url(value: dict[str, Any] | str, param: str) -> str:

@@ -13,14 +13,23 @@ SILENT_SECONDS = 60
 
 
 def find_key(key: str | None, variable: str | None) -> str | None:
-    """Return the key of the server, or None. Raises ConfigError for two, an empty one, or an unset variable."""
+    """Return the key of the server, or None.
+
+    Raises:
+        ConfigError: Two keys, an unset variable, or a key that no header carries.
+    """
     if key is not None and variable is not None:
         raise ConfigError("both --api-key and --api-key-env", expected="one of them")
     if variable is not None and not os.environ.get(variable):
         raise ConfigError(f"--api-key-env {variable}: no such environment variable, or it is empty")
     if key == "":
         raise ConfigError("--api-key is empty", expected="a key, or no --api-key")
-    return os.environ[variable] if variable is not None else key
+    found = os.environ[variable] if variable is not None else key
+    if found is not None:
+        from vlm.core.net import check_key
+
+        check_key(found, "--api-key" if variable is None else f"--api-key-env {variable}")
+    return found
 
 
 def listen(host: str, port: int) -> socket.socket:

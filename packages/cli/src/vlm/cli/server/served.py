@@ -81,6 +81,7 @@ class ServedModel:
                 "strides": spec.strides,
                 "tokens_per_tile": self.processor.tokens_per_tile,
                 "image_rule": rule.model_dump(mode="json"),
+                "frames": self.processor.frames,
                 "max_positions": spec.language.max_positions,
                 "max_context": self.engine.limits.context,
                 "exact": True,

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import httpx
 
 from vlm.core.errors import ConfigError, FetchError
-from vlm.core.net import TooLarge, exchange, open_client, read_body, reason_of, retry_after, server_time
+from vlm.core.net import TooLarge, check_key, exchange, open_client, read_body, reason_of, retry_after, server_time
 from vlm.core.retry import Backoff
 from vlm.core.text import printable
 from vlm.eval.backends.dialect import Dialect, message_of
@@ -110,7 +110,7 @@ class Endpoint:
         purpose: What error messages call it.
 
     Raises:
-        ConfigError: `url` is no HTTP address, or holds credentials.
+        ConfigError: `url` is no HTTP address, or holds credentials; `key` is nothing that a header carries.
         FetchError: A proxy variable that cannot be followed.
 
     >>> endpoint = Endpoint("http://localhost:8000/v1/", rate=60)
@@ -133,6 +133,8 @@ class Endpoint:
             raise ConfigError(f"{purpose} endpoint {url!r}", expected="http://… or https://…, up to /v1")
         if "@" in url:  # addresses are written into results
             raise ConfigError(f"{purpose} endpoint with a name or a password in it", expected="an environment variable")
+        if key:
+            check_key(key, f"the key of the {purpose}")
         self.url, self.attempts, self.wait, self._key = url.rstrip("/"), attempts, wait, key
         self.pace = Pace(60 / rate if rate else 0.0)
         self.timeout, self.dialect = timeout, Dialect()

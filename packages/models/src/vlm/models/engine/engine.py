@@ -109,7 +109,8 @@ class ChatEngine:
         with self._news:
             if self._closing:
                 raise Busy("the engine is shutting down", fix="ask another server")
-            if len(self.waiting) >= self.limits.queue:
+            free = max(0, self.limits.running - len(self.running))  # the next step takes so many: they do not wait
+            if len(self.waiting) >= self.limits.queue + free:
                 raise Busy(f"{len(self.waiting)} requests are waiting", fix="ask again in a few seconds")
             self.waiting.append(request)
             self._news.notify()

@@ -8,10 +8,12 @@ const make = (tag, text = "", attributes = {}) => {
   return element;
 };
 
-let turns = []; // {role, text, files: [{name, kind, url}], facts}
+let turns = []; // {role, text, files: [{name, kind, url}], facts}; of a reply also sides, failed, stopped, lost
 let files = []; // attached to the next question
 let cards = []; // /v1/models
 let running = null; // AbortController of the reply in progress
+let following = true; // the end of the conversation stays in sight until somebody scrolls up
+let scrolled = 0;
 
 const strideAt = (value) => 2 ** (Number(value) - 2); // 1/4, 1/2, 1, … 64
 const headers = () => {
@@ -19,13 +21,26 @@ const headers = () => {
   return { "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) };
 };
 
+async function refusal(answer) {
+  try {
+    return (await answer.json()).error.message;
+  } catch {
+    return `The server answered ${answer.status}.`; // a balancer in front of it has pages of its own
+  }
+}
+
+// What is said of an error: fetch calls every lost connection a TypeError.
+const reason = (error) => (error instanceof TypeError ? "The connection to the server was lost." : error.message);
+
 async function loadModels() {
-  const answer = await fetch("/v1/models", { headers: headers() });
-  if (!answer.ok) {
-    $("problem").textContent = (await answer.json()).error.message;
+  try {
+    const answer = await fetch("/v1/models", { headers: headers() });
+    if (!answer.ok) throw new Error(await refusal(answer));
+    cards = (await answer.json()).data;
+  } catch (error) {
+    $("problem").textContent = reason(error);
     return;
   }
-  cards = (await answer.json()).data;
   $("model").replaceChildren(...cards.map((card) => make("option", card.id, { value: card.id })));
   showModel();
   $("problem").textContent = "";
@@ -36,6 +51,7 @@ function showModel() {
   if (!card) return;
   $("own").textContent = card.vlm.strides === null ? "(plain)" : `(stride ${card.vlm.strides})`;
   $("tiles").disabled = card.vlm.image_rule.kind !== "tiles";
+  $("frames").placeholder = card.vlm.frames;
 }
 
 function strides() {
@@ -142,7 +158,7 @@ function showTurn(turn, index) {
   };
   if (turn.role === "user") action("Edit", () => edit(index));
   else {
-    action("Copy", () => navigator.clipboard?.writeText(turn.text));
+    action("Copy", (event) => copy(written(turn), event.target));
     action("Retry", () => retry(index));
   }
   item.append(who);
@@ -167,16 +183,52 @@ function showTurn(turn, index) {
 }
 
 function said(turn, role) {
-  const body = make("div", "", { className: turn.failed ? "said failed" : "said" });
-  if (role === "user" || turn.failed) body.textContent = turn.failed || turn.text;
+  const body = make("div", "", { className: "said" });
+  if (role === "user") body.textContent = turn.text;
   else body.innerHTML = markdown(turn.text);
+  if (turn.failed) body.append(make("p", turn.failed, { className: "failed" }));
   turn.element = body;
   return body;
 }
 
+const written = (turn) => turn.sides?.map((side) => `${side.label}:\n${side.text}`).join("\n\n") ?? turn.text;
+
+async function copy(text, button) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    // without https a page of another machine has no clipboard
+    const area = make("textarea", "", { value: text });
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+  button.textContent = "Copied";
+  setTimeout(() => (button.textContent = "Copy"), 1500);
+}
+
 function showAll() {
   $("turns").replaceChildren(...turns.map(showTurn));
-  $("ask").scrollIntoView({ block: "end" });
+  following = true;
+  showEnd();
+}
+
+function redraw(turn) {
+  const index = turns.indexOf(turn);
+  if (index >= 0) $("turns").children[index].replaceWith(showTurn(turn, index));
+}
+
+function showEnd() {
+  const last = $("turns").lastElementChild;
+  if (!last) return;
+  last.style.scrollMarginBottom = `${$("ask").offsetHeight + 8}px`; // the form stays over the end of the page
+  last.scrollIntoView({ block: "end" });
+}
+
+function endInSight() {
+  const last = $("turns").lastElementChild;
+  return !last || last.getBoundingClientRect().bottom < innerHeight - $("ask").offsetHeight + 40;
 }
 
 function edit(index) {
@@ -203,10 +255,11 @@ function content(turn) {
 
 function body(chosen) {
   const messages = turns
-    .filter((turn) => turn.role === "user" || (turn.text && !turn.failed))
+    .filter((turn, i) => !(turn.role === "user" ? turns[i + 1] : turn)?.lost) // with its reply a question is lost too
     .map((turn) => ({ role: turn.role, content: turn.role === "user" ? content(turn) : turn.text }));
   if ($("system").value.trim()) messages.unshift({ role: "system", content: $("system").value });
-  const own = { strides: chosen, frames: Number($("frames").value) || 8 };
+  const own = { strides: chosen };
+  if ($("frames").value) own.frames = Number($("frames").value);
   if ($("tiles").value && !$("tiles").disabled) own.max_tiles = Number($("tiles").value);
   return {
     model: $("model").value,
@@ -226,16 +279,19 @@ async function stream(request, side, signal) {
     body: JSON.stringify(request),
     signal,
   });
-  if (!answer.ok) throw new Error((await answer.json()).error.message);
+  if (!answer.ok) throw new Error(await refusal(answer));
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
+  let ended = false;
   for (;;) {
     const { value, done } = await reader.read();
+    if (done && !ended) throw new Error("The reply was cut off.");
     if (done) return;
     const lines = (rest + value).split("\n");
     rest = lines.pop();
     for (const line of lines) {
-      if (!line.startsWith("data: ") || line === "data: [DONE]") continue;
+      if (line === "data: [DONE]") ended = true;
+      if (!line.startsWith("data: ") || ended) continue;
       const piece = JSON.parse(line.slice(6));
       if (piece.error) throw new Error(piece.error.message);
       if (piece.usage) {
@@ -259,26 +315,33 @@ async function reply() {
   }
   turns.push(turn);
   showAll();
-  running = new AbortController();
+  const mine = new AbortController();
+  running = mine;
   $("stop").hidden = false;
   $("send").disabled = true;
+  $("status").textContent = "The reply is being written.";
   const sides = turn.sides ?? [turn];
-  const { signal } = running;
   await Promise.all(
     sides.map((side, i) =>
-      stream(requests[i], side, signal).catch((error) => {
-        if (error.name !== "AbortError") side.failed = error.message;
+      stream(requests[i], side, mine.signal).catch((error) => {
+        if (error.name === "AbortError") side.stopped = true;
+        else side.failed = reason(error);
       }),
     ),
   );
-  if (turn.sides) turn.text = turn.sides[0].text;
+  if (running !== mine) return; // a retry has taken its place
+  const good = sides.find((side) => !side.failed && (side.text || !side.stopped));
+  turn.lost = !good;
+  if (good) turn.text = good.text;
   running = null;
   $("stop").hidden = true;
   $("send").disabled = false;
   question.facts = sides.find((side) => side.facts)?.facts;
-  showAll();
+  redraw(question);
+  redraw(turn);
   showFacts(sides);
-  $("question").focus();
+  $("status").textContent = sides.map((side) => side.failed ?? side.text).join("\n");
+  $("question").focus({ preventScroll: true });
 }
 
 function showFacts(sides) {
@@ -333,7 +396,13 @@ $("new").onclick = () => {
   $("facts").replaceChildren();
 };
 $("save").onclick = () => {
-  const kept = turns.map(({ role, text, files: added }) => ({ role, text, files: added?.map((f) => f.name) }));
+  const kept = turns.map(({ role, text, files: added, sides, failed }) => ({
+    role,
+    text,
+    files: added?.map((f) => f.name),
+    sides: sides?.map((side) => ({ label: side.label, text: side.text, failed: side.failed })),
+    failed,
+  }));
   const blob = new Blob([JSON.stringify(kept, null, 1)], { type: "application/json" });
   const link = make("a", "", { href: URL.createObjectURL(blob), download: "conversation.json" });
   link.click();
@@ -351,11 +420,15 @@ $("pick").onchange = () => {
 };
 $("model").onchange = showModel;
 $("key").onchange = loadModels;
-$("stride").oninput = () => {
+const showStride = () => {
   $("stride-shown").textContent = strideAt($("stride").value);
+  $("stride").ariaValueText = String(strideAt($("stride").value)); // its own value is the place on the scale
+};
+$("stride").oninput = () => {
+  showStride();
   document.querySelector("input[name=strides][value=v2pe]").checked = true;
 };
-$("stride-shown").textContent = strideAt($("stride").value);
+showStride();
 for (let value = 8; value >= 0; value--) {
   $("other").append(make("option", `stride ${strideAt(value)}`, { value: strideAt(value) }));
 }
@@ -375,4 +448,14 @@ document.addEventListener("drop", (event) => {
 document.addEventListener("paste", (event) => {
   if (event.clipboardData.files.length) attach([...event.clipboardData.files]);
 });
+addEventListener(
+  "scroll",
+  () => {
+    if (endInSight()) following = true;
+    else if (scrollY < scrolled) following = false; // somebody did that: a reply that grows only scrolls down
+    scrolled = scrollY;
+  },
+  { passive: true },
+);
+new ResizeObserver(() => following && showEnd()).observe($("turns")); // a reply grows, a picture is there
 loadModels();

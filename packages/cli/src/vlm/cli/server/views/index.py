@@ -7,6 +7,8 @@ index.search("a red dog")            # numbers of the rows
 import json
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +47,7 @@ class SampleIndex:
     """Reads a results.jsonl once. Lines that cannot be read are counted in `damaged` and left out.
 
     Raises:
-        DataError: It is no regular file, or its disk does not answer.
+        DataError: It is no regular file, nobody here may read it, or its disk does not answer.
     """
 
     def __init__(self, folder: Path, id_: str, head: EvaluationHead):
@@ -56,7 +58,8 @@ class SampleIndex:
         self.damaged = 0
         self.text = ""
         self._starts: list[int] = []
-        self._read(keep_rows=True)
+        with unreadable(folder / "results.jsonl"):
+            self._read(keep_rows=True)
         self.groups = Counter(row.group for row in self.rows)
 
     def _read(self, *, keep_rows: bool) -> None:
@@ -86,7 +89,8 @@ class SampleIndex:
     def search(self, words: str) -> list[int]:
         """Return the numbers of the rows that hold the words as they stand, in upper or lower case."""
         if not self.text and self.rows:
-            self._read(keep_rows=False)
+            with unreadable(self.folder / "results.jsonl"):
+                self._read(keep_rows=False)
         text, starts, found, at = self.text, self._starts, list[int](), 0
         wanted = words.lower().replace(BREAK, "")
         while wanted and (at := text.find(wanted, at)) >= 0:
@@ -102,12 +106,22 @@ class SampleIndex:
             DataError: The file changed meanwhile.
         """
         line = self.rows[number]
-        with open_regular(self.folder / "results.jsonl") as file:
+        path = self.folder / "results.jsonl"
+        with unreadable(path), open_regular(path) as file:
             file.seek(line.offset)
             row = object_of(file.readline(LONGEST))
         if row is None or str(row.get("id")) != line.id:
-            raise DataError(f"{self.folder / 'results.jsonl'} changed while it was read", fix="open the page again")
+            raise DataError(f"{path} changed while it was read", fix="open the page again")
         return row
+
+
+@contextmanager
+def unreadable(path: Path) -> Iterator[None]:
+    """Turn what the system says of a file into a DataError."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}", fix="see who may read it: ls -l") from error
 
 
 def line_of(row: dict[str, Any], offset: int) -> SampleLine | None:

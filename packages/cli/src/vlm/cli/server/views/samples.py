@@ -6,6 +6,7 @@ samples.choose(Wanted(benchmark="POPE", score="wrong", text="dog"))     # [(eval
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -96,6 +97,14 @@ class Samples:
             self._keep_text(id_, known[1])
         return known[1]
 
+    def readable(self) -> list[SampleIndex]:
+        """Return all evaluations whose results can be read."""
+        found = []
+        for id_ in self.ids():
+            with suppress(DataError, KeyError):
+                found.append(self.index(id_))
+        return found
+
     def known(self) -> list[SampleIndex]:
         """Return the evaluations that are read already."""
         return [index for _, index in list(self._indices.values())]
@@ -110,12 +119,13 @@ class Samples:
     def choose(self, wanted: Wanted) -> list[Place]:
         """Return the samples that pass all filters, evaluations in the order of their titles, rows in data order.
 
+        Of all evaluations those are left out that cannot be read.
+
         Raises:
             KeyError: It names an evaluation that is not there.
-            DataError: Two evaluations that cannot be compared.
+            DataError: It names one that cannot be read, or two that cannot be compared.
         """
-        ids = [wanted.evaluation] if wanted.evaluation else self.ids()
-        indices = [self.index(id_) for id_ in ids]
+        indices = [self.index(wanted.evaluation)] if wanted.evaluation else self.readable()
         key = (wanted, tuple(index.stamp for index in indices))
         with self._lock:
             if key in self._chosen:
@@ -186,15 +196,11 @@ class Samples:
 
     def same_item(self, index: SampleIndex, id_: str) -> list[Place]:
         """Return the item in other evaluations of the same benchmark."""
-        found = []
-        for other in self.ids():
-            try:
-                theirs = self.index(other) if other != index.id else None
-            except (DataError, KeyError):
-                continue
-            if theirs and theirs.head["benchmark"] == index.head["benchmark"] and id_ in theirs.numbers:
-                found.append(Place(other, theirs.numbers[id_]))
-        return found
+        return [
+            Place(theirs.id, theirs.numbers[id_])
+            for theirs in self.readable()
+            if theirs.id != index.id and theirs.head["benchmark"] == index.head["benchmark"] and id_ in theirs.numbers
+        ]
 
 
 def compared(a: SampleIndex, b: SampleIndex) -> dict[str, Any]:
