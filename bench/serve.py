@@ -52,7 +52,7 @@ def make_weights() -> tuple[Path, Path]:
         export_gguf_tokenizer(language, tokenizer)
         assemble(tiny.model_copy(update=changes), tokenizer=tokenizer, language=language).write(ours)
     if not hf.exists():
-        convert(ours, hf, "hf")
+        convert(ours, "hf", hf)
     return ours, hf
 
 
