@@ -13,7 +13,9 @@ from pathlib import Path
 from harness import paired, report
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "golden" / "data" / "tokenizers" / "internlm2"
-MAIN = "import sys; from vlm.cli.main import main\ntry: main()\nfinally: print(len(sys.modules), 'torch' in sys.modules)"
+MAIN = (
+    "import sys; from vlm.cli.main import main\ntry: main()\nfinally: print(len(sys.modules), 'torch' in sys.modules)"
+)
 
 
 def vlm(*line: str) -> list[str]:
