@@ -284,7 +284,7 @@ def _members(archive: str, joined: JoinedParts) -> Iterator[Member]:
         stream = io.BufferedReader(joined, 1 << 20)
         t = stack.enter_context(tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictInfo))
         while (item := t.next()) is not None:
-            t.members.clear()  # tarfile keeps every header that it has read
+            t.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header that it has read
             _check(archive, item.name, (item.isfile() and not item.issparse()) or item.isdir(), folder=item.isdir())
             total += item.size
             _check_size(archive, total, limit)
