@@ -18,7 +18,7 @@ from pathlib import Path
 
 from harness import paired, report
 
-SIZES = (10_000, 50_000)
+SIZES = (20_000, 100_000)
 
 
 def make(path: Path, files: int) -> None:
