@@ -18,7 +18,7 @@ from pathlib import Path
 
 from harness import paired, report
 
-SIZES = (20_000, 100_000)
+SIZES = (4_000, 20_000)
 
 
 def make(path: Path, files: int) -> None:
@@ -68,7 +68,7 @@ def main() -> None:
             archive = root / f"{files}.tar"
             make(archive, files)
             row = paired(
-                lambda a=archive: alone("ours", a, root / "ours"), lambda a=archive: alone("peer", a, root / "peer"), 3
+                lambda a=archive: alone("ours", a, root / "ours"), lambda a=archive: alone("peer", a, root / "peer"), 2
             )
             one, other = (json.loads((root / w / ".vlm-manifest.json").read_text())["files"] for w in ("ours", "peer"))
             assert one == other and len(one) == files
