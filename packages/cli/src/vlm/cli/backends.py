@@ -13,6 +13,7 @@ from vlm.cli.find import model_name
 from vlm.cli.options import JudgeOptions, PlacementOptions, ServerOptions
 from vlm.cli.show.say import say
 from vlm.core.errors import ConfigError, UnknownName
+from vlm.core.extras import uncollected
 from vlm.core.paths import as_name
 
 if TYPE_CHECKING:
@@ -52,7 +53,10 @@ def native(
     from vlm.eval.backends.native import Checkpoint, NativeBackend
     from vlm.eval.backends.teacher_forcing import RingBackend, TeacherForcedBackend
 
-    checkpoint = Checkpoint(path, attention=attention, **asdict(placement))
+    with uncollected():
+        import vlm.models.answers  # noqa: F401  # all that answering needs, in one go
+
+        checkpoint = Checkpoint(path, attention=attention, **asdict(placement))
 
     def backend(table: "Benchmark", options: "Options") -> "Backend":
         rule = table.image_override(checkpoint.processor.family)

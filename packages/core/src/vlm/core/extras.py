@@ -5,10 +5,14 @@ HardwareError: the server needs fastapi, which is not installed
   fix: /home/me/env/bin/python -m pip install "farlens-cli[serve]"
 """
 
+import atexit
+import gc
 import json
 import shlex
 import sys
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,6 +90,28 @@ def require(extra: str, purpose: str) -> None:
     if missing := absent(extra):
         are = "which is" if len(missing) == 1 else "which are"
         raise HardwareError(f"{purpose} needs {', '.join(missing)}, {are} not installed", fix=install_line(extra))
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Import large libraries without garbage collection, and set aside for good what they made.
+
+    Of a million objects that stay none is garbage, and each full collection walks through all of them: several times
+    during an import of torch and transformers, and once more when Python ends.
+
+    >>> with uncollected():
+    ...     import torch
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if not gc.get_freeze_count():
+            gc.freeze()
+            atexit.register(gc.freeze)
+        if was_on:
+            gc.enable()
 
 
 def of_import(error: ModuleNotFoundError) -> HardwareError | None:

@@ -157,7 +157,10 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON with `write_atomic`: keys sorted, indented by 1, with a final newline."""
-    write_atomic(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    encoder = json.JSONEncoder(indent=1, sort_keys=True, ensure_ascii=False)
+    with new_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as f:
+        f.writelines(encoder.iterencode(value))  # piece by piece: a manifest of many files is never one text
+        f.write("\n")
 
 
 def read_json(path: Path, *, fix: str | None = None) -> Any:

@@ -102,11 +102,12 @@ def extract(
 
     Example: vlm weights extract runs/v12/train/internvl-chat-v1-2-pretrain --part projector -o pretrained/my-projector
     """
+    folder = find_model(path)
+
     from vlm.core.home import resolve
     from vlm.core.progress import byte_bar
     from vlm.models.checkpoint.parts.extract import extract as extract_part
 
-    folder = find_model(path)
     with byte_bar(f"{path}: {part}") as report:
         written = extract_part(folder, part, resolve(out), report=report)
     say(written)
@@ -127,6 +128,8 @@ def inspect(
 
     Example: vlm weights inspect pretrained/quickstart-convllava --keys
     """
+    folder = find_model(path)  # a wrong name is refused before torch is imported
+
     import torch
 
     from vlm.models.checkpoint.layout import read_layout
@@ -134,7 +137,6 @@ def inspect(
     from vlm.models.checkpoint.safetensors_io import weight_files
     from vlm.models.vlm import make_model
 
-    folder = find_model(path)
     layout = read_layout(folder)
     with torch.device("meta"):
         model = make_model(layout.spec)
@@ -308,9 +310,11 @@ def diff(
 
     Example: vlm weights diff pretrained/InternVL2-2B runs/mine/model
     """
+    one, other = find_model(a), find_model(b)  # a wrong name is refused before torch is imported
+
     from vlm.models.compare import diff as compare
 
-    found = compare(find_model(a), find_model(b), picture=image, question=text, seed=seed, atol=atol)
+    found = compare(one, other, picture=image, question=text, seed=seed, atol=atol)
     if as_json:
         say_json(found.as_dict())
     else:

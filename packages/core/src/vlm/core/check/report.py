@@ -1,30 +1,38 @@
-"""The result of a check: totals, shares, a histogram, the longest samples, duplicates."""
+"""The result of a check: totals, shares, a histogram, the longest samples, duplicates.
 
+What grows with the records lies in temporary files: their measures, and the ids and digests that tell duplicates.
+"""
+
+import sqlite3
+import tempfile
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vlm.core.check.check import COLUMNS, ERRORS, CheckedFile, CheckedLines, SampleFault
+from vlm.core.sample.index import LineIndex
+from vlm.core.sample.lines import parse_line
 from vlm.core.sample.measure import Rules
+from vlm.core.sample.records import record_id
 
 
 @dataclass
 class CheckReport:
     """Everything that a check found. The caller sets `seconds`.
 
-    `rows` has one array for each file, `lines` the line numbers of its records and `ids` their ids; `unread` counts the
-    keys that nothing reads.
+    `rows` has one array for each file and `lines` the line numbers of its records, both mapped from temporary files;
+    `unread` counts the keys that nothing reads.
     """
 
     rules: Rules
     sources: Sequence[CheckedFile]
     rows: dict[str, np.ndarray]
-    lines: dict[str, list[int]]
-    ids: dict[str, list[str]]
+    lines: dict[str, np.ndarray]
     unread: dict[str, Counter[str]]
     faults: list[SampleFault]
     opened: int
@@ -44,8 +52,10 @@ class CheckReport:
     def as_dict(self, samples: bool = True) -> dict[str, Any]:
         """Return the report for JSON; `samples=False` leaves out the row of each sample."""
         names = [*COLUMNS, *(f"positions_{'arange' if s is None else f'{s:g}'}" for s in self.rules.strides)]
-        everything = np.concatenate(list(self.rows.values()))
-        column = dict(zip(names, everything.T, strict=True))
+
+        def column(name: str) -> np.ndarray:
+            return np.concatenate([rows[:, names.index(name)] for rows in self.rows.values()])
+
         tokens = {s.name: int(self.rows[s.name][:, names.index("tokens_kept")].sum()) for s in self.sources}
         count = {name: len(numbers) for name, numbers in self.lines.items()}
         epoch = {s.name: (count[s.name] * s.repeat, tokens[s.name] * s.repeat) for s in self.sources}
@@ -69,20 +79,20 @@ class CheckReport:
                 }
                 for s in self.sources
             ],
-            "measures": {name: measures(column[name]) for name in names[1:]},
-            "beyond_positions": self._beyond(column),
-            "histogram": histogram(column["tokens"]),
-            "worst": [self._sample(names, i) for i in np.argsort(-column["tokens"], kind="stable")[:10]],
+            "measures": {name: measures(column(name)) for name in names[1:]},
+            "beyond_positions": self._beyond(names, column),
+            "histogram": histogram(column("tokens")),
+            "worst": [self._sample(names, i) for i in np.argsort(-column("tokens"), kind="stable")[:10]],
             "problems": [fault._asdict() for fault in self.faults],
         }
         if samples:
             result |= {"columns": names, "rows": {name: rows.tolist() for name, rows in self.rows.items()}}
         return result
 
-    def _beyond(self, column: dict[str, np.ndarray]) -> dict[str, int]:
+    def _beyond(self, names: list[str], column: Callable[[str], np.ndarray]) -> dict[str, int]:
         """Count the samples with positions that the model was not trained for, by the way of counting positions."""
         limit = self.rules.max_positions
-        counts = {n: int((v > limit).sum()) for n, v in column.items() if limit and n.startswith("positions_")}
+        counts = {n: int((column(n) > limit).sum()) for n in names if limit and n.startswith("positions_")}
         return {name: n for name, n in counts.items() if n}
 
     def _sample(self, names: list[str], i: int) -> dict[str, Any]:
@@ -91,7 +101,9 @@ class CheckReport:
             rows = self.rows[source.name]
             if i < len(rows):
                 at = bisect_left(self.lines[source.name], int(rows[i, 0]))
-                return {"source": source.name, "id": self.ids[source.name][at]} | {
+                where = f"{source.file.name}:{int(rows[i, 0])}"
+                id = record_id(parse_line(LineIndex(source.file)[at], where)) or where
+                return {"source": source.name, "id": id} | {
                     name: int(value) for name, value in zip(names, rows[i], strict=True)
                 }
             i -= len(rows)
@@ -121,31 +133,68 @@ def histogram(tokens: np.ndarray, bins: int = 16) -> dict[str, list[int]]:
     return {"edges": edges.tolist(), "samples": np.histogram(tokens, edges)[0].tolist()}
 
 
+CODEC = ("utf-8", "surrogatepass")
+"""Of ids and names, which may hold any bytes of a file."""
+
+
+class _Spool:
+    """Rows of int64 in a temporary file."""
+
+    def __init__(self, stack: ExitStack, *shape: int):
+        self.shape, self.file = shape, stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+
+    def add(self, rows: np.ndarray) -> None:
+        self.file.write(np.ascontiguousarray(rows, np.int64).tobytes())
+
+    def mapped(self) -> np.ndarray:
+        self.file.flush()
+        if not self.file.tell():
+            return np.empty((0, *self.shape), np.int64)
+        return np.memmap(self.file, np.int64, "r").reshape(-1, *self.shape)
+
+
+class _Seen:
+    """Where each id of a file, and each content of all files, was seen first; in a temporary database.
+
+    It holds 32 MB in memory whatever the number of records.
+    """
+
+    def __init__(self, stack: ExitStack):
+        self.base = stack.enter_context(closing(sqlite3.connect("")))
+        self.base.execute("PRAGMA cache_size=-32768")
+        self.base.execute("PRAGMA journal_mode=OFF")
+        self.base.execute("CREATE TABLE seen (kind TEXT, key BLOB, place BLOB, PRIMARY KEY (kind, key)) WITHOUT ROWID")
+
+    def before(self, kind: str, key: bytes, place: str) -> str | None:
+        """Return where a key was seen before; None notes that it is at `place`."""
+        if self.base.execute("INSERT OR IGNORE INTO seen VALUES (?, ?, ?)", (kind, key, place.encode(*CODEC))).rowcount:
+            return None
+        found = self.base.execute("SELECT place FROM seen WHERE kind = ? AND key = ?", (kind, key)).fetchone()
+        return str(found[0], *CODEC)
+
+
 def collect(
     rules: Rules, sources: Sequence[CheckedFile], results: Iterable[tuple[CheckedFile, CheckedLines]]
 ) -> CheckReport:
     """Collect what `check` yields into a report, with duplicates: ids within a file, contents within all files."""
-    rows: dict[str, list[np.ndarray]] = {source.name: [] for source in sources}
-    ids: dict[str, list[str]] = {source.name: [] for source in sources}
-    lines: dict[str, list[int]] = {source.name: [] for source in sources}
-    unread: dict[str, Counter[str]] = {source.name: Counter() for source in sources}
-    faults: list[SampleFault] = []
-    seen: dict[tuple[str, str] | bytes, str] = {}
-    opened = 0
-    for source, found in results:
-        faults += found.faults
-        for line, id, digest in zip(found.numbers, found.ids, found.digests, strict=True):
-            where = f"{source.name}:{line}"
-            for kind, key in (("same id", (source.name, id)), ("same content", digest)):
-                if key in seen:
-                    faults.append(SampleFault(source.name, line, id, kind, f"as {seen[key]}"))
-                else:
-                    seen[key] = where
-        rows[source.name].append(found.rows)
-        ids[source.name] += found.ids
-        lines[source.name] += found.numbers
-        unread[source.name] += found.unread
-        opened += found.opened
-    empty = np.empty((0, len(COLUMNS) + len(rules.strides)), np.int64)
-    joined = {name: np.concatenate([empty, *parts]) for name, parts in rows.items()}
-    return CheckReport(rules, sources, joined, lines, ids, unread, faults, opened)
+    with ExitStack() as stack:
+        rows = {source.name: _Spool(stack, len(COLUMNS) + len(rules.strides)) for source in sources}
+        lines = {source.name: _Spool(stack) for source in sources}
+        unread: dict[str, Counter[str]] = {source.name: Counter() for source in sources}
+        faults: list[SampleFault] = []
+        seen = _Seen(stack)
+        opened = 0
+        for source, found in results:
+            faults += found.faults
+            for line, id, digest in zip(found.numbers, found.ids, found.digests, strict=True):
+                where = f"{source.name}:{line}"
+                own = f"{source.name}\0{id}".encode(*CODEC)
+                for kind, key in (("same id", own), ("same content", digest)):
+                    if first := seen.before(kind, key, where):
+                        faults.append(SampleFault(source.name, line, id, kind, f"as {first}"))
+            rows[source.name].add(found.rows)
+            lines[source.name].add(np.array(found.numbers, np.int64))
+            unread[source.name] += found.unread
+            opened += found.opened
+        mapped = [{name: spool.mapped() for name, spool in spools.items()} for spools in (rows, lines)]
+        return CheckReport(rules, sources, mapped[0], mapped[1], unread, faults, opened)

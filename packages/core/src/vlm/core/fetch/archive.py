@@ -7,6 +7,7 @@ Archives are read as a stream. The target is a folder for unfinished work: if th
 
 import calendar
 import errno
+import hashlib
 import io
 import os
 import re
@@ -14,8 +15,8 @@ import shutil
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -27,6 +28,9 @@ from vlm.core.paths import is_control, is_inside
 from vlm.core.progress import Report, silent
 from vlm.core.reading import check_regular
 from vlm.core.text import printable
+
+BLOCK = 1 << 20
+"""Bytes that are read, hashed and written at a time."""
 
 RATIO, FREE = 200, 100_000_000
 """An archive may unpack to 200 times its size plus 100 MB: photographs reach 1, text 20, a bomb millions."""
@@ -118,7 +122,12 @@ def target_of(name: str, members: dict[str, str]) -> str | None:
 
 
 def extract(
-    parts: Path | Sequence[Path], members: dict[str, str], into: Path, report: Report = silent
+    parts: Path | Sequence[Path],
+    members: dict[str, str],
+    into: Path,
+    report: Report = silent,
+    *,
+    sums: MutableMapping[str, str] | None = None,
 ) -> list[tuple[Path, str]]:
     """Extract the wanted members below `into`, which must be a folder for this work alone.
 
@@ -131,6 +140,7 @@ def extract(
         members: Pattern over member names (`*` crosses folders) -> target path, see `target_of`.
         into: The target folder.
         report: Called with the number of files so far; how many there are is not known.
+        sums: Takes the SHA-256 of each file that is written now, by its path: for `install`, which then reads none.
 
     Returns:
         (path on disk, name relative to `into`) of each file, sorted by name.
@@ -144,15 +154,24 @@ def extract(
         check_regular(part)
     found: set[str] = set()
     unused = set(members)
+    temporary = into.with_name(beside(into.name, ".member"))
+    parents: set[str] = set()
     try:
         with _readable(name), JoinedParts(parts) as joined:
             for member in _members(name, joined):
-                unused -= {pattern for pattern in unused if fnmatchcase(member.name, pattern)}
+                if unused:
+                    unused -= {pattern for pattern in unused if fnmatchcase(member.name, pattern)}
                 if target := target_of(member.name, members):
                     target = str(PurePosixPath(target))
                     if target in found:
                         raise _refused(name, f"two members have the path {target!r}")
-                    _write(member, into / target, into.with_name(beside(into.name, ".member")), name)
+                    if (parent := target.rpartition("/")[0]) not in parents:
+                        (into / parent).mkdir(parents=True, exist_ok=True)
+                        parents.add(parent)
+                    path = f"{into}/{target}"
+                    digest = _write(member, path, temporary, name)
+                    if sums is not None and digest is not None:
+                        sums[path] = digest
                     found.add(target)
                     report(len(found), None)
         if unused:
@@ -163,22 +182,33 @@ def extract(
     return [(into / target, target) for target in sorted(found)]
 
 
-def _write(member: Member, path: Path, temporary: Path, archive: str) -> None:
-    """Write a member in one piece. `temporary` lies outside the target, where no member can have its name."""
-    if path.exists() and (path.stat().st_size, int(path.stat().st_mtime)) == (member.size, member.mtime):
-        return
+def _write(member: Member, path: str, temporary: Path, archive: str) -> str | None:
+    """Write a member in one piece; return its SHA-256, or None where an earlier run has written it.
+
+    `temporary` lies outside the target, where no member can have its name.
+    """
+    with suppress(FileNotFoundError):
+        known = os.stat(path)  # noqa: PTH116  # a hundred thousand Path objects take seconds
+        if (known.st_size, int(known.st_mtime)) == (member.size, member.mtime):
+            return None
     stream = member.open()
     if stream is None:
         raise FetchError(f"{archive}: {member.name} cannot be read")
     # not flushed: thousands of flushes take minutes, and every file is checked against its sum later
-    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
     try:
-        with stream, temporary.open("wb") as f:
-            shutil.copyfileobj(stream, f, 1 << 20)
-        os.utime(temporary, (member.mtime, member.mtime))
+        with stream, temporary.open("wb", buffering=0) as f:
+            while chunk := stream.read(BLOCK):
+                digest.update(chunk)
+                rest = memoryview(chunk)
+                while rest:  # a raw file may take a part
+                    rest = rest[f.write(rest) :]
+            os.utime(f.fileno(), (member.mtime, member.mtime))
         temporary.replace(path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -253,7 +283,8 @@ def _members(archive: str, joined: JoinedParts) -> Iterator[Member]:
         total = 0
         stream = io.BufferedReader(joined, 1 << 20)
         t = stack.enter_context(tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictInfo))
-        for item in t:
+        while (item := t.next()) is not None:
+            t.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header that it has read
             _check(archive, item.name, (item.isfile() and not item.issparse()) or item.isdir(), folder=item.isdir())
             total += item.size
             _check_size(archive, total, limit)

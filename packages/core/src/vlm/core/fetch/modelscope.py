@@ -44,7 +44,13 @@ class ListedFile:
 
 
 def fetch_modelscope(
-    source: ModelScopeSource, work: Path, report: Report, *, jobs: int = 4, patience: Patience = Patience()
+    source: ModelScopeSource,
+    work: Path,
+    report: Report,
+    *,
+    jobs: int = 4,
+    patience: Patience = Patience(),
+    sums: dict[str, str] | None = None,
 ) -> list[tuple[Path, str]]:
     """Download the files of `source` at its revision below `work`; an interrupted download continues there.
 
@@ -54,6 +60,7 @@ def fetch_modelscope(
         report: Called with the bytes done and in total.
         jobs: Files to download at a time.
         patience: When to give up.
+        sums: As in `fetch_url`.
 
     Returns:
         (path on disk, name below the entry's folder) of each file.
@@ -88,6 +95,7 @@ def fetch_modelscope(
             size=file.size,
             patience=patience,
             report=tally.part(number),
+            sums=sums,
         )
 
     with ThreadPoolExecutor(jobs) as pool:

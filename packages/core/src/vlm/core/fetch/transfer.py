@@ -9,7 +9,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,9 @@ LARGEST = 1 << 38
 
 PROGRESS = 1 << 16
 """New bytes after which an attempt counts as progress: a server that sends a few each time is given up."""
+
+BLOCK = 1 << 20
+"""Bytes that are read at a time where a part is hashed that is on the disk."""
 
 PAGES = (b"<!doctype html", b"<html")
 PAGE_NAMES = (".html", ".htm", ".xhtml")
@@ -90,6 +93,7 @@ def fetch_url(
     size: int | None = None,
     patience: Patience = Patience(),
     report: Report = silent,
+    sums: MutableMapping[str, str] | None = None,
 ) -> Path:
     """Fetch `url` (http, https or file) to `path`; an interrupted `path`.part is continued.
 
@@ -100,6 +104,7 @@ def fetch_url(
         size: Expected bytes, if they are known.
         patience: When to give up.
         report: Called with the bytes done and in total.
+        sums: Takes the SHA-256 of the file by its path, where it was computed here: for `install`.
 
     Returns:
         `path`.
@@ -110,18 +115,23 @@ def fetch_url(
     long = len(os.fsencode(path.name)) > 240  # a name has 255 bytes, and `.part.etag` needs ten
     part = path.with_name((hashlib.sha256(os.fsencode(path.name)).hexdigest() if long else path.name) + ".part")
     if path.exists() and _fault(path, sha256, size) is None:
+        if sums is not None and sha256 is not None:
+            sums[str(path)] = sha256
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     for fresh in (False, True):
-        resumed = not fresh and part.exists()
+        resumed, digest = not fresh and part.exists(), RunningDigest(part)
         if urlsplit(url).scheme == "file":
             _copy(url, part)
         else:
-            _download(url, part, size, patience, report)
-        fault = _fault(part, sha256, size)
+            _download(url, part, size, patience, report, digest if sha256 or sums is not None else None)
+        found = digest.of_whole()
+        fault = _fault(part, sha256, size, found)
         part.with_name(f"{part.name}.etag").unlink(missing_ok=True)
         if fault is None:
             part.replace(path)
+            if sums is not None and (known := found or sha256):
+                sums[str(path)] = known
             return path
         part.unlink()
         if not resumed:  # a continued file may mix two versions: that alone deserves one fresh start
@@ -131,10 +141,37 @@ def fetch_url(
     )
 
 
-def _fault(path: Path, sha256: str | None, size: int | None) -> str | None:
+class RunningDigest:
+    """The SHA-256 of a file while it is written: what an earlier run left there is read once, and nothing twice."""
+
+    def __init__(self, path: Path):
+        self.path, self.at, self.sum = path, 0, hashlib.sha256()
+
+    def start(self, at: int) -> None:
+        """Stand at the byte from which writing continues."""
+        if at == self.at and at:
+            return
+        self.at, self.sum = 0, hashlib.sha256()
+        if at:
+            with self.path.open("rb") as f:
+                while self.at < at and (block := f.read(min(BLOCK, at - self.at))):
+                    self.add(block)
+
+    def add(self, data: bytes) -> None:
+        """Take the bytes that were written next."""
+        self.sum.update(data)
+        self.at += len(data)
+
+    def of_whole(self) -> str | None:
+        """Return the hexadecimal digest; None where other bytes are in the file than went through here."""
+        return self.sum.hexdigest() if self.at and self.at == _length(self.path) else None
+
+
+def _fault(path: Path, sha256: str | None, size: int | None, found: str | None = None) -> str | None:
+    """Return what is wrong with a file. `found`: its SHA-256, where it is known already."""
     if size is not None and path.stat().st_size != size:
         return f"{path.stat().st_size} bytes\n  expected: {size} bytes"
-    if sha256 is not None and (found := sha256_of(path)) != sha256:
+    if sha256 is not None and (found := found or sha256_of(path)) != sha256:
         return f"sha256 {found}\n  expected: {sha256}"
     return None
 
@@ -146,7 +183,9 @@ def _copy(url: str, part: Path) -> None:
     shutil.copyfile(origin, part)
 
 
-def _download(url: str, part: Path, size: int | None, patience: Patience, report: Report) -> None:
+def _download(
+    url: str, part: Path, size: int | None, patience: Patience, report: Report, digest: RunningDigest | None
+) -> None:
     # after k failures in a row the pause is `backoff`·2^k; `Backoff` halves its first one after progress
     best, retry = _length(part), Backoff(patience.tries, 2 * patience.backoff, patience.longest)
     if size is not None and best > size:  # of an earlier entry
@@ -157,7 +196,7 @@ def _download(url: str, part: Path, size: int | None, patience: Patience, report
             wait, why = 0.0, f"cut off at {_length(part)} of {size} bytes"
             fix = "check the network and the proxy settings, then rerun the same command"
             try:
-                _attempt(client, url, part, size, patience, report)
+                _attempt(client, url, part, size, patience, report, digest)
                 if size is None or _length(part) >= size:
                     return
             except _Again as again:
@@ -176,7 +215,15 @@ def _download(url: str, part: Path, size: int | None, patience: Patience, report
                 )
 
 
-def _attempt(client: httpx.Client, url: str, part: Path, size: int | None, patience: Patience, report: Report) -> None:
+def _attempt(
+    client: httpx.Client,
+    url: str,
+    part: Path,
+    size: int | None,
+    patience: Patience,
+    report: Report,
+    digest: RunningDigest | None,
+) -> None:
     have, note = _length(part), part.with_name(f"{part.name}.etag")
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     if have and note.exists():
@@ -204,12 +251,17 @@ def _attempt(client: httpx.Client, url: str, part: Path, size: int | None, patie
             note.write_text(tag)
         due = done + patience.slowest * patience.window
         watch.more(patience.window)
+        if digest is not None:
+            digest.start(done)
         with part.open("ab" if status == 206 else "wb") as f:
             for chunk in response.iter_raw():
                 if done == 0:
                     _refuse_page(url, chunk)
-                f.write(chunk[: limit - done])
+                kept = chunk[: limit - done]
+                f.write(kept)
                 f.flush()
+                if digest is not None:
+                    digest.add(kept)
                 done += len(chunk)
                 if done > limit:
                     part.unlink()

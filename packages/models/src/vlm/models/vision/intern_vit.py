@@ -9,7 +9,6 @@ Shapes: B images, N patches + 1, C width, H heads, D head size.
 
 import torch
 import torch.nn.functional as F
-from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -76,6 +75,16 @@ class VisionMlp(nn.Module):
         return mapped
 
 
+def make_drop_path(rate: float) -> nn.Module:
+    """Return a module that drops whole samples of a residual branch in training; timm is imported if any are."""
+    if not rate:
+        return nn.Identity()
+    from timm.layers.drop import DropPath
+
+    drop_path: nn.Module = DropPath(rate)
+    return drop_path
+
+
 class VisionBlock(nn.Module):
     """Attention and MLP, each behind a norm, scaled and added to its input."""
 
@@ -85,7 +94,7 @@ class VisionBlock(nn.Module):
         self.attn, self.mlp = VisionAttention(spec), VisionMlp(spec)
         self.ls1 = nn.Parameter(torch.full((spec.width,), spec.layer_scale_init))
         self.ls2 = nn.Parameter(torch.full((spec.width,), spec.layer_scale_init))
-        self.drop_path: nn.Module = DropPath(drop_path) if drop_path else nn.Identity()
+        self.drop_path: nn.Module = make_drop_path(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one block: [B, N, C] -> [B, N, C]."""
