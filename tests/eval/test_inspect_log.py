@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -122,7 +123,9 @@ def test_inspect_reads_and_shows_it(run, tmp_path, inspect, driver):
         "['oom: out of memory when run alone'] 4",
     ]
     viewer = Path(inspect).with_name("inspect")
-    words = [viewer, "view", "start", "--log-dir", tmp_path / "logs", "--port", "7598"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [viewer, "view", "start", "--log-dir", tmp_path / "logs", "--port", str(port)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         address = next(m[0] for line in process.stdout if (m := re.search(r"http://[\d.]+:\d+", line)))

@@ -16,6 +16,7 @@ from vlm.cli.show.positions import positions_line
 from vlm.cli.show.say import say
 from vlm.cli.strides import STRIDE_HELP, read_stride
 from vlm.core.errors import ConfigError, VlmError
+from vlm.core.extras import uncollected
 from vlm.core.paths import exists
 from vlm.core.text import printable
 
@@ -190,7 +191,8 @@ def load_session(path: Path, **settings: Any) -> "ChatSession":
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"loading {printable(path)}", total=None)
-        from vlm.models import ChatSession
+        with uncollected():
+            from vlm.models import ChatSession
 
         return ChatSession(path, progress=lambda done, total: bar.update(task, completed=done, total=total), **settings)
 

@@ -14,7 +14,7 @@ from vlm.cli.server.listening import LOCAL, address_of, find_key, listen
 from vlm.cli.show.positions import positions_line
 from vlm.cli.show.say import say
 from vlm.core.errors import ConfigError
-from vlm.core.extras import require
+from vlm.core.extras import require, uncollected
 from vlm.core.text import printable
 
 if TYPE_CHECKING:
@@ -74,9 +74,11 @@ def serve(
     require("serve", "the server")
     key = find_key(api_key, api_key_env)
     check_tls(tls_certificate, tls_key)
-    from vlm.cli.server.served import Settings
     from vlm.core.home import resolve
-    from vlm.models.engine import Limits
+
+    with uncollected():
+        from vlm.cli.server.served import Settings
+        from vlm.models.engine import Limits
 
     outside = tuple(resolve(path) for path in allow_outside or ())
     settings = Settings(

@@ -9,7 +9,7 @@ import typer
 
 from vlm.cli.options import TrainOptions, grouped
 from vlm.cli.show.say import say, say_json
-from vlm.core.extras import require
+from vlm.core.extras import require, uncollected
 
 if TYPE_CHECKING:
     from vlm.train.plan.run_plan import RunPlan
@@ -44,7 +44,8 @@ def train(
     adopt(processes)
     plan = None
     if "RANK" not in os.environ:  # else started by ourselves, torchrun or Slurm, after these checks
-        from vlm.train.plan.run_plan import RunPlan
+        with uncollected():
+            from vlm.train.plan.run_plan import RunPlan
 
         plan = RunPlan.resolve(recipe, processes)
         if dry_run:
@@ -60,7 +61,9 @@ def train(
         return
     end_with_launcher()
     from vlm.core.errors import Preempted
-    from vlm.train.run.loop import train as run_training
+
+    with uncollected():
+        from vlm.train.run.loop import train as run_training
 
     first = os.environ.get("RANK", "0") == "0"
     was_finished = (out / "model/config.json").exists()
