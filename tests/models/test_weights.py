@@ -12,6 +12,7 @@ from vlm.core.errors import CheckpointError
 from vlm.models.checkpoint.layout import read_layout
 from vlm.models.checkpoint.load import fingerprint, initialized, load_model, save_model
 from vlm.models.checkpoint.locate import find_checkpoint
+from vlm.models.checkpoint.safetensors_io import DTYPES, save_tensors
 from vlm.models.specs import load_preset
 
 
@@ -266,3 +267,14 @@ def test_the_fingerprint_changes_with_one_value(copy):
     before = fingerprint(copy)
     edit_tensors(copy, lambda s: s["projector.1.bias"][:1].add_(1e-3))
     assert fingerprint(copy) != before
+
+
+def test_files_are_the_bytes_that_safetensors_writes(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    tensors = {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 4), "turned": torch.rand(3, 5, generator=draw).T}
+    for i, (kind, dtype) in enumerate(DTYPES.items()):
+        for name in ("z", "a.gewölbt"):
+            tensors[f"{name}{kind}"] = torch.randint(0, 2, (3, 4 + i), generator=draw).to(torch.float32).to(dtype)
+    save_tensors(tensors, tmp_path / "ours")
+    save_file({n: t.contiguous() for n, t in tensors.items()}, tmp_path / "theirs", metadata={"format": "pt"})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm.core.errors import HardwareError
+from vlm.core.home import split_lines
 from vlm.core.progress import human_bytes
 from vlm.models.attention import KVStorage
 from vlm.models.specs import LanguageSpec
@@ -37,7 +38,7 @@ def free_bytes(place: Place) -> int | None:
     if device.type != "cpu" or not lines.is_file():
         return None
     kilobytes = {
-        key: int(rest.split()[0]) for key, _, rest in (x.partition(":") for x in lines.read_text().splitlines())
+        key: int(rest.split()[0]) for key, _, rest in (x.partition(":") for x in split_lines(lines.read_text()))
     }
     return (kilobytes["MemAvailable"] + kilobytes["SwapFree"]) * 1024
 
