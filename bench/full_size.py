@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
@@ -230,28 +231,32 @@ def step_lora(model: Path, tokens: int) -> dict[str, Any]:
     place = model.parent / "lora"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
-    wide = picture(model.parent, 448, 448)
-    asked = {"id": "0", "image": str(wide), "conversations": [
-        {"from": "human", "value": "<image>\n" + " a" * tokens}, {"from": "gpt", "value": "a b"}]}  # fmt: skip
-    (place / "data.json").write_text(json.dumps([asked, {**asked, "id": "1"}]))
-    command = ["train", "-m", model, "--data", place / "data.json", "--allow-outside", model.parent, "--lora"]
-    command += ["--run", place / "run", "--quiet"]
-    for one in ("steps=2", "batch.samples=1", f"max_length={tokens + 600}"):
-        command += ["--set", one]
+    asked = {
+        "image": str(picture(model.parent, 448, 448)),
+        "conversations": [
+            {"from": "human", "value": "<image>\n" + " a" * tokens},
+            {"from": "gpt", "value": "a b"},
+        ],
+    }
+    (place / "data.json").write_text(json.dumps([{"id": "0", **asked}, {"id": "1", **asked}]))
+    vlm = [str(Path(sys.executable).with_name("vlm")), "train", "-m", str(model), "--data", str(place / "data.json")]
+    vlm += ["--allow-outside", str(model.parent), "--lora", "--run", str(place / "run")]
+    for one in ("steps=2", "batch.samples=1", f"max_length={tokens + 340}"):
+        vlm += ["--set", one]
+    said = subprocess.run([*vlm, "--dry-run", "--json"], stdout=subprocess.PIPE, text=True, check=True).stdout
     began = time.perf_counter()
-    program = [str(Path(sys.executable).with_name("vlm")), *map(str, command)]
-    done = subprocess.Popen(program, stdout=sys.stderr, env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"})
+    done = subprocess.Popen([*vlm, "--quiet"], stdout=sys.stderr)
     peak = 0
     while done.poll() is None:
-        try:
+        with suppress(OSError, ValueError):
             lines = dict(x.split(":", 1) for x in Path(f"/proc/{done.pid}/status").read_text().splitlines())
             peak = max(peak, int(lines.get("RssAnon", "0 kB").split()[0]) * 1024)
-        except OSError:
-            break
         time.sleep(0.02)
     if done.wait():
         raise SystemExit(f"the training ended with {done.returncode}")
-    return {"gb": peak / 1e9, "whole_s": time.perf_counter() - began}
+    shutil.rmtree(place)
+    plan = json.loads(said[said.index("{") :])["estimate"]
+    return {"gb": peak / 1e9, "planned": plan["gb_needed"], "train_s": time.perf_counter() - began}
 
 
 STEPS: dict[str, Callable[..., dict[str, Any]]] = {
