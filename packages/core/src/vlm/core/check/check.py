@@ -20,7 +20,7 @@ from vlm.core.reading import check_regular, is_folder
 from vlm.core.sample.index import LineIndex
 from vlm.core.sample.lines import parse_line
 from vlm.core.sample.measure import Rules, SampleMeter
-from vlm.core.sample.media import IMAGE_SUFFIXES, load_image, load_video
+from vlm.core.sample.media import folder_frames, load_image, load_video
 from vlm.core.sample.records import Allowed, Examined, Sample, examine, record_id
 from vlm.core.text import printable_lines, shown
 
@@ -142,8 +142,8 @@ def file_faults(meter: SampleMeter, sample: Sample, *, decode: bool) -> Iterator
                     yield "missing", f"no such file: {shown(path)}"
                 elif not is_folder(path):
                     check_regular(path)
-                elif not any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir()):
-                    yield "unreadable", f"{shown(path)} has no frames"
+                else:
+                    folder_frames(path, meter.segments, medium["clip"])
                 continue
             header = meter.header(str(path))
             if decode:

@@ -246,8 +246,7 @@ def load_video(path: str | Path, segments: int, clip: tuple[float, float] | None
 
     try:
         if is_folder(path):
-            files = sorted(p for p in Path(path).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-            return [load_image(files[i]) for i in choose(len(files), FOLDER_FPS)]
+            return [load_image(file) for file in folder_frames(path, segments, clip)]
         check_regular(path)
     except (MediaError, ConfigError):
         raise
@@ -258,6 +257,16 @@ def load_video(path: str | Path, segments: int, clip: tuple[float, float] | None
             fps = 1000 / (gif.info.get("duration") or 100)
             return _picked(choose(getattr(gif, "n_frames", 1), fps), ImageSequence.Iterator(gif), _rgb)
     return video_frames(path, choose)
+
+
+def folder_frames(path: str | Path, segments: int, clip: tuple[float, float] | None = None) -> list[Path]:
+    """Return the image files that `load_video` loads of a folder.
+
+    Raises:
+        MediaError: It has no images, or the clip is outside.
+    """
+    files = sorted(p for p in Path(path).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    return [files[i] for i in _chosen(path, len(files), FOLDER_FPS, segments, clip)]
 
 
 def _chosen(path: str | Path, n_frames: int, fps: float, segments: int, clip: tuple[float, float] | None) -> list[int]:
