@@ -2,6 +2,7 @@
 
     python tests/support/long_ring.py --tokens 16384 --processes 1 2 4 [--out result.json]
 
+With --out, each number of processes is written when it is done, and not run again by the same command.
 Every process computes with one thread, so that minutes of processor time can be added. Memory is the growth of a
 process's peak while it computes: libraries, weights and the sample itself are there before.
 """
@@ -106,18 +107,19 @@ def rank_main(model: Path, sample_file: Path, out: Path) -> None:
     (out / f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(found))
 
 
-def measure(tokens: int, processes: list[int], say: Any = print) -> list[dict[str, Any]]:
+def measure(tokens: int, processes: list[int], say: Any = print, out_file: Path | None = None) -> list[dict[str, Any]]:
     """Run the sample in each number of processes; return what they predicted, their bytes and their times."""
     from vlm.train.launch.launch import launch
 
-    rows = []
+    rows: list[dict[str, Any]] = json.loads(out_file.read_text()) if out_file and out_file.exists() else []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_model(folder / "model")
         sample = make_sample(folder / "model", tokens, folder)
         assert len(sample) == tokens, len(sample)
         (folder / "sample").write_bytes(pickle.dumps(sample))
-        for size in processes:
+        done = {(row["tokens"], row["processes"]) for row in rows}
+        for size in (size for size in processes if (tokens, size) not in done):
             out = folder / f"out-{size}"
             out.mkdir()
             command = [sys.executable, __file__, "--rank", str(folder / "model"), str(folder / "sample"), str(out)]
@@ -128,6 +130,8 @@ def measure(tokens: int, processes: list[int], say: Any = print) -> list[dict[st
             row = {"tokens": tokens, "processes": size, "predicted": ranks[0]["predicted"], "logits": logits}
             row |= {key: [rank[key] for rank in ranks] for key in ("bytes", "seconds", "processor_seconds")}
             rows.append(row)
+            if out_file:
+                out_file.write_text(json.dumps(rows) + "\n")
             seconds, spent = max(row["seconds"]), sum(row["processor_seconds"])
             mb = ", ".join(f"{n / 1e6:.1f}" for n in row["bytes"])
             say(
@@ -152,11 +156,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    rows = measure(asked.tokens, asked.processes)
+    rows = measure(asked.tokens, asked.processes, out_file=asked.out)
     for row in rows[1:]:
         assert row["predicted"] == rows[0]["predicted"], "another prediction"
-    if asked.out:
-        asked.out.write_text(json.dumps(rows) + "\n")
 
 
 if __name__ == "__main__":
