@@ -113,6 +113,25 @@ def test_with_two_digits_the_question_is_about_the_first(sources, tokens):
         assert 0 <= depths[0] < depths[1] <= 1
 
 
+@pytest.mark.parametrize("tokens", [84, 256, 2048])
+def test_a_number_in_a_sentence_is_hidden_among_pictures_without_digits(sources, tokens):
+    options = HaystackOptions(tokens, K, 20, split="test", task="text", image_share=0.6)
+    records = rows(build_haystack("h", options))
+    assert {record["question"] for record in records} == {"Which number is written?"}
+    assert set(Counter(record["answer"] for record in records).values()) == {2}
+    count = counter(None)
+    for record in records:
+        assert abs(record["meta"]["context_length"] - tokens) <= max(2, 0.01 * tokens)
+        (needle,), (depth,) = record["meta"]["needles"], record["meta"]["placed_depth"]
+        assert needle == f"The number is {record['answer']}." and record["context"].count(needle) == 1
+        assert not any(name.startswith("digits/") for name in record["images_list"])
+        before = record["context"][: record["context"].index(needle)].split("<image>")
+        at = sum(map(count, before)) + (K + 2) * (len(before) - 1)
+        assert abs(at / record["meta"]["context_length"] - depth) < 1e-3
+    depths = sorted(record["meta"]["placed_depth"][0] for record in records)
+    assert depths[0] < 0.2 and depths[-1] > 0.7
+
+
 def test_the_same_seed_gives_the_same_bytes_and_a_second_run_writes_nothing(sources):
     options = HaystackOptions(1024, K, 10)
     first = build_haystack("a", options)

@@ -86,10 +86,11 @@ class Split(StrEnum):
 
 
 class HaystackTask(StrEnum):
-    """What a haystack hides: one digit, or two and their order."""
+    """What a haystack hides: one digit, two and their order, or a number in a sentence."""
 
     hidden = "hidden"
     order = "order"
+    text = "text"
 
 
 @app.command()
@@ -106,10 +107,11 @@ def haystack(
     image_share: Annotated[float, typer.Option(min=0.0, max=0.95, help="Part of the tokens that images take.")] = 0.5,
     times: Annotated[str, typer.Option(help="Length as a multiple of training, noted in the records.")] = "1x",
     task: Annotated[
-        HaystackTask, typer.Option(help="hidden: one digit, which one? order: two, which comes first?")
+        HaystackTask,
+        typer.Option(help="hidden: one digit, which one? order: two, which comes first? text: a number in a sentence."),
     ] = HaystackTask.hidden,
 ) -> None:
-    """Build long documents of sentences and pictures that hide a handwritten digit, or two: which one?"""
+    """Build long documents of sentences and pictures that hide a handwritten digit, two, or a number in words."""
     from vlm.core.synth.haystack import HaystackOptions, build_haystack
 
     options = HaystackOptions(tokens, tokens_per_image, count, split.value, seed, image_share, times, task.value)

@@ -1,4 +1,4 @@
-"""Image haystacks: long documents of everyday sentences and pictures that hide one or two handwritten digits.
+"""Haystacks: long documents of everyday sentences and pictures that hide handwritten digits, or a number in words.
 
 Training records are `conversations` JSONL, test records follow MM-NIAH. Images are named relative to `dataset/`, so
 that nothing is copied. Sample i is a function of (seed, split, i) and of the sources alone.
@@ -8,7 +8,7 @@ that nothing is copied. Sample i is a function of (seed, split, i) and of the so
 
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,10 @@ from vlm.core.synth.long.units import Unit, fit, place_units
 from vlm.core.synth.sentences import SENTENCES
 from vlm.core.synth.vqa_records import NUMBER_WORDS, write_jsonl
 
-QUESTION = {"hidden": "Which digit is hidden?", "order": "Which digit comes first?"}
+QUESTION = {"hidden": "Which digit is hidden?", "order": "Which digit comes first?", "text": "Which number is written?"}
+NEEDLE = "The number is {}."
+"""The sentence that the task `text` hides."""
+
 SHORTLY = "\nAnswer the question using a single word or phrase."
 """What the MM-NIAH prompt appends to a question (the published evaluators); training records carry it too."""
 
@@ -44,7 +47,8 @@ class HaystackOptions:
 
     `tokens`: length of a whole human turn, an image counting `tokens_per_image` + 2. `times`: the length as a multiple
     of the training length, recorded only. `image_share`: share of the tokens that images take. `task`: `hidden` asks
-    for the one digit there is, `order` for the first of two different ones.
+    for the one digit there is, `order` for the first of two different ones; `text` hides a sentence that names a number
+    of one digit, among pictures without digits, and asks for the number.
     """
 
     tokens: int
@@ -54,7 +58,7 @@ class HaystackOptions:
     seed: int = 0
     image_share: float = 0.5
     times: str = "1x"
-    task: Literal["hidden", "order"] = "hidden"
+    task: Literal["hidden", "order", "text"] = "hidden"
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ def counter(tokenizer: Path | None) -> Count:
 def haystacks(options: HaystackOptions, pools: _Pools, count: Count) -> Iterator[dict[str, Any]]:
     """Yield `options.count` MM-NIAH records.
 
-    Asked digits are balanced. With one digit in a document, depths cover 0..1 evenly. Both are shuffled independently.
+    Asked numbers are balanced. With one in a document, depths cover 0..1 evenly. Both are shuffled independently.
     """
     rng = random.Random(f"haystack/{options.seed}/{options.split}")
     depths = rng.sample(range(options.count), options.count)
@@ -156,40 +160,50 @@ def _haystack(
     question = QUESTION[options.task]
     room = options.tokens - count("\n" + question + SHORTLY)
     n_images = max(len(digits), round(room * options.image_share / per_image))
-    if room < n_images * per_image + max(costs.values()):
+    if options.task == "text":
+        sentence = NEEDLE.format(digits[0])
+        needles = [Unit(sentence, count(sentence + " "))]
+    else:
+        needles = [Unit("", per_image, rng.choice(pools.digits[digit])) for digit in digits]
+    written = sum(needle.cost for needle in needles if not needle.image)
+    if room < n_images * per_image + written + max(costs.values()):
         raise ConfigError(
             f"{options.tokens} tokens do not hold {len(digits)} image(s) of {per_image}, a sentence and the question",
             fix="raise --tokens or lower --tokens-per-image or --image-share",
         )
-    needles = [rng.choice(pools.digits[digit]) for digit in digits]
-    n_others = n_images - len(needles)
+    n_others = n_images - sum(bool(needle.image) for needle in needles)
     n_photographs = min(len(pools.photographs), round(PHOTOGRAPHS * n_others))
     others = rng.sample(pools.photographs, n_photographs)
     others += _draw(rng, pools.shapes, n_others - n_photographs)
     rng.shuffle(others)
 
     def make(target: int) -> tuple[int, tuple[int, int, str, list[Unit]]]:
-        units = _arrange(rng, _fill(rng, target, costs), others, zip(depths, needles, strict=True), costs, per_image)
-        context = "".join("<image>\n" if unit.image else f"{unit.text} " for unit in units).rstrip(" ") + "\n"
+        hidden = list(zip(depths, needles, strict=True))
+        units = _arrange(rng, _fill(rng, target - written, costs), others, hidden, costs, per_image)
+        context = _text(units).rstrip(" ") + "\n"
         text = sum(map(count, (context + question + SHORTLY).split("<image>")))
         return text + n_images * per_image, (text + n_images * per_image, text, context, units)
 
     total, text, context, units = fit(options.tokens, room - n_images * per_image, make, what="document", slack=SLACK)
     images = [unit.image for unit in units if unit.image]
-    before = [context.split("<image>")[: images.index(needle) + 1] for needle in needles]
+    before = [_text(units[: units.index(needle)]).split("<image>") for needle in needles]
     meta = {
         "placed_depth": [round((sum(map(count, b)) + per_image * (len(b) - 1)) / total, 4) for b in before],
         "context_length": total,
         "context_length_text": text,
         "context_length_image": n_images * per_image,
         "num_images": n_images,
-        "needles": needles,
+        "needles": [needle.image or needle.text for needle in needles],
         "choices": None,
         "choices_image_path": None,
         "times": options.times,
     }
     asked = {"question": question, "answer": digits[0], "meta": meta}
     return {"id": i, "images_list": images, "context": context, **asked}
+
+
+def _text(units: Iterable[Unit]) -> str:
+    return "".join("<image>\n" if unit.image else f"{unit.text} " for unit in units)
 
 
 def _fill(rng: random.Random, target: int, costs: dict[str, int]) -> list[str]:
@@ -210,7 +224,7 @@ def _arrange(
     rng: random.Random,
     sentences: list[str],
     others: list[str],
-    hidden: Iterable[tuple[float, str]],
+    hidden: Sequence[tuple[float, Unit]],
     costs: dict[str, int],
     per_image: int,
 ) -> list[Unit]:
@@ -218,7 +232,7 @@ def _arrange(
     places = [(rng.random() * len(sentences), name, True) for name in others]
     ordered = sorted([*places, *((k, s, False) for k, s in enumerate(sentences))])
     units = [Unit("", per_image, name) if image else Unit(name, costs[name]) for _, name, image in ordered]
-    return place_units(units, [(depth, Unit("", per_image, needle)) for depth, needle in hidden])
+    return place_units(units, hidden)
 
 
 def _draw(rng: random.Random, pool: list[str], n: int) -> list[str]:
