@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm.core.synth.haystack import QUESTION
+from vlm.core.synth.haystack import NEEDLE, QUESTION
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.haystack import annotation_file
 from vlm.eval.mini.draw import COLORS, SHAPES, digit, save, shapes, write_lines
@@ -198,22 +198,29 @@ def make_digit_haystack(benchmark: Benchmark, folder: Path, rng: random.Random, 
 
 
 def make_mini_v2pe(benchmark: Benchmark, folder: Path, rng: random.Random, n: int | None) -> dict[str, int]:
-    """Write `n` documents (usually 4) of each length, with two digits among pictures of shapes: which is first?"""
+    """Write `n` documents (usually 4) of each task: two digits among pictures of shapes, or a number in a sentence."""
     n, tasks = n or 4, benchmark.options["tasks"]
-    for length in tasks:
+    for task in tasks:
+        *kind, length = task.split("-")
         rows = []
         for k in range(n):
             n_images = 2 + int(length.removesuffix("x"))
             values, places = rng.sample(range(10), 2), sorted(rng.sample(range(n_images), 2))
-            images = [f"{length}_{k}_{i}.png" for i in range(n_images)]
+            images = [f"{task}_{k}_{i}.png" for i in range(n_images)]
             for i, name in enumerate(images):
-                picture = digit(values[places.index(i)]) if i in places else shapes([rng.choice(THINGS)])
+                hides = i in places and not kind
+                picture = digit(values[places.index(i)]) if hides else shapes([rng.choice(THINGS)])
                 save(picture, folder / benchmark.options["images"] / name)
-            context = "".join(f"<image>\n{rng.choice(SENTENCES)}\n" for _ in images)
-            depths, needles = [i / n_images for i in places], [images[i] for i in places]
-            about = {"placed_depth": depths, "needles": needles}
-            rows.append(_record(k, context, images, QUESTION["order"], str(values[0]), **about))
-        write_lines(annotation_file(benchmark, folder, length), jsonl(rows))
+            lines = [rng.choice(SENTENCES) for _ in images]
+            needles = [images[i] for i in places]
+            if kind:
+                places, needles = places[:1], [NEEDLE.format(values[0])]
+                lines[places[0]] = needles[0]
+            context = "".join(f"<image>\n{line}\n" for line in lines)
+            about = {"placed_depth": [i / n_images for i in places], "needles": needles}
+            question = QUESTION["text" if kind else "order"]
+            rows.append(_record(k, context, images, question, str(values[0]), **about))
+        write_lines(annotation_file(benchmark, folder, task), jsonl(rows))
     return dict.fromkeys(tasks, n)
 
 
