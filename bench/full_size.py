@@ -1,12 +1,12 @@
 """The published models at their published size, with random weights: memory and time of what a user does with them.
 
-    python bench/full_size.py [--only internvl2-2b convllava-1536 internvl-chat-v1-2] [--tokens 4096 8192] [--place DIR]
+    python bench/full_size.py [--only internvl2-2b convllava-1536 internvl-chat-v1-2] [--steps chat ...] [--place DIR]
 
 Each step is a process of its own. `gb` is by how much its own memory grew at most from the moment the libraries and the
 weights were there (`load`: with the pages of the mapped weights; `lora`: the whole process), `torch_gb` what torch held
 of it at once, without what malloc keeps; `planned` is what `vlm plan` says. InternVL2-2B and ConvLLaVA-7B are written
-in bfloat16 (4.4 and 14 GB); the 80 GB of InternVL-Chat-V1-2 are sparse files, holes that read as zeros. Rows of models
-that are not asked for stay in the JSON.
+in bfloat16 (4.4 and 14 GB); the 80 GB of InternVL-Chat-V1-2 are sparse files, holes that read as zeros. Rows that are
+not asked for stay in the JSON.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
@@ -32,6 +32,7 @@ from vlm.models.specs import ModelSpec, load_preset
 TOKENIZERS = Path(__file__).parents[1] / "tests/golden/data/tokenizers"
 PRESETS = {"internvl2-2b": "internlm2", "convllava-1536": "llama", "internvl-chat-v1-2": "hermes2"}
 NEW_TOKENS = 8
+LONG = 8192
 
 
 def published(preset: str) -> tuple[ModelSpec, dict[str, torch.Tensor]]:
@@ -204,7 +205,10 @@ def step_load(model: Path) -> dict[str, Any]:
 
 
 def step_chat(model: Path, tiles: int, tokens: int, rows: int = 1) -> dict[str, Any]:
-    """A picture and a text of so many tokens in all: seconds to the first token, and of each further one."""
+    """A picture and a text of so many tokens in all: seconds to the first token, and of each further one.
+
+    A prompt of more than LONG tokens is computed once, without the profiler.
+    """
     from vlm.models.answers import answer
     from vlm.models.session import ChatSession
 
@@ -215,18 +219,47 @@ def step_chat(model: Path, tiles: int, tokens: int, rows: int = 1) -> dict[str, 
     words = max(1, tokens - few)
     batch = [session.processor.encode(session.messages(" a" * words, [wide]), strides=session.strides)] * rows
     times = {}
+    long = tokens > LONG
     with Memory() as memory:
-        for new in (1, NEW_TOKENS):
+        for new in (1,) if long else (1, NEW_TOKENS):
             began = time.perf_counter()
             answer(session.model, session.processor, batch, max_new_tokens=new, min_new_tokens=new)
             times[new] = time.perf_counter() - began
-    each = max(0.0, times[NEW_TOKENS] - times[1]) / (NEW_TOKENS - 1)
     found = {"tokens": len(batch[0]), "tiles": batch[0].n_tiles, "rows": rows, "gb": memory.grown}
-    if rows == 1:
+    if rows == 1 and not long:
         alone = partial(answer, session.model, session.processor, batch, max_new_tokens=1)
         found["torch_gb"] = peak_bytes(alone) / 1e9
+    if rows == 1:
         found["planned"] = planned(model, len(batch[0]), batch[0].n_tiles)
-    return {**found, "first_token_s": times[1], "each_token_s": each}
+    if not long:
+        found["each_token_s"] = max(0.0, times[NEW_TOKENS] - times[1]) / (NEW_TOKENS - 1)
+    return {**found, "first_token_s": times[1]}
+
+
+def step_haystack(model: Path, samples: int) -> dict[str, Any]:
+    """Samples of MM-NIAH's miniature at stride 64, by the command: the greatest of its prompts is planned."""
+    from vlm.cli.main import main as vlm
+    from vlm.core.sample.records import iter_jsonl
+
+    out = model.parent / "eval"
+    shutil.rmtree(out, ignore_errors=True)
+    os.environ["VLM_HOME"] = str(model.parent)
+    sys.argv = ["vlm", "eval", "mm-niah", "--mini", "--limit", str(samples), "-m", str(model), "--stride", "64"]
+    sys.argv += ["--batch-size", "1", "--dtype", "bfloat16", "--max-new-tokens", str(NEW_TOKENS), "--out", str(out)]
+    with Memory() as memory, redirect_stdout(sys.stderr):
+        began = time.perf_counter()
+        try:
+            vlm()
+        except SystemExit as end:
+            if end.code:
+                raise
+        seconds = time.perf_counter() - began
+    (results,) = out.glob("**/results.jsonl")
+    answered = [record for _, record in iter_jsonl(results)]
+    tokens = max(record["tokens"] for record in answered)
+    tiles = max(len(record["images"]) for record in answered)  # square drawings, one tile each
+    found = {"samples": len(answered), "tokens": tokens, "tiles": tiles, "gb": memory.grown}
+    return {**found, "planned": planned(model, tokens, tiles), "answers_s": seconds}
 
 
 def step_offload(model: Path) -> dict[str, Any]:
@@ -306,17 +339,22 @@ def run(step: str, model: Path, *settings: object) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PRESETS, default=list(PRESETS))
-    parser.add_argument("--tokens", nargs="+", type=int, default=[1024, 2048, 4096, 8192])
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
+    parser.add_argument("--tokens", nargs="+", type=int, default=[1024, 2048, 4096, 8192, 32768])
     parser.add_argument(
         "--place", type=Path, default=Path("full-size"), help="a folder with 50 GB of room (80 for V1-2)"
     )
     asked = parser.parse_args()
     before = Path(__file__).with_suffix(".json")
-    rows = (
-        [row for row in json.loads(before.read_text())["rows"] if row["model"] not in asked.only]
-        if before.exists()
-        else []
-    )
+    rows = json.loads(before.read_text())["rows"] if before.exists() else []
+
+    def do(step: str, *settings: object) -> None:
+        if step in asked.steps:
+            row = run(step, model, *settings)
+            same = [i for i, old in enumerate(rows) if all(old.get(k) == row.get(k) for k in ("model", "step", "set"))]
+            at = same[0] if same else len(rows)
+            rows[at : at + 1] = [row]
+
     for preset in asked.only:
         model = asked.place / preset
         if not model.exists():
@@ -324,16 +362,23 @@ def main() -> None:
             shutil.rmtree(half, ignore_errors=True)
             (write_sparse if preset == "internvl-chat-v1-2" else write_random)(preset, half)
             half.rename(model)
+        do("inspect")
+        if preset != "internvl-chat-v1-2":
+            do("load")
+        do("convert", "llava" if preset == "convllava-1536" else "internvl")
         if preset == "internvl-chat-v1-2":
-            rows += [run("inspect", model), run("convert", model, "internvl"), run("offload", model)]
-            continue
-        rows += [run("load", model), run("convert", model, "internvl" if "internvl" in preset else "llava")]
-        if preset == "internvl2-2b":
-            rows += [run("chat", model, tiles, 256 * (tiles + (tiles > 1)) + 64) for tiles in (1, 6, 12)]
-            rows += [run("chat", model, 1, tokens) for tokens in asked.tokens]
-            rows += [run("chat", model, 1, 512, 4), run("lora", model, 512)]
+            do("offload")
+        elif preset == "internvl2-2b":
+            for tiles in (1, 6, 12):
+                do("chat", tiles, 256 * (tiles + (tiles > 1)) + 64)
+            for tokens in asked.tokens:
+                do("chat", 1, tokens)
+            do("chat", 1, 512, 4)
+            do("haystack", 3)
+            do("lora", 512)
         else:
-            rows += [run("chat", model, 1, 640), run("chat", model, 1, 640, 4)]
+            do("chat", 1, 640)
+            do("chat", 1, 640, 4)
     report("full_size", rows)
 
 
