@@ -105,11 +105,12 @@ class Holes:
     def work(self) -> None:
         dug: set[int] = set()
         while not self.done.wait(1):
-            files = sorted(self.place.glob("**/*.safetensors*"), key=lambda file: file.stat().st_mtime)
-            for file in files[:-1]:  # the last one is still written
-                if file.stat().st_ino not in dug:
-                    dug.add(file.stat().st_ino)
-                    subprocess.run(["fallocate", "--dig-holes", str(file)], check=True)
+            with suppress(FileNotFoundError):  # the folder was renamed
+                ages = {file: file.stat() for file in self.place.glob("**/*.safetensors*")}
+                for file in sorted(ages, key=lambda file: ages[file].st_mtime)[:-1]:  # the last one is still written
+                    if ages[file].st_ino not in dug:
+                        subprocess.run(["fallocate", "--dig-holes", str(file)], check=False, stderr=subprocess.DEVNULL)
+                        dug.add(ages[file].st_ino)
 
     def __exit__(self, *_: object) -> None:
         self.done.set()

@@ -60,7 +60,9 @@ def test_a_quantized_model_answers_nearly_as_the_whole_one(name: str, checkpoint
     model = load_model(checkpoint(), dtype="bfloat16", quantize=name)
     low = [model.get_submodule(path) for path in quantized_linears(model)]
     assert len(low) == 7 * model.spec.language.depth and all(isinstance(part, LowBitLinear) for part in low)
-    assert all(part.weight is None for part in low), "no whole weight stays"
+    head = model.language_model.lm_head
+    assert isinstance(head, LowBitLinear) and head.bits == 8, "a new token reads the whole head, too"
+    assert all(part.weight is None for part in [*low, head]), "no whole weight stays"
     ids, pixels = prompt(model, 6, "image", 9), tiles(model, 1)
     with torch.inference_mode():
         found, wanted = (m(ids, pixel_values=pixels).logits.float() for m in (model, whole))
@@ -68,6 +70,16 @@ def test_a_quantized_model_answers_nearly_as_the_whole_one(name: str, checkpoint
     assert 1e-4 < error < {"int8": 0.1, "int4": 0.8}[name]
     chat = ChatSession(checkpoint(), dtype="bfloat16", quantize=name)
     assert len(list(chat.stream("What is it?", max_new_tokens=4))) <= 4
+
+
+def test_a_head_that_is_the_embedding_stays_whole(tiny, tmp_path, prompt) -> None:
+    from vlm.models.checkpoint.load import save_model
+
+    save_model(tiny("tiny-internvl2", tied=True), tmp_path / "tied")
+    model = load_model(tmp_path / "tied", dtype="bfloat16", quantize="int8")
+    language = model.language_model
+    assert language.lm_head.weight is language.model.embed_tokens.weight
+    assert model(prompt(model, 6)).logits.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vlm.core.errors import CheckpointError, ConfigError, HardwareError, UnknownName
 from vlm.core.extras import require
 from vlm.models.attention import KVStorage
-from vlm.models.quantization.low_bit import BITS, LowBitLinear, check_low_bit, check_sizes
+from vlm.models.quantization.low_bit import BITS, LowBitLinear, check_low_bit, check_size
 from vlm.models.specs import ModelSpec
 from vlm.models.vlm import VisionLanguageModel
 
@@ -35,14 +35,14 @@ LOW_BYTES = {"8bit": 1, "4bit": 0.53, "int8": 1, "int4": 0.63}
 """Bytes of a quantized weight with the constants of its group; those of NF4 are quantized themselves."""
 OFFLOADS = ("cpu", "disk")
 
-LAYERS = "language_model.model.layers"
+LAYERS, HEAD = "language_model.model.layers", "language_model.lm_head"
 TOGETHER = (
     "encoder",
     "projector",
     "language_model.model.embed_tokens",
     "language_model.model.rotary_emb",
     "language_model.model.norm",
-    "language_model.lm_head",
+    HEAD,
 )
 """Modules on the device of the first and the last layer: an answer begins and ends on one device."""
 
@@ -90,12 +90,21 @@ def device_of(name: str, devices: Devices) -> int | str:
 
 
 def quantized_linears(model: nn.Module) -> list[str]:
-    """Return the names of the modules that quantization replaces: the linear layers of the decoder layers.
+    """Return the names of the modules that every quantization replaces: the linear layers of the decoder layers.
 
-    Encoder, projector, embedding and head are not quantized: InternViT-6B in 4 bits gives nonsense (documented by the
+    Encoder, projector and embedding are not quantized: InternViT-6B in 4 bits gives nonsense (documented by the
     authors of InternVL-Chat-V1-2).
     """
     return [n for n, m in model.named_modules() if n.startswith(f"{LAYERS}.") and isinstance(m, nn.Linear)]
+
+
+def quantizations(model: VisionLanguageModel, quantize: str) -> dict[str, str]:
+    """Return the modules to quantize, and how each is.
+
+    With `int4` or `int8` the head, all of which a new token reads, is int8. A head that is the embedding stays.
+    """
+    found = dict.fromkeys(quantized_linears(model), quantize)
+    return found | ({HEAD: "int8"} if quantize in BITS and not model.spec.language.tied else {})
 
 
 def resolve_devices(spec: ModelSpec, device: str | Devices, offload: str | None = None) -> dict[str, int | str]:
@@ -139,7 +148,7 @@ class WeightPlacement:
     devices: dict[str, int | str]
     dtype: torch.dtype | None
     quantize: str | None = None
-    quantized: set[str] = field(default_factory=set)
+    quantized: dict[str, str] = field(default_factory=dict)
     offloaded: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     stored: set[torch.dtype] = field(default_factory=set)
@@ -147,11 +156,13 @@ class WeightPlacement:
     def prepare(self, model: VisionLanguageModel) -> None:
         """Replace the modules to quantize (nothing is allocated), and make a folder for offloaded layers."""
         if self.quantize:
-            self.quantized = set(quantized_linears(model))
-            check_sizes(self.quantize, {name: model.get_submodule(name) for name in sorted(self.quantized)})  # type: ignore[misc]
-            for name in self.quantized:
+            self.quantized = quantizations(model, self.quantize)
+            for name, kind in sorted(self.quantized.items()):
+                old = model.get_submodule(name)
+                assert isinstance(old, nn.Linear)
+                check_size(kind, name, old)
                 parent, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(parent), leaf, self._low_bit(model.get_submodule(name)))
+                setattr(model.get_submodule(parent), leaf, self._low_bit(old, kind))
         if "disk" in self.devices.values():
             self.folder = Path(tempfile.mkdtemp(prefix="vlm-offload-"))
             weakref.finalize(model, shutil.rmtree, self.folder, ignore_errors=True)
@@ -212,11 +223,15 @@ class WeightPlacement:
 
     def needs(self, model: VisionLanguageModel, tensors: Mapping[str, Tensor]) -> Counter[int | str]:
         """Return the bytes of tensors by the device where they will lie; they may be on `meta`, as they are stored."""
-        low = {f"{name}.weight" for name in quantized_linears(model)} if self.quantize else set()
+        low = (
+            {f"{name}.weight": kind for name, kind in quantizations(model, self.quantize).items()}
+            if self.quantize
+            else {}
+        )
         found: Counter[int | str] = Counter()
         for name, tensor in tensors.items():
             dtype = self.dtype if self.dtype and tensor.is_floating_point() else tensor.dtype
-            width = LOW_BYTES[str(self.quantize)] if name in low else dtype.itemsize
+            width = LOW_BYTES[low[name]] if name in low else dtype.itemsize
             found[device_of(name, self.devices)] += math.ceil(tensor.numel() * width)
         return found
 
@@ -233,10 +248,9 @@ class WeightPlacement:
             yield "--dtype bfloat16 --offload cpu", WeightPlacement(offload_map(spec, main, "cpu"), half)
         yield "--dtype bfloat16 --offload disk", WeightPlacement(offload_map(spec, main, "disk"), half)
 
-    def _low_bit(self, old: nn.Module) -> nn.Module:
-        assert isinstance(old, nn.Linear)
-        if self.quantize in BITS:
-            return LowBitLinear(old, BITS[self.quantize])
+    def _low_bit(self, old: nn.Linear, kind: str) -> nn.Module:
+        if kind in BITS:
+            return LowBitLinear(old, BITS[kind])
         bnb = _bitsandbytes(str(self.quantize))
         sizes: dict[str, Any] = {
             "input_features": old.in_features,

@@ -93,8 +93,8 @@ def check_prompts(input_ids: Tensor, mask: Tensor, position_ids: Tensor) -> None
 def check_room(model: Decoder, tokens: int, rows: int) -> None:
     """Raise CacheTooLarge if the keys and values of so many rows of so many tokens do not fit the memory."""
     places = {str(place) for place in getattr(model, "hf_device_map", {}).values()} - {"cpu", "disk"}
-    head = model.language_model.get_output_embeddings().weight
-    check_cache(model.spec.language, model.kv_storage, head, tokens=tokens, rows=rows, devices=max(1, len(places)))
+    like = model.language_model.model.norm.weight
+    check_cache(model.spec.language, model.kv_storage, like, tokens=tokens, rows=rows, devices=max(1, len(places)))
 
 
 def fill(

@@ -111,12 +111,11 @@ def check_low_bit(name: str, devices: set[int | str], dtype: torch.dtype | None,
         )
 
 
-def check_sizes(name: str, layers: dict[str, nn.Linear]) -> None:
-    """Raise ConfigError for layers whose sizes the int4 kernel cannot take."""
-    for path, layer in layers.items() if name == "int4" else ():
-        if layer.in_features % GROUP or layer.out_features % 16:
-            raise ConfigError(
-                f"--quantize int4: {path} is {layer.out_features} x {layer.in_features}",
-                expected=f"multiples of 16 x {GROUP}",
-                fix="--quantize int8",
-            )
+def check_size(kind: str, path: str, layer: nn.Linear) -> None:
+    """Raise ConfigError for a layer whose sizes the int4 kernel cannot take."""
+    if kind == "int4" and (layer.in_features % GROUP or layer.out_features % 16):
+        raise ConfigError(
+            f"--quantize int4: {path} is {layer.out_features} x {layer.in_features}",
+            expected=f"multiples of 16 x {GROUP}",
+            fix="--quantize int8",
+        )
