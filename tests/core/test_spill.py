@@ -1,6 +1,7 @@
 """Collections that hardly grow in memory hold what a list, a dict and a set would."""
 
 import gc
+import json
 import warnings
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm.core.spill import READ, Places, Seen, Spilled
+from vlm.core.home import write_json
+from vlm.core.spill import READ, WRITTEN, LazyDict, Places, Seen, Spilled, StoredMap
 
 
 @given(st.lists(st.one_of(st.text(), st.integers(), st.none()), max_size=40), st.integers(0, 5))
@@ -59,3 +61,26 @@ def test_a_key_is_seen_once_in_each_kind_with_its_first_place() -> None:
         found = [seen.before("id", b"x", "f:1"), seen.before("id", b"x", "f:2"), seen.before("text", b"x", "f:3")]
         assert found == [None, "f:1", None]
         assert seen.before("id", b"y", "\udcff") is None and seen.before("id", b"y", "f:5") == "\udcff"
+
+
+def test_a_stored_map_is_the_dict_in_the_order_of_its_keys() -> None:
+    stored, held = StoredMap(), dict[str, str]()
+    for i in range(3 * WRITTEN):
+        key = f"{i * 7919 % (2 * WRITTEN)}\udcff\N{SNOWMAN}"
+        assert (key in stored) == (key in held)
+        stored[key] = held[key] = str(i)
+    del stored["5\udcff\N{SNOWMAN}"], held["5\udcff\N{SNOWMAN}"]
+    assert list(stored.pairs()) == sorted(held.items()) and dict(stored) == held and len(stored) == len(held)
+    for missing in ("no", "5\udcff\N{SNOWMAN}"):
+        assert stored.get(missing) is None and missing not in stored
+        with pytest.raises(KeyError):
+            del stored[missing]
+
+
+def test_a_lazy_dict_is_written_like_a_dict_as_often_as_asked(tmp_path: Path) -> None:
+    held = {f"{i:03d}": {"a": i, "b": "x"} for i in range(5)}
+    for pairs in (held, {}):
+        lazy = LazyDict(pairs.items, len(pairs))
+        for name in ("one.json", "two.json"):
+            write_json(tmp_path / name, {"files": lazy, "n": 1}, in_order=True)
+            assert (tmp_path / name).read_text() == json.dumps({"files": pairs, "n": 1}, indent=1) + "\n"

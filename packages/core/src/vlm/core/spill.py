@@ -1,4 +1,4 @@
-"""Collections that hardly grow in memory: a list on the disk, places by name, names that were seen before.
+"""Collections that hardly grow in memory: lists and dicts on the disk, places by name, names that were seen before.
 
 items = Spilled[Item]()
 items.append(item)
@@ -11,13 +11,13 @@ import sqlite3
 import tempfile
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
+from operator import eq
 from pathlib import Path
-from typing import IO, Generic, Self, TypeVar, overload
-
-import numpy as np
+from threading import Lock
+from typing import IO, Any, Generic, Self, TypeVar, overload
 
 from vlm.core.home import naming
 
@@ -27,10 +27,14 @@ HELD = 4096
 READ = 256
 """Elements that are read from the file at once."""
 
+WRITTEN = 1000
+"""Pairs of a `StoredMap` that are written at once."""
+
 CODEC = ("utf-8", "surrogatepass")
 """Of ids and names, which may hold any bytes of a file."""
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 class Spilled(Sequence[T], Generic[T]):
@@ -100,6 +104,13 @@ class Spilled(Sequence[T], Generic[T]):
         for start, end in pairwise(ends):
             yield pickle.loads(data[start - ends[0] : end - ends[0]])
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(map(eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
     def __del__(self) -> None:
         if self._file is not None:
             with suppress(OSError):
@@ -128,12 +139,103 @@ class Places:
     def find(self, name: str) -> list[int]:
         """Return the numbers under a name, in the order in which they came; with 1 in 10^19, those of another too."""
         if not self._in_order:
+            import numpy as np
+
             order = np.argsort(np.frombuffer(self._hashes, np.int64), kind="stable")
             self._hashes = array("q", np.frombuffer(self._hashes, np.int64)[order].tobytes())
             self._numbers = array("i", np.frombuffer(self._numbers, np.int32)[order].tobytes())
             self._in_order = True
         first = bisect_left(self._hashes, hash(name))
         return self._numbers[first : bisect_right(self._hashes, hash(name), first)].tolist()
+
+
+class StoredMap(MutableMapping[str, str]):
+    """A dict of texts in a temporary database, which yields its keys in order. It holds 1 MB in memory at most.
+
+    Several threads may use it; a loop over it must end before it is changed.
+
+    >>> sums = StoredMap()
+    >>> sums["b"], sums["a"] = "2", "1"
+    >>> list(sums.pairs()), "c" in sums, len(sums)
+    ([('a', '1'), ('b', '2')], False, 2)
+    """
+
+    def __init__(self) -> None:
+        self._base, self._lock = _database(1024), Lock()
+        self._base.execute("CREATE TABLE pairs (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
+        self._new: dict[bytes, bytes] = {}
+
+    def __setitem__(self, key: str, value: str) -> None:
+        with self._lock:
+            self._new[key.encode(*CODEC)] = value.encode(*CODEC)
+            if len(self._new) == WRITTEN:
+                self._write()
+
+    def _write(self) -> None:
+        self._base.executemany("INSERT OR REPLACE INTO pairs VALUES (?, ?)", self._new.items())
+        self._new.clear()
+
+    def _find(self, key: bytes) -> bytes | None:
+        with self._lock:
+            if (value := self._new.get(key)) is not None:
+                return value
+            found = self._base.execute("SELECT value FROM pairs WHERE key = ?", (key,)).fetchone()
+            return found and bytes(found[0])
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self._find(key.encode(*CODEC)) is not None
+
+    def __getitem__(self, key: str) -> str:
+        found = self._find(key.encode(*CODEC))
+        if found is None:
+            raise KeyError(key)
+        return str(found, *CODEC)
+
+    def __delitem__(self, key: str) -> None:
+        self[key]  # raises KeyError
+        with self._lock:
+            self._write()
+            self._base.execute("DELETE FROM pairs WHERE key = ?", (key.encode(*CODEC),))
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for key, _ in self.pairs())
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Yield all keys, in order, with their values."""
+        with self._lock:
+            self._write()
+        for key, value in self._base.execute("SELECT key, value FROM pairs ORDER BY key"):
+            yield str(key, *CODEC), str(value, *CODEC)
+
+    def __len__(self) -> int:
+        with self._lock:
+            self._write()
+            return int(self._base.execute("SELECT count(*) FROM pairs").fetchone()[0])
+
+    def __del__(self) -> None:
+        self._base.close()
+
+
+class LazyDict(dict[str, V], Generic[V]):
+    """A dict for reading whose pairs are made anew by each loop over `items()`, as `json` writes one."""
+
+    def __init__(self, pairs: Callable[[], Iterable[tuple[str, V]]], n: int):
+        self._pairs, self._n = pairs, n
+
+    def items(self) -> Any:
+        """Return the pairs."""
+        return self._pairs()
+
+    def __len__(self) -> int:
+        return self._n
+
+
+def _database(kilobytes: int) -> sqlite3.Connection:
+    """Return a temporary database that keeps so many kilobytes in memory."""
+    base = sqlite3.connect("", check_same_thread=False, isolation_level=None)
+    base.execute(f"PRAGMA cache_size=-{kilobytes}")
+    base.execute("PRAGMA journal_mode=OFF")
+    return base
 
 
 class Seen:
@@ -143,9 +245,7 @@ class Seen:
     """
 
     def __init__(self) -> None:
-        self.base = sqlite3.connect("", check_same_thread=False)
-        self.base.execute("PRAGMA cache_size=-32768")
-        self.base.execute("PRAGMA journal_mode=OFF")
+        self.base = _database(32768)
         self.base.execute("CREATE TABLE seen (kind TEXT, key BLOB, place BLOB, PRIMARY KEY (kind, key)) WITHOUT ROWID")
 
     def before(self, kind: str, key: bytes, place: str) -> str | None:
