@@ -257,3 +257,78 @@ def test_records_may_name_pictures_from_the_published_root_and_not_outside(tmp_p
     (tmp_path / "x.jsonl").write_text("\n".join(lines))
     found = check_pictures({"data/image/x": ("x.jsonl",)}, tmp_path)
     assert (found.counts["data/image/x"].records, found.counts["data/image/x"].lost) == (5, 3)
+
+
+SHARED = """
+  - name: coco-part
+    kind: data
+    title: pictures that several sets share
+    license: "-"
+    folder: dataset/coco/part
+    source: {kind: url, url: "http://127.0.0.1:9/part.zip"}
+    organize: [unpack: {archives: part.zip}]
+    tree: ["*.jpg"]
+    files: {"*.jpg": 3}
+    published: {data/coco/part: ""}
+  - name: Album
+    kind: data
+    title: records that point into the shared pictures
+    license: "-"
+    folder: dataset/album
+    needs: [coco-part]
+    source: {kind: built, command: vlm data organize Album}
+    organize: [link: {from: coco/part, to: pictures}]
+    tree: ["pictures/*.jpg"]
+"""
+
+
+@pytest.fixture
+def shared(home: Path, tree: Path) -> Path:
+    """The folder of shared pictures of the published tree, whole."""
+    (home / "own.yaml").write_text(CATALOGUE + SHARED)
+    folder = tree / "data/coco/part"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        (folder / f"{number}.jpg").write_bytes(picture(number))
+    return folder
+
+
+def test_shared_pictures_are_an_entry_of_their_own_and_what_needs_them_finds_them(
+    home: Path, tree: Path, shared: Path
+) -> None:
+    before = content(tree)
+    adopt(tree)
+    assert entry_state(entry("coco-part")) == "present" == fetch(entry("coco-part"))
+    assert organize_tree(entry("Album"), load_catalogue(Path("own.yaml"))) == "organised"
+    assert (home / "dataset/album/pictures/2.jpg").read_bytes() == picture(2)
+    assert content(tree) == before
+    (shared / "1.jpg").unlink()
+    assert entry_state(entry("coco-part")) == "damaged"
+
+
+@pytest.mark.parametrize("part", ["", "data", "data/coco", "data/coco/part"])
+def test_shared_pictures_are_recognized_by_any_folder_above_them(tree: Path, shared: Path, part: str) -> None:
+    assert "coco-part" in {one.entry.name for one in find_published(tree / part, load_catalogue(Path("own.yaml")))}
+
+
+@pytest.mark.parametrize("cut", [Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_part_of_shared_pictures_is_refused_and_the_others_can_be_named_alone(
+    home: Path, tree: Path, shared: Path, cut: Any
+) -> None:
+    cut(shared / "0.jpg")
+    before = content(home)
+    with pytest.raises(DataError, match=r"coco-part.*\n.*\*\.jpg: 2 files that are not empty instead of 3"):
+        adopt(tree)
+    assert content(home) == before
+    adopt(tree, "Fruit")
+    assert [entry_state(entry(name)) for name in ("coco-part", "Fruit")] == ["absent", "present"]
+
+
+def test_the_pictures_of_coco_are_counted_where_the_published_trees_have_them() -> None:
+    known = {name: entry for name, entry in load_catalogue().items() if name.startswith("coco-")}
+    assert {name: entry.files["*.jpg"] for name, entry in known.items()} == {
+        "coco-train2017": 118_287,
+        "coco-train2014": 82_783,
+        "coco-val2014": 40_504,
+    }
+    assert all(f"data/coco/{name.removeprefix('coco-')}" in entry.published for name, entry in known.items())

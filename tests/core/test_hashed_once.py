@@ -93,3 +93,15 @@ def test_the_report_of_a_check_grows_by_little_for_each_record():
     )
     assert many["records"] - few["records"] == 100_000
     assert (many["own_bytes"] - few["own_bytes"]) / 100_000 < 200  # most of it the cache of 32 MB, as it fills
+
+
+def test_a_file_more_in_an_archive_needs_hardly_more_memory_to_unpack(tmp_path):
+    code = "import sys, unpack; from pathlib import Path; unpack.make(Path(sys.argv[1]), int(sys.argv[2]))"
+    peaks = []
+    for files in (5_000, 11_000):  # the first few thousand names are held
+        archive, out = tmp_path / f"{files}.tar", tmp_path / str(files)
+        subprocess.check_call([sys.executable, "-c", code, archive, str(files)], cwd=BENCH)
+        out.mkdir()
+        peaks.append(1024 * loads(subprocess.check_output([sys.executable, BENCH / "unpack.py", "ours", archive, out])))
+        assert len(read_manifest(out)["files"]) == files
+    assert (peaks[1] - peaks[0]) / 6_000 < 400  # 1,900 where every name, digest and move is held

@@ -155,9 +155,15 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON with `write_atomic`: keys sorted, indented by 1, with a final newline."""
-    encoder = json.JSONEncoder(indent=1, sort_keys=True, ensure_ascii=False)
+def write_json(path: Path, value: Any, *, in_order: bool = False) -> None:
+    """Write a value as JSON with `write_atomic`: keys sorted, indented by 1, with a final newline.
+
+    Args:
+        path: The file.
+        value: Any value of JSON.
+        in_order: The keys are in order: they are written as they come, so that no list of them is made.
+    """
+    encoder = json.JSONEncoder(indent=1, sort_keys=not in_order, ensure_ascii=False)
     with new_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as f:
         f.writelines(encoder.iterencode(value))  # piece by piece: a manifest of many files is never one text
         f.write("\n")

@@ -38,8 +38,9 @@ def adopt(
 ) -> None:
     """Use data in the folders of the published READMEs where they lie: verify them, link them, write manifests.
 
-    Known are dataset/{annotation,image,val}, dataset/benchmark/{MM-NIAH,MileBench,MVBench} and data/BENCH. Nothing is
-    moved, copied, deleted or written in DIR. All sets that are found must be whole, else nothing is written.
+    Known are dataset/{annotation,image,val}, dataset/benchmark/{MM-NIAH,MileBench,MVBench}, data/BENCH and
+    data/coco/{train2014,train2017,val2014}. Nothing is moved, copied, deleted or written in DIR. All sets that are
+    found must be whole, else nothing is written.
     """
     from vlm.core.organize import adopt as published
 
@@ -52,7 +53,7 @@ def adopt(
         lacking = ", ".join(sorted((wanted or set()) - {one.entry.name for one in found}))
         raise DataError(
             f"{folder} holds no published folder{' of ' + lacking if lacking else ''}",
-            expected="dataset/annotation, dataset/image, dataset/val, dataset/benchmark/NAME or data/NAME",
+            expected="dataset/{annotation,image,val}, dataset/benchmark/NAME, data/NAME or data/coco/PART",
             fix="name the folder that holds dataset/ or data/; a single benchmark's folder by DIR NAME",
         )
     plans: list[Adoption] = []

@@ -3,12 +3,11 @@
 What grows with the records lies in temporary files: their measures, and the ids and digests that tell duplicates.
 """
 
-import sqlite3
 import tempfile
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from vlm.core.sample.index import LineIndex
 from vlm.core.sample.lines import parse_line
 from vlm.core.sample.measure import Rules
 from vlm.core.sample.records import record_id
+from vlm.core.spill import CODEC, Seen
 
 
 @dataclass
@@ -133,10 +133,6 @@ def histogram(tokens: np.ndarray, bins: int = 16) -> dict[str, list[int]]:
     return {"edges": edges.tolist(), "samples": np.histogram(tokens, edges)[0].tolist()}
 
 
-CODEC = ("utf-8", "surrogatepass")
-"""Of ids and names, which may hold any bytes of a file."""
-
-
 class _Spool:
     """Rows of int64 in a temporary file."""
 
@@ -153,26 +149,6 @@ class _Spool:
         return np.memmap(self.file, np.int64, "r").reshape(-1, *self.shape)
 
 
-class _Seen:
-    """Where each id of a file, and each content of all files, was seen first; in a temporary database.
-
-    It holds 32 MB in memory whatever the number of records.
-    """
-
-    def __init__(self, stack: ExitStack):
-        self.base = stack.enter_context(closing(sqlite3.connect("")))
-        self.base.execute("PRAGMA cache_size=-32768")
-        self.base.execute("PRAGMA journal_mode=OFF")
-        self.base.execute("CREATE TABLE seen (kind TEXT, key BLOB, place BLOB, PRIMARY KEY (kind, key)) WITHOUT ROWID")
-
-    def before(self, kind: str, key: bytes, place: str) -> str | None:
-        """Return where a key was seen before; None notes that it is at `place`."""
-        if self.base.execute("INSERT OR IGNORE INTO seen VALUES (?, ?, ?)", (kind, key, place.encode(*CODEC))).rowcount:
-            return None
-        found = self.base.execute("SELECT place FROM seen WHERE kind = ? AND key = ?", (kind, key)).fetchone()
-        return str(found[0], *CODEC)
-
-
 def collect(
     rules: Rules, sources: Sequence[CheckedFile], results: Iterable[tuple[CheckedFile, CheckedLines]]
 ) -> CheckReport:
@@ -182,7 +158,7 @@ def collect(
         lines = {source.name: _Spool(stack) for source in sources}
         unread: dict[str, Counter[str]] = {source.name: Counter() for source in sources}
         faults: list[SampleFault] = []
-        seen = _Seen(stack)
+        seen = stack.enter_context(Seen())
         opened = 0
         for source, found in results:
             faults += found.faults

@@ -27,6 +27,7 @@ from vlm.core.home import beside
 from vlm.core.paths import is_control, is_inside
 from vlm.core.progress import Report, silent
 from vlm.core.reading import check_regular
+from vlm.core.spill import Spilled, StoredMap
 from vlm.core.text import printable
 
 BLOCK = 1 << 20
@@ -128,7 +129,7 @@ def extract(
     report: Report = silent,
     *,
     sums: MutableMapping[str, str] | None = None,
-) -> list[tuple[Path, str]]:
+) -> Spilled[tuple[Path, str]]:
     """Extract the wanted members below `into`, which must be a folder for this work alone.
 
     A file that an earlier, interrupted run finished (same size and time) is not written again. If any member leaves the
@@ -143,7 +144,7 @@ def extract(
         sums: Takes the SHA-256 of each file that is written now, by its path: for `install`, which then reads none.
 
     Returns:
-        (path on disk, name relative to `into`) of each file, sorted by name.
+        (path on disk, name relative to `into`) of each file, sorted by name; on the disk beyond some thousands.
 
     Raises:
         FetchError: Not an archive, a damaged one, an unsafe member, or a pattern that matches no member.
@@ -152,7 +153,7 @@ def extract(
     name = parts[0].name
     for part in parts:
         check_regular(part)
-    found: set[str] = set()
+    found, n = StoredMap(), 0
     unused = set(members)
     temporary = into.with_name(beside(into.name, ".member"))
     parents: set[str] = set()
@@ -172,14 +173,14 @@ def extract(
                     digest = _write(member, path, temporary, name)
                     if sums is not None and digest is not None:
                         sums[path] = digest
-                    found.add(target)
-                    report(len(found), None)
+                    found[target], n = "", n + 1
+                    report(n, None)
         if unused:
             raise FetchError(f"{name} has no member {', '.join(sorted(unused))}", fix="correct the catalogue entry")
     except FetchError:
         shutil.rmtree(into, ignore_errors=True)
         raise
-    return [(into / target, target) for target in sorted(found)]
+    return Spilled((into / target, target) for target in found)
 
 
 def _write(member: Member, path: str, temporary: Path, archive: str) -> str | None:

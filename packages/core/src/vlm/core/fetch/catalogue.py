@@ -134,6 +134,7 @@ class Entry(Strict):
     `size`: bytes to download (null: unknown), exact unless `size_is` says otherwise. `terms`: what the license name
     does not say. `needs`: entries that this one is made from, or that go with it. `benchmarks`: the tables of vlm.eval
     that read this folder. `records`: records per file after organizing. `tree`: paths (patterns) that must exist then.
+    `files`: pattern -> number of its files, which a tree that is adopted must hold.
     `pictures`: each folder of pictures that must exist then, with the annotation files whose records point into it.
     `organize`: the steps from the download to that tree. `published`: path in the tree of the published README -> path
     below this folder, for `vlm data adopt`; of several with one target, the first that exists.
@@ -156,6 +157,7 @@ class Entry(Strict):
     benchmarks: tuple[str, ...] = ()
     records: dict[str, int] = Field(default_factory=dict)
     tree: tuple[InsidePath, ...] = ()
+    files: dict[InsidePath, int] = Field(default_factory=dict)
     pictures: dict[InsidePath, tuple[InsidePath, ...]] = Field(default_factory=dict)
     published: dict[InsidePath, InsidePath] = Field(default_factory=dict)
     organize: tuple[Step, ...] = Field(default=(), validation_alias=AliasChoices("organize", "organise"))

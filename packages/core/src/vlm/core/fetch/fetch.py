@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -45,11 +45,12 @@ from vlm.core.fetch.modelscope import fetch_modelscope, newest_commit
 from vlm.core.fetch.transfer import Patience, disk_errors, fetch_url
 from vlm.core.home import locked, read_json, write_json
 from vlm.core.progress import Report, Tally, bytes_below, human_bytes, silent
+from vlm.core.spill import Spilled, StoredMap
 
 Repository = HubSource | ModelScopeSource
 """A source with commits."""
 
-Staged = list[tuple[Path, str]]
+Staged = Sequence[tuple[Path, str]]
 """(file in the staging folder, its name below the entry's folder)"""
 
 
@@ -181,7 +182,7 @@ def fetch(
                     fix="free some space or set VLM_HOME to another disk",
                 )
             _adopt(folder, sources, partial)
-            sums: dict[str, str] = {}
+            sums = StoredMap()
             staged = _fetch_all(sources, partial, find_links, jobs, patience, report, elsewhere, sums)
             for path, name in staged:
                 expected = entry.records.get(name)
@@ -246,7 +247,7 @@ def _fetch_all(
     patience: Patience,
     report: Report,
     elsewhere: str,
-    sums: dict[str, str],
+    sums: MutableMapping[str, str],
 ) -> Staged:
     """Fetch all sources, `jobs` at a time; the first error stops those that wait, and finished work stays.
 
@@ -259,12 +260,14 @@ def _fetch_all(
         work.mkdir(parents=True, exist_ok=True)
         return _fetch_source(sources[number], work, find_links, jobs, patience, tally.part(number), elsewhere, sums)
 
-    if len(sources) == 1 or jobs == 1:
-        return [pair for number in range(len(sources)) for pair in one(number)]
+    if len(sources) == 1:
+        return one(0)
+    if jobs == 1:
+        return Spilled(pair for number in range(len(sources)) for pair in one(number))
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(one, number) for number in range(len(sources))]
         try:
-            return [pair for future in futures for pair in future.result()]
+            return Spilled(pair for future in futures for pair in future.result())
         finally:  # an error or Ctrl-C: the others stop at their next bytes
             tally.stop()
             pool.shutdown(cancel_futures=True)
@@ -293,7 +296,7 @@ def _fetch_source(
     patience: Patience,
     report: Report,
     elsewhere: str,
-    sums: dict[str, str],
+    sums: MutableMapping[str, str],
 ) -> Staged:
     if isinstance(source, HubSource):
         return fetch_hub(source, work, report, jobs=jobs, elsewhere=elsewhere)
@@ -322,7 +325,7 @@ def _fetch_source(
     return _extracted(wheel, source.members, work, sums)
 
 
-def _extracted(archive: Path, members: dict[str, str], work: Path, sums: dict[str, str]) -> Staged:
+def _extracted(archive: Path, members: dict[str, str], work: Path, sums: MutableMapping[str, str]) -> Staged:
     return extract(archive, members, work / "tree", sums=sums)
 
 

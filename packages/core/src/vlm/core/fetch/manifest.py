@@ -9,14 +9,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NotRequired, TypedDict, cast
 
 from vlm.core.errors import DataError, FetchError
-from vlm.core.home import read_json, write_atomic, write_json
+from vlm.core.home import new_file, read_json, write_json
 from vlm.core.paths import is_data
+from vlm.core.spill import LazyDict, StoredMap
 
 MANIFEST = ".vlm-manifest.json"
 PARTIAL = ".partial"
@@ -58,7 +59,7 @@ class TreeManifest(Manifest):
 
 
 class _Install(TypedDict):
-    """Moves that `install` has noted: `moves` maps a target to the staged file."""
+    """Moves that `install` has noted, with keys in order: `moves` maps a target to the staged file."""
 
     manifest: str
     moves: dict[str, str]
@@ -136,20 +137,31 @@ def install(
     Raises:
         FetchError: A name leaves the folder, or is one of this program's own; nothing was moved.
     """
-    staged = list(staged)
+    staged = staged if isinstance(staged, Sequence) else list(staged)
     for _, target in staged:
         refuse_name(target, name)
-    known = read_manifest(folder, manifest)
-    before = set(known["files"]) if known else set()
-    files: dict[str, FileEntry] = {}
-    moves = {}
-    for path, target in sorted(staged, key=lambda pair: pair[1]):
-        moves[target] = where = str(path)
-        files[target] = {"size": path.stat().st_size, "sha256": sums.get(where) or sha256_of(path)}
-    content: Manifest = {"name": name, "source": source, "files": files}
-    note: _Install = {"manifest": manifest, "moves": moves, "stale": sorted(before - set(files)), "content": content}
-    write_atomic(folder / PARTIAL / INSTALLING, json.dumps(note))
+    before = read_manifest(folder, manifest)
+    found = StoredMap()  # target -> digest, size, path
+    for path, target in staged:
+        where = str(path)
+        found[target] = f"{sums.get(where) or sha256_of(path)} {path.stat().st_size} {where}"
+    n = len(found)
+    files = LazyDict(lambda: ((target, _entry(known)) for target, known in found.pairs()), n)
+    content: Manifest = {"files": files, "name": name, "source": json.loads(json.dumps(source, sort_keys=True))}
+    note: _Install = {
+        "manifest": manifest,
+        "moves": LazyDict(lambda: ((target, known.split(" ", 2)[2]) for target, known in found.pairs()), n),
+        "stale": sorted(gone for gone in (before["files"] if before else ()) if gone not in found),
+        "content": content,
+    }
+    with new_file(folder / PARTIAL / INSTALLING) as temporary, temporary.open("w", encoding="utf-8") as f:
+        f.writelines(json.JSONEncoder().iterencode(note))
     _move(folder, note)
+
+
+def _entry(stored: str) -> FileEntry:
+    sha256, size, _ = stored.split(" ", 2)
+    return {"sha256": sha256, "size": int(size)}
 
 
 def finish_install(folder: Path) -> bool:
@@ -184,7 +196,7 @@ def _move(folder: Path, note: _Install) -> None:
             os.replace(path, f"{folder}/{target}")  # noqa: PTH105
     for stale in note["stale"]:
         (folder / stale).unlink(missing_ok=True)
-    write_json(folder / note["manifest"], note["content"])
+    write_json(folder / note["manifest"], note["content"], in_order=True)
     shutil.rmtree(folder / PARTIAL, ignore_errors=True)
 
 

@@ -7,6 +7,7 @@ for cloud regions, and has retries and limits of its own. MODELSCOPE_ENDPOINT ch
 
 import json
 import os
+from collections.abc import MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -50,7 +51,7 @@ def fetch_modelscope(
     *,
     jobs: int = 4,
     patience: Patience = Patience(),
-    sums: dict[str, str] | None = None,
+    sums: MutableMapping[str, str] | None = None,
 ) -> list[tuple[Path, str]]:
     """Download the files of `source` at its revision below `work`; an interrupted download continues there.
 

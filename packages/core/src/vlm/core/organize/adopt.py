@@ -140,7 +140,7 @@ def verify(
     checksums: bool = False,
     report: Report = silent,
 ) -> Adoption:
-    """Compare a published folder with the catalogue: names, counts, sizes, pictures by the records that name them.
+    """Compare a published folder with the catalogue: names, counts, sizes, pictures by number or by their records.
 
     Args:
         one: What was found.
@@ -175,6 +175,10 @@ def verify(
     for name in entry.records:
         if (folder / name).is_file():
             _count(entry, name, folder, plan)
+    for pattern, number in entry.files.items():
+        found = sum(1 for path in folder.glob(pattern) if path.is_file() and path.stat().st_size)
+        if found != number:
+            plan.faults.append(f"{pattern}: {found:,} files that are not empty instead of {number:,}")
     for name, size, sha256 in _known(entry):
         path = folder / name
         if path.is_file() and size is not None and path.stat().st_size != size:

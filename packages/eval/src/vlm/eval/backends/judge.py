@@ -11,7 +11,7 @@ the mean.
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,7 +36,7 @@ KINDS: dict[Kind, str] = {
     "down": "the judge did not answer; not scored",
     "nonsense": "the judge's answer cannot be read; not scored",
 }
-ENDED = ("not judged", "down", "nonsense")
+ENDED: tuple[Kind, ...] = ("not judged", "down", "nonsense")
 """Kinds of verdicts that leave a reply without a score."""
 
 PATIENCE = 3
@@ -186,7 +186,9 @@ def judge_all(
         judged = benchmark.judge and completion is not None and item.gold is not None
         return judge_reply(benchmark, item, completion or "", judge) if judged else None
 
-    with ThreadPoolExecutor(judge.workers if judge else 1) as pool:
+    if judge is None:
+        return list(map(one, answers))
+    with ThreadPoolExecutor(judge.workers) as pool:
         return list(pool.map(one, answers))
 
 
@@ -198,17 +200,21 @@ class JudgeSummary(TypedDict):
     note: str
 
 
-def judge_summary(benchmark: Benchmark, verdicts: Sequence[Verdict | None], judge: Judge | None) -> JudgeSummary:
+def judge_summary(benchmark: Benchmark, verdicts: Iterable[Verdict | None], judge: Judge | None) -> JudgeSummary:
     """Count the verdicts of each kind, for summary.json."""
-    given = [verdict for verdict in verdicts if verdict is not None]
-    counts = Counter(verdict.kind for verdict in given)
+    counts: Counter[Kind] = Counter()
+    example = ""
+    for verdict in verdicts:
+        if verdict is not None:
+            counts[verdict.kind] += 1
+            example = example or (verdict.why if verdict.kind in ENDED else "")
     if counts["not judged"]:
         note = "not judged: give a judge by --judge-url and --judge-model"
     elif judge is None:
         note = f"read without a judge, by {benchmark.judge.fallback}" if benchmark.judge else ""
     else:
-        lost = [verdict for verdict in given if verdict.kind in ENDED]
-        note = f"{len(lost)} of {len(given)} replies not scored, for example {lost[0].why}" if lost else ""
+        lost = sum(counts[kind] for kind in ENDED)
+        note = f"{lost} of {counts.total()} replies not scored, for example {example}" if lost else ""
     return {"model": judge.model if judge else None, "verdicts": dict(sorted(counts.items())), "note": note}
 
 

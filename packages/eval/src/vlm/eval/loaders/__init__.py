@@ -7,6 +7,7 @@ A new file that defines `LOADERS` (key of a table's `loader` -> function) needs 
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from vlm.core.errors import DataError, UnknownName
@@ -25,7 +26,7 @@ GROUPS = 10
 
 def load_items(
     benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None, allow_missing: int | None = 0
-) -> list[Item]:
+) -> Sequence[Item]:
     """Load the items of a benchmark.
 
     Args:
@@ -42,10 +43,12 @@ def load_items(
     if benchmark.loader not in LOADERS:
         raise UnknownName("loader", benchmark.loader, LOADERS)
     items = LOADERS[benchmark.loader](benchmark, Path(folder), count_tokens=count_tokens)
+    if allow_missing is None:
+        return items
     lost = [item for item in items if item.missing]
-    if lost and benchmark.file and allow_missing is not None and len(lost) > allow_missing:
+    if benchmark.file and len(lost) > allow_missing:
         raise _bad_rows(benchmark, lost, len(items))
-    if allow_missing is not None and len(lost) > allow_missing:
+    if len(lost) > allow_missing:
         raise DataError(
             f"{lost[0].missing}; {len(lost):,} of {len(items):,} items of {benchmark.title} lack a picture or video: "
             + _groups(lost),

@@ -16,7 +16,7 @@ A loader is a function from a table and a folder to items:
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -27,6 +27,7 @@ from vlm.core.fetch.miniature import MARKER
 from vlm.core.home import read_json
 from vlm.core.sample.chat import IMAGE, user_message
 from vlm.core.sample.records import Message, image
+from vlm.core.spill import CODEC, Seen
 from vlm.eval.benchmark import Benchmark
 
 CountTokens = Callable[[str], int]
@@ -65,7 +66,9 @@ class Item:
 class Loader(Protocol):
     """A function from a table and its data folder to items. `count_tokens` measures length budgets."""
 
-    def __call__(self, benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
+    def __call__(
+        self, benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None
+    ) -> Sequence[Item]:
         """Load all items."""
 
 
@@ -105,7 +108,7 @@ class Items:
 
     def __init__(self) -> None:
         self.items: list[Item] = []
-        self._where: dict[str, str] = {}
+        self._seen = Seen()
         self._present: set[Path] = set()
 
     def add(
@@ -123,11 +126,7 @@ class Items:
         Raises:
             DataError: The id was used before, or the answer is empty. A missing file is noted in the item.
         """
-        if item.id in self._where:
-            raise DataError(
-                f"{where}: id {item.id!r} was used before, at {self._where[item.id]}", expected="one row per id"
-            )
-        self._where[item.id] = where
+        refuse_repeated(item, self._seen, where)
         empty = item.gold is None or item.gold == [] or (isinstance(item.gold, str) and not item.gold.strip())
         if empty and needs_answer:
             raise DataError(f"{where}: empty answer", expected="a reference answer in every row")
@@ -151,21 +150,35 @@ class Items:
         Raises:
             DataError: The download is short (or long), or the marker is of another benchmark.
         """
-        found = Counter(item.group for item in self.items)
-        expected, at_least = _expected(benchmark, folder)
-        wrong = [
-            f"{group}: {found[group]} of {expected.get(group, 0)}"
-            for group in sorted(set(found) | set(expected))
-            if (found[group] < expected.get(group, 0) if at_least else found[group] != expected.get(group, 0))
-        ]
-        if wrong:
-            lost = next((f"; and {item.missing}" for item in self.items if item.missing), "")
-            raise DataError(
-                f"short download: {folder} does not hold the items of {benchmark.title}: {', '.join(wrong)}{lost}",
-                expected=f"{'at least ' if at_least else ''}{sum(expected.values())} items, found {found.total()}",
-                fix=f"fetch it again, or, for a part on purpose, put a {MARKER} beside it and name it by --data",
-            )
+        check_counts(self.items, benchmark, folder)
         return self.items
+
+
+def refuse_repeated(item: Item, seen: Seen, where: str) -> None:
+    """Raise DataError where an item before this one has its id."""
+    if first := seen.before("id", item.id.encode(*CODEC), where):
+        raise DataError(f"{where}: id {item.id!r} was used before, at {first}", expected="one row per id")
+
+
+def check_counts(items: Iterable[Item], benchmark: Benchmark, folder: Path) -> None:
+    """Raise DataError where a group has another number of items than its table or its marker says."""
+    found: Counter[str] = Counter()
+    lost = ""
+    for item in items:
+        found[item.group] += 1
+        lost = lost or (f"; and {item.missing}" if item.missing else "")
+    expected, at_least = _expected(benchmark, folder)
+    wrong = [
+        f"{group}: {found[group]} of {expected.get(group, 0)}"
+        for group in sorted(set(found) | set(expected))
+        if (found[group] < expected.get(group, 0) if at_least else found[group] != expected.get(group, 0))
+    ]
+    if wrong:
+        raise DataError(
+            f"short download: {folder} does not hold the items of {benchmark.title}: {', '.join(wrong)}{lost}",
+            expected=f"{'at least ' if at_least else ''}{sum(expected.values())} items, found {found.total()}",
+            fix=f"fetch it again, or, for a part on purpose, put a {MARKER} beside it and name it by --data",
+        )
 
 
 def _expected(benchmark: Benchmark, folder: Path) -> tuple[dict[str, int], bool]:

@@ -24,6 +24,7 @@ from vlm.core.rows.text import Row
 from vlm.core.sample.chat import user_message
 from vlm.core.sample.fields import no_clip
 from vlm.core.sample.records import Medium, Message, Part, image, read_record, text, video
+from vlm.core.spill import Seen, Spilled
 from vlm.core.text import printable
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.cells import (
@@ -38,7 +39,7 @@ from vlm.eval.loaders.cells import (
     text_of,
 )
 from vlm.eval.loaders.choice import choice_question
-from vlm.eval.loaders.common import CountTokens, Item, Items
+from vlm.eval.loaders.common import CountTokens, Item, check_counts, refuse_repeated
 from vlm.eval.loaders.pictures import picture_file
 
 SCORERS_OF_ROWS = ("exact", "choice", "anls", "relaxed", "contains", "number", "judge")
@@ -115,7 +116,7 @@ def _open(path: Path) -> Table:
     return table or open_table(path)
 
 
-def load_rows(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
+def load_rows(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> Spilled[Item]:
     """Load the rows of the table's `file`; `folder` is not looked at. Source: ours.
 
     `options`: `columns` (field: column), `question` (asked in rows without one), `tolerance` (of numbers, a share),
@@ -134,14 +135,15 @@ def load_rows(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens |
         raise ConfigError(f"{benchmark.name}: the scorer judge beside others", expected="one file for each")
     items = read_rows(benchmark, scored=True)
     if benchmark.counts or (Path(benchmark.file or "").parent / MARKER).is_file():
-        checked = Items()
-        checked.items = items
-        return checked.finish(benchmark, Path(benchmark.file or "").parent)
+        check_counts(items, benchmark, Path(benchmark.file or "").parent)
     return items
 
 
-def read_rows(benchmark: Benchmark, *, scored: bool) -> list[Item]:
-    """Return an item for each row, with its gold answer if it is to be `scored`; see `load_rows`."""
+def read_rows(benchmark: Benchmark, *, scored: bool) -> Spilled[Item]:
+    """Return an item for each row, with its gold answer if it is to be `scored`; see `load_rows`.
+
+    They are on the disk beyond some thousands, so that a file of any length can be read.
+    """
     questions = open_questions(Path(benchmark.file or ""), benchmark.options.get("columns"))
     where = str(questions.table.path)
     if not questions.talks:
@@ -150,15 +152,17 @@ def read_rows(benchmark: Benchmark, *, scored: bool) -> list[Item]:
         if scored:
             need(questions.columns, "answer", questions.found, where)
     reader = _RowReader(benchmark, questions, scored)
-    items = Items()
+    items: Spilled[Item] = Spilled()
     last: Row | None = None
-    for number, row in enumerate(questions.table.rows(), 1):
-        item = reader.item(number, row)
-        items.add(item, where=printable(row.where), images=[], needs_image=False, needs_answer=False)
-        last = row
+    with Seen() as seen:
+        for number, row in enumerate(questions.table.rows(), 1):
+            item = reader.item(number, row)
+            refuse_repeated(item, seen, printable(row.where))
+            items.append(item)
+            last = row
     if last is not None and last.fault and questions.table.format != "JSON lines":
         raise DataError(f"{printable(last.where)}: {last.fault}", fix="repair the file: what it holds is not known")
-    return items.items
+    return items
 
 
 class _RowReader:

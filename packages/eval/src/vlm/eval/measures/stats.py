@@ -15,7 +15,10 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 Interval = tuple[float, float] | tuple[None, None]
 CHUNK = 100
-"""Resamples held in memory at a time."""
+"""Resamples held in memory at a time, at most."""
+
+DRAWN = 1_000_000
+"""Draws held in memory at a time: of more than 10,000 clusters fewer resamples at a time."""
 
 
 def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
@@ -29,12 +32,28 @@ def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
     return (0.0 if successes <= 0 else center - half), (1.0 if successes >= n else center + half)
 
 
-def cluster_sums(columns: Array, clusters: Sequence[Hashable]) -> Array:
+Clusters = Sequence[Hashable] | npt.NDArray[np.int64]
+"""For each item what it shares with the items that are not independent of it: a name, or a number in its place."""
+
+
+def cluster_sums(columns: Array, clusters: Clusters) -> Array:
     """Sum the rows of [items, k] of each cluster: [clusters, k], in order of first appearance."""
-    number = {key: i for i, key in enumerate(dict.fromkeys(clusters))}
-    sums = np.zeros((len(number), columns.shape[1]))
-    np.add.at(sums, np.fromiter((number[key] for key in clusters), dtype=np.int64, count=len(clusters)), columns)
+    if isinstance(clusters, np.ndarray):
+        _, first, which = np.unique(clusters, return_index=True, return_inverse=True)
+        place = np.empty(len(first), np.int64)
+        place[np.argsort(first)] = np.arange(len(first))
+        numbers = place[which]
+    else:
+        number = {key: i for i, key in enumerate(dict.fromkeys(clusters))}
+        numbers = np.fromiter((number[key] for key in clusters), dtype=np.int64, count=len(clusters))
+    sums = np.zeros((len(np.unique(numbers)), columns.shape[1]))
+    np.add.at(sums, numbers, columns)
     return sums
+
+
+def count_clusters(clusters: Clusters) -> int:
+    """Return the number of different clusters."""
+    return len(np.unique(clusters) if isinstance(clusters, np.ndarray) else set(clusters))
 
 
 def replicates(sums: Array, statistic: Callable[[Array], Array], *, n: int = 1000, seed: int = 0) -> Array:
@@ -49,8 +68,9 @@ def replicates(sums: Array, statistic: Callable[[Array], Array], *, n: int = 100
     clusters = len(sums)
     rng = np.random.default_rng(seed)
     found = np.empty(n)
-    for start in range(0, n, CHUNK):
-        size = min(CHUNK, n - start)
+    chunk = max(1, min(CHUNK, DRAWN // max(1, clusters)))
+    for start in range(0, n, chunk):
+        size = min(chunk, n - start)
         drawn = rng.integers(clusters, size=(size, clusters)) + clusters * np.arange(size)[:, None]
         times = np.bincount(drawn.ravel(), minlength=size * clusters).reshape(size, clusters)
         found[start : start + size] = statistic(times @ sums)
@@ -73,7 +93,7 @@ def ratio(totals: Array) -> Array:
     return found
 
 
-def mean_interval(values: Sequence[float], clusters: Sequence[Hashable], *, seed: int = 0) -> Interval:
+def mean_interval(values: Sequence[float] | Array, clusters: Clusters, *, seed: int = 0) -> Interval:
     """Return the interval of a mean of values from 0 to 1.
 
     Wilson's for values 0 and 1 of independent items, else by a bootstrap over clusters. When no resample differs from
@@ -84,10 +104,10 @@ def mean_interval(values: Sequence[float], clusters: Sequence[Hashable], *, seed
         clusters: For each item a name that it shares with the items that are not independent of it.
         seed: Of the bootstrap.
     """
-    if not values:
+    if not len(values):
         return None, None
     data = np.asarray(values, dtype=float)
-    n_clusters = len(set(clusters))
+    n_clusters = count_clusters(clusters)
     if n_clusters == len(data) and np.isin(data, (0.0, 1.0)).all():
         return wilson(float(data.sum()), len(data))
     sums = cluster_sums(np.stack([data, np.ones_like(data)], axis=1), clusters)

@@ -1,12 +1,13 @@
 """Results are never replaced by those of another model, other settings or fewer items, unless a person says so."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import ConfigError, DataError
 from vlm.core.home import read_json
+from vlm.core.spill import Places, Spilled
 from vlm.core.text import printable
 from vlm.eval.keys import content_key
 from vlm.eval.run.plan import Task
@@ -16,7 +17,7 @@ SHOWN = 3
 """Settings that a message names."""
 
 
-def refuse_overwrite(source: AnswerSource, tasks: Sequence[Task], out_dir: Path) -> None:
+def refuse_overwrite(source: AnswerSource, tasks: Iterable[Task], out_dir: Path) -> None:
     """Check that no finished result in a folder is lost when these items are scored into it.
 
     Every answer there must be that of one of these items, by the key of the answer: weights, media, prompt and decode
@@ -34,13 +35,23 @@ def refuse_overwrite(source: AnswerSource, tasks: Sequence[Task], out_dir: Path)
     known = summary.get("provenance") if summary else None
     if not isinstance(known, dict) or not known.get("scorers"):
         return
-    rows = [row for row in _rows(out_dir / "results.jsonl") if row.get("completion") is not None]
-    planned = {task.item.id: task.key for task in tasks}
-    lost = [row for row in rows if row.get("key") != _row_key(planned.get(str(row.get("id"))), known["scorers"], row)]
+    places, keys = Places(), Spilled[tuple[str, str]]()
+    for number, task in enumerate(tasks):
+        places.add(task.item.id, number)
+        keys.append((task.item.id, task.key))
+    answers = lost = gone = 0
+    for row in _rows(out_dir / "results.jsonl"):
+        if row.get("completion") is None:
+            continue
+        name = str(row.get("id"))
+        planned = dict(keys[number] for number in places.find(name)).get(name)
+        answers += 1
+        gone += planned is None
+        lost += row.get("key") != _row_key(planned, known["scorers"], row)
     if lost:
-        found = f"{out_dir} holds {len(rows):,} answers, and {len(lost):,} of them would be lost: "
+        found = f"{out_dir} holds {answers:,} answers, and {lost:,} of them would be lost: "
         raise ConfigError(
-            found + "; ".join(_differences(known, source, rows, planned)),
+            found + "; ".join(_differences(known, source, gone, len(keys))),
             expected="the same weights, settings and data, with at least the same items",
             fix="--name NAME or --out DIR keeps both results; --replace gives the old ones up",
         )
@@ -59,13 +70,14 @@ def _finished(out_dir: Path) -> dict[str, Any] | None:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows that can be read."""
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            yield row
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(row, dict):
+                yield row
 
 
 def _row_key(answer: str | None, scorers: str, row: dict[str, Any]) -> str | None:
@@ -74,10 +86,8 @@ def _row_key(answer: str | None, scorers: str, row: dict[str, Any]) -> str | Non
     return answer and content_key(answer=answer, scorers=scorers, **judgement)
 
 
-def _differences(
-    known: dict[str, Any], source: AnswerSource, rows: Sequence[dict[str, Any]], planned: dict[str, str]
-) -> Iterator[str]:
-    """Say in words why answers would be lost."""
+def _differences(known: dict[str, Any], source: AnswerSource, gone: int, planned: int) -> Iterator[str]:
+    """Say in words why answers would be lost; `gone` of them are of items that are not among those planned."""
     same = True
     if known.get("weights") != source.fingerprint:
         same = False
@@ -88,7 +98,7 @@ def _differences(
         keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
         named = [f"{key} {printable(before.get(key), 40)}, now {printable(now.get(key), 40)}" for key in keys[:SHOWN]]
         yield f"other settings ({'; '.join(named)}{' …' if len(keys) > SHOWN else ''})"
-    if gone := sum(str(row.get("id")) not in planned for row in rows):
-        yield f"{gone:,} items are not asked now (of {len(planned):,})"
+    if gone:
+        yield f"{gone:,} items are not asked now (of {planned:,})"
     elif same:
         yield "the questions, pictures or limits are others now"

@@ -2,18 +2,20 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
 from vlm.core.errors import DataError
-from vlm.core.home import write_atomic, write_json
+from vlm.core.home import new_file, write_json
+from vlm.core.spill import Spilled
 from vlm.eval.backends.judge import Judge, Verdict, judge_all, judge_summary
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.keys import content_key, file_hash
-from vlm.eval.measures.rows import Metric, ResultRow
+from vlm.eval.measures.rows import Metric, ResultRow, Rows
 from vlm.eval.run.outcomes import Outcome
 from vlm.eval.run.plan import Task
 from vlm.eval.run.score import aggregate, score_item
@@ -21,6 +23,9 @@ from vlm.eval.run.submission import write_submission
 from vlm.eval.run.summary import AnswerSource, MetricRow, PublishedValue, Summary, SummaryHead
 
 SAID_NOTHING = "the model returned an empty answer"
+
+JUDGED = 1024
+"""Answers that are in memory, and with a judge, at a time."""
 
 NOT_READ = ("", "unknown", "other")
 """What a strict rule extracts from a reply that it cannot read."""
@@ -45,8 +50,7 @@ def known_scores(benchmark: Benchmark, tasks: Sequence[Task], known: dict[str, O
 def write_results(
     benchmark: Benchmark,
     source: AnswerSource,
-    tasks: Sequence[Task],
-    known: dict[str, Outcome],
+    answers: Iterable[tuple[Task, Outcome]],
     out_dir: Path,
     head: SummaryHead,
     judge: Judge | None = None,
@@ -56,8 +60,7 @@ def write_results(
     Args:
         benchmark: The table, as the model's family is asked.
         source: What answered; its fingerprint and settings are recorded.
-        tasks: The items, in data order.
-        known: Key of an answer -> its outcome, for every task.
+        answers: The items, in data order, with their outcomes.
         out_dir: Folder to write to.
         head: Model, variant and data.
         judge: For tables with a judge.
@@ -65,12 +68,20 @@ def write_results(
     Raises:
         DataError: Nothing was answered; names the most frequent reason.
     """
-    outcomes = [known[task.key] for task in tasks]
-    verdicts = judge_all(benchmark, [(t.item, o.completion) for t, o in zip(tasks, outcomes, strict=True)], judge)
-    read = [_result_row(benchmark, *row) for row in zip(tasks, outcomes, verdicts, strict=True)]
-    rows = [row for row, _ in read]
-    lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
-    write_atomic(out_dir / "results.jsonl", "".join(lines))
+    stored, verdicts = Spilled[ResultRow](), Spilled[Verdict | None]()
+    limit = getattr(source, "max_positions", None)
+    empty = unreadable = beyond = 0
+    with new_file(out_dir / "results.jsonl") as temporary, temporary.open("wb") as file:
+        for task, outcome, verdict in _judged(benchmark, answers, judge):
+            row, readable = _result_row(benchmark, task, outcome, verdict)
+            file.write(f"{json.dumps(row, ensure_ascii=False, sort_keys=True)}\n".encode())
+            stored.append(row)
+            if benchmark.judge:
+                verdicts.append(verdict)
+            empty += _says_nothing(outcome)
+            unreadable += not readable
+            beyond += limit is not None and (outcome.max_position or 0) >= limit
+    rows = Rows.of(stored)
     counts = Counter(row["outcome"] for row in rows)
     summary: Summary = {
         "benchmark": benchmark.name,
@@ -82,12 +93,11 @@ def write_results(
         "strict_metrics": [_metric_row(m) for m in aggregate(benchmark, rows, "fixed")],
         "published": [cast(PublishedValue, p.model_dump(mode="json")) for p in benchmark.published],
         "outcomes": {kind: counts[kind] for kind in sorted(counts)},
-        "empty_answers": sum(_says_nothing(outcome) for outcome in outcomes),
-        "unreadable_answers": sum(not readable for _, readable in read),
+        "empty_answers": empty,
+        "unreadable_answers": unreadable,
         "provenance": {"weights": source.fingerprint, "scorers": scorer_hash(), "decode": source.settings},
     }
-    limit = getattr(source, "max_positions", None)
-    if beyond := sum(limit is not None and (o.max_position or 0) >= limit for o in outcomes):
+    if beyond:
         summary["beyond_positions"] = beyond
     if "imported" in head:
         summary["imported"] = head["imported"]
@@ -106,6 +116,16 @@ def write_results(
         )
     write_submission(benchmark, rows, out_dir)
     return summary
+
+
+def _judged(
+    benchmark: Benchmark, answers: Iterable[tuple[Task, Outcome]], judge: Judge | None
+) -> Iterator[tuple[Task, Outcome, Verdict | None]]:
+    """Yield the answers with their verdicts, some at a time."""
+    left = iter(answers)
+    while part := list(islice(left, JUDGED)):
+        verdicts = judge_all(benchmark, [(task.item, outcome.completion) for task, outcome in part], judge)
+        yield from ((task, outcome, verdict) for (task, outcome), verdict in zip(part, verdicts, strict=True))
 
 
 def _result_row(benchmark: Benchmark, task: Task, outcome: Outcome, verdict: Verdict | None) -> tuple[ResultRow, bool]:

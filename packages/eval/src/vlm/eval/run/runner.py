@@ -187,7 +187,8 @@ def run_evaluation(
         with nullcontext() if work == out_dir else locked(out_dir, f"vlm eval {benchmark.name}", wait=PATIENCE):
             if not options.replace:  # shards of another model may have finished meanwhile
                 refuse_overwrite(backend, tasks, out_dir)
-            return write_results(benchmark, backend, tasks, known, out_dir, head, judge)
+            answers_known = ((task, known[task.key]) for task in tasks)
+            return write_results(benchmark, backend, answers_known, out_dir, head, judge)
 
 
 def data_facts(folder: Path, *, items: int, available: int, limit: int | None) -> DataFacts:

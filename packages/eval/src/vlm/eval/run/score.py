@@ -12,7 +12,7 @@ from vlm.core.errors import UnknownName
 from vlm.eval.backends.judge import ENDED, Verdict
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.common import Item
-from vlm.eval.measures.rows import Metric, ResultRow
+from vlm.eval.measures.rows import Metric, ResultRow, Rows
 from vlm.eval.measures.text import Compat
 from vlm.eval.scorers import AGGREGATES, SCORERS
 from vlm.eval.scorers.harnesses import harness_metrics
@@ -89,5 +89,6 @@ def aggregate(benchmark: Benchmark, rows: Sequence[ResultRow], compat: Compat = 
     """
     if benchmark.aggregate not in AGGREGATES:
         raise UnknownName("aggregate", benchmark.aggregate, AGGREGATES)
+    rows = Rows.of(rows)
     found = AGGREGATES[benchmark.aggregate](benchmark, rows, compat)
     return found if compat == "fixed" else [*found, *harness_metrics(benchmark, rows)]

@@ -1,22 +1,24 @@
 """Match saved predictions to items. A prediction that cannot be matched to an item is never scored.
 
-matched = match_predictions(items, predictions)      # matched.of_item: number of the item -> its predictions
+matched = match_predictions(items, predictions)      # matched.item_of: number of the item of each prediction
 """
 
 import ast
 import re
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import numpy as np
+
 from vlm.core.errors import DataError
+from vlm.core.spill import Places
 from vlm.eval.backends.judge import question_of
 from vlm.eval.loaders import Item
-from vlm.eval.saved.predictions import Prediction
-
-SHOWN = 3
-"""Examples shown of each problem."""
+from vlm.eval.saved.predictions import SHOWN, Prediction
 
 AGREEING = 0.95
 """A match counts when at least this share of the predictions' references (questions) are those of the items."""
@@ -40,26 +42,87 @@ NUMBERS = ("index", "doc_id")
 
 
 @dataclass
+class Agreement:
+    """How many of the references (questions) in the files are those of the items; `others`: predictions with others.
+
+    `kinds` holds at most three different references.
+    """
+
+    n: int = 0
+    others: "array[int]" = field(default_factory=lambda: array("i"))
+    kinds: set[str] = field(default_factory=set)
+
+    def add(self, same: bool, number: int, kind: str = "") -> None:
+        """Compare one more, of the prediction with this number."""
+        self.n += 1
+        if not same:
+            self.others.append(number)
+        if len(self.kinds) < SHOWN:
+            self.kinds.add(kind)
+
+    @property
+    def share(self) -> float | None:
+        """The share that agrees; None where there is nothing to compare."""
+        return (self.n - len(self.others)) / self.n if self.n else None
+
+
+@dataclass
 class Matched:
-    """Predictions matched to items by one kind of id, or by order.
+    """Predictions matched to items by one kind of id, or by order; both are named by their numbers.
 
     Attributes:
         how: The key of the id, or the order.
+        items: The items.
         proven: The ids need no further proof.
-        of_item: Number of an item -> its predictions.
-        extra: Predictions of no item.
+        item_of: Number of the item of each prediction; -1 for a prediction of no item.
+        found: Items with a prediction.
         retyped: Predictions whose id fits only as another type.
-        references: For each reference in the files, whether it is the item's own, and its prediction.
-        questions: For each question in the files, whether it is the item's own.
+        references: Of the references in the files with the items' own.
+        questions: Of the questions in the files with the items' own.
     """
 
     how: str
+    items: Sequence[Item]
     proven: bool = False
-    of_item: dict[int, list[Prediction]] = field(default_factory=lambda: defaultdict(list))
-    extra: list[Prediction] = field(default_factory=list)
-    retyped: list[Prediction] = field(default_factory=list)
-    references: list[tuple[bool, Prediction]] = field(default_factory=list)
-    questions: list[bool] = field(default_factory=list)
+    item_of: "array[int]" = field(default_factory=lambda: array("i"))
+    found: int = 0
+    retyped: "array[int]" = field(default_factory=lambda: array("i"))
+    references: Agreement = field(default_factory=Agreement)
+    questions: Agreement = field(default_factory=Agreement)
+
+    def __post_init__(self) -> None:
+        self._has = bytearray(len(self.items))
+
+    @property
+    def extra(self) -> Iterator[int]:
+        """Numbers of the predictions of no item."""
+        return (number for number, item in enumerate(self.item_of) if item < 0)
+
+    def by_item(self) -> Iterator[list[int]]:
+        """Yield the numbers of the predictions of each item."""
+        items = np.array(self.item_of, np.int32)
+        order = np.argsort(items, kind="stable").astype(np.int32)
+        first = np.searchsorted(items[order], np.arange(len(self.items) + 1))
+        for i in range(len(self.items)):
+            yield order[first[i] : first[i + 1]].tolist()
+
+    def add(self, i: int | None, prediction: Prediction) -> None:
+        """Note the item of the next prediction, in their order; None for a prediction of no item."""
+        number = len(self.item_of)
+        self.item_of.append(-1 if i is None else i)
+        if i is None:
+            return
+        self.found += not self._has[i]
+        self._has[i] = True
+        if prediction.reference is None and not prediction.question:
+            return
+        item = self.items[i]
+        if prediction.reference is not None and item.gold is not None:
+            same = _same(prediction.reference, item.gold)
+            self.references.add(same, number, repr(prediction.reference))
+        if prediction.question:
+            ours, theirs = _words(question_of(item)), _words(prediction.question)
+            self.questions.add(bool(ours and theirs) and (theirs in ours or ours in theirs), number)
 
 
 def match_predictions(items: Sequence[Item], predictions: Sequence[Prediction]) -> Matched:
@@ -69,13 +132,21 @@ def match_predictions(items: Sequence[Item], predictions: Sequence[Prediction]) 
         DataError: They belong to other items, or nothing identifies their items.
     """
     keys = list(dict.fromkeys(key for p in predictions for key in p.ids))
-    ways = [_by_id(items, predictions, key) for key in keys]
-    ways += [_by_number(items, predictions, key) for key in [*keys, None]]
-    ways.append(_by_question(items, predictions))
-    good = [way for way in ways if way.of_item and _credible(way, items)]
-    if good:
-        return max(good, key=lambda way: len(way.of_item))
-    tried = [f"by {w.how} {len(w.of_item)} of {len(items)} items, {_proof(w)}" for w in ways if w.of_item]
+    ways: list[Callable[[], Matched]] = [partial(_by_id, items, predictions, key) for key in keys]
+    ways += [partial(_by_number, items, predictions, key) for key in [*keys, None]]
+    ways.append(partial(_by_question, items, predictions))
+    best: Matched | None = None
+    tried: list[str] = []
+    for match in ways:
+        way = match()
+        if way.found:
+            tried.append(f"by {way.how} {way.found} of {len(items)} items, {_proof(way)}")
+        if way.found and _credible(way) and (best is None or way.found > best.found):
+            best = way
+        if best is not None and best.found == len(items):  # no other way finds more
+            break
+    if best is not None:
+        return best
     raise DataError(
         f"{len(predictions)} predictions that cannot be matched to these items: "
         f"{', '.join(named(p) for p in predictions[:SHOWN])}; {'; '.join(tried) or 'no id is known'}",
@@ -85,29 +156,25 @@ def match_predictions(items: Sequence[Item], predictions: Sequence[Prediction]) 
     )
 
 
-def _credible(way: Matched, items: Sequence[Item]) -> bool:
+def _credible(way: Matched) -> bool:
     """Tell whether nothing contradicts a match and, for mere numbers, the questions (or references) confirm it."""
-    references, questions = _share([same for same, _ in way.references]), _share(way.questions)
+    references, questions, extra = way.references.share, way.questions.share, sum(1 for _ in way.extra)
     if references is not None and references < AGREEING:
         return False
     if way.how == QUESTION:
-        return len(way.of_item) >= AGREEING * (len(way.of_item) + len(way.extra))
+        return way.found >= AGREEING * (way.found + extra)
     if way.proven:
         return True
-    if way.how == ORDER and (way.extra or len(way.of_item) < len(items)):
+    if way.how == ORDER and (extra or way.found < len(way.items)):
         return False
     if questions is not None:
         return questions >= AGREEING
-    varied = len({repr(p.reference) for _, p in way.references}) > 2  # yes, no, yes, no fits any shift by two
-    return varied or (way.how in NUMBERS and not way.extra and len(way.of_item) == len(items))
-
-
-def _share(agree: Sequence[bool]) -> float | None:
-    return sum(agree) / len(agree) if agree else None
+    varied = len(way.references.kinds) > 2  # yes, no, yes, no fits any shift by two
+    return varied or (way.how in NUMBERS and not extra and way.found == len(way.items))
 
 
 def _proof(way: Matched) -> str:
-    shares = {"references": _share([same for same, _ in way.references]), "questions": _share(way.questions)}
+    shares = {"references": way.references.share, "questions": way.questions.share}
     agreeing = [f"{share:.0%} of the {name} agree" for name, share in shares.items() if share is not None]
     return " and ".join(agreeing) or "no references and no questions to compare"
 
@@ -117,19 +184,18 @@ def _by_id(items: Sequence[Item], predictions: Sequence[Prediction], key: str) -
 
     Under the key `image` the name of the item's image counts too.
     """
-    matched, find = Matched(key, proven=key not in NUMBERS), _finder(items, images=key == "image")
+    matched, find = Matched(key, items, proven=key not in NUMBERS), _finder(items, images=key == "image")
     usual = Counter(type(p.ids[key]) for p in predictions if key in p.ids).most_common(1)[0][0]
-    for prediction in predictions:
+    for number, prediction in enumerate(predictions):
         given = prediction.ids.get(key)
         name = id_text(given)
         i = find(name, prediction.group) if name is not None else None
-        if i is None:
-            matched.extra.append(prediction)
-            continue
-        official = given if key == "id" else items[i].meta.get("question_id", given)  # our own ids are text
-        if type(given) is not usual or type(given) is not type(official) or (isinstance(given, str) and given != name):
-            matched.retyped.append(prediction)
-        _add(matched, items, i, prediction)
+        if i is not None:
+            official = given if key == "id" else items[i].meta.get("question_id", given)  # our own ids are text
+            same_type = type(given) is usual and type(given) is type(official)
+            if not same_type or (isinstance(given, str) and given != name):
+                matched.retyped.append(number)
+        matched.add(i, prediction)
     return matched
 
 
@@ -143,27 +209,36 @@ def _finder(items: Sequence[Item], *, images: bool) -> Callable[[str, str], int 
 
     With `images` the names of the items' images are known too.
     """
-    full: dict[str, set[int]] = {}
-    official: dict[str, set[int]] = {}
-    cluster: dict[str, set[int]] = {}
+
+    def full(item: Item) -> set[str]:
+        return {item.id, f"{item.group}/{_tail(item)}"}
+
+    def official(item: Item) -> set[str]:
+        return {_tail(item), str(item.meta.get("question_id", _tail(item)))}
+
+    def cluster(item: Item) -> set[str]:
+        return {str(item.meta.get("cluster", "")) if images else ""}
+
+    known = {kind: Places() for kind in (full, official, *([cluster] if images else []))}
     for i, item in enumerate(items):
-        tail = item.id.split("/", 1)[-1]
-        for names, name in (
-            (full, item.id),
-            (full, f"{item.group}/{tail}"),
-            (official, tail),
-            (official, str(item.meta.get("question_id", tail))),
-            (cluster, str(item.meta.get("cluster", "")) if images else ""),
-        ):
-            names.setdefault(name, set()).add(i)
+        for kind, places in known.items():
+            for name in kind(item):
+                places.add(name, i)
 
     def find(name: str, group: str) -> int | None:
-        for numbers in (full.get(f"{group}/{name}"), full.get(name), official.get(name), cluster.get(name)):
-            if numbers:
-                return next(iter(numbers)) if len(numbers) == 1 else None
+        for kind, wanted in ((full, f"{group}/{name}"), (full, name), (official, name), (cluster, name)):
+            numbers = known[kind].find(wanted) if kind in known else []
+            if len(numbers) > 1:
+                return None
+            if numbers and wanted in kind(items[numbers[0]]):
+                return numbers[0]
         return None
 
     return find
+
+
+def _tail(item: Item) -> str:
+    return item.id.split("/", 1)[-1]
 
 
 def id_text(given: Any) -> str | None:
@@ -184,49 +259,37 @@ def _by_number(items: Sequence[Item], predictions: Sequence[Prediction], key: st
 
     Without a key the number is the record's place in the file, within the group that the file names.
     """
-    matched = Matched(ORDER if key is None else f"{key}, as a number in data order")
-    members: dict[str, list[int]] = defaultdict(list)
+    matched = Matched(ORDER if key is None else f"{key}, as a number in data order", items)
+    members: dict[str, array[int]] = defaultdict(lambda: array("i"))
     for i, item in enumerate(items):
         members[item.group].append(i)
-        members[""].append(i)
     for prediction in predictions:
         name = str(prediction.number) if key is None else id_text(prediction.ids.get(key))
-        among = members[prediction.group if key is None else ""]
-        if name is None or not name.isdecimal() or int(name) >= len(among):
-            matched.extra.append(prediction)
-        else:
-            _add(matched, items, among[int(name)], prediction)
+        among = members[prediction.group] if prediction.group and key is None else range(len(items))
+        good = name is not None and name.isdecimal() and int(name) < len(among)
+        matched.add(among[int(name)] if name is not None and good else None, prediction)
     return matched
 
 
 def _by_question(items: Sequence[Item], predictions: Sequence[Prediction]) -> Matched:
     """Match by the question; where several items ask it, by the picture, the group and the reference too."""
-    matched, asking = Matched(QUESTION, proven=True), defaultdict[str, list[int]](list)
+    matched, asking = Matched(QUESTION, items, proven=True), Places()
     for i, item in enumerate(items):
-        asking[_words(question_of(item))].append(i)
+        asking.add(_words(question_of(item)), i)
     for prediction in predictions:
-        found = asking.get(_words(prediction.question or ""), [])
+        asked = _words(prediction.question or "")
+        found = [(i, items[i]) for i in asking.find(asked)]
         names, given = {id_text(value) for value in prediction.ids.values()}, prediction.reference
         for narrower in (
-            [i for i in found if str(items[i].meta.get("cluster", "")) in names],
-            [i for i in found if items[i].group == prediction.group],
-            [i for i in found if given is not None and _same(given, items[i].gold)],
+            [(i, item) for i, item in found if str(item.meta.get("cluster", "")) in names],
+            [(i, item) for i, item in found if item.group == prediction.group],
+            [(i, item) for i, item in found if given is not None and _same(given, item.gold)],
         ):
-            found = [i for i in found if i in narrower] or found
-        if len(found) != 1:
-            matched.extra.append(prediction)
-        else:
-            _add(matched, items, found[0], prediction)
+            kept = {i for i, _ in narrower}
+            found = [(i, item) for i, item in found if i in kept] or found
+        alone = len(found) == 1 and _words(question_of(found[0][1])) == asked
+        matched.add(found[0][0] if alone else None, prediction)
     return matched
-
-
-def _add(matched: Matched, items: Sequence[Item], i: int, prediction: Prediction) -> None:
-    matched.of_item[i].append(prediction)
-    if prediction.reference is not None and items[i].gold is not None:
-        matched.references.append((_same(prediction.reference, items[i].gold), prediction))
-    if prediction.question:
-        ours, theirs = _words(question_of(items[i])), _words(prediction.question)
-        matched.questions.append(bool(ours and theirs) and (theirs in ours or ours in theirs))
 
 
 def _words(question: str) -> str:

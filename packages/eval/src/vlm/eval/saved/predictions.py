@@ -8,14 +8,21 @@
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlm.core.errors import DataError
 from vlm.core.home import split_lines
+from vlm.core.spill import Spilled
 from vlm.core.text import printable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHOWN = 3
+"""Examples shown of each problem."""
 
 Record = dict[str, Any]
 """A record as its file has it: nothing is known of its values before they are checked."""
@@ -107,12 +114,29 @@ class Prediction:
 
 
 @dataclass
+class Examples:
+    """How many there are of something, and the first few."""
+
+    n: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, example: str) -> None:
+        """Count one more."""
+        self.n += 1
+        if len(self.first) < SHOWN:
+            self.first.append(example)
+
+
+@dataclass
 class ReadPredictions:
-    """The predictions of all files and their formats; `bad`: places of records without a reply that is text."""
+    """The predictions of all files and their formats; `bad`: places of records without a reply that is text.
+
+    Beyond some thousands the predictions lie on the disk.
+    """
 
     format: str
-    predictions: list[Prediction] = field(default_factory=list)
-    bad: list[str] = field(default_factory=list)
+    predictions: Spilled[Prediction] = field(default_factory=Spilled)
+    bad: Examples = field(default_factory=Examples)
 
 
 def read_predictions(paths: Sequence[Path], groups: Sequence[str]) -> ReadPredictions:
@@ -128,45 +152,59 @@ def read_predictions(paths: Sequence[Path], groups: Sequence[str]) -> ReadPredic
     files = [file for path in paths for file in _files(Path(path))]
     read, names = ReadPredictions(""), []
     for file in files:
-        records = [(where, record) for where, record in _records(file) if record is not None]
-        first = next((record for _, record in records if isinstance(record, dict)), None)
-        if first is None:
+        kind: Format | None = None
+        counted = dict.fromkeys(["", *groups], 0)
+        usual = group_of(file, groups)
+        for where, record in _records(file):
+            if record is None:
+                continue
+            if kind is None and isinstance(record, dict):
+                kind = _format(record, file)
+                names.append(kind.name)
+            found = _prediction(file, kind, where, record, usual, counted) if kind else None
+            if found is None:
+                read.bad.add(where)
+                continue
+            read.predictions.append(found)
+            counted[found.group] += 1
+        if kind is None:
             raise DataError(f"{file} holds no predictions", expected="one record for each question")
-        kind = _format(first, file)
-        names.append(kind.name)
-        _add_records(read, file, kind, records, groups)
     read.format = ", ".join(dict.fromkeys(names))
     return read
 
 
-def _add_records(
-    read: ReadPredictions, file: Path, kind: Format, records: list[tuple[str, Any]], groups: Sequence[str]
-) -> None:
-    usual, counted = group_of(file, groups), dict.fromkeys(["", *groups], 0)
-    for where, record in records:
-        if not isinstance(record, dict) or kind.reply not in record or not _is_text(record[kind.reply]):
-            read.bad.append(where)
-            continue
-        group = next((record[key] for key in GROUP_KEYS if _names(record.get(key), groups)), usual)
-        table, harness = file.suffix.lower() in TABLES, "doc_id" in kind.ids
-        reply = _unwrapped(record[kind.reply]) if harness else record[kind.reply]
-        if reply is None and table and kind.name == VLMEVALKIT:
-            reply = ""  # it writes an empty answer as an empty cell
-        # newer versions leave `doc` out; what is known of the item is then in the values of the metrics
-        about = [record.get("doc"), *record.values()] if harness else [record.get("doc")]
-        docs = [source for source in about if isinstance(source, dict)]
-        ids = {key: doc[key] for doc in reversed(docs) for key in OWN_IDS if harness and key in doc}
-        ids |= {key: record[key] for key in kind.ids if key in record}
-        sources = [*docs, record] if harness else [record, *docs]
-        asked = [source[key] for source in sources for key in QUESTION_KEYS if key in source and key != kind.reply]
-        question = next((text for text in asked if isinstance(text, str)), None)
-        reference = record.get(kind.reference or "")
-        outcome = (str(record["outcome"]), str(record.get("why") or "")) if kind in (OWN, INFER) else ("", "")
-        outcome = ("truncated", outcome[1]) if outcome[0] == "length" else outcome
-        read.predictions.append(
-            Prediction(where, group, counted[group], reply, ids, reference, question, table, outcome)
-        )
-        counted[group] += 1
+def _prediction(
+    file: Path, kind: Format, where: str, record: Any, usual: str, counted: Mapping[str, int]
+) -> Prediction | None:
+    """Return the prediction of a record; None where it has no reply that is text.
+
+    Args:
+        file: Its file.
+        kind: The format of the file.
+        where: File and number of the record.
+        record: The record.
+        usual: Group that the name of the file names.
+        counted: Group -> predictions of the file before this one.
+    """
+    if not isinstance(record, dict) or kind.reply not in record or not _is_text(record[kind.reply]):
+        return None
+    group = next((record[key] for key in GROUP_KEYS if _names(record.get(key), counted)), usual)
+    table, harness = file.suffix.lower() in TABLES, "doc_id" in kind.ids
+    reply = _unwrapped(record[kind.reply]) if harness else record[kind.reply]
+    if reply is None and table and kind.name == VLMEVALKIT:
+        reply = ""  # it writes an empty answer as an empty cell
+    # newer versions leave `doc` out; what is known of the item is then in the values of the metrics
+    about = [record.get("doc"), *record.values()] if harness else [record.get("doc")]
+    docs = [source for source in about if isinstance(source, dict)]
+    ids = {key: doc[key] for doc in reversed(docs) for key in OWN_IDS if harness and key in doc}
+    ids |= {key: record[key] for key in kind.ids if key in record}
+    sources = [*docs, record] if harness else [record, *docs]
+    asked = [source[key] for source in sources for key in QUESTION_KEYS if key in source and key != kind.reply]
+    question = next((text for text in asked if isinstance(text, str)), None)
+    reference = record.get(kind.reference or "")
+    outcome = (str(record["outcome"]), str(record.get("why") or "")) if kind in (OWN, INFER) else ("", "")
+    outcome = ("truncated", outcome[1]) if outcome[0] == "length" else outcome
+    return Prediction(where, group, counted[group], reply, ids, reference, question, table, outcome)
 
 
 def _is_text(reply: Any) -> bool:
@@ -178,8 +216,8 @@ def _is_text(reply: Any) -> bool:
     return True
 
 
-def _names(value: Any, groups: Sequence[str]) -> bool:
-    return isinstance(value, str) and value in groups
+def _names(value: Any, groups: Container[str]) -> bool:
+    return isinstance(value, str) and value != "" and value in groups
 
 
 def _unwrapped(reply: Any) -> Any:
@@ -238,15 +276,15 @@ def _records(file: Path) -> Iterator[tuple[str, Any]]:
 
 def _json(file: Path) -> Iterator[Any]:
     """Read a list of records, an object from id to reply or record, an object with one list, or one record a line."""
+    if _is_lines(file):
+        with file.open(encoding="utf-8-sig") as lines:
+            yield from _json_lines(lines)
+        return
     content = file.read_text(encoding="utf-8-sig")
     try:
         value = json.loads(content, object_pairs_hook=_object)
     except json.JSONDecodeError:
-        for number, line in enumerate(split_lines(content), 1):
-            try:
-                yield json.loads(line.strip() or "null", object_pairs_hook=_object)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} is not JSON: {error}") from error
+        yield from _json_lines(split_lines(content))
         return
     pairs = value.pairs if isinstance(value, Pairs) else list(value.items()) if isinstance(value, dict) else []
     lists = [v for _, v in pairs if isinstance(v, list) and v and all(isinstance(x, dict) for x in v)]
@@ -260,6 +298,27 @@ def _json(file: Path) -> Iterator[Any]:
         yield from ({"pid": name, "id": name, **v} if isinstance(v, dict) else v for name, v in pairs)
     else:
         yield from ({"id": name, "prediction": reply} for name, reply in pairs)
+
+
+def _is_lines(file: Path) -> bool:
+    """Return whether the first line with text is a whole value and others follow, which one JSON value is never."""
+    with file.open(encoding="utf-8-sig") as lines:
+        head = next((line for line in lines if line.strip()), "")
+        if not any(line.strip() for line in lines):
+            return False
+    try:
+        json.loads(head)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def _json_lines(lines: Iterable[str]) -> Iterator[Any]:
+    for number, line in enumerate(lines, 1):
+        try:
+            yield json.loads(line.strip() or "null", object_pairs_hook=_object)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number} is not JSON: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -278,10 +337,15 @@ def _table(file: Path) -> Iterator[Record]:
     import pandas as pd
 
     if file.suffix.lower() == ".xlsx":
-        table = pd.read_excel(file, dtype=object, keep_default_na=False, na_values=[""])
-    else:
-        separator = "," if file.suffix.lower() == ".csv" else "\t"
-        table = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, na_values=[""])
+        yield from _cells(pd.read_excel(file, dtype=object, keep_default_na=False, na_values=[""]))
+        return
+    separator = "," if file.suffix.lower() == ".csv" else "\t"
+    with pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, na_values=[""], chunksize=CHUNK) as parts:
+        for part in parts:
+            yield from _cells(part)
+
+
+def _cells(table: "pd.DataFrame") -> Iterator[Record]:
     for row in table.to_dict(orient="records"):
         yield {str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
 
@@ -297,6 +361,9 @@ def _mme(file: Path) -> Iterator[Record]:
 
 TABLES = (".tsv", ".csv", ".xlsx")
 """Endings of spreadsheets."""
+
+CHUNK = 4096
+"""Rows of a TSV or CSV file in memory at a time."""
 
 READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
     ".jsonl": _json,

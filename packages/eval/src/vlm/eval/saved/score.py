@@ -3,17 +3,19 @@
     summary = score_predictions(load_benchmark("POPE"), [Path("pope.jsonl")], out, data=folder, name="theirs")
 
 A prediction is scored as it is, and nothing is guessed for the others: an item whose prediction is missing, ambiguous
-or no text is not answered, counts in the total, and says why.
+or no text is not answered, counts in the total, and says why. Items, predictions and rows lie on the disk beyond some
+thousands, so that memory hardly grows with them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlm.core.errors import DataError
 from vlm.core.home import locked, write_json
+from vlm.core.spill import Spilled
 from vlm.eval.backends.judge import Judge
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.keys import content_key, file_hash
@@ -28,8 +30,8 @@ from vlm.eval.run.provenance import provenance
 from vlm.eval.run.results import write_results
 from vlm.eval.run.runner import Options, data_facts
 from vlm.eval.run.summary import ImportedFile, ImportFacts, Summary, SummaryHead
-from vlm.eval.saved.match import SHOWN, id_text, match_predictions, named
-from vlm.eval.saved.predictions import Prediction, read_predictions
+from vlm.eval.saved.match import Matched, id_text, match_predictions, named
+from vlm.eval.saved.predictions import SHOWN, Examples, Prediction, ReadPredictions, read_predictions
 
 PROBLEMS = {
     "missing": "items without a prediction; not answered",
@@ -93,37 +95,53 @@ def score_predictions(
     items = load_items(benchmark, data, allow_missing=None)  # what was answered needs no picture any more
     found = read_predictions(paths, list(dict.fromkeys(item.group for item in items)))
     matched = match_predictions(items, found.predictions)
-    problems: dict[str, list[str]] = {kind: [] for kind in PROBLEMS}
-    for p in matched.extra:
-        nameless = p.ids and all(id_text(given) is None for given in p.ids.values())
-        problems["bad record" if nameless else "extra"].append(f"{p.where}: {named(p)}")
-    problems["bad record"] += found.bad
-    problems["mistyped id"] = [f"{p.where}: {named(p)}" for p in matched.retyped]
-    problems["other reference"] = [f"{p.where}: {p.reference!r:.60}" for same, p in matched.references if not same]
+    problems = {kind: Examples() for kind in PROBLEMS}
+    _note_predictions(found, matched, problems)
     files: list[ImportedFile] = [{"file": path.name, "sha256": file_hash(str(path))} for path in map(Path, paths)]
     digests = [file["sha256"] for file in files]
     source = PredictionSource(content_key(predictions=digests), {"backend": "imported", "files": files})
-    outcomes = [_outcome(item, matched.of_item.get(i, []), problems) for i, item in enumerate(items)]
+    outcomes: Spilled[Outcome] = Spilled()
+    for item, numbers in zip(items, matched.by_item(), strict=True):
+        outcomes.append(_outcome(item, [found.predictions[number] for number in numbers], problems))
     if not any(outcome.answered for outcome in outcomes):
-        reasons = ", ".join(f"{kind} {len(seen)}" for kind, seen in problems.items() if seen)
+        reasons = ", ".join(f"{kind} {seen.n}" for kind, seen in problems.items() if seen.n)
         raise DataError(f"no prediction can be scored: {reasons}", expected="texts", fix="correct the file")
     imported: ImportFacts = {
         "files": files,
         "format": found.format,
         "joined": matched.how,
-        "predictions": len(found.predictions) + len(found.bad),
-        "problems": {kind: {"n": len(seen), "examples": seen[:SHOWN]} for kind, seen in problems.items() if seen},
+        "predictions": len(found.predictions) + found.bad.n,
+        "problems": {kind: {"n": seen.n, "examples": seen.first} for kind, seen in problems.items() if seen.n},
     }
-    tasks = [Task(item, outcome.key, 0.0, {}) for item, outcome in zip(items, outcomes, strict=True)]
     facts = data_facts(data, items=len(items), available=len(items), limit=None)
     variant = Options.model_validate({"edition": edition}).variant
     head: SummaryHead = {"model": name, "variant": variant, "data": facts, "imported": imported}
+
+    def tasks() -> Iterator[Task]:
+        return (Task(item, outcome.key, 0.0, {}) for item, outcome in zip(items, outcomes, strict=True))
+
     with locked(out_dir, f"vlm eval score {benchmark.name}"):
         if not replace:
-            refuse_overwrite(source, tasks, out_dir)
+            refuse_overwrite(source, tasks(), out_dir)
         write_json(out_dir / "run.json", provenance(source.fingerprint, {"imported": imported}, data))
-        known = {outcome.key: outcome for outcome in outcomes}
-        return write_results(benchmark, source, tasks, known, out_dir, head, judge)
+        return write_results(benchmark, source, zip(tasks(), outcomes, strict=True), out_dir, head, judge)
+
+
+def _note_predictions(found: ReadPredictions, matched: Matched, problems: dict[str, Examples]) -> None:
+    """Note the predictions that are of no item, and those whose ids or references are not quite those of the items."""
+    for number in matched.extra:
+        p = found.predictions[number]
+        nameless = p.ids and all(id_text(given) is None for given in p.ids.values())
+        problems["bad record" if nameless else "extra"].add(f"{p.where}: {named(p)}")
+    for where in found.bad.first:
+        problems["bad record"].add(where)
+    problems["bad record"].n += found.bad.n - len(found.bad.first)
+    for number in matched.retyped:
+        p = found.predictions[number]
+        problems["mistyped id"].add(f"{p.where}: {named(p)}")
+    for number in matched.references.others:
+        p = found.predictions[number]
+        problems["other reference"].add(f"{p.where}: {p.reference!r:.60}")
 
 
 def _without_answer(item: Item, why: str, reply: str) -> Outcome:
@@ -131,11 +149,11 @@ def _without_answer(item: Item, why: str, reply: str) -> Outcome:
     return Outcome(content_key(imported=reply, id=item.id), item.id, "unanswered", detail=detail)
 
 
-def _outcome(item: Item, given: Sequence[Prediction], problems: dict[str, list[str]]) -> Outcome:
+def _outcome(item: Item, given: Sequence[Prediction], problems: dict[str, Examples]) -> Outcome:
     """Return the outcome of one item; problems with its predictions are added to `problems`."""
 
     def unanswered(kind: str, detail: str) -> Outcome:
-        problems[kind].append(f"{item.id}: {detail}")
+        problems[kind].add(f"{item.id}: {detail}")
         return Outcome(
             content_key(imported=kind, id=item.id, detail=detail), item.id, "error", detail=f"{kind}: {detail}"
         )
@@ -146,12 +164,12 @@ def _outcome(item: Item, given: Sequence[Prediction], problems: dict[str, list[s
         where = ", ".join(p.where for p in given[:SHOWN])
         if len({repr(p.reply) for p in given}) > 1:
             return unanswered("conflict", f"{len(given)} predictions that differ, in {where}")
-        problems["duplicate"].append(f"{item.id}: in {where}")
+        problems["duplicate"].add(f"{item.id}: in {where}")
     reply, table = given[0].reply, given[0].table
     kept, why = given[0].outcome
     if reply is None and kept in KINDS and kept not in ANSWERED:
         kind: Kind = kept
-        problems["no answer" if kind == "unanswered" else "not answered"].append(f"{item.id}: {given[0].where}: {kind}")
+        problems["no answer" if kind == "unanswered" else "not answered"].add(f"{item.id}: {given[0].where}: {kind}")
         detail = why or f"{kind} in {given[0].where}"
         return Outcome(content_key(imported=kind, id=item.id, detail=detail), item.id, kind, detail=detail)
     if reply is None:
@@ -159,14 +177,14 @@ def _outcome(item: Item, given: Sequence[Prediction], problems: dict[str, list[s
     if (isinstance(reply, float) and math.isnan(reply)) or (table and str(reply).strip().lower() == "nan"):
         return unanswered("NaN", f"NaN in {given[0].where}")
     if table and isinstance(reply, int | float) and not isinstance(reply, bool):
-        problems["number cell"].append(f"{item.id}: {reply!r}")
+        problems["number cell"].add(f"{item.id}: {reply!r}")
         reply = f"{reply:g}" if reply == int(reply) else str(reply)
     if not isinstance(reply, str):
         return unanswered("not text", f"{reply!r:.60} in {given[0].where}")
     if why := why_unanswered(reply):
-        problems["no answer"].append(f"{item.id}: {given[0].where}: {why}")
+        problems["no answer"].add(f"{item.id}: {given[0].where}: {why}")
         return _without_answer(item, why, reply)
     if not reply.strip():
-        problems["empty"].append(f"{item.id}: {given[0].where}")
+        problems["empty"].add(f"{item.id}: {given[0].where}")
     answered: Kind = "truncated" if kept == "truncated" else "ok"
     return Outcome(content_key(imported=reply, id=item.id), item.id, answered, completion=reply)

@@ -44,7 +44,7 @@ def group_mean(benchmark: Benchmark, rows: Sequence[ResultRow], compat: Compat) 
         return means
 
     value = float(np.mean([metric.value for metric in each])) / 100
-    bounds = bounds_of(answers.bootstrap(columns, statistic, seed=0), value, len(set(answers.clusters)))
+    bounds = bounds_of(answers.bootstrap(columns, statistic, seed=0), value, answers.n_clusters)
     return [answers.metric(name, value, bounds), *each, *plain(rows, compat)[:1]]
 
 

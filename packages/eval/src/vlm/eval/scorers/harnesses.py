@@ -118,7 +118,7 @@ def f1_of_all(benchmark: Benchmark, rows: list[ResultRow], words: list[Any], *, 
         return found
 
     value = float(f1(columns.sum(axis=0)))
-    bounds = bounds_of(answers.bootstrap(columns, f1, seed=0), value, len(set(answers.clusters)))
+    bounds = bounds_of(answers.bootstrap(columns, f1, seed=0), value, answers.n_clusters)
     return [answers.metric("F1", value, bounds), answers.mean("accuracy")]
 
 

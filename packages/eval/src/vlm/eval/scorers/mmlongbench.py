@@ -307,7 +307,7 @@ def mmlongbench(benchmark: Benchmark, rows: Sequence[ResultRow], compat: Compat)
         value, samples = float(statistic(columns.sum(axis=0))), answers.bootstrap(columns, statistic, seed=number)
         parts.known[name] = (value, samples)
         note = "below one half: one minus it, as published" if flips and answers.values.mean() < 0.5 else ""
-        each.append(answers.metric(name, value, bounds_of(samples, value, len(set(answers.clusters))), note))
+        each.append(answers.metric(name, value, bounds_of(samples, value, answers.n_clusters), note))
     averages = [parts.average(name, over) for name, over in benchmark.options["averages"].items()]
     return [*averages[::-1], *each]
 

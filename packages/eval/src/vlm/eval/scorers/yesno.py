@@ -147,7 +147,7 @@ def pope(benchmark: Benchmark, rows: Sequence[ResultRow], compat: Compat) -> lis
         f1s.append(None if math.isnan(f1) else f1)
         bounds: Interval = (None, None)
         if part.rows and not math.isnan(f1):
-            bounds = bounds_of(part.bootstrap(counts, _f1, seed=0), f1, len(set(part.clusters)))
+            bounds = bounds_of(part.bootstrap(counts, _f1, seed=0), f1, part.n_clusters)
         each.append(part.metric(f"F1/{group}", f1s[-1], bounds, note if f1s[-1] is None else ""))
         each.append(part.mean(f"accuracy/{group}"))
         for name, top, bottom in (
@@ -168,7 +168,7 @@ def pope(benchmark: Benchmark, rows: Sequence[ResultRow], compat: Compat) -> lis
             return mean_f1
 
         value = float(np.mean([f1 for f1 in f1s if f1 is not None]))
-        bounds = bounds_of(answers.bootstrap(columns, statistic, seed=0), value, len(set(answers.clusters)))
+        bounds = bounds_of(answers.bootstrap(columns, statistic, seed=0), value, answers.n_clusters)
         headline = answers.metric("F1", value, bounds)
     return [headline, *plain(rows, compat)[:1], *each]
 
