@@ -193,6 +193,14 @@ def test_an_object_that_names_an_id_twice_is_a_conflict(data: Any, tmp_path: Pat
     assert rows_of(tmp_path / "out")[0]["completion"] is None
 
 
+def test_a_line_ends_at_a_line_feed_alone(data: Any, tmp_path: Path) -> None:
+    benchmark, items, folder = data("MMMU")
+    path = tmp_path / "replies.jsonl"
+    path.write_bytes(b"".join(b'{"id": "%s",\r"prediction": "A"}\r\n' % item.id.encode() for item in items))
+    summary = score_predictions(benchmark, [path], tmp_path / "out", data=folder, name="theirs")
+    assert summary["outcomes"] == {"ok": len(items)}
+
+
 def test_tables_keep_empty_cells_nan_and_numbers_apart(data: Any, tmp_path: Path) -> None:
     benchmark, items, folder = data("RealWorldQA")
     replies: list[Any] = ["", "nan", 3, 2.5, *[files.reply(i) for i in range(4, len(items))]]

@@ -277,7 +277,7 @@ def _records(file: Path) -> Iterator[tuple[str, Any]]:
 def _json(file: Path) -> Iterator[Any]:
     """Read a list of records, an object from id to reply or record, an object with one list, or one record a line."""
     if _is_lines(file):
-        with file.open(encoding="utf-8-sig") as lines:
+        with file.open(encoding="utf-8-sig", newline="\n") as lines:
             yield from _json_lines(lines)
         return
     content = file.read_text(encoding="utf-8-sig")
@@ -302,7 +302,7 @@ def _json(file: Path) -> Iterator[Any]:
 
 def _is_lines(file: Path) -> bool:
     """Return whether the first line with text is a whole value and others follow, which one JSON value is never."""
-    with file.open(encoding="utf-8-sig") as lines:
+    with file.open(encoding="utf-8-sig", newline="\n") as lines:
         head = next((line for line in lines if line.strip()), "")
         if not any(line.strip() for line in lines):
             return False
