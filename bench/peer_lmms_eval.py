@@ -1,4 +1,4 @@
-"""An evaluation as a whole process, `vlm eval` against lmms-eval: start, weights, 200 questions, scores, files.
+"""An evaluation as a whole process, `vlm eval` against lmms-eval: start, weights, 100 questions, scores, files.
 
 lmms-eval runs its own class for InternVL in transformers' layout, which fixes bfloat16 and one question at a time;
 `vlm eval` runs in bfloat16 too, in its usual batches of 8. The weights are random; questions, pictures (four questions
@@ -22,7 +22,7 @@ from vlm.eval.benchmark import load_benchmark
 from vlm.eval.loaders import load_items
 from vlm.eval.mini import make_mini
 
-QUESTIONS, NEW = 200, 8
+QUESTIONS, NEW = 100, 8
 sys.path.insert(0, str(ROOT / "tests"))
 from support.harnesses import LMMS_CODE, LMMS_TASK  # noqa: E402
 
@@ -71,7 +71,7 @@ def main() -> None:
                 *("--tasks", "mini_pope", "--log_samples", *more),
             )
 
-        times = paired(ours, peer)
+        times = paired(ours, peer, warm_up=False)
         (mine,) = (place / "runs").rglob("results.jsonl")
         theirs = sorted((place / "out").rglob("*samples_mini_pope.jsonl"))[-1]
         got = [json.loads(line)["completion"] or "" for line in mine.read_text().splitlines()]
