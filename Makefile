@@ -81,6 +81,7 @@ bench: setup
 # against transformers, lmms-eval, HF Trainer and TRL themselves; the first run installs what is missing below .peers
 bench-peers: setup
 	for script in $(wildcard bench/peer_*.py); do OMP_NUM_THREADS=1 python $$script || exit 1; done
+	python bench/peers_table.py
 
 # the published models at their published size, random weights: 24 GiB of memory, 50 GB of disk, an hour on two cores
 full-size: setup

@@ -28,7 +28,7 @@ from PIL import Image
 
 from vlm.core.synth.sentences import SENTENCES
 
-SAMPLES, STEPS, MICRO, STEPS, RUNS, TOLERANCE = 16, 4, 4, 5, 0.001
+SAMPLES, MICRO, STEPS, RUNS, TOLERANCE = 16, 8, 4, 5, 0.001
 ANSWER = "answer "
 RECIPE = {
     "name": "peers",
