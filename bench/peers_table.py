@@ -61,8 +61,8 @@ def table() -> str:
             continue
         ours, peer = (f"{found[f'{side}_cpu_min_s']:.3g} s" for side in ("ours", "peer"))
         ratio = found["cpu_ratio"]
-        reached = "yes" if round(ratio, 2) <= row.target else "no"
-        lines.append((row.work, row.peer, ours, peer, f"{ratio:.2f}", target, reached, file))
+        reached = "yes" if ratio <= row.target else "no"
+        lines.append((row.work, row.peer, ours, peer, f"{ratio:.3f}", target, reached, file))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
