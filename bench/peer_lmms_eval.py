@@ -3,8 +3,8 @@
 lmms-eval runs its own class for InternVL in transformers' layout, which fixes bfloat16 and one question at a time;
 `vlm eval` runs in bfloat16 too, in its usual batches of 8. The weights are random; questions, pictures (four questions
 about each) and the limit of 8 new tokens are the same, one thread. Companions: how many of the answers are the same,
-and how many differ from each other. The two sides round the rotation of queries and keys differently in bfloat16, and its
-class does not stop at the end of a turn.
+and how many differ from each other. The two sides round the rotation of queries and keys differently in bfloat16, and
+its class does not stop at the end of a turn.
 """
 
 import json
