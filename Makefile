@@ -11,7 +11,7 @@ export PATH := $(BIN):$(PATH)
 export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: setup quickstart smol mini-v2pe test test-slow test-gpu test-slurm test-slurm-faults test-slurm-quickstart slurm check \
-	format docs dist bench full-size clean
+	format docs dist bench bench-peers full-size clean
 
 setup: $(VENV)/.done
 
@@ -76,7 +76,12 @@ format: setup
 	snakefmt Snakefile workflows/rules
 
 bench: setup
-	for script in $(filter-out bench/harness.py bench/full_size.py,$(wildcard bench/*.py)); do python $$script || exit 1; done
+	for script in $(filter-out bench/harness.py bench/full_size.py bench/peer%,$(wildcard bench/*.py)); do python $$script || exit 1; done
+
+# against transformers, lmms-eval, HF Trainer and TRL themselves; the first run installs what is missing below .peers
+bench-peers: setup
+	for script in $(wildcard bench/peer_*.py); do OMP_NUM_THREADS=1 python $$script || exit 1; done
+	python bench/peers_table.py
 
 # the published models at their published size, random weights: 24 GiB of memory, 50 GB of disk, an hour on two cores
 full-size: setup

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 
-def paired(ours: Callable[[], Any], peer: Callable[[], Any], runs: int = 5) -> dict[str, float]:
+def paired(
+    ours: Callable[[], Any], peer: Callable[[], Any], runs: int = 5, *, warm_up: bool = True
+) -> dict[str, float]:
     """Seconds of both, measured in turn after one warm-up each: on the wall, and of CPU with that of child processes.
 
     `ratio` is the median of the pairwise ratios peer / ours in wall time. On a machine with other work only the CPU
     times mean something; `cpu_ratio` is ours / peer of their minima.
     """
-    ours(), peer()
+    if warm_up:
+        ours(), peer()
     walls: list[tuple[float, float]] = []
     cpus: list[tuple[float, float]] = []
     for _ in range(runs):
@@ -63,9 +66,19 @@ def peak_bytes(call: Callable[[], Any]) -> int:
     return max(accumulate(e.nbytes() for e in events), default=0)
 
 
-def report(name: str, rows: list[dict[str, Any]]) -> None:
-    """Print the rows with machine and versions, and write `bench/NAME.json`."""
+def profiled(call: Callable[[], Any], most: int = 12) -> str:
+    """Return a table of the operators that a call spends its CPU time in, the dearest first."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        call()
+    return str(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=most, max_name_column_width=48))
+
+
+def report(name: str, rows: list[dict[str, Any]], peers: dict[str, str] | None = None) -> None:
+    """Print the rows with machine and versions (`peers`: those of the libraries), and write `bench/NAME.json`."""
     machine = {"processor": platform.machine(), "python": platform.python_version(), "torch": version("torch")}
+    machine |= peers or {}
     print(name, machine)
     for row in rows:
         print("  " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support import fake_backend as fake
 from vlm.core.sample.records import image, text
 from vlm.eval.loaders import Item
-from vlm.eval.run.batches import in_batches
+from vlm.eval.run.batches import SHARED_TOKENS, in_batches
 from vlm.eval.run.plan import Task, documents
 from vlm.eval.run.runner import _share
 from vlm.eval.run.shards import batches
@@ -72,6 +72,17 @@ def test_a_document_fills_its_own_batches_and_is_cut_only_when_it_is_larger():
     assert sorted(t.key for batch in order for t in batch) == sorted(t.key for t in tasks)
     smaller = in_batches(tasks[:12], documents(tasks[:12], Backend()), 3)
     assert [len({t.media[0] for t in batch}) for batch in smaller] == [1] * 6
+
+
+@pytest.mark.parametrize("length", [SHARED_TOKENS - 1, SHARED_TOKENS])
+def test_a_document_of_few_tokens_fills_batches_with_others(length):
+    tasks = [task(i, text("ab"[i // 2] * length), text(str(i))) for i in range(4)]  # two on each of two
+    found = documents(tasks, Backend())
+    assert [document.tasks for document in found] == [[0, 1], [2, 3]], "shards still hold it whole"
+    order = in_batches(tasks, found, 4)
+    assert [[int(t.key) for t in batch] for batch in order] == (
+        [[0, 1, 2, 3]] if length < SHARED_TOKENS else [[0, 1], [2, 3]]
+    )
 
 
 @settings(deadline=None)  # a busy machine must not decide

@@ -14,23 +14,35 @@ ROOT = Path(__file__).parents[2]
 
 
 def environment(cache: Any, packages: str | Sequence[str], *, name: str = "") -> Path:
-    """The Python of a virtual environment with these packages; skips where they cannot be installed.
+    """The Python of a virtual environment with these packages; skips where they cannot be installed."""
+    wanted = [packages] if isinstance(packages, str) else list(packages)
+    folder = Path(cache.mkdir("harness-" + (name or wanted[0].replace("==", "-"))))
+    try:
+        return install(folder, wanted)
+    except NotInstalled as error:
+        pytest.skip(str(error))
+
+
+class NotInstalled(Exception):
+    """A package cannot be installed here, and why."""
+
+
+def install(folder: Path, packages: Sequence[str]) -> Path:
+    """Make a virtual environment with these packages, unless it is there; return its Python.
 
     It sees the packages of the current environment too: torch is not installed again.
     """
-    wanted = [packages] if isinstance(packages, str) else list(packages)
-    folder = Path(cache.mkdir("harness-" + (name or wanted[0].replace("==", "-"))))
     python, done = folder / "bin" / "python", folder / "done"
     if not done.exists():
         venv.create(folder, clear=True, with_pip=True)
         site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
         parent = sysconfig.get_path("purelib")
         (site / "parent.pth").write_text(f"import site; site.addsitedir({parent!r})\n")
-        for what in (wanted, ["--no-deps", "-e", str(ROOT / "packages" / "eval")]):
+        for what in (packages, ["--no-deps", "-e", str(ROOT / "packages" / "eval")]):
             command = [str(python), "-m", "pip", "install", "--quiet", *what]
             result = subprocess.run(command, capture_output=True, text=True)
             if result.returncode:
-                pytest.skip(f"{what[-1]} cannot be installed here: {result.stderr.strip().splitlines()[-1]}")
+                raise NotInstalled(f"{what[-1]} cannot be installed here: {result.stderr.strip().splitlines()[-1]}")
         done.touch()
     return python
 
