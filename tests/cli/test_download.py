@@ -115,7 +115,8 @@ def test_of_several_downloads_the_others_go_on_and_the_failed_are_named_at_the_e
 
 def test_a_recipe_and_a_benchmark_bring_their_data_and_what_it_needs(vlm):
     names = [
-        row["name"] for row in json.loads(vlm("download", "--recipe", "smol-v2pe-sft", "--dry-run", "--json").stdout)
+        row["name"]
+        for row in json.loads(vlm("download", "--recipe", "quickstart-v2pe-sft", "--dry-run", "--json").stdout)
     ]
     assert {"scikit-image", "scikit-learn", "photographs", "digits"} <= set(names)
     rows = json.loads(vlm("download", "--recipe", "convllava-stage3", "--dry-run", "--json").stdout)

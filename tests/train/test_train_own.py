@@ -10,8 +10,10 @@ import yaml
 from vlm.cli.options import TrainOptions
 from vlm.cli.own_data import recipe_of
 from vlm.core.errors import ConfigError, DataError
+from vlm.core.home import write_json
 from vlm.core.rows.source import find_source
 from vlm.core.rows.write import ImportOptions, write_normal
+from vlm.models.checkpoint.formats.ours import write_spec
 from vlm.models.specs import load_preset
 from vlm.train.own.data import OwnSet, faults_of_first, own_set
 from vlm.train.own.defaults import FINE_TUNING, nearest_preset, own_recipe, scaled
@@ -212,6 +214,14 @@ def test_the_recipe_is_complete_and_says_where_its_numbers_come_from(home: Path,
     assert recipe.model.start == f"pretrained/{model}" and bool(recipe.lora) == lora
     assert recipe.sources["batch.samples"].startswith("ours: ") and not recipe.differences
     assert recipe.precision == "float32" and recipe.hardware is None
+
+
+def test_adapters_leave_out_the_rates_of_parts_that_they_freeze(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", write_spec(load_preset("smol-v2pe")))  # its recipe gives the projector a rate
+    every, adapters = (own_recipe(tmp_path, name="mine", sets=[own(20)], lora=lora) for lora in (False, True))
+    assert every["optimizer"]["groups"] and "groups" not in adapters["optimizer"]
+    assert adapters["optimizer"]["lr"] == every["optimizer"]["lr"]
+    assert Recipe.model_validate(adapters).trainable == ()
 
 
 @pytest.mark.parametrize(

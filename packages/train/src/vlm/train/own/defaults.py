@@ -137,6 +137,8 @@ def own_recipe(
         changes |= {"precision": "float32", "zero": {"stage": 0}}
     made = merged({k: v for k, v in base.items() if k not in ("steps", "differences", "hardware")}, changes)
     made["model"] = changes["model"]
+    if lora:  # rates of parts that are frozen then
+        made["optimizer"] = {key: value for key, value in made["optimizer"].items() if key != "groups"}
     longest = min(base["max_length"], spec.language.max_positions)
     made["max_length"] = longest
     changed = (
