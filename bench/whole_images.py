@@ -25,8 +25,8 @@ def draw(folder: Path, name: str, rng: random.Random) -> dict[str, object]:
 
     length, width, lying = rng.randint(500, 900), rng.randint(56, 90), rng.random() < 0.5
     size = (length, width) if lying else (width, length)
-    picture = Image.effect_noise(size, 60).convert("RGB")
-    color, radius = rng.choice(list(COLORS)), 14
+    picture = Image.effect_noise(size, 20).convert("RGB")
+    color, radius = rng.choice(list(COLORS)), 24
     x, y = (rng.randint(radius, side - radius) for side in size)
     ImageDraw.Draw(picture).ellipse((x - radius, y - radius, x + radius, y + radius), fill=COLORS[color])
     picture.save(folder / "images" / name)

@@ -77,7 +77,7 @@ def test_a_build_that_stops_while_files_are_moved_resumes_to_the_same_tree(world
     build(world, tmp_path / "whole", SMALL)
     saved = manifest.write_json
 
-    def dying(path, value):
+    def dying(path, value, **_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(manifest, "write_json", dying)
