@@ -50,7 +50,7 @@ def run(home: Path, rule: str, steps: int, tests: list[dict[str, object]]) -> di
             "model": {"start": "pretrained/start", "preset": "tiny-convllava", "spec": {"image_rule": rule}},
             "data": [{"name": "disks", "file": "dataset/disks/train.jsonl", "root": "dataset/disks"}],
             "trainable": ["*"],
-            "optimizer": {"lr": 0.003, "weight_decay": 0.01, "warmup": 0.05},
+            "optimizer": {"lr": 1e-3, "betas": [0.9, 0.98], "weight_decay": 0.01, "warmup": 0.05},
             "batch": {"samples": 16, "max_tokens": 1024},
             "steps": steps,
             "max_length": 256,
