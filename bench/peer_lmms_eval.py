@@ -51,7 +51,7 @@ def main() -> None:
     python = environment("lmms-eval==0.7.3")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        ours_at, peer_at = checkpoint(small(448, depth=3), place, make_tokenizer(place), dtype=torch.float32)
+        ours_at, peer_at = checkpoint(small(), place, make_tokenizer(place), dtype=torch.float32)
         rows = write_questions(place)
         settings = {"VLM_HOME": folder, "HF_HOME": f"{folder}/hf-home", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
