@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from support import local_hub as hub
+from vlm.core.fetch.manifest import finish_install, install
 
 PICTURES = 40
 SLOW = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -176,6 +177,27 @@ def test_the_undisturbed_tree_is_what_the_catalogue_says(world):
     assert [json.loads(line)["id"] for line in found["ledger-set.jsonl"].splitlines()] == [f"all.json:{PICTURES + 1}"]
     assert found["linked"] == b"-> ../other"
     assert found["weights/model.bin"] == hub.CONTENT
+
+
+def test_a_kill_after_the_manifest_leaves_the_note_alone_and_the_next_run_clears_it(tmp_path, monkeypatch):
+    staged = tmp_path / ".partial/4/x"
+    staged.parent.mkdir(parents=True)
+    staged.write_text("x")
+    (staged.parent / "cache").write_text("left over")
+    remove = shutil.rmtree
+
+    def killed(path: Path, ignore_errors: bool) -> None:
+        if path.name == ".partial":
+            raise KeyboardInterrupt
+        remove(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        install(tmp_path, [(staged, "x")], name="set", source=[])
+    monkeypatch.undo()
+    assert {path.name for path in (tmp_path / ".partial").iterdir()} == {"install.json"}
+    assert (tmp_path / ".vlm-manifest.json").exists()
+    assert finish_install(tmp_path) and not (tmp_path / ".partial").exists()
 
 
 @pytest.mark.parametrize(("kills", "seed"), [(2, 0), pytest.param(15, 1, marks=SLOW)])

@@ -31,6 +31,7 @@ from vlm.core.fetch.catalogue import (
 from vlm.core.fetch.hub import COMMIT, fetch_hub, resolve_commit
 from vlm.core.fetch.installed import is_whole_adoption
 from vlm.core.fetch.manifest import (
+    INSTALLING,
     PARTIAL,
     count_records,
     damaged_files,
@@ -166,7 +167,8 @@ def fetch(
             refuse_name(source.target, source.url)
     described = [source.model_dump(mode="json", exclude={"modelscope"}) for source in sources]
     with disk_errors(folder):
-        if _complete(folder, described, verify):
+        cut_short = (folder / PARTIAL / INSTALLING).exists()
+        if not cut_short and _complete(folder, described, verify):
             return "present"
         with locked(folder, f"vlm download {entry.name}"):
             finished = finish_install(folder)

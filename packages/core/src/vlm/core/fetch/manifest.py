@@ -185,7 +185,7 @@ def finish_install(folder: Path) -> bool:
 
 
 def _move(folder: Path, note: _Install) -> None:
-    """Make the moves of a note, then write the manifest, then remove the unfinished work."""
+    """Make the moves of a note, remove the unfinished work, then write the manifest and remove the note."""
     (folder / note["manifest"]).unlink(missing_ok=True)
     parents: set[str] = set()
     for target, path in note["moves"].items():
@@ -196,8 +196,14 @@ def _move(folder: Path, note: _Install) -> None:
             os.replace(path, f"{folder}/{target}")  # noqa: PTH105
     for stale in note["stale"]:
         (folder / stale).unlink(missing_ok=True)
+    partial = folder / PARTIAL
+    for left in partial.iterdir():  # all but the note: a run that is killed here is finished by the next one
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        elif left.name != INSTALLING:
+            left.unlink(missing_ok=True)
     write_json(folder / note["manifest"], note["content"], in_order=True)
-    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _is_note(folder: Path, note: dict[str, Any]) -> bool:
