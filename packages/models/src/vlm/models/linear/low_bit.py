@@ -24,7 +24,7 @@ FEW = 16
 """Rows up to which the int8 kernel is faster than a product with the weights made bfloat16 again."""
 
 BLOCK = 256
-"""Outputs whose weights are made bfloat16 again at once: they stay in the cache of the processor."""
+"""Rows computed at once, or outputs whose weights are made bfloat16 again: they stay in the cache of the processor."""
 
 INSTRUCTIONS = ("AVX2", "AVX512", "SVE256", "NEON")
 """What torch calls the instructions that the kernels are written for; without them they run number by number."""
@@ -69,7 +69,7 @@ class LowBitLinear(nn.Linear):
         if self.bits == 4:
             out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, GROUP, self.scale)
         elif self.integers:
-            out = integer_product(rows, self.packed, self.scale)
+            out = torch.cat([integer_product(part, self.packed, self.scale) for part in rows.split(BLOCK)])
         elif len(rows) <= FEW:
             out = torch.ops.aten._weight_int8pack_mm(rows, self.packed, self.scale)
         else:
