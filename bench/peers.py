@@ -23,14 +23,16 @@ COLORS = ("red", "green", "blue", "yellow", "black", "white")
 SHAPES = ("circle", "square")
 
 
-def small() -> ModelSpec:
-    """The language model of the quickstart behind an InternViT of 8 layers: transformers has no timm encoder."""
+def small(size: int = 112, depth: int = 8) -> ModelSpec:
+    """The language model of the quickstart behind an InternViT for square images: transformers has no timm encoder.
+
+    At 448 pixels an image has the 256 tokens of the published models.
+    """
     quick = load_preset("quickstart-v2pe")
     vision = load_preset("tiny-internvl2").vision.model_copy(
-        update={"width": 192, "depth": 8, "heads": 6, "mlp_width": 768, "image_size": 112}
+        update={"width": 192, "depth": depth, "heads": 6, "mlp_width": 768, "image_size": size}
     )
-    rule = quick.image_rule.model_copy(update={"size": 112})
-    return quick.model_copy(update={"vision": vision, "image_rule": rule})
+    return quick.model_copy(update={"vision": vision, "image_rule": quick.image_rule.model_copy(update={"size": size})})
 
 
 def quarter() -> ModelSpec:

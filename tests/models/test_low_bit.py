@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,17 @@ from torch import nn
 from vlm.core.errors import CheckpointError, ConfigError, HardwareError
 from vlm.models.checkpoint.load import load_model
 from vlm.models.checkpoint.placement import quantized_linears
-from vlm.models.quantization.low_bit import BITS, FEW, GROUP, LowBitLinear
+from vlm.models.linear.low_bit import BITS, FEW, GROUP, LowBitLinear, packed_int8
 from vlm.models.session import ChatSession
+
+
+@pytest.fixture(params=[True, False], autouse=True, ids=["vnni", "no vnni"])
+def vnni(request: Any, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both ways of the int8 product, where this CPU has both."""
+    if request.param and not torch.cpu._is_vnni_supported():
+        pytest.skip("a CPU without VNNI")
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: request.param)
+    return bool(request.param)
 
 
 def layer(bits: int, bias: bool = True) -> tuple[LowBitLinear, nn.Linear]:
@@ -46,11 +56,34 @@ def test_a_product_is_that_of_the_weights_to_half_a_step(bits: int, rows: int) -
     assert (error <= bound).all() and error.max() > 0
 
 
+def test_a_small_input_counts_beside_a_large_one(vnni: bool) -> None:
+    low, _ = layer(8, bias=False)
+    whole, scale = packed_int8(layer(8)[1].weight.detach())
+    x = torch.randn(5, 128, generator=torch.Generator().manual_seed(1)).bfloat16()
+    x[:, 7] *= 500
+    x[1] = 0
+    weight = whole.double() * scale.double()[:, None]
+    wanted = x.double() @ weight.T
+    step = x.double().abs().amax(1, keepdim=True) / 64_516 if vnni else 0
+    bound = step * weight.abs().sum(1) + 0.004 * (x.double().abs() @ weight.abs().T)
+    assert ((low(x).double() - wanted).abs() <= bound).all()
+    assert low(x[:0]).shape == (0, 48)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_an_input_that_is_not_finite_gives_no_numbers(broken: float) -> None:
+    low, _ = layer(8)
+    x = torch.ones(2, 128).bfloat16()
+    x[1, 3] = broken
+    finite = low(x).isfinite()
+    assert finite[0].all() and not finite[1].any()
+
+
 def test_many_rows_and_few_rows_give_the_same(monkeypatch) -> None:
     low, _ = layer(8)
     x = torch.randn(FEW, 128).bfloat16()
     few = low(x)
-    monkeypatch.setattr("vlm.models.quantization.low_bit.FEW", 0)
+    monkeypatch.setattr("vlm.models.linear.low_bit.FEW", 0)
     torch.testing.assert_close(low(x), few, atol=2e-2, rtol=2e-2)
 
 
@@ -117,7 +150,7 @@ def test_damaged_weights_are_not_hidden() -> None:
 
 def test_a_cpu_without_a_kernel_is_named() -> None:
     code = """import torch
-from vlm.models.quantization.low_bit import check_low_bit
+from vlm.models.linear.low_bit import check_low_bit
 check_low_bit("int8", {"cpu"}, torch.bfloat16, False)"""
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)

@@ -1,5 +1,7 @@
 """What a device has free, and what does not fit it: said before weights are read or a prompt is computed. Ours."""
 
+import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +30,11 @@ class CacheTooLarge(HardwareError, MemoryError):
 def free_bytes(place: Place) -> int | None:
     """Return the bytes that can still be allocated on a device; None where that cannot be known.
 
-    On the CPU what the kernel can give without swapping, and free swap; on CUDA also what torch holds unused.
+    On the CPU what the kernel can give without swapping, and free swap; on CUDA also what torch holds unused; on
+    `disk` what the file system of temporary files, where layers are offloaded, has free.
     """
+    if place == "disk":
+        return shutil.disk_usage(tempfile.gettempdir()).free
     device = torch.device(place)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -45,7 +50,7 @@ def free_bytes(place: Place) -> int | None:
 
 def lacking(needed: Mapping[Place, int]) -> tuple[Place, int, int] | None:
     """Return the device that lacks most, the bytes it needs and those it has; None where all fits."""
-    pairs = ((place, size, free_bytes(place)) for place, size in needed.items() if size >= SMALL and place != "disk")
+    pairs = ((place, size, free_bytes(place)) for place, size in needed.items() if size >= SMALL)
     short = [(place, size, free) for place, size, free in pairs if free is not None and size > free]
     return max(short, key=lambda found: found[1] - found[2], default=None)
 
@@ -64,10 +69,12 @@ def check_weights(what: Any, needed: Mapping[Place, int], others: Iterable[tuple
     place, size, free = short
     fits = ((option, sum(n.values()) - n.get("disk", 0)) for option, n in others if lacking(n) is None)
     fix = next((f"{option}   ({human_bytes(size)})" for option, size in fits), None)
+    disk = place == "disk"
     raise HardwareError(
-        f"{what} needs {human_bytes(size)} on {place}, of which {human_bytes(free)} are free",
-        expected="weights that fit the memory",
-        fix=fix or "a machine with more memory, or a smaller model",
+        f"{what} needs {human_bytes(size)} {f'in {tempfile.gettempdir()}' if disk else f'on {place}'}, "
+        f"of which {human_bytes(free)} are free",
+        expected=f"weights that fit the {'disk' if disk else 'memory'}",
+        fix=fix or ("TMPDIR=/a/larger/disk" if disk else "a machine with more memory, or a smaller model"),
     )
 
 

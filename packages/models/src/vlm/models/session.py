@@ -111,7 +111,7 @@ class ChatSession:
         self.start: list[Message] = [{"role": "system", "content": [text(system)]}] if system is not None else []
         self.history: list[Message] = list(self.start)
         self._answering: Generator[str, None, None] | None = None
-        self.model = load_model(path, **placement)
+        self.model = load_model(path, infer=True, **placement)
 
     def reset(self) -> None:
         """Forget the conversation; an answer in progress stops."""

@@ -99,7 +99,7 @@ class Checkpoint:
         from vlm.models.checkpoint.load import load_model
 
         try:
-            return load_model(self.path, device=self.device, dtype=self.dtype, **self.how)
+            return load_model(self.path, device=self.device, dtype=self.dtype, infer=True, **self.how)
         except VlmError as error:
             raise Stopped(error) from error
         except (MemoryError, RuntimeError) as error:

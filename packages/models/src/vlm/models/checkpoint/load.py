@@ -64,6 +64,7 @@ def load_model(
     attention: str = "auto",
     kv_dtype: str = "auto",
     kv_offload: bool = False,
+    infer: bool = False,
     adjust: Callable[[ModelSpec], ModelSpec] | None = None,
     placed: Callable[[nn.Parameter], None] | None = None,
 ) -> VisionLanguageModel:
@@ -85,6 +86,8 @@ def load_model(
         kv_dtype: of the keys and values that generation keeps: `float32`, `bfloat16`, `float16`, `int8`, `fp8`, or
             `auto`: the dtype of the weights.
         kv_offload: keep them in the memory of the CPU; one layer at a time is on the device.
+        infer: the model only answers: in bfloat16 on a CPU its linear layers are packed for the kernels, which gives
+            the same numbers in less time, and their weights are no parameters.
         adjust: function from the checkpoint's spec to the one to build, e.g. with drop path; tensors must be the same.
         placed: called with each parameter once it is loaded, before the next is read; may keep only a slice (ZeRO-3).
 
@@ -99,7 +102,7 @@ def load_model(
     layout = read_layout(folder)
     if adjust is not None:
         layout = replace(layout, spec=adjust(layout.spec))
-    placement = make_placement(layout.spec, device, dtype, quantize=quantize, offload=offload)
+    placement = make_placement(layout.spec, device, dtype, quantize=quantize, offload=offload, infer=infer)
     with torch.device("meta"):
         model = make_model(layout.spec)
     wanted = dict(model.state_dict())

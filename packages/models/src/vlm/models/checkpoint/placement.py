@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from vlm.core.errors import CheckpointError, ConfigError, HardwareError, UnknownName
 from vlm.core.extras import require
 from vlm.models.attention import KVStorage
-from vlm.models.quantization.low_bit import BITS, LowBitLinear, check_low_bit, check_size
+from vlm.models.linear.low_bit import BITS, LowBitLinear, check_low_bit, check_size
+from vlm.models.linear.packed import PackedLinear, packs
 from vlm.models.specs import ModelSpec
 from vlm.models.vlm import VisionLanguageModel
 
@@ -148,21 +149,26 @@ class WeightPlacement:
     devices: dict[str, int | str]
     dtype: torch.dtype | None
     quantize: str | None = None
+    infer: bool = False
     quantized: dict[str, str] = field(default_factory=dict)
     offloaded: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     stored: set[torch.dtype] = field(default_factory=set)
 
     def prepare(self, model: VisionLanguageModel) -> None:
-        """Replace the modules to quantize (nothing is allocated), and make a folder for offloaded layers."""
+        """Replace the modules to quantize or pack (nothing is allocated); make a folder for offloaded layers."""
         if self.quantize:
             self.quantized = quantizations(model, self.quantize)
             for name, kind in sorted(self.quantized.items()):
                 old = model.get_submodule(name)
                 assert isinstance(old, nn.Linear)
                 check_size(kind, name, old)
-                parent, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(parent), leaf, self._low_bit(old, kind))
+                replace_module(model, name, self._low_bit(old, kind))
+        if self.infer and packs(set(self.devices.values()), self.dtype):
+            for name, module in list(model.named_modules()):
+                tied = name == HEAD and model.spec.language.tied
+                if isinstance(module, nn.Linear) and name not in self.quantized and not tied:
+                    replace_module(model, name, PackedLinear(module))
         if "disk" in self.devices.values():
             self.folder = Path(tempfile.mkdtemp(prefix="vlm-offload-"))
             weakref.finalize(model, shutil.rmtree, self.folder, ignore_errors=True)
@@ -180,10 +186,11 @@ class WeightPlacement:
             from accelerate.utils import offload_weight
 
             offload_weight(tensor.to(dtype), name, str(self.folder), self.offloaded)
+        elif isinstance(module, LowBitLinear) and leaf == "weight":
+            module.pack(tensor)
+        elif isinstance(module, PackedLinear) and leaf == "weight":
+            module.pack(tensor.to(dtype))
         elif module_name in self.quantized and leaf == "weight":
-            if isinstance(module, LowBitLinear):
-                module.pack(tensor)
-                return
             empty = module.weight
             module.weight = type(empty)(tensor.to(dtype), **_settings(self.quantize)).to(device)
         elif leaf in module._parameters:
@@ -265,6 +272,12 @@ class WeightPlacement:
         return low
 
 
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put another module in the place of one."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, new)
+
+
 def _settings(quantize: str | None) -> dict[str, Any]:
     """Return the keywords of a low-bit weight: plain int8, or NF4 with double quantization."""
     if quantize == "8bit":
@@ -286,6 +299,7 @@ def make_placement(
     *,
     quantize: str | None = None,
     offload: str | None = None,
+    infer: bool = False,
 ) -> WeightPlacement:
     """Check all settings before anything is read, and return where weights go; arguments are those of `load_model`.
 
@@ -299,11 +313,11 @@ def make_placement(
         if quantize in BITS:
             devices = resolve_devices(spec, device)
             check_low_bit(quantize, set(devices.values()), resolve_dtype(dtype), bool(offload))
-            return WeightPlacement(devices, resolve_dtype(dtype), quantize)
+            return WeightPlacement(devices, resolve_dtype(dtype), quantize, infer)
         if offload or (not isinstance(device, str) and "disk" in device.values()):
             raise ConfigError("quantized weights cannot be offloaded", fix="leave out --offload or --quantize")
         _bitsandbytes(quantize)
-    return WeightPlacement(resolve_devices(spec, device, offload), resolve_dtype(dtype), quantize)
+    return WeightPlacement(resolve_devices(spec, device, offload), resolve_dtype(dtype), quantize, infer)
 
 
 def make_storage(device: str | Devices, kv_dtype: str = "auto", kv_offload: bool = False) -> KVStorage:
