@@ -1,10 +1,11 @@
 """A miniature of easyVQA asked in batches of 8 and one by one, against a loop over transformers' `generate`.
 
 100 questions, four about each picture (9.7 in the published set), 256 tokens a picture as the published models have, 8
-new tokens, float32, one thread; the weights are random, and both sides give the same answers. Ours is `run_evaluation` without loading the checkpoint: planning, hashing
-of the pictures, scores and all files included. The peer is the loop that a user would write: the processor, `generate`,
-`batch_decode`, batches padded on the left in the order of the questions. Its pictures go through the processor's PIL
-backend, whose pixels are ours. Companions: tiles encoded and tokens through the language model.
+new tokens, float32, one thread; the weights are random, and both sides give the same answers. Ours is `run_evaluation`
+without loading the checkpoint: planning, hashing of the pictures, scores and all files included. The peer is the loop
+that a user would write: the processor, `generate`, `batch_decode`, batches padded on the left in the order of the
+questions. Its pictures go through the processor's PIL backend, whose pixels are ours. Companions: tiles encoded and
+tokens through the language model.
 """
 
 import json
