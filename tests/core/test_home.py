@@ -1,4 +1,4 @@
-"""The lock of a folder."""
+"""The lock of a folder, and temporary folders."""
 
 import errno
 import fcntl
@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from vlm.core.errors import LockedError
-from vlm.core.home import locked
+from vlm.core.home import locked, scratch
 
 
 def test_a_lock_names_its_holder_even_when_the_holder_has_only_just_taken_it(tmp_path):
@@ -69,3 +69,19 @@ def test_another_error_of_the_disk_is_not_taken_for_a_held_folder(tmp_path: Path
     monkeypatch.setattr(fcntl, "flock", broken)
     with pytest.raises(OSError, match="Input/output"), locked(tmp_path, "vlm train"):
         pass
+
+
+def test_temporary_folders_of_killed_processes_are_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left, fresh, foreign = (tmp_path / name for name in ("mine-left", "mine-fresh", "another-left"))
+    for folder in (left, fresh, foreign):
+        folder.mkdir()
+        (folder / "picture.png").write_bytes(b"x")
+    os.utime(left, (0, 0))
+    os.utime(foreign, (0, 0))
+    with scratch("mine") as folder:
+        os.utime(folder, (0, 0))
+        with scratch("mine") as other:
+            assert folder.exists() and other.exists() and other != folder  # one that is in use stays
+        assert not left.exists() and fresh.exists() and foreign.exists() and not other.exists()
+    assert not folder.exists()

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,6 +95,15 @@ def test_the_first_option_that_fits_is_named(tmp_path, monkeypatch) -> None:
         with pytest.raises(HardwareError, match=r"needs 8\.8 GB") as raised:
             load_model(folder)
         assert raised.value.fix.startswith(option), (free, raised.value.fix)
+
+
+def test_layers_for_a_disk_that_is_too_small(tmp_path, monkeypatch) -> None:
+    folder = sparse_checkpoint(tmp_path / "model", load_preset("internvl2-2b"))
+    monkeypatch.setattr("vlm.models.checkpoint.placement.WeightPlacement.put", lambda *_: pytest.fail("it is read"))
+    monkeypatch.setattr(memory.shutil, "disk_usage", lambda place: SimpleNamespace(free=10**9))
+    with pytest.raises(HardwareError, match=r"needs 3\.0 GB in .*, of which 1\.0 GB are free") as raised:
+        load_model(folder, dtype="bfloat16", offload="disk")
+    assert raised.value.fix.startswith("TMPDIR=")
 
 
 @pytest.mark.skipif(FREE is None or FREE > 400e9, reason="this machine has the memory")

@@ -1,6 +1,7 @@
 """Where weights go: device maps, types, offload, quantization. GPUs are played by the CPU, the disk and `meta`."""
 
 import gc
+import os
 import sys
 import weakref
 from collections import Counter
@@ -187,8 +188,10 @@ def question(prompt, tiles):
 def test_layers_on_the_disk_give_the_same_answers_and_leave_no_files(
     preset, checkpoint, question, tmp_path, monkeypatch
 ):
-    folder = tmp_path / "offloaded"
-    monkeypatch.setattr(placement.tempfile, "mkdtemp", lambda prefix: folder.mkdir() or str(folder))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left = tmp_path / "vlm-offload-of-a-killed-process"
+    left.mkdir()
+    os.utime(left, (0, 0))
     whole, offloaded = load_model(checkpoint(preset)), load_model(checkpoint(preset), offload="disk")
     assert {p.device.type for p in offloaded.language_model.model.layers.parameters()} == {"meta"}
     assert {p.device.type for p in offloaded.encoder.parameters()} == {"cpu"}
@@ -198,7 +201,8 @@ def test_layers_on_the_disk_give_the_same_answers_and_leave_no_files(
     for model in (whole, offloaded):
         inputs["ids"] = model.generate(**{k: v for k, v in inputs.items() if k != "ids"}, max_new_tokens=5)
     assert inputs["ids"].shape[1] == 5
-    assert list(folder.glob("*.dat"))
+    (folder,) = tmp_path.glob("vlm-offload-*")
+    assert list(folder.glob("*.dat")) and folder != left
     del offloaded, model
     gc.collect()
     assert not folder.exists()

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 import socket
 import struct
 import threading
@@ -274,21 +273,6 @@ def test_uploads_forget_the_oldest_but_not_one_in_use(tmp_path):
     assert kept.nbytes == 200 and kept.find("a", tmp_path / "request") is None
     assert mine.read_bytes() == bytes(100) and not (tmp_path / "a.png").exists()
     assert kept.find("c", tmp_path / "request").exists()
-
-
-def test_files_of_a_killed_server_are_removed_by_the_next(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    left, fresh = tmp_path / "vlm-serve-left", tmp_path / "vlm-serve-fresh"
-    for folder in (left, fresh):
-        folder.mkdir()
-        (folder / "picture.png").write_bytes(b"x")
-    os.utime(left, (0, 0))
-    with uploads.scratch() as mine:
-        os.utime(mine, (0, 0))
-        with uploads.scratch() as other:
-            assert mine.exists() and other.exists() and other != mine  # a running server keeps its own
-        assert not left.exists() and fresh.exists() and not other.exists()
-    assert not mine.exists()
 
 
 @pytest.mark.parametrize(

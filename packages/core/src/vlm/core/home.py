@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -296,3 +297,26 @@ def locked(folder: Path, purpose: str, *, wait: float = 0) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+FRESH = 60.0
+"""Seconds in which a new temporary folder may not be locked yet."""
+
+
+@contextmanager
+def scratch(name: str) -> Iterator[Path]:
+    """Yield a folder for this process among the temporary files, removed at the end.
+
+    Folders of the same name that killed processes have left are removed first.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{name}-*"):
+        with suppress(LockedError, OSError):  # another process's, or another user's
+            if time.time() - left.stat().st_mtime > FRESH:
+                with locked(left, name):
+                    shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+    try:
+        with locked(folder, name):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

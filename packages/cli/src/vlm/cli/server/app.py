@@ -21,10 +21,10 @@ from vlm.cli.server.incoming import Media
 from vlm.cli.server.metrics import metrics_of
 from vlm.cli.server.protocol import ChatRequest, RequestError, head, logprobs_of, usage
 from vlm.cli.server.served import Prompt, ServedModel, ServedReply, Settings
-from vlm.cli.server.uploads import Uploads, scratch
+from vlm.cli.server.uploads import Uploads
 from vlm.cli.server.views.routes import Viewer, add_views
 from vlm.cli.server.views.runs import Runs
-from vlm.core.home import dataset, runs
+from vlm.core.home import dataset, runs, scratch
 from vlm.core.media_root import MediaRoot
 from vlm.core.sample.encoded import Encoded
 from vlm.models.engine import Event
@@ -51,7 +51,7 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with scratch() as uploads.folder:
+        with scratch("vlm-serve") as uploads.folder:
             yield
             for model in models.values():
                 await asyncio.to_thread(model.engine.close, settings.seconds)

@@ -1,36 +1,9 @@
-"""Files on disk while a server runs: what clients send ahead, and a folder that does not outlive the process."""
+"""Files on disk while a server runs: what clients send ahead."""
 
-import shutil
 import tempfile
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from vlm.core.errors import LockedError
-from vlm.core.home import locked
-
-PREFIX = "vlm-serve-"
-FRESH = 60.0
-"""Seconds in which a new folder may not be locked yet."""
-
-
-@contextmanager
-def scratch() -> Iterator[Path]:
-    """Yield a folder for this process, removed at the end; remove those that killed servers have left."""
-    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with suppress(LockedError, OSError):  # another server's, or another user's
-            if time.time() - left.stat().st_mtime > FRESH:
-                with locked(left, "vlm serve"):
-                    shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-    try:
-        with locked(folder, "vlm serve"):
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Uploads:

@@ -7,11 +7,10 @@ accelerate moves tensors between devices, bitsandbytes quantizes; both are impor
 """
 
 import math
-import shutil
-import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from vlm.core.errors import CheckpointError, ConfigError, HardwareError, UnknownName
 from vlm.core.extras import require
+from vlm.core.home import scratch
 from vlm.models.attention import KVStorage
 from vlm.models.linear.low_bit import BITS, LowBitLinear, check_low_bit, check_size
 from vlm.models.linear.packed import PackedLinear, packs
@@ -170,8 +170,9 @@ class WeightPlacement:
                 if isinstance(module, nn.Linear) and name not in self.quantized and not tied:
                     replace_module(model, name, PackedLinear(module))
         if "disk" in self.devices.values():
-            self.folder = Path(tempfile.mkdtemp(prefix="vlm-offload-"))
-            weakref.finalize(model, shutil.rmtree, self.folder, ignore_errors=True)
+            kept = ExitStack()
+            self.folder = kept.enter_context(scratch("vlm-offload"))
+            weakref.finalize(model, kept.close)
 
     def put(self, model: VisionLanguageModel, name: str, tensor: Tensor) -> None:
         """Cast and move one tensor, and set it in the model."""
