@@ -185,17 +185,22 @@ def question(prompt, tiles):
     return make
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_layers_on_the_disk_give_the_same_answers_and_leave_no_files(
-    preset, checkpoint, question, tmp_path, monkeypatch
+    preset, checkpoint, question, tmp_path, monkeypatch, dtype
 ):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     left = tmp_path / "vlm-offload-of-a-killed-process"
     left.mkdir()
     os.utime(left, (0, 0))
-    whole, offloaded = load_model(checkpoint(preset)), load_model(checkpoint(preset), offload="disk")
+    whole, offloaded = (
+        load_model(checkpoint(preset), dtype=dtype),
+        load_model(checkpoint(preset), "cpu", dtype, offload="disk"),
+    )
     assert {p.device.type for p in offloaded.language_model.model.layers.parameters()} == {"meta"}
     assert {p.device.type for p in offloaded.encoder.parameters()} == {"cpu"}
     inputs = question(whole)
+    inputs["pixel_values"] = inputs["pixel_values"].to(getattr(torch, dtype))
     with torch.inference_mode():
         torch.testing.assert_close(offloaded(**inputs).logits, whole(**inputs).logits, rtol=0, atol=0)
     for model in (whole, offloaded):

@@ -187,7 +187,8 @@ class WeightPlacement:
             from accelerate.utils import offload_weight
 
             offload_weight(tensor.to(dtype), name, str(self.folder), self.offloaded)
-        elif isinstance(module, LowBitLinear) and leaf == "weight":
+            device = "meta"  # accelerate reads a weight in the type that the module says
+        if isinstance(module, LowBitLinear) and leaf == "weight":
             module.pack(tensor)
         elif isinstance(module, PackedLinear) and leaf == "weight":
             module.pack(tensor.to(dtype))
