@@ -38,14 +38,17 @@ STEPS = 20
 PARTS = "--encoder pretrained/efficientnet-lite0/efficientnet-lite0-57934424.pth"
 TOKENIZER = "pretrained/quickstart-tokenizer"
 SETS = ("easy-vqa", "photographs", "digits", "charts")
-STARTS = {"quickstart-convllava": PARTS, "quickstart-v2pe": PARTS, "quickstart-internvl-chat-v1-2": ""}
+STARTS = {"quickstart-convllava": PARTS, "quickstart-v2pe": "", "quickstart-internvl-chat-v1-2": ""}
 STAGES = (
     "quickstart-convllava-stage1",
     "quickstart-v2pe-sft",
     "quickstart-v2pe-long",
     "quickstart-internvl-chat-v1-2-sft",
 )
-HAYSTACK = "--split train --tokens 256 --tokens-per-image 4 --count 200 --times 1x"
+HAYSTACKS = {  # of the quickstart, with fewer documents
+    "digit-haystack-train": "--tokens 256 --tokens-per-image 4 --count 200 --times 1x",
+    "digit-haystack-short": "--tokens 64 --tokens-per-image 4 --count 200 --seed 3 --times 0.25x",
+}
 EVALUATIONS = {  # name -> model and what is asked of it
     "trained": "all --model runs/unchanged/train/quickstart-convllava-stage1/model",
     "untrained": "all --model pretrained/quickstart-internvl-chat-v1-2",
@@ -97,7 +100,9 @@ def prepare(home: Path) -> dict[str, str]:
     run(home, f"vlm data organize {' '.join(SETS)} --questions-per-record 12")
     files = " ".join(f"dataset/{name}/train.jsonl" for name in SETS)
     run(home, f"vlm data tokenizer {files} --out {TOKENIZER} --vocab-size 1024")
-    run(home, f"vlm data build haystack --out digit-haystack-train --tokenizer {TOKENIZER}/tokenizer.json {HAYSTACK}")
+    for name, options in HAYSTACKS.items():
+        place = f"--out {name} --split train --tokenizer {TOKENIZER}/tokenizer.json"
+        run(home, f"vlm data build haystack {place} {options}")
     for name, parts in STARTS.items():
         run(home, f"vlm weights make {name} --out pretrained/{name} {parts} --tokenizer {TOKENIZER}")
     made = [*home.glob("dataset/*/*.jsonl"), *home.glob("pretrained/quickstart-*/*.safetensors")]

@@ -74,6 +74,7 @@ RULES = {
     "another template": ("trained", {"template": "smollm2"}),
     "Hermes": ("trained", {"template": "Hermes-2"}),
     "InternVL3": ("qwen2", {"preset": "tiny-internvl3"}),
+    "quickstart": ("trained", {"preset": "quickstart-v2pe"}),
 }
 
 

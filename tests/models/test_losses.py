@@ -121,7 +121,9 @@ def test_a_folder_is_as_readable_as_any_other_file(golden_data, tmp_path):
         ("tiny-internvl3", {}, {"internvl", "hf", "vlm"}, {"llava": ""}),
         ("tiny-internvl-chat-v1-2", {}, {"internvl", "vlm"}, {"hf": "pixel unshuffle v1", "llava": "encoder"}),
         ("tiny-convllava", {}, {"llava", "vlm"}, {"hf": "encoder", "internvl": "encoder"}),
-        ("quickstart-v2pe", {}, {"vlm"}, {}),
+        ("quickstart-v2pe", {}, {"internvl", "hf", "vlm"}, {"llava": "encoder"}),
+        ("quickstart-internvl-chat-v1-2", {}, {"internvl", "vlm"}, {"hf": "pixel unshuffle v1"}),
+        ("smol-v2pe", {}, {"vlm"}, {"internvl": "encoder", "hf": "encoder", "llava": "encoder"}),
     ],
 )
 def test_what_opens_a_model_is_said_for_each_layout(preset, changes, can, cannot):

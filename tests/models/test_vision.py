@@ -44,6 +44,16 @@ def test_the_class_token_is_used_inside_and_left_out():
     assert not torch.allclose(before, encoder(pixels), atol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "std"), [("tiny-internvl2", 1.0), ("quickstart-v2pe", 0.02)])
+def test_fresh_positions_are_as_published_or_as_small_as_the_preset_says(name, std):
+    torch.manual_seed(0)
+    spec = vision(name)
+    embeddings = InternVit(spec).embeddings
+    for fresh in (embeddings.position_embedding, embeddings.class_embedding):
+        assert fresh.std().item() == pytest.approx(std, rel=0.3)
+    assert "position_init" not in spec.model_dump()  # no checkpoint needs it
+
+
 def test_the_position_table_at_its_own_size_is_itself():
     embeddings = InternVit(vision("tiny-internvl2")).embeddings
     torch.testing.assert_close(embeddings.positions(4, 4), embeddings.position_embedding, atol=1e-6, rtol=0)

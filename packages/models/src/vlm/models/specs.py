@@ -37,6 +37,8 @@ class InternVitSpec(Strict):
     """An InternViT.
 
     `norm` is `layer_norm` (300M) or `rms_norm` (6B); `qk_norm` spans the full width, all heads together.
+    `position_init` is the standard deviation of fresh class and position embeddings: 1 as published; 0.02 is ours, for
+    short trainings from scratch, in which 1 hides the patches. A checkpoint does not store it.
     """
 
     kind: Literal["intern_vit"] = "intern_vit"
@@ -51,6 +53,7 @@ class InternVitSpec(Strict):
     qkv_bias: bool
     qk_norm: bool
     layer_scale_init: Finite = 1.0
+    position_init: Positive = Field(default=1.0, exclude=True)
     drop_path: Chance = 0.0
 
     @model_validator(mode="after")

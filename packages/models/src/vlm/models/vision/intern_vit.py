@@ -116,9 +116,9 @@ class PatchEmbeddings(nn.Module):
     def __init__(self, spec: InternVitSpec):
         super().__init__()
         self.grid = spec.image_size // spec.patch_size
-        self.class_embedding = nn.Parameter(torch.randn(1, 1, spec.width))
+        self.class_embedding = nn.Parameter(spec.position_init * torch.randn(1, 1, spec.width))
         self.patch_embedding = nn.Conv2d(3, spec.width, spec.patch_size, spec.patch_size)
-        self.position_embedding = nn.Parameter(torch.randn(1, self.grid**2 + 1, spec.width))
+        self.position_embedding = nn.Parameter(spec.position_init * torch.randn(1, self.grid**2 + 1, spec.width))
 
     def positions(self, height: int, width: int) -> Tensor:
         """Return the position table resized to a grid, [1, 1 + height * width, C]; the class position stays."""
