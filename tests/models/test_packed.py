@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from vlm.models.checkpoint.load import load_model, save_model
+from vlm.models.checkpoint.load import initialized, load_model, save_model
 from vlm.models.linear.packed import PackedLinear, packs
 from vlm.models.session import ChatSession
+from vlm.models.specs import TimmSpec, load_preset
 
 pytestmark = pytest.mark.skipif(
     not packs({"cpu"}, torch.bfloat16), reason="a processor without instructions for bfloat16"
@@ -77,6 +78,15 @@ def test_a_head_that_is_the_embedding_stays(checkpoint: Any) -> None:
     model = load_model(folder, dtype="bfloat16", infer=True)
     head, embedding = model.language_model.lm_head, model.language_model.get_input_embeddings()
     assert head.weight is embedding.weight
+
+
+def test_layers_of_timm_stay(tmp_path: Any, checkpoint: Any) -> None:
+    spec = load_preset("tiny-convllava").model_copy(update={"vision": TimmSpec(name="edgenext_xx_small")})
+    save_model(initialized(spec, seed=0).to(torch.bfloat16), tmp_path / "model", tokenizer=checkpoint("tiny-convllava"))
+    model = load_model(tmp_path / "model", dtype="bfloat16", infer=True)
+    trunk = [m for m in model.encoder.trunk.modules() if isinstance(m, nn.Linear)]
+    assert trunk and not [m for m in trunk if isinstance(m, PackedLinear)]
+    assert isinstance(model.language_model.lm_head, PackedLinear)
 
 
 def test_a_chat_is_packed_and_a_loaded_model_can_be_saved(checkpoint: Any, tmp_path: Any) -> None:

@@ -37,6 +37,8 @@ LOW_BYTES = {"8bit": 1, "4bit": 0.53, "int8": 1, "int4": 0.63}
 OFFLOADS = ("cpu", "disk")
 
 LAYERS, HEAD = "language_model.model.layers", "language_model.lm_head"
+TRUNK = "encoder.trunk."
+"""An encoder of timm's, which may use the weight of a layer by itself."""
 TOGETHER = (
     "encoder",
     "projector",
@@ -166,8 +168,8 @@ class WeightPlacement:
                 replace_module(model, name, self._low_bit(old, kind))
         if self.infer and packs(set(self.devices.values()), self.dtype):
             for name, module in list(model.named_modules()):
-                tied = name == HEAD and model.spec.language.tied
-                if isinstance(module, nn.Linear) and name not in self.quantized and not tied:
+                kept = name.startswith(TRUNK) or name in self.quantized or (name == HEAD and model.spec.language.tied)
+                if isinstance(module, nn.Linear) and not kept:
                     replace_module(model, name, PackedLinear(module))
         if "disk" in self.devices.values():
             kept = ExitStack()
