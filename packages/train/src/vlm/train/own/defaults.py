@@ -33,14 +33,14 @@ FINE_TUNING = {
     "mini-v2pe": "mini-v2pe-digits",
     "quickstart-convllava": "quickstart-convllava-stage3",
     "quickstart-internvl-chat-v1-2": "quickstart-internvl-chat-v1-2-sft",
-    "quickstart-v2pe": "quickstart-v2pe-sft",
+    "quickstart-v2pe": "quickstart-v2pe-finetune",
     "smol-convllava": "smol-convllava-stage3",
     "smol-internvl-chat-v1-2": "smol-internvl-chat-v1-2-sft",
     "smol-v2pe": "smol-v2pe-sft",
     "tiny-convllava": "quickstart-convllava-stage3",
     "tiny-internvl-chat-v1-2": "quickstart-internvl-chat-v1-2-sft",
-    "tiny-internvl2": "quickstart-v2pe-sft",
-    "tiny-internvl3": "quickstart-v2pe-sft",
+    "tiny-internvl2": "quickstart-v2pe-finetune",
+    "tiny-internvl3": "quickstart-v2pe-finetune",
 }
 """Shape of a model -> the recipe whose settings a fine-tuning starts from. InternVL2 was published with that of 2.5."""
 
