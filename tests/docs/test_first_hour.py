@@ -68,7 +68,7 @@ def test_the_lines_of_tutorial_and_readme_lead_from_pictures_to_a_shared_model(t
         assert f"| {after['value']:.2f} [" in card and "12 of 12" in card
         for file in ("shapes.jsonl (JSON lines): 8 rows", "shapes.csv (CSV): 6 rows", "shapes-set (Arrow): 6 rows"):
             assert f"read from {file}" in card, card
-        assert "made from `quickstart-v2pe-sft`" in card
+        assert "made from `quickstart-v2pe-finetune`" in card
         assert str(home) not in card and str(tmp_path) not in card
         typist.type('vlm chat "picture 0.png" "What color is it?" -m ada/shapes')
         assert "red" in typist.said
