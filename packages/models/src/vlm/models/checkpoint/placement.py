@@ -168,8 +168,8 @@ class WeightPlacement:
                 replace_module(model, name, self._low_bit(old, kind))
         if self.infer and packs(set(self.devices.values()), self.dtype):
             for name, module in list(model.named_modules()):
-                kept = name.startswith(TRUNK) or name in self.quantized or (name == HEAD and model.spec.language.tied)
-                if isinstance(module, nn.Linear) and not kept:
+                stays = name.startswith(TRUNK) or name in self.quantized or (name == HEAD and model.spec.language.tied)
+                if isinstance(module, nn.Linear) and not stays:
                     replace_module(model, name, PackedLinear(module))
         if "disk" in self.devices.values():
             kept = ExitStack()
