@@ -51,8 +51,12 @@ rule tokenizer:
     params:
         files=TOKENIZER.get("files", SETS),
         size=TOKENIZER.get("vocab_size"),
+        template=(
+            f"--template {TOKENIZER['template']} " if "template" in TOKENIZER else ""
+        ),
     shell:
-        "vlm data tokenizer {params.files} --out pretrained/{wildcards.name} --vocab-size {params.size} > {log} 2>&1"
+        "vlm data tokenizer {params.files} --out pretrained/{wildcards.name} --vocab-size {params.size}"
+        " {params.template}> {log} 2>&1"
 
 
 rule haystack:

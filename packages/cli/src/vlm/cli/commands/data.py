@@ -77,13 +77,18 @@ def tokenizer(
         list[Path] | None, typer.Option(help="More text: strings of JSON, JSONL or text files.")
     ] = None,
     haystack_text: Annotated[bool, typer.Option(help="Also learn the sentences of image haystacks.")] = True,
+    template: Annotated[
+        str | None, typer.Option(help="Also learn the words that open the turns of this template: llava_v1.")
+    ] = None,
 ) -> None:
     """Train a small byte-level BPE tokenizer on the text of records."""
     from vlm.core.synth.train_tokenizer import train_tokenizer
 
     extra = [resolve(path) for path in benchmark_text or []]
     paths = [resolve(path) for path in files]
-    size = train_tokenizer(resolve(out), paths, vocab_size=vocab_size, extra=extra, haystack=haystack_text)
+    size = train_tokenizer(
+        resolve(out), paths, vocab_size=vocab_size, extra=extra, haystack=haystack_text, template=template
+    )
     say(f"wrote {resolve(out) / 'tokenizer.json'}: {size} tokens")
 
 

@@ -56,6 +56,9 @@ ORGANIZERS = {
 }
 """Name of a generated set -> import string of its organizer; other sets are made by the steps of their entries."""
 
+REVISION = 2
+"""Raised when an organizer writes other files or bytes: sets that an earlier release made are made again."""
+
 BESIDE = ".vlm-organised.json"
 """Manifest of files that are added to a downloaded folder, which keeps its own manifest."""
 
@@ -109,7 +112,7 @@ def _organize_built(entry: Entry, catalogue: dict[str, Entry], options: Organize
             raise DataError(f"{entry.name} is made from {need}, which is not complete", fix=f"vlm download {need}")
         made_from[need] = manifest["source"]
     chosen = {"seed": options.seed, "questions_per_record": options.questions_per_record}
-    described = {"kind": "built", "options": chosen, "from": made_from}
+    described = {"kind": "built", "revision": REVISION, "options": chosen, "from": made_from}
     manifest_name = MANIFEST if entry.needs else BESIDE
     with disk_errors(entry.path), locked(entry.path, f"vlm data organize {entry.name}"):
         finish_install(entry.path)

@@ -7,6 +7,7 @@ from typing import Any
 
 from vlm.core.errors import ConfigError, DataError, only_vlm_errors
 from vlm.core.home import split_lines, write_atomic, write_json
+from vlm.core.sample.chat import get_template
 from vlm.core.sample.records import iter_jsonl
 from vlm.core.synth.haystack import QUESTION, SHORTLY
 from vlm.core.synth.sentences import SENTENCES
@@ -18,7 +19,13 @@ BYTES = 256
 
 
 def train_tokenizer(
-    out: Path, files: Sequence[Path], *, vocab_size: int = 1024, extra: Sequence[Path] = (), haystack: bool = True
+    out: Path,
+    files: Sequence[Path],
+    *,
+    vocab_size: int = 1024,
+    extra: Sequence[Path] = (),
+    haystack: bool = True,
+    template: str | None = None,
 ) -> int:
     """Train a tokenizer and return the size of its vocabulary.
 
@@ -30,9 +37,11 @@ def train_tokenizer(
         vocab_size: Upper limit; small texts give fewer tokens.
         extra: JSON, JSONL or plain-text files whose every string counts as text (questions of benchmarks).
         haystack: Also learn from the sentences and the question of image haystacks.
+        template: Also learn the words that open the turns of this chat template, as often as there are turns.
 
     Raises:
         ConfigError: The vocabulary cannot hold the bytes and special tokens.
+        UnknownName: No such template.
         DataError: A file is missing, or there is no text.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -40,6 +49,8 @@ def train_tokenizer(
     if vocab_size < BYTES + len(SPECIAL):
         raise ConfigError(f"vocabulary of {vocab_size}", expected=f"at least {BYTES + len(SPECIAL)}")
     texts = [text for path in files for text in record_texts(path)]
+    if template:
+        texts += [text for text in openings(template) for _ in range(len(texts) // 2)]
     texts += [text for path in extra for text in file_texts(path)]
     if haystack:
         texts += [*SENTENCES, QUESTION["hidden"] + SHORTLY]
@@ -88,6 +99,19 @@ def record_texts(path: Path) -> Iterator[str]:
         with only_vlm_errors(f"{path}:{line}"):
             texts = [turn["value"].replace("<image>", "").replace("<video>", "") for turn in turns]
         yield from texts
+
+
+def openings(template: str) -> list[str]:
+    """Return what stands in front of a question and of an answer, without the special tokens.
+
+    >>> openings("llava_v1"), openings("internlm2-chat")
+    (['USER: ', ' ASSISTANT: '], ['user\\n', 'assistant\\n'])
+    """
+    form = get_template(template)
+    found = [form.headers["user"] + form.lead, form.ends["user"] + form.headers["assistant"] + form.lead]
+    for special in SPECIAL:
+        found = [text.replace(special, "") for text in found]
+    return found
 
 
 def file_texts(path: Path) -> Iterator[str]:
