@@ -35,10 +35,9 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 STEPS = 20
-PARTS = "--encoder pretrained/efficientnet-lite0/efficientnet-lite0-57934424.pth"
 TOKENIZER = "pretrained/quickstart-tokenizer"
 SETS = ("easy-vqa", "photographs", "digits", "charts")
-STARTS = {"quickstart-convllava": PARTS, "quickstart-v2pe": "", "quickstart-internvl-chat-v1-2": ""}
+STARTS = ("quickstart-convllava", "quickstart-v2pe", "quickstart-internvl-chat-v1-2")
 STAGES = (
     "quickstart-convllava-stage1",
     "quickstart-v2pe-sft",
@@ -96,15 +95,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def prepare(home: Path) -> dict[str, str]:
     """Make data sets, tokenizer and start checkpoints as the quickstart does; return their digests."""
-    run(home, "vlm download easy-vqa scikit-image scikit-learn vega-datasets efficientnet-lite0")
+    run(home, "vlm download easy-vqa scikit-image scikit-learn vega-datasets")
     run(home, f"vlm data organize {' '.join(SETS)} --questions-per-record 12")
     files = " ".join(f"dataset/{name}/train.jsonl" for name in SETS)
-    run(home, f"vlm data tokenizer {files} --out {TOKENIZER} --vocab-size 1024")
+    run(home, f"vlm data tokenizer {files} --out {TOKENIZER} --vocab-size 1024 --template llava_v1")
     for name, options in HAYSTACKS.items():
         place = f"--out {name} --split train --tokenizer {TOKENIZER}/tokenizer.json"
         run(home, f"vlm data build haystack {place} {options}")
-    for name, parts in STARTS.items():
-        run(home, f"vlm weights make {name} --out pretrained/{name} {parts} --tokenizer {TOKENIZER}")
+    for name in STARTS:
+        run(home, f"vlm weights make {name} --out pretrained/{name} --tokenizer {TOKENIZER}")
     made = [*home.glob("dataset/*/*.jsonl"), *home.glob("pretrained/quickstart-*/*.safetensors")]
     made += home.glob("pretrained/quickstart-*/tokenizer.json")
     return {str(path.relative_to(home)): sha256(path) for path in sorted(made)}

@@ -13,6 +13,7 @@ from vlm.core.errors import ConfigError, DataError, UnknownName
 from vlm.core.fetch.catalogue import find_entry, load_catalogue
 from vlm.core.fetch.manifest import install
 from vlm.core.home import dataset
+from vlm.core.organize import organize_set
 from vlm.core.organize.organize_set import OrganizeOptions, organize
 from vlm.core.sample.records import iter_jsonl, read_record
 from vlm.core.synth.sets import charts
@@ -66,6 +67,33 @@ def test_every_question_of_easy_vqa_is_used_exactly_once(k):
             used[(human["value"].removeprefix("<image>\n"), gpt["value"], picture)] += 1
     assert used == Counter(map(tuple, QUESTIONS))
     assert len(records) == sum(-(-n // k) for n in (4, 5, 6))
+
+
+def test_descriptions_say_what_the_answers_about_a_picture_tell():
+    questions = [
+        ["what color is the circle?", "red", 0],
+        ["is there a blue shape?", "no", 0],
+        ["is no triangle present?", "no", 1],  # the color stays open
+        ["is there not a teal shape?", "yes", 1],
+        ["is a gray shape present?", "yes", 2],  # the shape stays open
+        ["does the image not contain a green shape?", "no", 3],
+        ["is a triangle present?", "yes", 3],
+    ]
+    folder = downloaded("easy-vqa", {"train/questions.json": json.dumps(questions).encode()})
+    organize("easy-vqa")
+    found = {
+        Path(r["image"]).stem: [t["value"] for t in r["conversations"]] for r in rows(folder / "descriptions.jsonl")
+    }
+    question = "<image>\nWhat is in the picture?"
+    assert found == {"0": [question, "A red circle."], "3": [question, "A green triangle."]}
+
+
+def test_a_set_that_an_earlier_release_made_is_made_again(monkeypatch):
+    folder = easy_vqa()
+    with monkeypatch.context() as earlier:
+        earlier.setattr(organize_set, "REVISION", organize_set.REVISION - 1)
+        organize("easy-vqa")
+    assert organize("easy-vqa") == "organised" and (folder / "descriptions.jsonl").is_file()
 
 
 def test_the_order_within_a_picture_is_a_function_of_the_seed():

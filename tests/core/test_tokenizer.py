@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from vlm.core.errors import CheckpointError
+from vlm.core.errors import CheckpointError, UnknownName
 from vlm.core.sample.tokenizer import FastTokenizer, as_tokenizer, load_tokenizer
 from vlm.core.synth.train_tokenizer import train_tokenizer
 
@@ -152,6 +152,19 @@ def test_a_tokenizer_that_we_train_is_read_by_libraries_of_the_published_pins(tm
     ours = load_tokenizer(tmp_path / "out")
     assert theirs.encode("what is").ids == [ours.bos_id, *ours.encode("what is")]
     assert ours.add_bos and ours.encode("what is") == ours.encode_plain("what is")
+
+
+def test_the_role_words_of_a_template_become_tokens_where_it_is_named(tmp_path):
+    turns = [{"from": "human", "value": "what is it?"}, {"from": "gpt", "value": "red"}] * 20
+    (tmp_path / "t.jsonl").write_text(json.dumps({"conversations": turns}))
+    for name, template in (("with", "llava_v1"), ("without", None)):
+        train_tokenizer(tmp_path / name, [tmp_path / "t.jsonl"], vocab_size=320, haystack=False, template=template)
+    words = "USER: ASSISTANT:"
+    counts = {name: len(load_tokenizer(tmp_path / name).encode(words)) for name in ("with", "without")}
+    assert counts == {"with": 4, "without": 16}
+    with pytest.raises(UnknownName, match="llava_v1"):
+        train_tokenizer(tmp_path / "x", [tmp_path / "t.jsonl"], template="llava_v2")
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("kind", ["internlm2", "llama", "hermes2", "qwen2"])

@@ -46,6 +46,15 @@ def test_a_setting_without_a_key_is_refused_or_written_into_the_model_card(case,
     assert not (convert(tmp_path / "ours", "vlm", tmp_path / "again") / "README.md").exists()
 
 
+@pytest.mark.parametrize("system", ["convllava", "v2pe", "internvl-chat-v1-2"])
+def test_each_model_of_the_quickstart_opens_in_a_published_layout(system):
+    spec = load_preset(f"quickstart-{system}")
+    found = opens_in(spec, spec.tokens_per_tile)
+    published = {name: reader for name, reader in found.items() if name != "vlm"}
+    whole = [name for name, reader in published.items() if not reader.startswith("no:") and "loses" not in reader]
+    assert whole == (["llava"] if system == "convllava" else ["internvl"])
+
+
 def test_only_known_losses_can_be_allowed(golden_data, tmp_path):
     with pytest.raises(UnknownName, match=r"unknown loss 'stride'\n  expected: did you mean strides"):
         convert(golden_data / "internvl2-v2pe-tiny", "hf", tmp_path / "x", allow=["stride"])

@@ -330,7 +330,7 @@ def test_reproduce_prints_the_plan_of_each_stage(checkout: Path) -> None:
     assert found["jobs"]["train_stage"] == 3 and found["jobs"]["report_system"] == 1
     assert [stage["recipe"] for stage in found["training"]] == [f"quickstart-convllava-stage{i}" for i in (1, 2, 3)]
     assert all(stage["gpus"] == 1 for stage in found["training"])
-    assert {"easy-vqa", "efficientnet-lite0"} <= {row["name"] for row in found["downloads"]}
+    assert {"easy-vqa", "scikit-image"} <= {row["name"] for row in found["downloads"]}
 
 
 @pytest.mark.slow
