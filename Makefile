@@ -98,5 +98,7 @@ dist: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(DIST) $(LAYERS) packages/cli
 	@ls $(DIST)/*.whl
 
+# what the quickstart and `make smol` trained and the starts that they made, which cost seconds; downloads and data stay
 clean:
-	rm -rf runs/quickstart runs/smol .snakemake
+	rm -rf runs/quickstart runs/smol .snakemake pretrained/quickstart-tokenizer
+	rm -rf $(foreach system,convllava v2pe internvl-chat-v1-2,pretrained/quickstart-$(system) pretrained/smol-$(system))
