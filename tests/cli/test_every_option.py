@@ -174,6 +174,7 @@ TYPICAL = {
     "tls_certificate": "none.pem",
     "tls_key": "none.pem",
     "to": "hf",
+    "template": "llava_v1",
     "tokenizer": "none",
     "tokens": "4K",
     "tokens_per_image": "4",
