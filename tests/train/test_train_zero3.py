@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from vlm.train.run.loop import train
 
@@ -19,3 +20,9 @@ def test_ranks_with_unequally_many_labels_do_not_wait_for_each_other(
     sets = [f"sequence_parallel.size={sequence}"]
     two_ranks("zero3_worker.py", RECIPE=str(recipe_file), OUT=str(tmp_path / "two"), SETS=sets)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+
+
+def test_a_model_that_answers_after_a_training_has_torchs_own_linear(recipe, tmp_path):
+    own = torch.nn.functional.linear
+    train(recipe("steps=1", "zero.stage=3"), tmp_path / "run", quiet=True)
+    assert torch.nn.functional.linear is own

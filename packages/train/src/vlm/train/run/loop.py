@@ -68,6 +68,8 @@ def train(
     """
     me = world()
     with writing(out), ExitStack() as held:
+        # DeepSpeed exchanges it for ZeRO-3 and leaves it so: a model that answers later would round its bias twice
+        held.callback(setattr, torch.nn.functional, "linear", torch.nn.functional.linear)
         refused = begun = None
         if me.first:
             try:
