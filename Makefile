@@ -24,9 +24,10 @@ $(VENV)/.done: constraints.txt pyproject.toml $(wildcard packages/*/pyproject.to
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(PACKAGES) --group dev
 	@touch $@
 
-# the longest chain first, the others fill the second core; the terminal shows stages, .snakemake/log has everything
+# the longest chain first, the others fill the second core (the solver finds no answer to that wish, and says so); the terminal
+# shows stages, .snakemake/log has everything
 quickstart: setup
-	snakemake --profile profiles/local --logger vlm --prioritize runs/quickstart/train/quickstart-convllava-stage3/model/config.json
+	snakemake --profile profiles/local --logger vlm --scheduler greedy --prioritize runs/quickstart/train/quickstart-convllava-stage3/model/config.json
 
 smol: setup
 	snakemake --profile profiles/local --logger vlm --configfile workflows/config/smol.yaml
