@@ -5,10 +5,9 @@ from pathlib import Path
 from vlm.core.errors import DataError
 from vlm.core.home import read_json
 from vlm.core.sample.records import iter_jsonl
+from vlm.core.synth.sets.easy_vqa import SHAPES
 from vlm.eval.benchmark import Benchmark
 from vlm.eval.loaders.common import FETCH, CountTokens, Item, Items, get, inside, user
-
-SHAPES = {"circle", "rectangle", "triangle"}
 
 
 def load_easyvqa(benchmark: Benchmark, folder: Path, *, count_tokens: CountTokens | None = None) -> list[Item]:
